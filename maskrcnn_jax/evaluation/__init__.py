@@ -1,0 +1,1 @@
+"""From detections to COCO results and the 24 COCO numbers."""

@@ -1,0 +1,1 @@
+"""Mask R-CNN: its parts with parameters, its targets and its losses."""
