@@ -1,0 +1,226 @@
+"""RoIAlign: features of boxes on one map, or on a pyramid by the FPN rule.
+
+Every output bin is a weighted sum of a few cells, and its weights separate into
+rows and columns. Both are written as *taps*: cell indices and weights along one
+axis, `[n, size, taps]`, two taps for each sample.
+
+Coordinates are cells of the map, where cell i sits at coordinate i as in the
+published weights, or at i + 0.5 with `half_pixel`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# FPN, Eq. 1: a box of 224 x 224 pixels, ImageNet's input size, is on level 4.
+CANONICAL_SIDE = 224.0
+CANONICAL_LEVEL = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class RoiAlignOptions:
+  """Which RoIAlign; the defaults are the seed's.
+
+  Attributes:
+    samples_per_bin: samples along each axis of a bin, averaged.
+    half_pixel: cell i sits at i + 0.5 instead of i ("aligned").
+    min_level: finest pyramid level that boxes are assigned to.
+    max_level: coarsest pyramid level that boxes are assigned to.
+    level_epsilon: added to the level before it is rounded down (torchvision:
+      1e-6).
+    min_side: smallest side of a box in cells (torchvision without "aligned":
+      1).
+    zero_outside: what a sample outside the map is. True (torchvision): zero
+      before -1 or beyond the map's size, and the edge's value in between.
+      False: continued linearly before the first cell, the edge's value beyond
+      the last; boxes that are clipped to the image have neither.
+  """
+
+  samples_per_bin: int = 1
+  half_pixel: bool = False
+  min_level: int = 2
+  max_level: int = 6
+  level_epsilon: float = 0.0
+  min_side: float = 0.0
+  zero_outside: bool = False
+
+
+def roi_align(
+  features: jax.Array,
+  boxes: jax.Array,
+  size: int | tuple[int, int],
+  options: RoiAlignOptions = RoiAlignOptions(),
+) -> jax.Array:
+  """Features of boxes, resampled to a fixed size, from one map.
+
+  Args:
+    features: `[height, width, channels]`.
+    boxes: `[n, 4]` in cells of the map; no gradient flows to them.
+    size: bins along both axes, or `(rows, columns)`.
+    options: which RoIAlign; the levels in it are not used.
+
+  Returns:
+    `[n, rows, columns, channels]` in the dtype of `features`.
+
+  Mask R-CNN, Sec. 3.
+  """
+  if features.ndim != 3:
+    raise ValueError(f'features must be [h, w, c], got {features.shape}.')
+  _check_boxes(boxes, ndim=2)
+  height, width, channels = features.shape
+  boxes = jax.lax.stop_gradient(boxes)
+  rows, columns = _box_taps(boxes, height, width, size, options)
+  flat = features.reshape(height * width, channels)
+  return _weighted_cells(flat, rows, columns, offsets=0, widths=width)
+
+
+def pyramid_roi_align(
+  pyramid: Mapping[int, jax.Array],
+  boxes: jax.Array,
+  size: int | tuple[int, int],
+  options: RoiAlignOptions = RoiAlignOptions(),
+) -> jax.Array:
+  """Features of boxes, each from the pyramid level that fits its size.
+
+  Args:
+    pyramid: `[batch, height, width, channels]` by level; level l has a stride
+      of 2**l pixels. Levels outside the options' range are not used.
+    boxes: `[batch, n, 4]` in input pixels; no gradient flows to them.
+    size: bins along both axes, or `(rows, columns)`.
+    options: which RoIAlign, and its range of levels.
+
+  Returns:
+    `[batch, n, rows, columns, channels]` in the dtype of the pyramid.
+
+  Raises:
+    ValueError: if a level is missing or shapes disagree.
+
+  FPN, Sec. 4.2.
+  """
+  _check_boxes(boxes, ndim=3)
+  levels = range(options.min_level, options.max_level + 1)
+  missing = [level for level in levels if level not in pyramid]
+  if missing:
+    raise ValueError(f'pyramid lacks levels {missing}, has {sorted(pyramid)}.')
+  maps = [pyramid[level] for level in levels]
+  for level, features in zip(levels, maps):
+    if features.ndim != 4 or features.shape[0] != boxes.shape[0]:
+      raise ValueError(
+        f'pyramid[{level}] must be [batch, h, w, c] with the batch of boxes '
+        f'{boxes.shape}, got {features.shape}.'
+      )
+  boxes = jax.lax.stop_gradient(boxes)
+  # vmap keeps the batch an axis of its own, so that it can be sharded.
+  return jax.vmap(lambda maps, boxes: _from_levels(maps, boxes, size, options))(
+    maps, boxes
+  )
+
+
+def assign_levels(
+  boxes: jax.Array, options: RoiAlignOptions = RoiAlignOptions()
+) -> jax.Array:
+  """Pyramid level of every box: an octave of side length to each level.
+
+  Args:
+    boxes: `[..., 4]` in input pixels.
+    options: range of levels, and the epsilon of the rounding.
+
+  Returns:
+    `[...]` int32; `min_level` for a box without area.
+
+  FPN, Eq. 1. The areas are compared with the squares of the level's limits,
+  which are exact in float32, so a side of 112 is on level 3 on every device.
+  """
+  sides = boxes[..., 2:] - boxes[..., :2]
+  areas = sides[..., 0] * sides[..., 1]
+  above = np.arange(options.min_level + 1, options.max_level + 1)
+  exponents = above - CANONICAL_LEVEL - options.level_epsilon
+  limits = (CANONICAL_SIDE * 2.0**exponents) ** 2
+  return options.min_level + jnp.sum(
+    areas[..., None] >= limits.astype(np.float32), axis=-1, dtype=jnp.int32
+  )
+
+
+def _from_levels(maps, boxes, size, options):
+  """RoIAlign of one image: `maps` from the finest to the coarsest level."""
+  heights = np.array([x.shape[0] for x in maps])
+  widths = np.array([x.shape[1] for x in maps])
+  offsets = np.cumsum([0, *(heights * widths)[:-1]])
+  flat = jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in maps])
+  levels = assign_levels(boxes, options)
+  own = levels - options.min_level
+  heights, widths, offsets = (
+    jnp.asarray(x, jnp.int32)[own] for x in (heights, widths, offsets)
+  )
+  cells = boxes * jnp.exp2(-levels.astype(jnp.float32))[:, None]
+  rows, columns = _box_taps(cells, heights, widths, size, options)
+  return _weighted_cells(flat, rows, columns, offsets, widths)
+
+
+def _box_taps(boxes, heights, widths, size, options):
+  """Row and column taps of boxes in cells; one map size each, or for all."""
+  rows, columns = (size, size) if isinstance(size, int) else size
+  boxes = boxes.astype(jnp.float32)
+  return (
+    _taps(boxes[:, 0], boxes[:, 2], heights, rows, options),
+    _taps(boxes[:, 1], boxes[:, 3], widths, columns, options),
+  )
+
+
+def _taps(starts, ends, lengths, size, options):
+  """Cells and weights along one axis, each `[n, size, 2 * samples_per_bin]`."""
+  samples = options.samples_per_bin
+  sides = ends - starts
+  if options.min_side > 0.0:  # Otherwise an inverted box is sampled backwards.
+    sides = jnp.maximum(sides, options.min_side)
+  fractions = (np.arange(size * samples, dtype=np.float32) + 0.5) / (
+    size * samples
+  )
+  positions = starts[:, None] + fractions * sides[:, None]
+  if options.half_pixel:
+    positions -= 0.5
+  positions = positions.reshape(-1, size, samples)
+  lengths = jnp.broadcast_to(lengths, starts.shape)[:, None, None]
+  inside = 1.0 / samples
+  if options.zero_outside:
+    within = (positions >= -1.0) & (positions <= lengths)
+    inside = jnp.where(within, inside, 0.0)
+    positions = jnp.maximum(positions, 0.0)
+  lower = jnp.maximum(jnp.floor(positions), 0.0)
+  upper_weights = positions - lower
+  # Clipped as floats: an index beyond int32 must not wrap around.
+  last = (lengths - 1).astype(jnp.float32)
+  indices = jnp.stack(
+    [jnp.minimum(lower, last), jnp.minimum(lower + 1.0, last)], axis=-1
+  )
+  weights = jnp.stack([1.0 - upper_weights, upper_weights], axis=-1)
+  weights *= jnp.broadcast_to(inside, positions.shape)[..., None]
+  shape = (-1, size, 2 * samples)
+  return indices.astype(jnp.int32).reshape(shape), weights.reshape(shape)
+
+
+def _weighted_cells(flat, rows, columns, offsets, widths):
+  """Sums of `flat` cells under every pair of a row tap and a column tap."""
+  (row_indices, row_weights), (column_indices, column_weights) = rows, columns
+  offsets = jnp.broadcast_to(offsets, row_indices.shape[:1])[:, None]
+  widths = jnp.broadcast_to(widths, row_indices.shape[:1])[:, None]
+  total = 0.0
+  for row in range(row_indices.shape[-1]):
+    starts = offsets + row_indices[..., row] * widths
+    for column in range(column_indices.shape[-1]):
+      indices = starts[:, :, None] + column_indices[:, None, :, column]
+      weights = (
+        row_weights[:, :, None, row] * column_weights[:, None, :, column]
+      )
+      cells = flat.at[indices].get(mode='promise_in_bounds')
+      total += weights[..., None] * cells
+  return total.astype(flat.dtype)
+
+
+def _check_boxes(boxes, ndim):
+  if boxes.ndim != ndim or boxes.shape[-1] != 4:
+    wanted = '[n, 4]' if ndim == 2 else '[batch, n, 4]'
+    raise ValueError(f'boxes must be {wanted}, got {boxes.shape}.')
