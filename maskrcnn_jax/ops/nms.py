@@ -1,0 +1,95 @@
+"""Greedy non-maximum suppression with a fixed number of outputs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maskrcnn_jax.ops import boxes as box_ops
+
+
+def nms(
+  boxes: jax.Array,
+  scores: jax.Array,
+  valid: jax.Array,
+  iou_threshold: float,
+  max_outputs: int,
+) -> tuple[jax.Array, jax.Array]:
+  """Boxes that overlap no better box that is kept, best first.
+
+  The corners of a box may come in any order. Equal scores: the lower index is
+  better. A box without area neither suppresses nor is suppressed.
+
+  Args:
+    boxes: `[n, 4]` of one image.
+    scores: `[n]`, any real numbers.
+    valid: `[n]` bool; other boxes take no part.
+    iou_threshold: a box is dropped where its IoU with a better box that is
+      kept is larger than this.
+    max_outputs: length of the result.
+
+  Returns:
+    indices: `[max_outputs]` int32 into the boxes; 0 where not valid.
+    valid: `[max_outputs]` bool.
+  """
+  if boxes.ndim != 2 or boxes.shape[-1] != 4:
+    raise ValueError(f'boxes must be [n, 4], got {boxes.shape}.')
+  if not boxes.shape[:1] == scores.shape == valid.shape:
+    raise ValueError(
+      'boxes, scores and valid must agree in their first axis, got '
+      f'{boxes.shape}, {scores.shape} and {valid.shape}.'
+    )
+  if boxes.shape[0] == 0:
+    return jnp.zeros(max_outputs, jnp.int32), jnp.zeros(max_outputs, bool)
+  order = jnp.lexsort((-scores, ~valid)).astype(jnp.int32)
+  kept = _keep_greedily(boxes[order], valid[order], iou_threshold)
+  (positions,) = jnp.nonzero(kept, size=max_outputs, fill_value=0)
+  filled = jnp.arange(max_outputs) < jnp.sum(kept)
+  return jnp.where(filled, order[positions], 0), filled
+
+
+def _keep_greedily(boxes, valid, iou_threshold):
+  """Which boxes `[n]`, sorted best first, survive greedy suppression.
+
+  Whether a box is kept depends on better boxes only. So, starting from any
+  guess, one round of "kept unless a better kept box overlaps it" makes the
+  first box right, the next round those that depend on it, and so on: the only
+  fixed point is the greedy answer, reached after as many rounds as the longest
+  chain of suppressions, which is short.
+  """
+  suppressors = _suppressors(boxes, valid, iou_threshold)
+
+  def is_moving(state):
+    kept, previous = state
+    return jnp.any(kept != previous)
+
+  def round_of_suppression(state):
+    kept, _ = state
+    suppressed = jnp.any(suppressors & kept[None, :], axis=1)
+    return valid & ~suppressed, kept
+
+  first = valid & ~jnp.any(suppressors, axis=1)
+  kept, _ = jax.lax.while_loop(is_moving, round_of_suppression, (first, valid))
+  return kept
+
+
+def _suppressors(boxes, valid, iou_threshold):
+  """Bool `[n, n]`: entry (i, j) says that box j would suppress box i."""
+  low = jnp.minimum(boxes[:, :2], boxes[:, 2:])
+  high = jnp.maximum(boxes[:, :2], boxes[:, 2:])
+  boxes = jnp.concatenate([low, high], axis=1)
+  ious = box_ops.pairwise_iou(boxes, boxes)
+  rank = jnp.arange(boxes.shape[0])
+  better = rank[None, :] < rank[:, None]
+  return (ious > _round_down(iou_threshold)) & better & valid[None, :]
+
+
+def _round_down(threshold):
+  """The largest float32 that is not above the threshold.
+
+  An IoU in float32 exceeds it exactly where it exceeds the threshold itself;
+  the nearest float32 may lie above, and an IoU between the two would pass.
+  """
+  nearest = np.float32(threshold)
+  if float(nearest) > threshold:
+    return np.nextafter(nearest, np.float32(-np.inf))
+  return nearest
