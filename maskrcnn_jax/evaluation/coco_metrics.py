@@ -1,0 +1,212 @@
+"""The 12 box and the 12 mask numbers of COCO, by pycocotools.
+
+The seed leaves the box in a result when it scores masks, so that an unmatched
+detection falls into an area range by the area of its box. COCO's own evaluation
+takes the area of the mask; so do we. Only the numbers by object size differ.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import os
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+from pycocotools import coco as coco_api
+from pycocotools import cocoeval
+
+# In the order of COCOeval.stats.
+NAMES = (
+  'AP',
+  'AP50',
+  'AP75',
+  'APs',
+  'APm',
+  'APl',
+  'ARmax1',
+  'ARmax10',
+  'ARmax100',
+  'ARs',
+  'ARm',
+  'ARl',
+)
+PREFIXES = {'bbox': 'eval/', 'segm': 'eval/mask_'}
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def evaluate(
+  results: Sequence[Mapping],
+  annotations_file: str | os.PathLike,
+  image_ids: Collection[int] | None = None,
+  kinds: Sequence[str] = ('bbox', 'segm'),
+) -> dict[str, float]:
+  """COCO's numbers for the results, -1 where there is nothing to measure.
+
+  Args:
+    results: COCO result dicts; may be empty. A result without `bbox` is scored
+      by the box around its mask.
+    annotations_file: COCO json of the ground truth.
+    image_ids: the images that were looked at; all of the file by default. A
+      result on another image is not counted.
+    kinds: `'bbox'`, `'segm'` or both.
+
+  Returns:
+    `eval/AP` .. `eval/ARl` for boxes, `eval/mask_AP` .. for masks.
+
+  Raises:
+    FileNotFoundError: there is no annotations file.
+    ValueError: the file is no COCO annotations file, or an image id is not in
+      it, or a result or an annotation has no mask while masks are scored.
+  """
+  unknown = set(kinds) - set(PREFIXES)
+  if unknown:
+    raise ValueError(f'kinds must be of {list(PREFIXES)}, got {list(kinds)}.')
+  truth = _load_truth(annotations_file, 'segm' in kinds)
+  if image_ids is None:
+    image_ids = truth.imgs
+  image_ids = sorted({int(image_id) for image_id in image_ids})
+  _check_ids('image_ids', image_ids, truth, annotations_file)
+  _check_ids(
+    'results', [r['image_id'] for r in results], truth, annotations_file
+  )
+  _warn_of_categories(results, truth, annotations_file)
+  metrics = {}
+  for kind in kinds:
+    # COCO objects print as they go.
+    with contextlib.redirect_stdout(io.StringIO()):
+      found = _load_results(results, truth, kind)
+      stats = _evaluate_kind(truth, found, image_ids, kind)
+    for name, value in zip(NAMES, stats):
+      metrics[PREFIXES[kind] + name] = float(value)
+  return metrics
+
+
+def _evaluate_kind(truth, found, image_ids, kind):
+  """The 12 numbers of one kind."""
+  evaluation = cocoeval.COCOeval(truth, found, kind)
+  evaluation.params.imgIds = image_ids
+  evaluation.evaluate()
+  evaluation.accumulate()
+  evaluation.summarize()
+  return evaluation.stats
+
+
+def _load_truth(annotations_file, with_masks):
+  """The ground truth as a COCO object, with what COCOeval needs filled in."""
+  if not os.path.isfile(annotations_file):
+    raise FileNotFoundError(
+      f'annotations_file {os.fspath(annotations_file)!r} does not exist.'
+    )
+  with open(annotations_file, encoding='utf-8') as file:
+    try:
+      dataset = json.load(file)
+    except ValueError as error:
+      raise ValueError(f'{annotations_file} is no json: {error}') from error
+  wanted = ('images', 'annotations', 'categories')
+  missing = [
+    key for key in wanted if not isinstance(dataset, dict) or key not in dataset
+  ]
+  if missing:
+    raise ValueError(
+      f'{annotations_file} is no COCO annotations file: it has no {missing}.'
+    )
+  for image in dataset['images']:
+    if not isinstance(image['id'], int):
+      raise ValueError(
+        f'{annotations_file}: image ids must be integers, got {image["id"]!r}.'
+      )
+  truth = coco_api.COCO()
+  truth.dataset = dataset
+  with contextlib.redirect_stdout(io.StringIO()):
+    truth.createIndex()
+  _complete_annotations(truth, annotations_file, with_masks)
+  return truth
+
+
+def _complete_annotations(truth, annotations_file, with_masks):
+  """Numbers the annotations and fills in fields that many files leave out."""
+  for number, annotation in enumerate(truth.dataset['annotations'], start=1):
+    needed = ['image_id', 'category_id', 'bbox']
+    missing = [key for key in needed if key not in annotation]
+    if with_masks and not annotation.get('segmentation'):
+      missing.append('segmentation')
+    if missing:
+      raise ValueError(
+        f'{annotations_file}: annotation {annotation.get("id")} has no '
+        f'{missing}.'
+      )
+    annotation.setdefault('iscrowd', 0)
+    if 'area' not in annotation:
+      annotation['area'] = annotation['bbox'][2] * annotation['bbox'][3]
+    # COCOeval takes id 0 for "no match", and ids that occur twice for one.
+    annotation['id'] = number
+
+
+def _check_ids(argument, image_ids, truth, annotations_file):
+  """Raises for ids of images that the annotations file does not have."""
+  unknown = sorted(set(image_ids) - set(truth.imgs))
+  if unknown:
+    raise ValueError(
+      f'{argument} has {len(unknown)} image ids that are not in '
+      f'{annotations_file}: {unknown[:5]}{" ..." * (len(unknown) > 5)}.'
+    )
+
+
+def _warn_of_categories(results, truth, annotations_file):
+  """Warns of results that no annotation could ever match."""
+  unknown = {result['category_id'] for result in results} - set(truth.cats)
+  if unknown:
+    _LOGGER.warning(
+      'Results of the categories %s are not counted: %s has no such ids.',
+      sorted(unknown),
+      annotations_file,
+    )
+
+
+def _load_results(results, truth, kind):
+  """The results of one kind as a COCO object."""
+  if not results:
+    empty = coco_api.COCO()
+    empty.dataset = dict(truth.dataset, annotations=[])
+    empty.createIndex()
+    return empty
+  # loadRes looks at `bbox` first, and writes into the dicts that it is given.
+  return truth.loadRes([_one_kind(result, truth, kind) for result in results])
+
+
+def _one_kind(result, truth, kind):
+  """A result with its box alone or its mask alone."""
+  kept = {key: result[key] for key in ('image_id', 'category_id', 'score')}
+  if kind == 'bbox' and 'bbox' in result:
+    return kept | {'bbox': result['bbox']}
+  if 'segmentation' not in result:
+    raise ValueError(
+      f'A result of image {result["image_id"]} has no segmentation; '
+      f"score boxes alone with kinds=('bbox',)."
+    )
+  return kept | {'segmentation': truth.annToRLE(result)}
+
+
+def format_table(metrics: Mapping[str, float]) -> str:
+  """A table of the numbers: a row for boxes and one for masks.
+
+  Args:
+    metrics: of `evaluate`; a kind that is not in it gets no row.
+
+  Returns:
+    Lines of less than 100 columns, without a final line break; `n/a` stands
+    where there was nothing to measure.
+  """
+  widths = [max(len(name), 5) + 1 for name in NAMES]
+  lines = [' ' * 4 + ''.join(f'{n:>{w}}' for n, w in zip(NAMES, widths))]
+  for label, prefix in zip(('box', 'mask'), PREFIXES.values()):
+    if prefix + NAMES[0] not in metrics:
+      continue
+    values = [metrics[prefix + name] for name in NAMES]
+    cells = ['n/a' if v < 0 or np.isnan(v) else f'{v:.3f}' for v in values]
+    lines.append(
+      f'{label:<4}' + ''.join(f'{c:>{w}}' for c, w in zip(cells, widths))
+    )
+  return '\n'.join(lines)
