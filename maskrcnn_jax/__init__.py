@@ -1,1 +1,47 @@
-"""Mask R-CNN in JAX and Flax."""
+"""Mask R-CNN in JAX and Flax: the names that a notebook needs.
+
+They are looked up when first used, so that `import maskrcnn_jax` is instant and
+loads neither TensorFlow nor matplotlib.
+"""
+
+import importlib
+
+# Name here -> module that holds it.
+_HOMES = {
+  'load_config': 'config',
+  'MaskRCNN': 'models.mask_rcnn',
+  'Instances': 'structures',
+  'Detections': 'structures',
+  'create_train_state': 'training.train_step',
+  'train_step': 'training.train_step',
+  'detect': 'training.train_step',
+  'restore': 'training.checkpoint',
+  'draw': 'visualize',
+}
+
+__version__ = '0.1.0'
+__all__ = [  # noqa: RUF022, in the order of use.
+  'load_config',
+  'MaskRCNN',
+  'Instances',
+  'Detections',
+  'create_train_state',
+  'train_step',
+  'detect',
+  'restore',
+  'draw',
+]
+
+
+def __getattr__(name):
+  if name not in _HOMES:
+    raise AttributeError(f'Module {__name__!r} has no attribute {name!r}.')
+  module = importlib.import_module(f'{__name__}.{_HOMES[name]}')
+  value = getattr(module, name)
+  # Also undoes the import system, which binds a submodule by its name.
+  globals()[name] = value
+  return value
+
+
+def __dir__():
+  return sorted([*globals(), *__all__])

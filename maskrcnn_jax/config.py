@@ -1,0 +1,180 @@
+"""Finds, loads and changes configs.
+
+A config is a Python file with `get_config(variant)` that returns a ConfigDict
+of the sections `model, input, optimizer, training, evaluation, runtime`. It is
+named by its path, or by its bare name if it is one of the shipped ones, with an
+optional `:variant` behind it.
+"""
+
+import ast
+import difflib
+import importlib.util
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+# How a value may be spelt besides Python's way.
+_BOOLS = {'true': 'True', 'false': 'False'}
+# What a field wants, in the words of an error.
+_WANTED = {
+  bool: 'true or false,',
+  int: 'a whole number',
+  float: 'a number',
+  str: 'a text',
+  tuple: 'a tuple',
+  list: 'a list',
+}
+
+
+def load_config(name: str, overrides: Sequence[str] = ()):
+  """The locked config of that name, changed by overrides.
+
+  Args:
+    name: `shapes`, `coco:habana_1x`, or the path of a config file, also with
+      `:variant`.
+    overrides: see `apply_overrides`.
+
+  Returns:
+    A locked `ml_collections.ConfigDict`.
+
+  Raises:
+    FileNotFoundError: there is no such config.
+    ValueError: there is no such variant, field or value.
+  """
+  path, variant = find_config(name)
+  spec = importlib.util.spec_from_file_location(f'config_{path.stem}', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, 'get_config'):
+    raise ValueError(f'{path} must define get_config(variant).')
+  variants = getattr(module, 'VARIANTS', {})
+  if variant and variant not in variants:
+    raise ValueError(
+      f'{path} has no variant {variant!r}{_suggest(variant, variants)} '
+      f'It has: {", ".join(variants) or "none"}.'
+    )
+  config = module.get_config(variant) if variant else module.get_config()
+  config.lock()
+  apply_overrides(config, overrides)
+  return config
+
+
+def find_config(name: str) -> tuple[pathlib.Path, str]:
+  """Where a config lies, and the variant that was asked for.
+
+  Args:
+    name: a path or the name of a shipped config, with an optional `:variant`.
+
+  Returns:
+    The file and the variant, '' if none was given.
+  """
+  shipped = _shipped_configs()
+  for stem, variant in ((name, ''), name.rpartition(':')[::2]):
+    if pathlib.Path(stem).is_file():
+      return pathlib.Path(stem), variant
+    if stem in shipped:
+      return shipped[stem], variant
+  stem = name.partition(':')[0]
+  raise FileNotFoundError(
+    f'There is no config {stem!r}{_suggest(stem, shipped)} It is neither a '
+    f'file nor one of the shipped ones: {", ".join(shipped)}.'
+  )
+
+
+def apply_overrides(config: ml_collections.ConfigDict, overrides) -> None:
+  """Sets fields of a config from text such as `optimizer.num_steps=100`.
+
+  A value is read with the type that the field has: `true` or `false`, a number,
+  a tuple such as `128,128` or `((128,128),)`, text, or `None`. A field that is
+  None takes any Python literal, or text.
+
+  Args:
+    config: changed in place; may be locked.
+    overrides: texts `section.field=value`.
+  """
+  for override in overrides:
+    field, equals, text = override.partition('=')
+    if not equals:
+      raise ValueError(f'{override!r} must be section.field=value.')
+    *parents, leaf = field.split('.')
+    section = config
+    for depth, name in enumerate(parents):
+      _check_field(section, name, '.'.join(parents[:depth]))
+      section = section[name]
+    _check_field(section, leaf, '.'.join(parents))
+    current = section[leaf]
+    if isinstance(current, Mapping | ml_collections.ConfigDict):
+      raise ValueError(
+        f'{field} is a section; set one of its fields: '
+        f'{_fields(current, field)}.'
+      )
+    section[leaf] = _parse(text, current, field)
+
+
+def _shipped_configs() -> dict[str, pathlib.Path]:
+  """Shipped files by name: inside the wheel, or beside it in a checkout."""
+  package = pathlib.Path(__file__).resolve().parent
+  for folder in (package / 'configs', package.parent / 'configs'):
+    paths = sorted(folder.glob('[!_]*.py'))
+    if paths:
+      return {path.stem: path for path in paths}
+  return {}
+
+
+def _check_field(section, name: str, where: str) -> None:
+  """Raises if a section has no such field, saying what was meant."""
+  if not isinstance(section, ml_collections.ConfigDict):
+    raise ValueError(f'{where} is a value, so it has no field {name!r}.')
+  if name not in section:
+    place = where or 'the config'
+    raise ValueError(
+      f'There is no field {name!r} in {place}{_suggest(name, section)} '
+      f'Fields: {_fields(section, where)}.'
+    )
+
+
+def _fields(section, where: str) -> str:
+  prefix = f'{where}.' if where else ''
+  return ', '.join(prefix + name for name in sorted(section))
+
+
+def _suggest(given: str, known) -> str:
+  """` (did you mean 'x'?).`, or a full stop where nothing is near."""
+  near = difflib.get_close_matches(given, [*known], n=1)
+  return f'; did you mean {near[0]!r}?' if near else '.'
+
+
+def _parse(text: str, current: Any, field: str):
+  """The value that a text stands for in a field that holds `current`."""
+  if text == 'None':
+    return None
+  if isinstance(current, str):
+    return text
+  try:
+    value = ast.literal_eval(_BOOLS.get(text, text))
+  except (ValueError, SyntaxError):
+    value = text
+  if current is None:
+    return value
+  return _convert(value, current, field)
+
+
+def _convert(value: Any, like: Any, field: str):
+  """The value as the type of `like`, if that loses nothing."""
+  kind = type(like)
+  if kind is float and type(value) is int:
+    return float(value)
+  if kind is int and type(value) is float and value.is_integer():
+    return int(value)
+  if kind in (tuple, list) and isinstance(value, tuple | list):
+    return kind(
+      _convert(item, like[0], field) if like else item for item in value
+    )
+  if kind is not type(value):
+    raise ValueError(
+      f'{field} must be {_WANTED.get(kind, kind.__name__)} like {like!r}, '
+      f'got {value!r}.'
+    )
+  return value

@@ -1,0 +1,61 @@
+"""Packaging: `pip install .` gives the package and the `maskrcnn-jax` command.
+
+`configs/` ships inside the wheel as `maskrcnn_jax/configs`; every other folder
+of the checkout stays out, so the wheel has one top-level name.
+"""
+
+import pathlib
+
+import setuptools
+
+README = pathlib.Path(__file__).parent / 'README.md'
+
+# Lower bounds are what launch/README.md says was installed and tested; upper
+# bounds stop before the next release that may change an interface in use.
+REQUIREMENTS = [
+  'absl-py>=2.1,<3',  # tensorflow-datasets and ml-collections log through it.
+  'flax>=0.12,<0.13',  # Linen; the first series made for jax 0.8.
+  'jax>=0.8,<0.13',  # jax.shard_map and keys as they are used; 3.11 has 0.10.
+  'ml-collections>=1.0,<2',  # ConfigDict.
+  'numpy>=2.0,<3',  # jax 0.8 needs 2.0.
+  'optax>=0.2.5,<0.3',  # Losses and update rules; 0.2.5 knows jax 0.8.
+  'orbax-checkpoint>=0.11.25,<0.13',  # Checkpoints of the asynchronous kind.
+  'pillow>=11,<14',  # Decodes images, draws pictures; 11 has wheels for 3.13.
+  'pycocotools>=2.0.8,<3',  # RLE and COCOeval; 2.0.8 is the first for NumPy 2.
+  'tensorboardX>=2.6.2,<3',  # Event files without TensorFlow.
+  'tensorflow-datasets>=4.9.7,<5',  # Builders in data/; reads prepared sets.
+  'tqdm>=4.66,<5',  # Progress bars.
+  # tf.data reads the records; nothing of it runs on an accelerator. 2.20 is the
+  # first with wheels for Python 3.13, and takes the protobuf that others need.
+  'tensorflow-cpu>=2.20,<3; sys_platform == "linux"'
+  ' and platform_machine == "x86_64"',
+  'tensorflow>=2.20,<3; sys_platform != "linux"'
+  ' or platform_machine != "x86_64"',
+]
+EXTRAS = {
+  'test': [
+    'hypothesis>=6.100,<7',  # Properties of order and round trips.
+    'pytest>=8,<10',
+    'ruff==0.17.*',  # Formatting may change between series.
+    'setuptools>=77',  # Builds the wheel that the packaging test looks into.
+  ],
+  'notebook': ['jupyterlab>=4,<5', 'matplotlib>=3.9,<4'],
+  'cuda': ['jax[cuda12]>=0.8,<0.13'],
+  'tpu': ['jax[tpu]>=0.8,<0.13'],
+}
+
+setuptools.setup(
+  name='maskrcnn-jax',
+  version='0.1.0',
+  description='Mask R-CNN in JAX and Flax',
+  long_description=README.read_text() if README.exists() else '',
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  python_requires='>=3.11,<3.14',
+  packages=setuptools.find_packages(include=['maskrcnn_jax*'])
+  + ['maskrcnn_jax.configs'],
+  package_dir={'maskrcnn_jax.configs': 'configs'},
+  install_requires=REQUIREMENTS,
+  extras_require=EXTRAS,
+  entry_points={'console_scripts': ['maskrcnn-jax = maskrcnn_jax.main:main']},
+)
