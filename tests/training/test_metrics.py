@@ -1,0 +1,87 @@
+"""Metrics: lines that parse, rates without compilation, means of a window."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maskrcnn_jax.training import metrics
+
+
+def lines(workdir):
+  text = (workdir / 'metrics.jsonl').read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def test_one_object_a_line(tmp_path):
+  with metrics.MetricWriter(tmp_path, num_steps=4) as writer:
+    writer.scalars(1, {'train/mask': jnp.float32(0.5), 'train/box': 2})
+    writer.scalars(2, {'eval/AP': 0.25})
+  assert lines(tmp_path) == [
+    {'step': 1, 'train/mask': 0.5, 'train/box': 2.0},
+    {'step': 2, 'eval/AP': 0.25},
+  ]
+
+
+def test_a_resumed_run_appends_after_a_torn_line(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n{"step": 2, "tra')
+  with metrics.MetricWriter(tmp_path, num_steps=4, first_step=1) as writer:
+    writer.scalars(2, {'train/mask': 0.5})
+  last = (tmp_path / 'metrics.jsonl').read_text().splitlines()[-1]
+  assert json.loads(last) == {'step': 2, 'train/mask': 0.5}
+
+
+def test_what_is_not_finite_is_valid_json(tmp_path):
+  with metrics.MetricWriter(tmp_path) as writer:
+    writer.scalars(1, {'train/mask': float('nan'), 'train/box': float('inf')})
+  assert lines(tmp_path) == [{'step': 1, 'train/mask': None, 'train/box': None}]
+
+
+def test_tensorboard_gets_scalars_and_pictures(tmp_path):
+  with metrics.MetricWriter(tmp_path) as writer:
+    writer.scalars(1, {'train/mask': 0.5})
+    writer.image(1, 'eval/image', np.zeros((8, 9, 3), np.uint8))
+  events = b''.join(p.read_bytes() for p in tmp_path.glob('events.out.*'))
+  assert b'train/mask' in events
+  assert b'eval/image' in events
+
+
+def test_without_a_terminal_there_are_plain_lines(tmp_path, capsys):
+  with metrics.MetricWriter(tmp_path, num_steps=8) as writer:
+    writer.advance(2)
+    writer.show(2, 8, loss=1.23456, rate=7.891)
+  assert capsys.readouterr().err == 'step 2/8: loss 1.235, 7.89 images/s\n'
+
+
+def test_the_bar_starts_where_the_run_continues(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr('sys.stderr.isatty', lambda: True)
+  with metrics.MetricWriter(tmp_path, num_steps=8, first_step=5) as writer:
+    writer.advance(6)
+    writer.show(6, 8, loss=1.25, rate=7.5)
+  error = capsys.readouterr().err
+  assert '6/8' in error
+  assert 'loss 1.25, 7.5 images/s' in error
+
+
+def test_the_rate_leaves_out_what_is_excluded():
+  now = [100.0]
+  rate = metrics.ImageRate(clock=lambda: now[0])
+  rate.add(8)
+  now[0] += 12.0
+  rate.exclude(10.0)
+  assert rate.read() == pytest.approx(4.0)
+  rate.add(3)
+  now[0] += 1.5
+  assert rate.read() == pytest.approx(2.0)
+  assert rate.read() == 0.0
+
+
+def test_means_over_a_window():
+  window = [
+    {'mask': jnp.float32(1.0), 'learning_rate': jnp.float32(0.5)},
+    {'mask': jnp.float32(2.0), 'learning_rate': jnp.float32(0.25)},
+  ]
+  assert metrics.means(window) == {'mask': 1.5, 'learning_rate': 0.25}
+  with pytest.raises(ValueError, match='at least one step'):
+    metrics.means([])
