@@ -52,8 +52,10 @@ setuptools.setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11,<3.14',
-  packages=setuptools.find_packages(include=['maskrcnn_jax*'])
-  + ['maskrcnn_jax.configs'],
+  packages=[
+    *setuptools.find_packages(include=['maskrcnn_jax*']),
+    'maskrcnn_jax.configs',
+  ],
   package_dir={'maskrcnn_jax.configs': 'configs'},
   install_requires=REQUIREMENTS,
   extras_require=EXTRAS,

@@ -37,10 +37,7 @@ def __getattr__(name):
   if name not in _HOMES:
     raise AttributeError(f'Module {__name__!r} has no attribute {name!r}.')
   module = importlib.import_module(f'{__name__}.{_HOMES[name]}')
-  value = getattr(module, name)
-  # Also undoes the import system, which binds a submodule by its name.
-  globals()[name] = value
-  return value
+  return getattr(module, name)
 
 
 def __dir__():

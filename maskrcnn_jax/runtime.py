@@ -52,7 +52,7 @@ def pick_backend(name: str = 'auto') -> str:
 def enable_compilation_cache(folder: str) -> None:
   """Keeps compiled programs, so that the next start does not compile again.
 
-  A cache that was already set, by `JAX_COMPILATION_CACHE_DIR` or in code, stays.
+  A cache that is already set, as by `JAX_COMPILATION_CACHE_DIR`, stays.
 
   Args:
     folder: where to keep them; `~` is the home directory, '' keeps nothing.

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Lints and tests the checkout in .venv, which it makes from nothing.
+#   bash launch/test.sh         ruff and the fast tests
+#   bash launch/test.sh --all   also the slow ones, and the wheel in a clean
+#                               environment
+# More arguments go to pytest. Exits 0 only if everything passed.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+select=(-m 'not slow')
+if [[ ${1:-} == --all ]]; then
+  select=()
+  shift
+fi
+
+bash launch/environment.sh test
+# Programs compiled by an earlier run, or by another test, are not compiled
+# again.
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.venv/xla}
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5
+# No messages about CPU features and missing GPUs.
+export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
+
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+start=$SECONDS
+status=0
+.venv/bin/python -m pytest --durations=15 ${select[@]+"${select[@]}"} "$@" ||
+  status=$?
+echo "Tests took $((SECONDS - start)) s; exit status $status."
+exit $status

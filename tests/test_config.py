@@ -1,0 +1,152 @@
+"""Configs are found, loaded and changed by text; mistakes are explained."""
+
+import pathlib
+
+import ml_collections
+import pytest
+
+from maskrcnn_jax import config as config_lib
+
+SECTIONS = {
+  'evaluation',
+  'input',
+  'model',
+  'optimizer',
+  'runtime',
+  'training',
+}
+SHIPPED = [
+  'shapes',
+  'coco',
+  'coco:habana_1x',
+  'coco:nvidia_1x',
+  'coco:torchvision',
+  'coco:overfit',
+]
+
+
+@pytest.fixture
+def config():
+  return ml_collections.ConfigDict(
+    {
+      'input': {
+        'batch_size': 4,
+        'canvases': ((832, 1344),),
+        'file_pattern': 'train*',
+        'flip': True,
+        'limit': None,
+        'mean': (0.1, 0.2, 0.3),
+      },
+      'optimizer': {'learning_rate': 0.1},
+    }
+  ).lock()
+
+
+@pytest.mark.parametrize('name', SHIPPED)
+def test_shipped_configs_load_locked_with_all_sections(name):
+  config = config_lib.load_config(name)
+  assert set(config) == SECTIONS
+  with pytest.raises(AttributeError):
+    config.optimizer.surprise = 1
+
+
+def test_every_field_of_a_shipped_config_has_a_comment():
+  folder = pathlib.Path(config_lib.__file__).parent.parent / 'configs'
+  for path in folder.glob('*.py'):
+    lines = path.read_text().splitlines()
+    for number, line in enumerate(lines):
+      name, equals, _ = line.strip().partition('=')
+      if line.startswith('      ') and equals and name.isidentifier():
+        above = lines[number - 1].strip()
+        assert above.startswith('#') or '  # ' in line, f'{path}:{number + 1}'
+
+
+def test_the_default_of_coco_is_the_recipe_of_the_seed():
+  assert (
+    config_lib.load_config('coco').to_dict()
+    == config_lib.load_config('coco:habana_1x').to_dict()
+  )
+
+
+def test_a_config_is_found_by_path_with_and_without_variant(tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text(
+    'import ml_collections\n'
+    'VARIANTS = {"small": None, "large": None}\n'
+    'def get_config(variant="large"):\n'
+    '  return ml_collections.ConfigDict({"model": {"size": variant}})\n'
+  )
+  assert config_lib.load_config(str(path)).model.size == 'large'
+  assert config_lib.load_config(f'{path}:small').model.size == 'small'
+  changed = config_lib.load_config(str(path), ['model.size=huge'])
+  assert changed.model.size == 'huge'
+  with pytest.raises(ValueError, match=r"did you mean 'small'.*small, large"):
+    config_lib.load_config(f'{path}:smal')
+
+
+def test_a_folder_does_not_hide_a_shipped_config(tmp_path, monkeypatch):
+  (tmp_path / 'shapes').mkdir()
+  monkeypatch.chdir(tmp_path)
+  assert config_lib.find_config('shapes')[0].name == 'shapes.py'
+
+
+@pytest.mark.parametrize(
+  'name, message',
+  [
+    ('shape', "no config 'shape'; did you mean 'shapes'.*coco, shapes"),
+    ('coco:habana', "no variant 'habana'; did you mean 'habana_1x'"),
+    ('none/such.py', 'neither a file nor'),
+  ],
+)
+def test_an_unknown_config_or_variant_says_what_was_meant(name, message):
+  with pytest.raises((FileNotFoundError, ValueError), match=message):
+    config_lib.load_config(name)
+
+
+@pytest.mark.parametrize(
+  'text, expected',
+  [
+    ('input.batch_size=8', 8),
+    ('input.batch_size=1e3', 1000),
+    ('input.canvases=((128,128),(64, 96))', ((128, 128), (64, 96))),
+    ('input.file_pattern=12', '12'),
+    ('input.file_pattern=a=b', 'a=b'),
+    ('input.file_pattern=', ''),
+    ('input.flip=false', False),
+    ('input.flip=True', True),
+    ('input.limit=7', 7),
+    ('input.limit=some', 'some'),
+    ('input.mean=0,0,1', (0.0, 0.0, 1.0)),
+    ('optimizer.learning_rate=1', 1.0),
+    ('optimizer.learning_rate=2e-3', 0.002),
+    ('optimizer.learning_rate=None', None),
+  ],
+)
+def test_overrides_have_the_type_of_the_field(config, text, expected):
+  config_lib.apply_overrides(config, [text])
+  section, field = text.partition('=')[0].split('.')
+  value = config[section][field]
+  assert value == expected
+  assert type(value) is type(expected)
+
+
+@pytest.mark.parametrize(
+  'text, message',
+  [
+    ('input.batchsize=8', "no field 'batchsize' in input; did you mean 'batch"),
+    ('inputs.batch_size=8', "no field 'inputs' in the config.*'input'"),
+    ('input.batch_size.x=8', "input.batch_size is a value.*'x'"),
+    ('input=8', 'input is a section.*input.batch_size'),
+    ('input.batch_size', 'section.field=value'),
+    ('input.batch_size=1.5', 'input.batch_size must be a whole number.*1.5'),
+    ('input.batch_size=many', "whole number like 4, got 'many'"),
+    ('input.batch_size=true', 'whole number like 4, got True'),
+    ('input.flip=1', 'input.flip must be true or false'),
+    ('input.canvases=128,128', 'input.canvases must be a tuple'),
+  ],
+)
+def test_a_wrong_override_names_the_field_and_what_it_takes(
+  config, text, message
+):
+  with pytest.raises(ValueError, match=message):
+    config_lib.apply_overrides(config, [text])

@@ -1,0 +1,70 @@
+"""Who may import whom: stages stay separable, heavy packages at the edge."""
+
+import ast
+import pathlib
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+# File or folder -> what it may import besides the standard library; a leading
+# dot is a part of maskrcnn_jax. The longest fitting row counts.
+ALLOWED = {
+  'configs': 'ml_collections',
+  'data': 'numpy PIL pycocotools tensorflow_datasets .datasets',
+  'maskrcnn_jax/__init__': '',
+  'maskrcnn_jax/config': 'ml_collections',
+  'maskrcnn_jax/datasets': 'numpy pycocotools PIL tqdm .datasets',
+  'maskrcnn_jax/datasets/records': 'numpy tensorflow .datasets',
+  'maskrcnn_jax/evaluation': 'numpy pycocotools .evaluation .structures',
+  'maskrcnn_jax/input_pipeline': 'numpy tensorflow .datasets .input_pipeline',
+  'maskrcnn_jax/main': '.',
+  'maskrcnn_jax/models': 'jax numpy flax .ops .models .structures',
+  'maskrcnn_jax/models/losses': 'jax numpy flax optax .ops .models .structures',
+  'maskrcnn_jax/ops': 'jax numpy .ops',
+  'maskrcnn_jax/runtime': 'jax',
+  'maskrcnn_jax/structures': 'jax numpy flax.struct',
+  'maskrcnn_jax/training': (
+    'jax numpy flax optax ml_collections .models .structures .training'
+  ),
+  'maskrcnn_jax/training/checkpoint': (
+    'jax numpy flax orbax ml_collections .config .models .structures .training'
+  ),
+  'maskrcnn_jax/training/loop': (
+    'jax numpy ml_collections .models .structures .training .input_pipeline'
+    ' .evaluation .datasets .visualize'
+  ),
+  'maskrcnn_jax/training/metrics': 'numpy tensorboardX tqdm .training',
+  'maskrcnn_jax/visualize': 'numpy PIL .structures',
+}
+
+
+def _imports(path):
+  """Full names that a file imports, anywhere in it; own ones from a dot on."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f'{path}:{node.lineno} imports relatively.'
+      names = [f'{node.module}.{alias.name}' for alias in node.names]
+    else:
+      continue
+    yield from (name.removeprefix('maskrcnn_jax') for name in names)
+
+
+@pytest.mark.parametrize('folder', ['maskrcnn_jax', 'configs', 'data'])
+def test_files_import_only_what_their_layer_may(folder):
+  for path in sorted((ROOT / folder).rglob('*.py')):
+    name = path.relative_to(ROOT).with_suffix('').as_posix()
+    layers = [x for x in ALLOWED if name == x or name.startswith(f'{x}/')]
+    assert layers, f'{name} has no row in ALLOWED.'
+    allowed = ALLOWED[max(layers, key=len)].split()
+    siblings = {p.stem for p in path.parent.glob('*.py')} - {'__init__'}
+    if folder != 'maskrcnn_jax':  # Scripts see the files beside them.
+      allowed += siblings
+    for imported in _imports(path):
+      standard = imported.partition('.')[0] in sys.stdlib_module_names
+      fits = any(
+        f'{imported}.'.startswith(f'{x}.'.replace('..', '.')) for x in allowed
+      )
+      assert standard or fits, f'{name} imports {imported}.'

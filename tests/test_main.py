@@ -1,0 +1,119 @@
+"""The command: its verbs reach their functions, mistakes get one clear line."""
+
+import subprocess
+import sys
+
+import pytest
+
+from maskrcnn_jax import main as command
+
+
+def test_help_is_instant_and_lists_the_verbs():
+  code = (
+    'import sys; from maskrcnn_jax import main\n'
+    'try: main.main(["--help"])\n'
+    'finally:\n'
+    '  heavy = {"jax", "numpy", "tensorflow", "ml_collections"}\n'
+    '  print("HEAVY", heavy & set(sys.modules))\n'
+  )
+  shown = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=True
+  )
+  assert 'HEAVY set()' in shown.stdout
+  for verb in ('prepare', 'train', 'eval', 'train_and_eval'):
+    assert f'\n    {verb} ' in shown.stdout
+
+
+@pytest.mark.parametrize('verb', ['prepare', 'train', 'eval'])
+def test_help_of_a_verb(verb, capsys):
+  with pytest.raises(SystemExit, match='0'):
+    command.main([verb, '--help'])
+  assert verb in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  'argv, message',
+  [
+    (['trian'], "no verb 'trian'; did you mean train?"),
+    ([], 'VERB'),
+    (['train', '--workdir=w'], '--config'),
+    (
+      ['train', '--config=shapes', '--workdir=w', '--work_dir=x'],
+      "no flag '--work_dir'; did you mean --workdir?",
+    ),
+    (
+      ['prepare', '--images=a', '--annotation=b', '--output=c'],
+      '--annotations',
+    ),
+    (
+      ['train', '--config=shapes', '--workdir=w', '--config.input.flip'],
+      '--config.input.flip',
+    ),
+  ],
+)
+def test_a_misspelt_command_line_says_what_was_meant(argv, message, capsys):
+  with pytest.raises(SystemExit, match='2'):
+    command.main(argv)
+  assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  'flags, message',
+  [
+    (['--config=shape'], "no config 'shape'; did you mean 'shapes'"),
+    (['--config=coco:habana'], "did you mean 'habana_1x'"),
+    (
+      ['--config=shapes', '--config.input.batchsize=2'],
+      "no field 'batchsize' in input; did you mean 'batch_size'",
+    ),
+    (
+      ['--config=shapes', '--config.runtime.backend', 'abacus'],
+      "runtime.backend must be one of auto, cpu, gpu, tpu, hpu, got 'abacus'",
+    ),
+  ],
+)
+def test_a_mistake_of_the_user_is_one_line_and_exit_code_2(
+  flags, message, tmp_path, capsys
+):
+  argv = ['train', f'--workdir={tmp_path}/run', *flags]
+  assert command.main(argv) == 2
+  error = capsys.readouterr().err
+  assert error.startswith('maskrcnn-jax train: ')
+  assert message in error
+  assert error.count('\n') == 1
+  with pytest.raises((ValueError, FileNotFoundError)):
+    command.main([*argv, '--debug'])
+
+
+def test_prepare_reports_a_missing_file(tmp_path, capsys):
+  argv = ['prepare', f'--images={tmp_path}', f'--annotations={tmp_path}/a.json']
+  assert command.main([*argv, f'--output={tmp_path}/train.tfrecord']) == 2
+  assert 'a.json' in capsys.readouterr().err
+
+
+def test_an_empty_pattern_names_the_pattern(tmp_path, capsys):
+  argv = ['train', '--config=shapes', f'--workdir={tmp_path}/run']
+  pattern = f'{tmp_path}/none*.tfrecord'
+  assert command.main([*argv, f'--config.input.file_pattern={pattern}']) == 2
+  assert pattern in capsys.readouterr().err
+
+
+def test_an_error_inside_a_dependency_keeps_its_traceback(monkeypatch):
+  def broken(_):
+    int('one')  # Raised below, in a frame of this file: not of the package.
+
+  monkeypatch.setattr(command, '_prepare', broken)
+  argv = ['prepare', '--images=a', '--annotations=b', '--output=c']
+  with pytest.raises(ValueError, match='one'):
+    command.main(argv)
+
+
+def test_the_module_is_the_same_command():
+  shown = subprocess.run(
+    [sys.executable, '-m', 'maskrcnn_jax.main', 'trian'],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert shown.returncode == 2
+  assert shown.stderr.startswith('maskrcnn-jax: There is no verb')

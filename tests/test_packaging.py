@@ -1,0 +1,142 @@
+"""The wheel holds one top-level name and works away from the checkout."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+
+import pytest
+
+import maskrcnn_jax
+
+ROOT = pathlib.Path(__file__).parent.parent
+HEAVY = ('tensorflow', 'torch', 'matplotlib', 'tensorflow_datasets')
+
+
+def _run(*command, **kwargs):
+  """What a command printed; the test fails with it if the command does."""
+  done = subprocess.run(
+    [str(word) for word in command],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    check=False,
+    **kwargs,
+  )
+  assert done.returncode == 0, done.stdout[-4000:]
+  return done.stdout
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+  """A wheel of the checkout, built from a copy so that the tree stays clean."""
+  source = tmp_path_factory.mktemp('source')
+  ignore = shutil.ignore_patterns('__pycache__', '*.egg-info')
+  for name in ('maskrcnn_jax', 'configs', 'data', 'tests'):
+    shutil.copytree(ROOT / name, source / name, ignore=ignore)
+  for name in ('setup.py', 'README.md', 'LICENSE'):
+    shutil.copy(ROOT / name, source)
+  output = tmp_path_factory.mktemp('wheel')
+  flags = ['--no-deps', '--no-build-isolation', '-w', output]
+  _run(sys.executable, '-m', 'pip', 'wheel', '-q', *flags, '.', cwd=source)
+  (path,) = output.glob('*.whl')
+  return path
+
+
+def test_the_wheel_has_one_top_level_name(wheel):
+  names = zipfile.ZipFile(wheel).namelist()
+  tops = {name.partition('/')[0] for name in names}
+  assert {top for top in tops if not top.endswith('.dist-info')} == {
+    'maskrcnn_jax'
+  }
+
+
+def test_the_wheel_ships_every_module_and_config(wheel):
+  names = set(zipfile.ZipFile(wheel).namelist())
+  for path in (ROOT / 'maskrcnn_jax').rglob('*.py'):
+    assert path.relative_to(ROOT).as_posix() in names
+  for path in (ROOT / 'configs').glob('*.py'):
+    assert f'maskrcnn_jax/configs/{path.name}' in names
+
+
+def test_the_wheel_has_the_command_the_licence_and_the_python_range(wheel):
+  archive = zipfile.ZipFile(wheel)
+  texts = {
+    pathlib.PurePath(name).name: archive.read(name).decode()
+    for name in archive.namelist()
+    if '.dist-info/' in name
+  }
+  assert 'maskrcnn-jax = maskrcnn_jax.main:main' in texts['entry_points.txt']
+  assert 'Requires-Python: <3.14,>=3.11' in texts['METADATA']
+  assert 'Apache License' in texts['LICENSE']
+
+
+@pytest.mark.parametrize(
+  'statement',
+  [
+    'import maskrcnn_jax',
+    'import maskrcnn_jax.main',
+    'import maskrcnn_jax.structures',
+    'import maskrcnn_jax.training.train_step',
+    'import maskrcnn_jax.training.checkpoint',
+    'import maskrcnn_jax.visualize',
+    'from maskrcnn_jax import ' + ', '.join(maskrcnn_jax.__all__),
+  ],
+)
+def test_importing_loads_nothing_heavy(statement):
+  code = (
+    f'import sys; {statement}; print("HEAVY", set({HEAVY}) & set(sys.modules))'
+  )
+  assert 'HEAVY set()' in _run(sys.executable, '-c', code)
+
+
+def test_the_train_step_needs_no_input_packages():
+  blocked = (*HEAVY, 'pycocotools', 'PIL', 'tensorboardX', 'tqdm', 'orbax')
+  code = f"""
+import sys
+for name in {blocked}:
+  sys.modules[name] = None  # Makes its import fail.
+import maskrcnn_jax as mrj
+mrj.MaskRCNN, mrj.create_train_state, mrj.train_step, mrj.detect
+mrj.load_config('shapes')
+"""
+  _run(sys.executable, '-c', code, cwd=ROOT)
+
+
+def test_the_notebook_names_are_the_nine():
+  assert set(maskrcnn_jax.__all__) <= set(dir(maskrcnn_jax))
+  assert len(maskrcnn_jax.__all__) == 9
+  for name in maskrcnn_jax.__all__:
+    assert callable(getattr(maskrcnn_jax, name))
+  with pytest.raises(AttributeError, match='surprise'):
+    _ = maskrcnn_jax.surprise
+
+
+@pytest.mark.slow
+def test_the_wheel_trains_in_a_clean_environment(wheel, tmp_path):
+  """A two-step run on drawn shapes, away from the checkout."""
+  folder = tmp_path / 'environment'
+  venv.create(folder, with_pip=True)
+  python = folder / 'bin' / 'python'
+  _run(python, '-m', 'pip', 'install', '-q', wheel)
+  environment = os.environ | {'PYTHONPATH': '', 'TF_CPP_MIN_LOG_LEVEL': '2'}
+  away = {'cwd': tmp_path, 'env': environment}
+  records = tmp_path / 'shapes'
+  sizes = ['--train', '16', '--val', '8']
+  make = ROOT / 'data' / 'shapes' / 'shapes.py'
+  _run(python, make, '--output', records, *sizes, **away)
+  shown = _run(
+    folder / 'bin' / 'maskrcnn-jax',
+    'train_and_eval',
+    '--config=shapes',
+    f'--workdir={tmp_path}/run',
+    f'--config.input.file_pattern={records}',
+    '--config.input.batch_size=2',
+    '--config.optimizer.num_steps=2',
+    **away,
+  )
+  assert 'AP' in shown
+  assert (tmp_path / 'run' / 'metrics.jsonl').exists()
