@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 from pycocotools import coco as coco_api
 from pycocotools import cocoeval
+from pycocotools import mask as coco_mask
 
 # In the order of COCOeval.stats.
 NAMES = (
@@ -74,22 +75,22 @@ def evaluate(
   _warn_of_categories(results, truth, annotations_file)
   metrics = {}
   for kind in kinds:
-    # COCO objects print as they go.
-    with contextlib.redirect_stdout(io.StringIO()):
-      found = _load_results(results, truth, kind)
-      stats = _evaluate_kind(truth, found, image_ids, kind)
+    stats = _evaluate_kind(results, truth, image_ids, kind)
     for name, value in zip(NAMES, stats):
       metrics[PREFIXES[kind] + name] = float(value)
   return metrics
 
 
-def _evaluate_kind(truth, found, image_ids, kind):
+def _evaluate_kind(results, truth, image_ids, kind):
   """The 12 numbers of one kind."""
-  evaluation = cocoeval.COCOeval(truth, found, kind)
-  evaluation.params.imgIds = image_ids
-  evaluation.evaluate()
-  evaluation.accumulate()
-  evaluation.summarize()
+  # COCO objects print as they go.
+  with contextlib.redirect_stdout(io.StringIO()):
+    found = _load_results(results, truth, kind)
+    evaluation = cocoeval.COCOeval(truth, found, kind)
+    evaluation.params.imgIds = image_ids
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
   return evaluation.stats
 
 
@@ -117,17 +118,17 @@ def _load_truth(annotations_file, with_masks):
       raise ValueError(
         f'{annotations_file}: image ids must be integers, got {image["id"]!r}.'
       )
+  _complete_annotations(dataset, annotations_file, with_masks)
   truth = coco_api.COCO()
   truth.dataset = dataset
   with contextlib.redirect_stdout(io.StringIO()):
     truth.createIndex()
-  _complete_annotations(truth, annotations_file, with_masks)
   return truth
 
 
-def _complete_annotations(truth, annotations_file, with_masks):
+def _complete_annotations(dataset, annotations_file, with_masks):
   """Numbers the annotations and fills in fields that many files leave out."""
-  for number, annotation in enumerate(truth.dataset['annotations'], start=1):
+  for number, annotation in enumerate(dataset['annotations'], start=1):
     needed = ['image_id', 'category_id', 'bbox']
     missing = [key for key in needed if key not in annotation]
     if with_masks and not annotation.get('segmentation'):
@@ -139,7 +140,7 @@ def _complete_annotations(truth, annotations_file, with_masks):
       )
     annotation.setdefault('iscrowd', 0)
     if 'area' not in annotation:
-      annotation['area'] = annotation['bbox'][2] * annotation['bbox'][3]
+      annotation['area'] = _area(annotation['bbox'])
     # COCOeval takes id 0 for "no match", and ids that occur twice for one.
     annotation['id'] = number
 
@@ -166,27 +167,47 @@ def _warn_of_categories(results, truth, annotations_file):
 
 
 def _load_results(results, truth, kind):
-  """The results of one kind as a COCO object."""
-  if not results:
-    empty = coco_api.COCO()
-    empty.dataset = dict(truth.dataset, annotations=[])
-    empty.createIndex()
-    return empty
-  # loadRes looks at `bbox` first, and writes into the dicts that it is given.
-  return truth.loadRes([_one_kind(result, truth, kind) for result in results])
+  """The results as a COCO object, with boxes alone or with masks alone."""
+  annotations = []
+  for number, result in enumerate(results, start=1):
+    kept = {key: result[key] for key in ('image_id', 'category_id', 'score')}
+    shape = _box(result, truth) if kind == 'bbox' else _mask(result, truth)
+    annotations.append({**kept, **shape, 'id': number, 'iscrowd': 0})
+  found = coco_api.COCO()
+  found.dataset = {**truth.dataset, 'annotations': annotations}
+  found.createIndex()
+  return found
 
 
-def _one_kind(result, truth, kind):
-  """A result with its box alone or its mask alone."""
-  kept = {key: result[key] for key in ('image_id', 'category_id', 'score')}
-  if kind == 'bbox' and 'bbox' in result:
-    return kept | {'bbox': result['bbox']}
-  if 'segmentation' not in result:
+def _box(result, truth):
+  """The box of a result and its area, as COCO.loadRes takes them."""
+  if 'bbox' in result:
+    return {'bbox': result['bbox'], 'area': _area(result['bbox'])}
+  mask = _mask(result, truth)
+  return {
+    'bbox': coco_mask.toBbox(mask['segmentation']).tolist(),
+    'area': mask['area'],
+  }
+
+
+def _mask(result, truth):
+  """The mask of a result and its area, as COCO.loadRes takes them."""
+  segmentation = result.get('segmentation')
+  if not segmentation:
     raise ValueError(
-      f'A result of image {result["image_id"]} has no segmentation; '
-      f"score boxes alone with kinds=('bbox',)."
+      f'A result of image {result["image_id"]} has no segmentation; score '
+      f"boxes alone with kinds=('bbox',)."
     )
-  return kept | {'segmentation': truth.annToRLE(result)}
+  rle = truth.annToRLE(result)
+  # loadRes cannot measure polygons: they count by their box.
+  if isinstance(segmentation, list) and 'bbox' in result:
+    return {'segmentation': rle, 'area': _area(result['bbox'])}
+  return {'segmentation': rle, 'area': int(coco_mask.area(rle))}
+
+
+def _area(bbox):
+  """Width times height."""
+  return bbox[2] * bbox[3]
 
 
 def format_table(metrics: Mapping[str, float]) -> str:
