@@ -56,7 +56,7 @@ class Drawing:
     image: `[SIZE, SIZE, 3]` uint8.
     masks: `[num_shapes, SIZE, SIZE]` bool, what is visible of every shape.
     classes: `[num_shapes]` int64, 1..len(CLASS_NAMES).
-    whole_areas: `[num_shapes]` int64, pixels of the shape if nothing covered it.
+    whole_areas: `[num_shapes]` int64, their pixels if nothing covered them.
   """
 
   image: np.ndarray

@@ -8,6 +8,7 @@ files like any other record.
 import concurrent.futures
 import functools
 import multiprocessing
+from typing import ClassVar
 
 import drawing
 import examples
@@ -27,7 +28,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
   name = 'shapes'
   VERSION = tfds.core.Version('1.0.0')
-  RELEASE_NOTES = {'1.0.0': 'First release.'}
+  RELEASE_NOTES: ClassVar = {'1.0.0': 'First release.'}
 
   def __init__(self, *, splits=None, num_workers=1, **kwargs):
     self._splits = splits or {'train': (0, 8000), 'val': (1, 500)}
@@ -58,10 +59,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     with concurrent.futures.ProcessPoolExecutor(
       self._num_workers, mp_context=context
     ) as pool:
-      for index, example in enumerate(
-        pool.map(make, range(count), chunksize=32)
-      ):
-        yield index, example
+      yield from enumerate(pool.map(make, range(count), chunksize=32))
 
 
 def _image_features():

@@ -1,6 +1,14 @@
+"""COCO json to checked examples."""
+
+import dataclasses
 import io
 import numpy as np
 from PIL import Image
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageExample:
+  """x"""
 
 
 def encode_mask(mask: np.ndarray) -> bytes:

@@ -1,0 +1,167 @@
+"""Walks through a TFRecord file without reading images and masks.
+
+A TFRecord file is a chain of frames: the length of a record (8 bytes, little
+endian), the length's masked CRC-32C (4), the record, its CRC (4). A record is a
+`tf.train.Example`, a protobuf map from names to lists. The file is mapped into
+memory, so that only the frames and a few small features leave the disk.
+"""
+
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+
+_HEADER_BYTES, _FOOTER_BYTES = 12, 4
+
+
+def scan(path: str) -> Iterator[tuple[int, int, int, int, int]]:
+  """Yields offset, length, image id, height and width of every record.
+
+  Raises:
+    ValueError: if the file is torn or damaged, or a record lacks its size, its
+      id or the masks of its objects; names file and byte.
+  """
+  size = os.path.getsize(path)
+  if not size:
+    return
+  with (
+    open(path, 'rb') as file,
+    mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+  ):
+    offset = 0
+    while offset < size:
+      place = f'{path} at byte {offset}'
+      begin = offset + _HEADER_BYTES
+      length = _record_length(data, offset, place)
+      end = begin + length
+      if end + _FOOTER_BYTES > size:
+        raise ValueError(
+          f'{place} is torn: a record of {length} bytes begins there and '
+          f'{max(size - begin, 0)} bytes follow. Prepare or copy it again.'
+        )
+      yield offset, length, *_read_sizes(data, begin, end, place)
+      offset = end + _FOOTER_BYTES
+
+
+def _record_length(data, offset, place):
+  header = data[offset : offset + _HEADER_BYTES]
+  if len(header) < _HEADER_BYTES:
+    raise ValueError(
+      f'{place} is torn: {len(header)} bytes are left where a record should '
+      'begin. Prepare or copy it again.'
+    )
+  length, crc = struct.unpack('<QI', header)
+  if crc != masked_crc32c(header[:8]):
+    raise ValueError(
+      f'{place} is damaged, compressed or no TFRecord file: the checksum of '
+      'the record length is wrong. Prepare or copy it again.'
+    )
+  return length
+
+
+def _crc_table():
+  table = []
+  for value in range(256):
+    for _ in range(8):
+      value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
+    table.append(value)
+  return table
+
+
+_CRC_TABLE = _crc_table()
+
+
+def masked_crc32c(data: bytes) -> int:
+  """The checksum of TFRecord frames; meant for a few bytes."""
+  crc = 0xFFFFFFFF
+  for byte in data:
+    crc = _CRC_TABLE[(crc ^ byte) & 0xFF] ^ (crc >> 8)
+  crc ^= 0xFFFFFFFF
+  return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _read_sizes(data, begin, end, place):
+  """Image id, height and width; checks that objects have masks."""
+  try:
+    features = dict(_features(data, begin, end))
+  except (IndexError, ValueError) as error:
+    raise ValueError(f'{place} is no tf.train.Example.') from error
+  numbers = []
+  for name in ('image/source_id', 'image/height', 'image/width'):
+    value = _first(data, *features.get(name, (0, 0)))
+    try:
+      numbers.append(int(value))
+    except (TypeError, ValueError):
+      raise ValueError(
+        f'{place}: {name} must be a whole number, got {value!r}.'
+      ) from None
+  if not -(2**63) <= numbers[0] < 2**63:
+    raise ValueError(f'{place}: image/source_id {numbers[0]} is over 64 bits.')
+  labels, masks = (
+    _first(data, *features.get(f'image/object/{name}', (0, 0)))
+    for name in ('class/label', 'mask')
+  )
+  if labels is not None and masks is None:
+    raise ValueError(
+      f'{place}: image {numbers[0]} has objects and no image/object/mask. '
+      'Prepare the records with masks.'
+    )
+  return numbers
+
+
+def _varint(data, position):
+  """A protobuf number and the position behind it."""
+  value = shift = 0
+  while True:
+    byte = data[position]
+    position += 1
+    value |= (byte & 0x7F) << shift
+    if byte < 0x80:
+      return value, position
+    shift += 7
+
+
+def _fields(data, position, end):
+  """Yields (field number, begin, end) of the length-delimited fields."""
+  while position < end:
+    tag, position = _varint(data, position)
+    if tag & 7 != 2:
+      raise ValueError('Not a length-delimited field.')
+    length, position = _varint(data, position)
+    if position + length > end:
+      raise ValueError('A field runs over the end.')
+    yield tag >> 3, position, position + length
+    position += length
+
+
+def _features(data, begin, end):
+  """Yields the name and the place of every feature of a tf.train.Example."""
+  for _, features_begin, features_end in _fields(data, begin, end):
+    for _, entry_begin, entry_end in _fields(
+      data, features_begin, features_end
+    ):
+      entry = {
+        number: (first, last)
+        for number, first, last in _fields(data, entry_begin, entry_end)
+      }
+      first, last = entry[1]
+      yield data[first:last].decode(), entry.get(2, (0, 0))
+
+
+def _first(data, begin, end):
+  """First value of a bytes or int64 feature; None if it is empty.
+
+  Floats are not needed and not told apart from integers.
+  """
+  for kind, list_begin, list_end in _fields(data, begin, end):
+    if list_begin == list_end:
+      return None
+    tag, position = _varint(data, list_begin)
+    if kind == 1:  # bytes_list
+      length, position = _varint(data, position)
+      # A mask is only known to be there; an id is short.
+      return data[position : position + min(length, 64)]
+    if tag & 7 == 2:  # int64_list, packed
+      _, position = _varint(data, position)
+    return _varint(data, position)[0]
+  return None

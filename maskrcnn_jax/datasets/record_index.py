@@ -1,0 +1,199 @@
+"""Finds the records of a set: file, place, image id and size of every one.
+
+TensorFlow is not needed here.
+"""
+
+import dataclasses
+import glob
+import hashlib
+import io
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Sequence
+
+import numpy as np
+
+from maskrcnn_jax.datasets import record_file
+
+# Smaller sets are indexed faster than a cache would be worth.
+_CACHED_FROM_RECORDS = 5000
+_VERSION = 1  # Of the columns below; part of the cache's name.
+_COLUMNS = {
+  'file_indices': np.int32,
+  'offsets': np.int64,
+  'lengths': np.int64,
+  'image_ids': np.int64,
+  'heights': np.int32,
+  'widths': np.int32,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordIndex:
+  """Where every record of a set lies, and the size of its image.
+
+  Attributes:
+    files: paths; `file_indices` points into them.
+    file_indices: `[n]` int32.
+    offsets: `[n]` int64, byte of the file where the record's frame begins.
+    lengths: `[n]` int64, bytes of the record without its frame.
+    image_ids: `[n]` int64.
+    heights: `[n]` int32, of the image as stored.
+    widths: `[n]` int32.
+  """
+
+  files: tuple[str, ...]
+  file_indices: np.ndarray
+  offsets: np.ndarray
+  lengths: np.ndarray
+  image_ids: np.ndarray
+  heights: np.ndarray
+  widths: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.offsets)
+
+  def place(self, row: int) -> str:
+    """File and byte of a record, for messages."""
+    path = self.files[self.file_indices[row]]
+    return f'{path} at byte {self.offsets[row]}'
+
+
+def index_records(
+  file_pattern: str | Sequence[str], split: str | None = None
+) -> RecordIndex:
+  """Finds every record of a set.
+
+  A large set is read once: its index is kept in the user's cache folder, under
+  the names, sizes and times of its files.
+
+  Args:
+    file_pattern: a glob, a path, a TFDS directory (`DIR` or `DIR:SPLIT`), or
+      several of these, in a list or joined by commas.
+    split: split of a TFDS directory, where the pattern names none.
+
+  Raises:
+    ValueError: if nothing fits the pattern, a file is torn, or a record lacks
+      its size, its id or the masks of its objects; names file and place.
+  """
+  files = find_files(file_pattern, split)
+  cache = _cache_path(files)
+  index = _load(files, cache)
+  if index is not None:
+    return index
+  rows = [
+    (file_index, *row)
+    for file_index, path in enumerate(files)
+    for row in record_file.scan(path)
+  ]
+  if not rows:
+    raise ValueError(f'There is no record in {", ".join(files)}.')
+  columns = {
+    name: np.array(column, dtype)
+    for (name, dtype), column in zip(_COLUMNS.items(), zip(*rows))
+  }
+  if len(rows) >= _CACHED_FROM_RECORDS:
+    _save(columns, cache)
+  return RecordIndex(files, **columns)
+
+
+def find_files(
+  file_pattern: str | Sequence[str], split: str | None = None
+) -> tuple[str, ...]:
+  """Record files of a pattern in lexicographic order, as `index_records`."""
+  if isinstance(file_pattern, (str, os.PathLike)):
+    file_pattern = os.fspath(file_pattern).split(',')
+  files = []
+  for pattern in (os.fspath(piece).strip() for piece in file_pattern):
+    folder, _, named_split = pattern.rpartition(':')
+    if os.path.isdir(pattern):
+      found = _tfds_files(pathlib.Path(pattern), split)
+    elif os.path.isdir(folder):
+      found = _tfds_files(pathlib.Path(folder), named_split)
+    elif os.path.exists(pattern):
+      found = [pattern]
+    else:
+      found = glob.glob(pattern)
+    if not found:
+      raise ValueError(
+        f'file_pattern {pattern!r} fits no file (working folder {os.getcwd()}).'
+      )
+    files += found
+  return tuple(sorted(set(files)))
+
+
+def _tfds_files(folder, split):
+  """Files of one split of a prepared TFDS directory."""
+  description = folder / 'dataset_info.json'
+  if not description.exists():
+    raise ValueError(
+      f'file_pattern {str(folder)!r} is a folder without dataset_info.json: '
+      f'name its record files ({folder}/*.tfrecord) or a TFDS directory.'
+    )
+  described = json.loads(description.read_text())
+  if described.get('fileFormat', 'tfrecord') != 'tfrecord':
+    raise ValueError(
+      f'{description}: the file format must be tfrecord, got '
+      f'{described["fileFormat"]}.'
+    )
+  splits = {entry['name']: entry for entry in described.get('splits', ())}
+  if split is None and len(splits) == 1:
+    (split,) = splits
+  if split not in splits:
+    raise ValueError(
+      f'{folder} has the splits {", ".join(sorted(splits))}, got {split}: '
+      f'name one as {folder}:SPLIT.'
+    )
+  entry = splits[split]
+  template = entry.get(
+    'filepathTemplate', '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
+  )
+  num_shards = len(entry['shardLengths'])
+  return [
+    str(folder / _tfds_name(template, described['name'], split, k, num_shards))
+    for k in range(num_shards)
+  ]
+
+
+def _tfds_name(template, name, split, shard, num_shards):
+  return template.format(
+    DATASET=name,
+    SPLIT=split,
+    FILEFORMAT='tfrecord',
+    SHARD_INDEX=f'{shard:05d}',
+    NUM_SHARDS=f'{num_shards:05d}',
+    SHARD_X_OF_Y=f'{shard:05d}-of-{num_shards:05d}',
+  )
+
+
+def _cache_path(files):
+  """Where the index of these files is kept; never beside them."""
+  root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  stats = [(os.path.abspath(path), os.stat(path)) for path in files]
+  key = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+  digest = hashlib.sha256(json.dumps([_VERSION, key]).encode()).hexdigest()
+  return pathlib.Path(root) / 'maskrcnn_jax' / f'index-{digest[:32]}.npz'
+
+
+def _load(files, cache):
+  """The kept index, or None if there is none that can be read."""
+  try:
+    with np.load(cache, allow_pickle=False) as columns:
+      return RecordIndex(files, **{name: columns[name] for name in _COLUMNS})
+  except (OSError, ValueError, KeyError, EOFError):
+    return None
+
+
+def _save(columns, cache):
+  """Keeps the index; does nothing where the folder cannot be written."""
+  stream = io.BytesIO()
+  np.savez_compressed(stream, **columns)
+  try:
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=cache.parent, delete=False) as file:
+      file.write(stream.getvalue())
+    os.replace(file.name, cache)
+  except OSError:
+    return

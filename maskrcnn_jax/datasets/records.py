@@ -1,0 +1,179 @@
+"""Records in the schema of the reference implementations: write, index, parse.
+
+A record is one image with its objects, a `tf.train.Example` in a TFRecord file.
+Boxes are stored as shares of the image's height and width, masks as PNG files
+of the full image with the values 0 and 1. TFDS stores nested features under the
+same names, so a TFDS directory is read by the same functions.
+"""
+
+import hashlib
+import os
+import pathlib
+from collections.abc import Iterable
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.lib.io import tf_record
+
+from maskrcnn_jax.datasets import annotations
+from maskrcnn_jax.datasets.record_index import RecordIndex, index_records
+
+__all__ = [
+  'RecordIndex',
+  'encode_record',
+  'index_records',
+  'parse_record',
+  'read_record',
+  'write_records',
+]
+
+_BOX_SIDES = ('ymin', 'xmin', 'ymax', 'xmax')
+_FEATURES = {
+  'image/encoded': tf.io.FixedLenFeature([], tf.string),
+  'image/source_id': tf.io.FixedLenFeature([], tf.string),
+  'image/height': tf.io.FixedLenFeature([], tf.int64),
+  'image/width': tf.io.FixedLenFeature([], tf.int64),
+  'image/filename': tf.io.FixedLenFeature([], tf.string, ''),
+} | {
+  f'image/object/{name}': tf.io.FixedLenSequenceFeature(
+    [], dtype, allow_missing=True
+  )
+  for name, dtype in {
+    **{f'bbox/{side}': tf.float32 for side in _BOX_SIDES},
+    'class/label': tf.int64,
+    'is_crowd': tf.int64,
+    'area': tf.float32,
+    'mask': tf.string,
+  }.items()
+}
+
+
+def encode_record(example: annotations.ImageExample) -> bytes:
+  """A checked image as a serialized record."""
+  sizes = np.array([example.height, example.width] * 2, np.float64)
+  shares = (example.boxes / sizes).T
+  features = {
+    'image/height': [example.height],
+    'image/width': [example.width],
+    'image/filename': [example.filename],
+    'image/source_id': [str(example.image_id)],
+    'image/key/sha256': [hashlib.sha256(example.encoded).hexdigest()],
+    'image/encoded': [example.encoded],
+    # The reference writes this whatever the bytes are, and so may others read.
+    'image/format': ['jpeg'],
+    'image/caption': example.captions,
+    'image/object/class/label': example.classes.tolist(),
+    'image/object/class/text': example.class_names,
+    'image/object/is_crowd': example.is_crowd.astype(int).tolist(),
+    'image/object/area': example.areas.astype(float).tolist(),
+    'image/object/mask': example.masks,
+  } | {
+    f'image/object/bbox/{side}': values.tolist()
+    for side, values in zip(_BOX_SIDES, shares)
+  }
+  floats = {f'image/object/bbox/{side}' for side in _BOX_SIDES}
+  floats.add('image/object/area')
+  integers = {'image/height', 'image/width', 'image/object/class/label'}
+  integers.add('image/object/is_crowd')
+  message = tf.train.Example()
+  for name, values in features.items():
+    feature = message.features.feature[name]
+    if name in floats:
+      feature.float_list.value.extend(values)
+    elif name in integers:
+      feature.int64_list.value.extend(values)
+    else:
+      feature.bytes_list.value.extend(
+        value.encode() if isinstance(value, str) else value for value in values
+      )
+  return message.SerializeToString(deterministic=True)
+
+
+def write_records(path: str | os.PathLike, records: Iterable[bytes]) -> int:
+  """Writes a record file, whole or not at all; returns the number of records.
+
+  Raises:
+    FileExistsError: if there is a file at `path`.
+  """
+  path = pathlib.Path(path)
+  if path.exists():
+    raise FileExistsError(f'{path} exists: remove it or choose another name.')
+  unfinished = path.with_name(f'{path.name}.unfinished-{os.getpid()}')
+  count = 0
+  try:
+    with tf.io.TFRecordWriter(str(unfinished)) as writer:
+      for count, record in enumerate(records, start=1):
+        writer.write(record)
+    os.rename(unfinished, path)
+  finally:
+    unfinished.unlink(missing_ok=True)
+  return count
+
+
+def parse_record(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+  """The contents of a record, for use inside tf.data.
+
+  Args:
+    serialized: a scalar string.
+
+  Returns:
+    `encoded` (image file, scalar string), `filename` (scalar string),
+    `image_id`, `height`, `width` (scalar int64), and of every object `boxes`
+    `[n, 4]` float32 `(y1, x1, y2, x2)` as shares of height and width, `classes`
+    `[n]` int32, `is_crowd` `[n]` bool, `area` `[n]` float32 in pixels, `masks`
+    `[n]` string, PNG files of the full image.
+  """
+  features = tf.io.parse_single_example(serialized, _FEATURES)
+  of_objects = {
+    name: features[f'image/object/{name}']
+    for name in ('class/label', 'is_crowd', 'area', 'mask')
+  }
+  boxes = [features[f'image/object/bbox/{side}'] for side in _BOX_SIDES]
+  num_objects = tf.size(of_objects['class/label'])
+  image_id = features['image/source_id']
+  for name, values in [('mask', of_objects['mask'])] + [
+    (f'bbox/{side}', values) for side, values in zip(_BOX_SIDES, boxes)
+  ]:
+    tf.debugging.Assert(
+      tf.size(values) == num_objects,
+      ['image', image_id, f'needs one image/object/{name} per object'],
+    )
+  missing = tf.zeros([num_objects], tf.int64)
+  is_crowd = _or_default(of_objects['is_crowd'], missing)
+  area = _or_default(of_objects['area'], tf.cast(missing, tf.float32))
+  return {
+    'encoded': features['image/encoded'],
+    'filename': features['image/filename'],
+    # The reference goes through float32 here, which ends at 2**24.
+    'image_id': tf.strings.to_number(image_id, tf.int64),
+    'height': features['image/height'],
+    'width': features['image/width'],
+    'boxes': tf.stack(boxes, axis=-1),
+    'classes': tf.cast(of_objects['class/label'], tf.int32),
+    'is_crowd': is_crowd > 0,
+    'area': area,
+    'masks': of_objects['mask'],
+  }
+
+
+def _or_default(values, default):
+  return tf.cond(tf.size(values) > 0, lambda: values, lambda: default)
+
+
+def read_record(index: RecordIndex, row: int) -> bytes:
+  """The serialized record of a row, its checksum checked.
+
+  Raises:
+    ValueError: if the record is damaged; names file, place and image.
+  """
+  path = index.files[index.file_indices[row]]
+  try:
+    reader = tf_record.tf_record_random_reader(path)
+    record, _ = reader.read(int(index.offsets[row]))
+    reader.close()
+  except (tf.errors.OpError, IndexError) as error:
+    raise ValueError(
+      f'{index.place(row)}, image {index.image_ids[row]}: the record cannot be '
+      f'read ({error}).'
+    ) from error
+  return record
