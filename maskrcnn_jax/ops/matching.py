@@ -9,6 +9,10 @@ import jax.numpy as jnp
 
 from maskrcnn_jax.ops import boxes as box_ops
 
+# IoUs that exist at a time, 4 MiB: stays in the cache of a CPU, while all but
+# the two finest levels still are a single step for an accelerator.
+_PAIRS_AT_ONCE = 2**20
+
 
 @dataclasses.dataclass(frozen=True)
 class MatchingOptions:
@@ -62,8 +66,8 @@ def match(
 ) -> list[Matches]:
   """Matches the boxes of one image to its instances, level by level.
 
-  Forced matches look for the best box over all levels; still no more than the
-  IoUs of one level exist at a time.
+  Forced matches look for the best box over all levels; still no more than a
+  part of the IoUs of one level exists at a time.
 
   Args:
     levels: boxes `[n_l, 4]`; one entry where there are no levels.
@@ -81,18 +85,15 @@ def match(
       'instance_boxes must be [m, 4] with m >= 1 (pad with invalid rows), got '
       f'{instance_boxes.shape}.'
     )
-  results = []
-  best_ious = []
-  best_positions = []
-  for boxes in levels:
-    ious = _masked_ious(boxes, instance_boxes, instance_valid)  # [n_l, m]
-    results.append(_match_by_threshold(ious, options))
-    best_ious.append(jnp.max(ious, axis=0))
-    best_positions.append(jnp.argmax(ious, axis=0))
+  overlaps = [
+    _overlaps(boxes, instance_boxes, instance_valid) for boxes in levels
+  ]
+  results = [_match_by_threshold(overlap, options) for overlap in overlaps]
   if options.forced == 'one':
-    return _force_one(results, best_ious, best_positions, instance_valid)
+    return _force_one(results, overlaps, instance_valid)
   if options.forced == 'ties':
-    best = jnp.max(jnp.stack(best_ious), axis=0)
+    best = jnp.stack([overlap.instance_ious for overlap in overlaps])
+    best = jnp.max(best, axis=0)
     return [
       _force_ties(result, boxes, instance_boxes, instance_valid, best)
       for result, boxes in zip(results, levels)
@@ -100,53 +101,135 @@ def match(
   return results
 
 
-def _masked_ious(boxes, instance_boxes, instance_valid):
-  """IoUs `[n, m]`; -1, which is below all others, for padded instances."""
-  ious = box_ops.pairwise_iou(boxes, instance_boxes)
-  return jnp.where(instance_valid[None, :], ious, -1.0)
+class _Overlaps(NamedTuple):
+  """The largest IoUs of a level, -1 where there is no valid instance.
+
+  Attributes:
+    ious: `[n]`, a box's largest IoU.
+    indices: `[n]` int32, the first instance that it has it with.
+    instance_ious: `[m]`, an instance's largest IoU.
+    instance_positions: `[m]` int32, the first box that it has it with.
+  """
+
+  ious: jax.Array
+  indices: jax.Array
+  instance_ious: jax.Array
+  instance_positions: jax.Array
 
 
-def _match_by_threshold(ious, options):
-  best = jnp.max(ious, axis=1)
-  indices = jnp.argmax(ious, axis=1).astype(jnp.int32)
+def _overlaps(boxes, instance_boxes, instance_valid):
+  num_boxes, num_instances = boxes.shape[0], instance_boxes.shape[0]
+  chunks = _chunks(num_boxes, instance_boxes, instance_valid)
+  size = chunks[1].shape[1]
+
+  def visit(carry, chunk):
+    best, indices = carry
+    start, chunk_boxes, chunk_valid = chunk
+    ious = _masked_ious(chunk_boxes, chunk_valid, boxes)  # [size, n]
+    largest = jnp.max(ious, axis=0)
+    first = start + _first_equal(ious, largest[None, :], axis=0)
+    better = largest > best
+    carry = (
+      jnp.where(better, largest, best),
+      jnp.where(better, first, indices),
+    )
+    instance_best = jnp.max(ious, axis=1)
+    positions = _first_equal(ious, instance_best[:, None], axis=1)
+    return carry, (instance_best, positions)
+
+  nothing = (jnp.full(num_boxes, -1.0), jnp.zeros(num_boxes, jnp.int32))
+  starts = size * jnp.arange(chunks[0].shape[0], dtype=jnp.int32)
+  (best, indices), (instance_best, positions) = jax.lax.scan(
+    visit, nothing, (starts, *chunks)
+  )
+  return _Overlaps(
+    best,
+    indices,
+    instance_best.reshape(-1)[:num_instances],
+    positions.reshape(-1)[:num_instances],
+  )
+
+
+def _chunks(num_boxes, instance_boxes, instance_valid):
+  """Instances by chunks, `[chunks, size, 4]` and `[chunks, size]`."""
+  num_instances = instance_boxes.shape[0]
+  num_chunks = -(-num_instances * num_boxes // _PAIRS_AT_ONCE)
+  num_chunks = min(max(num_chunks, 1), num_instances)
+  size = -(-num_instances // num_chunks)
+  padding = -num_instances % size
+  instance_boxes = jnp.pad(instance_boxes, ((0, padding), (0, 0)))
+  instance_valid = jnp.pad(instance_valid, (0, padding))
+  return instance_boxes.reshape(-1, size, 4), instance_valid.reshape(-1, size)
+
+
+def _masked_ious(instance_boxes, instance_valid, boxes):
+  """IoUs `[m, n]`; -1, which is below all others, for padded instances."""
+  ious = box_ops.pairwise_iou(instance_boxes, boxes)
+  ious = jnp.where(instance_valid[:, None], ious, -1.0)
+  # Compiled into different loops, the same IoU may differ in its last bit;
+  # behind the barrier it is computed once and in one way, so that ties stay.
+  return jax.lax.optimization_barrier(ious)
+
+
+def _first_equal(values, target, axis):
+  """Int32 index of the first value that equals the target."""
+  # Much faster on a CPU than argmax.
+  indices = jax.lax.broadcasted_iota(jnp.int32, values.shape, axis)
+  indices = jnp.where(values == target, indices, values.shape[axis] - 1)
+  return jnp.min(indices, axis=axis)
+
+
+def _match_by_threshold(overlaps, options):
+  best = overlaps.ious
   if options.positive_strict:
     positive = best > options.positive_iou
   else:
     positive = best >= options.positive_iou
   negative = best < options.negative_iou
   labels = jnp.where(positive, 1, jnp.where(negative, 0, -1))
-  return Matches(labels.astype(jnp.int32), indices, jnp.maximum(best, 0.0))
+  labels = labels.astype(jnp.int32)
+  return Matches(labels, overlaps.indices, jnp.maximum(best, 0.0))
 
 
-def _force_one(results, best_ious, best_positions, instance_valid):
+def _force_one(results, overlaps, instance_valid):
   """Gives each instance the first of its best boxes over all levels."""
   # argmax takes the first of equals: the lowest level.
-  best_level = jnp.argmax(jnp.stack(best_ious), axis=0)
+  best_level = jnp.argmax(
+    jnp.stack([overlap.instance_ious for overlap in overlaps]), axis=0
+  )
   num_instances = instance_valid.shape[0]
+  instances = jnp.arange(num_instances, dtype=jnp.int32)
   forced = []
-  for level, result in enumerate(results):
+  for level, (result, overlap) in enumerate(zip(results, overlaps)):
     num_boxes = result.labels.shape[0]
     claims = instance_valid & (best_level == level)
     # A position past the end is dropped.
-    positions = jnp.where(claims, best_positions[level], num_boxes)
+    positions = jnp.where(claims, overlap.instance_positions, num_boxes)
     owners = jnp.full(num_boxes, num_instances, jnp.int32)
-    owners = owners.at[positions].min(
-      jnp.arange(num_instances, dtype=jnp.int32), mode='drop'
-    )
+    owners = owners.at[positions].min(instances, mode='drop')
     owned = owners < num_instances
-    forced.append(
-      result._replace(
-        labels=jnp.where(owned, 1, result.labels),
-        indices=jnp.where(owned, owners, result.indices),
-      )
-    )
+    labels = jnp.where(owned, 1, result.labels)
+    indices = jnp.where(owned, owners, result.indices)
+    forced.append(result._replace(labels=labels, indices=indices))
   return forced
 
 
 def _force_ties(result, boxes, instance_boxes, instance_valid, best):
   """Makes every box positive that is an instance's best, with all ties."""
-  ious = _masked_ious(boxes, instance_boxes, instance_valid)
-  is_best = jnp.any((ious == best) & instance_valid, axis=1)
+  chunks = _chunks(boxes.shape[0], instance_boxes, instance_valid)
+  best = jnp.pad(best, (0, chunks[1].size - best.size), constant_values=-2.0)
+
+  def visit(is_best, chunk):
+    chunk_boxes, chunk_valid, chunk_best = chunk
+    ious = _masked_ious(chunk_boxes, chunk_valid, boxes)
+    ties = (ious == chunk_best[:, None]) & chunk_valid[:, None]
+    return is_best | jnp.any(ties, axis=0), None
+
+  is_best, _ = jax.lax.scan(
+    visit,
+    jnp.zeros(boxes.shape[0], bool),
+    (*chunks, best.reshape(chunks[1].shape)),
+  )
   return result._replace(labels=jnp.where(is_best, 1, result.labels))
 
 
