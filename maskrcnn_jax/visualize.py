@@ -1,0 +1,285 @@
+"""Draws detections and ground truth over images.
+
+Boxes are continuous: an edge at x1 lies between the pixels x1 - 1 and x1. Masks
+of detections are pasted by the function that evaluation uses, so the overlay
+is what is scored.
+"""
+
+import colorsys
+import functools
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from maskrcnn_jax.evaluation import pasting
+from maskrcnn_jax.structures import Detections, Instances
+
+# Share of the colour in the inside of a mask.
+OPACITY = 0.4
+
+ClassNames = Mapping[int, str] | Sequence[str] | None
+
+
+def draw(
+  image: np.ndarray,
+  detections: Detections,
+  class_names: ClassNames = None,
+  min_score: float = 0.5,
+  enlarge: int = 1,
+) -> np.ndarray:
+  """A picture of the image with its detections, the best on top.
+
+  Args:
+    image: `[height, width, 3]`, 0..255.
+    detections: of one image (`Detections.image`), in pixels of this image.
+    class_names: name of each class by its number; the number by default.
+    min_score: detections below are left out.
+    enlarge: times that the picture is larger than the image; labels then cover
+      less of a small image.
+
+  Returns:
+    `[height * enlarge, width * enlarge, 3]` uint8.
+  """
+  keep = np.asarray(detections.valid) & (
+    np.asarray(detections.scores) >= min_score
+  )
+  rows = np.flatnonzero(keep)
+  rows = rows[np.argsort(-detections.scores[rows], kind='stable')]
+  masks = None
+  if detections.masks is not None:
+    masks = pasting.paste_masks(
+      detections.masks[rows], detections.boxes[rows], image.shape[:2]
+    )
+  labels = [
+    f'{_name(detections.classes[row], class_names)} '
+    f'{detections.scores[row]:.2f}'
+    for row in rows
+  ]
+  return _draw(image, detections.boxes[rows], masks, labels, enlarge)
+
+
+def draw_instances(
+  image: np.ndarray,
+  instances: Instances,
+  class_names: ClassNames = None,
+  enlarge: int = 1,
+) -> np.ndarray:
+  """A picture of the image with its ground truth, the smallest on top.
+
+  Args:
+    image: `[height, width, 3]`, 0..255, the whole canvas.
+    instances: of one image, without a batch axis.
+    class_names: name of each class by its number; the number by default.
+    enlarge: times that the picture is larger than the image.
+
+  Returns:
+    `[height * enlarge, width * enlarge, 3]` uint8.
+  """
+  rows = np.flatnonzero(np.asarray(instances.valid))
+  boxes = np.asarray(instances.boxes)[rows]
+  order = np.argsort(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
+  rows, boxes = rows[order], boxes[order]
+  masks = None
+  if instances.masks is not None:
+    masks = uncrop_masks(
+      np.asarray(instances.masks)[rows], boxes, image.shape[:2]
+    )
+  labels = [_name(instances.classes[row], class_names) for row in rows]
+  return _draw(image, boxes, masks, labels, enlarge)
+
+
+def uncrop_masks(
+  masks: np.ndarray, boxes: np.ndarray, canvas: tuple[int, int]
+) -> np.ndarray:
+  """Masks of the size of the canvas, from the cuts that a batch holds.
+
+  The inverse of the cut that the input pipeline makes: the first and the last
+  sample of a side lie on the edges of the box, measured on a grid of
+  `length - 1` steps for a canvas of `length` pixels.
+
+  Args:
+    masks: `[n, size, size]`, uint8 0..255 or float 0..1.
+    boxes: `[n, 4]` in pixels of the canvas.
+    canvas: (height, width).
+
+  Returns:
+    `[n, height, width]` bool.
+  """
+  whole = np.iinfo(masks.dtype).max if masks.dtype.kind == 'u' else 1.0
+  uncut = np.zeros((len(masks), *canvas), bool)
+  for image, mask, box in zip(uncut, masks, boxes):
+    top, rows = _samples(box[0], box[2], canvas[0], mask.shape[0])
+    left, columns = _samples(box[1], box[3], canvas[1], mask.shape[1])
+    values = pasting.resize_bilinear(
+      mask.astype(np.float32) / whole, rows, columns
+    )
+    image[top : top + len(rows), left : left + len(columns)] = values >= 0.5
+  return uncut
+
+
+def _samples(start, stop, length, num_samples):
+  """First pixel of a box along one side, and each pixel's place in the cut."""
+  grid = (length - 1) / length
+  first = max(int(np.ceil(start * grid - 0.5)), 0)
+  last = min(int(np.floor(stop * grid + 0.5)), length - 1)
+  pixels = np.arange(first, max(last + 1, first))
+  step = max((stop - start) * grid / (num_samples - 1), 1e-6)
+  return first, (pixels - start * grid) / step
+
+
+def _name(class_id, class_names):
+  """The name of a class, or its number where it has none."""
+  class_id = int(class_id)
+  if isinstance(class_names, Mapping):
+    return str(class_names.get(class_id, class_id))
+  if class_names is not None and class_id < len(class_names):
+    return str(class_names[class_id])
+  return str(class_id)
+
+
+def _draw(image, boxes, masks, labels, enlarge):
+  """The picture; the first row is drawn last."""
+  picture = np.clip(np.rint(image), 0, 255).astype(np.uint8)
+  picture = _enlarge(picture, enlarge)
+  short_side = min(picture.shape[:2])
+  thickness = 1 if short_side < 400 else 2
+  colors = [_color(index) for index in range(len(boxes))]
+  for index in reversed(range(len(boxes))):
+    if masks is not None:
+      _draw_mask(picture, _enlarge(masks[index], enlarge), colors[index])
+    _draw_box(picture, boxes[index] * enlarge, colors[index], thickness)
+  return _draw_labels(picture, boxes * enlarge, labels, colors)
+
+
+def _enlarge(array, times):
+  """Every pixel `times` times, down and across."""
+  return array.repeat(times, axis=0).repeat(times, axis=1)
+
+
+def _color(index):
+  """The colour of an instance; neighbours in the order differ most."""
+  # Steps of the golden ratio never come back near a hue that is in use.
+  hue = (index * 0.61803399) % 1.0
+  saturation, value = ((0.9, 1.0), (0.6, 1.0), (0.9, 0.75))[index % 3]
+  rgb = colorsys.hsv_to_rgb(hue, saturation, value)
+  return np.array(rgb) * 255
+
+
+def _draw_mask(picture, mask, color):
+  """Blends the colour into the mask, and draws its border pixels solid."""
+  padded = np.pad(mask, 1)
+  inside = (
+    padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+  )
+  blended = picture[mask] * (1 - OPACITY) + color * OPACITY
+  picture[mask] = np.rint(blended)
+  picture[mask & ~inside] = np.rint(color)
+
+
+def _draw_box(picture, box, color, thickness):
+  """Draws the edges; a line of 2 has its middle on the edge.
+
+  A line of 1 lies inside the box.
+  """
+  y1, x1, y2, x2 = np.rint(box).astype(int)
+  outside = thickness // 2
+  inside = thickness - outside
+  top, left = max(y1 - outside, 0), max(x1 - outside, 0)
+  bottom, right = max(y2 + outside, 0), max(x2 + outside, 0)
+  lines = (
+    (slice(top, max(y1 + inside, 0)), slice(left, right)),
+    (slice(max(y2 - inside, 0), bottom), slice(left, right)),
+    (slice(top, bottom), slice(left, max(x1 + inside, 0))),
+    (slice(top, bottom), slice(max(x2 - inside, 0), right)),
+  )
+  for line in lines:
+    picture[line] = np.rint(color)
+
+
+def _draw_labels(picture, boxes, labels, colors):
+  """Writes each label at its box, where no better one's label stands."""
+  height, width = picture.shape[:2]
+  font = _font(max(10, round(min(height, width) / 45)))
+  canvas = Image.fromarray(picture)
+  pen = ImageDraw.Draw(canvas)
+  taken = []
+  for box, label, color in zip(boxes, labels, colors):
+    left, _, right, bottom = font.getbbox(label, anchor='la')
+    size = (bottom + 3, right - left + 4)
+    place = _place_label(box, size, (height, width), taken)
+    taken.append(place)
+    y1, x1, y2, x2 = place
+    fill = tuple(np.rint(color).astype(int).tolist())
+    pen.rectangle((x1, y1, x2 - 1, y2 - 1), fill=fill)
+    luminance = np.dot(color, (0.299, 0.587, 0.114))
+    ink = 'black' if luminance > 128 else 'white'
+    pen.text((x1 + 2, y1 + 1), label, fill=ink, font=font, anchor='la')
+  return np.array(canvas)
+
+
+def _place_label(box, size, picture_size, taken):
+  """The first place by the box that is free: `(y1, x1, y2, x2)` in pixels."""
+  y1, x1, y2, _ = np.rint(box).astype(int).tolist()
+  left = max(min(x1, picture_size[1] - size[1]), 0)
+  places = []
+  # Above the box, in its top, under it, in its bottom.
+  for top in (y1 - size[0], y1, y2, y2 - size[0]):
+    top = max(min(top, picture_size[0] - size[0]), 0)
+    places.append((top, left, top + size[0], left + size[1]))
+  for place in places:
+    if not any(_overlap(place, other) for other in taken):
+      return place
+  return places[0]
+
+
+def _overlap(a, b):
+  """Whether two boxes share a pixel."""
+  return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+@functools.cache
+def _font(size):
+  """The font that comes with Pillow."""
+  return ImageFont.load_default(size)
+
+
+def grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
+  """One picture of several, row by row, on white.
+
+  Args:
+    pictures: `[h, w, 3]` uint8 each; sizes may differ.
+    columns: pictures in a row.
+
+  Returns:
+    `[height, width, 3]` uint8.
+  """
+  if not pictures or columns < 1:
+    raise ValueError(
+      f'grid needs pictures and columns, got {len(pictures)} pictures and '
+      f'columns={columns}.'
+    )
+  gap = 4
+  rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
+  heights = [max(picture.shape[0] for picture in row) for row in rows]
+  widths = [
+    max(picture.shape[1] for picture in pictures[column::columns])
+    for column in range(min(columns, len(pictures)))
+  ]
+  tops = np.cumsum([0] + [height + gap for height in heights])
+  lefts = np.cumsum([0] + [width + gap for width in widths])
+  sheet = np.full((tops[-1] - gap, lefts[-1] - gap, 3), 255, np.uint8)
+  for top, row in zip(tops, rows):
+    for left, picture in zip(lefts, row):
+      height, width = picture.shape[:2]
+      sheet[top : top + height, left : left + width] = picture
+  return sheet
+
+
+def save_png(path: str | os.PathLike, picture: np.ndarray) -> None:
+  """Writes a `[height, width, 3]` uint8 picture; makes a missing folder."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(picture).save(path, format='PNG')
