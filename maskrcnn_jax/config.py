@@ -19,7 +19,7 @@ import ml_collections
 _BOOLS = {'true': 'True', 'false': 'False'}
 # What a field wants, in the words of an error.
 _WANTED = {
-  bool: 'true or false,',
+  bool: 'true or false',
   int: 'a whole number',
   float: 'a number',
   str: 'a text',
@@ -110,7 +110,7 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides) -> None:
         f'{field} is a section; set one of its fields: '
         f'{_fields(current, field)}.'
       )
-    section[leaf] = _parse(text, current, field)
+    section[leaf] = _parse(text, current, section.get_type(leaf), field)
 
 
 def _shipped_configs() -> dict[str, pathlib.Path]:
@@ -146,35 +146,36 @@ def _suggest(given: str, known) -> str:
   return f'; did you mean {near[0]!r}?' if near else '.'
 
 
-def _parse(text: str, current: Any, field: str):
+def _parse(text: str, current: Any, kind: type, field: str):
   """The value that a text stands for in a field that holds `current`."""
   if text == 'None':
     return None
-  if isinstance(current, str):
+  if kind is str:
     return text
   try:
     value = ast.literal_eval(_BOOLS.get(text, text))
   except (ValueError, SyntaxError):
     value = text
-  if current is None:
+  if kind is type(None):
     return value
-  return _convert(value, current, field)
+  return _convert(value, kind, current, field)
 
 
-def _convert(value: Any, like: Any, field: str):
-  """The value as the type of `like`, if that loses nothing."""
-  kind = type(like)
+def _convert(value: Any, kind: type, like: Any, field: str):
+  """The value as that type, items as those of `like`, if that loses nothing."""
   if kind is float and type(value) is int:
     return float(value)
   if kind is int and type(value) is float and value.is_integer():
     return int(value)
   if kind in (tuple, list) and isinstance(value, tuple | list):
-    return kind(
-      _convert(item, like[0], field) if like else item for item in value
-    )
+    item = like[0] if like else None
+    if item is None:
+      return kind(value)
+    return kind(_convert(x, type(item), item, field) for x in value)
   if kind is not type(value):
+    example = '' if like is None else f' like {like!r}'
     raise ValueError(
-      f'{field} must be {_WANTED.get(kind, kind.__name__)} like {like!r}, '
+      f'{field} must be {_WANTED.get(kind, kind.__name__)}{example}, '
       f'got {value!r}.'
     )
   return value

@@ -1,0 +1,354 @@
+"""Mask R-CNN with ResNet-50 and a feature pyramid on COCO.
+
+Variants, as in `--config=coco:nvidia_1x`:
+  habana_1x: Habana's recipe for one device, the default.
+  nvidia_1x: NVIDIA's system, from which Habana's descends; eight devices.
+  torchvision: maskrcnn_resnet50_fpn, 26 epochs on eight devices.
+  overfit: a handful of images learnt by heart on a CPU.
+"""
+
+import ml_collections
+
+
+def get_config(variant='habana_1x'):
+  """The config of a variant; every field can be set on the command line."""
+  config = ml_collections.ConfigDict()
+
+  # The network: fields of MaskRCNN.
+  config.model = model = ml_collections.ConfigDict()
+  # Classes with background, class 0; COCO's ids are 1 to 90, ten are unused.
+  model.num_classes = 91
+  # Fields of ResNet.
+  model.backbone = backbone = ml_collections.ConfigDict()
+  # Layers: 18, 34, 50 or 101.
+  backbone.depth = 50
+  # Channels of the stem.
+  backbone.width = 64
+  # frozen, batch or group.
+  backbone.norm = 'frozen'
+  # Added to the variance.
+  backbone.norm_epsilon = 1e-4
+  # Share of the old statistics that stays; trainable batch norm only.
+  backbone.norm_momentum = 0.997
+  # Of strided convolutions: symmetric, or same as TensorFlow pads.
+  backbone.padding = 'symmetric'
+  # Of the max-pool after the stem.
+  backbone.pool_padding = 'same'
+  # How many of (stem, stage 2, stage 3, ...) are not trained.
+  backbone.frozen_stages = 2
+  # Channels of every pyramid level.
+  model.pyramid_channels = 256
+  # Coarsest level; the finest is 2.
+  model.max_level = 6
+  # Width of the two dense layers of the box head.
+  model.box_channels = 1024
+  # Width of the mask head.
+  model.mask_channels = 256
+  # 3x3 convolutions of the mask head.
+  model.mask_convs = 4
+  # Side of RoI features for boxes.
+  model.box_size = 7
+  # Side of RoI features for masks; masks have twice that.
+  model.mask_size = 14
+  # Fields of AnchorOptions.
+  model.anchors = anchors = ml_collections.ConfigDict()
+  # Side of an anchor in cells of its level.
+  anchors.scale = 8.0
+  # Sizes per level, spread over one octave.
+  anchors.octaves = 1
+  # (width, height) multipliers.
+  anchors.aspects = ((1.0, 1.0), (1.4, 0.7), (0.7, 1.4))
+  # Round the corners of the anchors.
+  anchors.rounded = False
+  # First centre in the middle of the first cell, not at its corner.
+  anchors.centered = True
+  # Stride is canvas // feature size, not a power of two.
+  anchors.fitted_strides = False
+  # Fields of ProposalOptions, in training.
+  model.train_proposals = proposals = ml_collections.ConfigDict()
+  # Anchors per level that enter NMS, by score.
+  proposals.pre_nms_top_k = 2000
+  # Proposals per image.
+  proposals.post_nms_top_k = 1000
+  # Overlap that NMS bears.
+  proposals.iou_threshold = 0.7
+  # Shorter sides are dropped; 0 keeps all.
+  proposals.min_size = 0.0
+  # The same, in detection.
+  model.test_proposals = ml_collections.ConfigDict(
+    {**proposals.to_dict(), 'pre_nms_top_k': 1000}
+  )
+  # Fields of RPNTargetOptions.
+  model.rpn_targets = rpn = ml_collections.ConfigDict()
+  # Fields of MatchingOptions, anchors to instances.
+  rpn.matching = matching = ml_collections.ConfigDict()
+  # IoU from which an anchor is positive.
+  matching.positive_iou = 0.7
+  # IoU below which an anchor is negative.
+  matching.negative_iou = 0.3
+  # The positive IoU itself does not suffice.
+  matching.positive_strict = False
+  # Positive below the threshold: none, one anchor per instance, or all ties.
+  matching.forced = 'one'
+  # Anchors per image that objectness learns from.
+  rpn.num_samples = 256
+  # Largest share of positives among them.
+  rpn.positive_fraction = 0.5
+  # Fields of SamplingOptions.
+  model.sampling = sampling = ml_collections.ConfigDict()
+  # Fields of MatchingOptions, proposals to instances.
+  sampling.matching = matching = ml_collections.ConfigDict()
+  # IoU from which a RoI is foreground.
+  matching.positive_iou = 0.5
+  # IoU below which a RoI is background.
+  matching.negative_iou = 0.5
+  # The positive IoU itself does not suffice.
+  matching.positive_strict = True
+  # No RoI is foreground below the threshold.
+  matching.forced = 'none'
+  # RoIs per image that the heads learn from.
+  sampling.num_rois = 512
+  # Largest share of foreground among them.
+  sampling.foreground_fraction = 0.25
+  # Fields of RoiAlignOptions.
+  model.roi_align = roi_align = ml_collections.ConfigDict()
+  # Samples per bin and axis.
+  roi_align.samples_per_bin = 1
+  # Shift by half a pixel, as aligned=True does elsewhere.
+  roi_align.half_pixel = False
+  # Finest level that RoIs are taken from.
+  roi_align.min_level = 2
+  # Coarsest level that RoIs are taken from.
+  roi_align.max_level = 6
+  # Added before the level is rounded down.
+  roi_align.level_epsilon = 0.0
+  # Smallest side of a RoI, in cells.
+  roi_align.min_side = 0.0
+  # Samples beyond the map are 0, not the border.
+  roi_align.zero_outside = False
+  # Fields of DetectionOptions.
+  model.detections = detections = ml_collections.ConfigDict()
+  # Per image.
+  detections.max_detections = 100
+  # A score must be larger.
+  detections.score_threshold = 0.0
+  # Overlap that NMS within a class bears.
+  detections.iou_threshold = 0.5
+  # Shorter sides are dropped; 0 keeps all.
+  detections.min_size = 0.0
+  # Fields of LossOptions.
+  model.losses = losses = ml_collections.ConfigDict()
+  # RPN terms: mean per level (levels), or over sampled anchors (sampled).
+  losses.rpn_normalizer = 'levels'
+  # Anchors that a level's objectness is divided by; rpn_targets.num_samples.
+  losses.rpn_samples = 256
+  # Where the Huber loss of the RPN turns linear.
+  losses.rpn_delta = 1 / 9
+  # Box term: mean over foreground coordinates, or sum over number of all rois.
+  losses.box_normalizer = 'foreground'
+  # Where the Huber loss of the box head turns linear.
+  losses.box_delta = 1.0
+  # Huber losses are divided by their delta.
+  losses.smooth_l1 = False
+  # A box from a to b has the side b - a + 1 where deltas are coded.
+  model.plus_one = True
+  # Weights of the box head's (dy, dx, dh, dw).
+  model.box_weights = (10.0, 10.0, 5.0, 5.0)
+  # Of mask targets; None leaves them soft.
+  model.mask_threshold = 0.5
+  # Of RGB in 0..1, subtracted; ImageNet's.
+  model.pixel_mean = (0.485, 0.456, 0.406)
+  # Of RGB in 0..1, divided by; ImageNet's.
+  model.pixel_std = (0.229, 0.224, 0.225)
+  # Compute type of convolutions and dense layers: float32 or bfloat16.
+  model.dtype = 'float32'
+
+  # Training data: arguments of train_batches.
+  config.input = inputs = ml_collections.ConfigDict()
+  # Record files, or a TFDS directory with its split, as in DIR:train.
+  inputs.file_pattern = 'local/coco/train*.tfrecord'
+  # (height, width) of the input; an image takes the one that shrinks it least.
+  inputs.canvases = ((832, 1344),)
+  # Images per step over all devices and hosts.
+  inputs.batch_size = 4
+  # Objects per image; of more the largest are kept.
+  inputs.max_instances = 100
+  # Side of the mask of an instance.
+  inputs.mask_size = 112
+  # Mirror half of the images.
+  inputs.flip = True
+  # Of order and augmentation.
+  inputs.seed = 0
+  # uint8 (rounded) or float32.
+  inputs.image_dtype = 'uint8'
+  # Fields of ResizeOptions.
+  inputs.resize = resize = ml_collections.ConfigDict()
+  # (shorter, longer) sides to fit into; None: the canvas.
+  resize.fit_size = ml_collections.config_dict.placeholder(tuple)
+  # Sizes in double precision and a scale per axis, as torchvision.
+  resize.exact_sizes = False
+  # Nearest neighbours of pixel centres for masks, as TensorFlow.
+  resize.half_pixel_masks = True
+
+  # Fields of OptimizerOptions.
+  config.optimizer = optimizer = ml_collections.ConfigDict()
+  # After warm-up, for the whole batch.
+  optimizer.learning_rate = 0.005
+  # Steps of linear warm-up.
+  optimizer.warmup_steps = 1000
+  # Where warm-up starts.
+  optimizer.warmup_learning_rate = 0.0
+  # Last steps before the rate falls.
+  optimizer.decay_steps = (240_000, 320_000)
+  # Of the rate, after each of those.
+  optimizer.decay_factors = (0.1, 0.01)
+  # The rate falls after those steps, not at them.
+  optimizer.inclusive_decay = True
+  # Of SGD.
+  optimizer.momentum = 0.9
+  # Times half the squared kernels, part of the loss.
+  optimizer.weight_decay = 1e-4
+  # Gradients of biases are multiplied by it (Detectron's doubled rate).
+  optimizer.bias_gradient_factor = 2.0
+  # The rate is multiplied in before the momentum, as Keras does.
+  optimizer.rate_in_momentum = False
+  # Gradients are scaled down to this norm; None: never.
+  optimizer.clip_global_norm = ml_collections.config_dict.placeholder(float)
+
+  # Fields of TrainingOptions.
+  config.training = training = ml_collections.ConfigDict()
+  # Last step, counted from the start of the run.
+  training.num_steps = 360_000
+  # Of initial parameters and sampling.
+  training.seed = 0
+  # Metrics are written this often.
+  training.log_every_steps = 20
+  # Checkpoints are written this often, and at the end.
+  training.checkpoint_every_steps = 2500
+  # How many of them stay.
+  training.keep_checkpoints = 3
+  # Images of an evaluation that are drawn with their detections.
+  training.pictures = 8
+
+  # Fields of EvaluationOptions; canvases and resizing are those of the input.
+  config.evaluation = evaluation = ml_collections.ConfigDict()
+  # Record files, or a TFDS directory with its split.
+  evaluation.file_pattern = 'local/coco/val*.tfrecord'
+  # Ground truth for pycocotools.
+  evaluation.annotations_file = 'local/coco/annotations/instances_val2017.json'
+  # Images per step over all devices and hosts.
+  evaluation.batch_size = 4
+  # Evaluate only the first so many; None: all.
+  evaluation.max_images = ml_collections.config_dict.placeholder(int)
+  # How often train_and_eval evaluates besides at the end; 0: not at all.
+  evaluation.every_steps = 29_568
+  # Detections below are not drawn.
+  evaluation.min_picture_score = 0.5
+
+  # What the run computes on.
+  config.runtime = runtime = ml_collections.ConfigDict()
+  # auto, cpu, gpu, tpu or hpu; auto takes what there is.
+  runtime.backend = 'auto'
+  # Folder of compiled programs, for a faster next start; '' for none.
+  runtime.compilation_cache = '~/.cache/maskrcnn_jax/xla'
+
+  VARIANTS[variant](config)
+  return config
+
+
+def _habana_1x(config):
+  """The fields as they stand: one device, 12.17 epochs of 118287 images."""
+  del config
+
+
+def _nvidia_1x(config):
+  """NVIDIA's TF2 system: 8 devices with 4 images each, 12 epochs."""
+  # Convolutions pad like TensorFlow; batch norm has Keras' constants.
+  config.model.backbone.padding = 'same'
+  config.model.backbone.norm_epsilon = 1e-5
+  config.model.backbone.norm_momentum = 0.9
+  # Boundaries at 0.3, 8 and 10 epochs, counted in steps of the global batch.
+  config.input.batch_size = 32
+  config.optimizer.learning_rate = 0.04
+  config.optimizer.warmup_steps = 1108
+  config.optimizer.decay_steps = (29_571, 36_964)
+  config.optimizer.inclusive_decay = False
+  config.optimizer.rate_in_momentum = True
+  config.optimizer.bias_gradient_factor = 1.0
+  config.training.num_steps = 44_352
+  config.evaluation.every_steps = 3696
+  config.evaluation.batch_size = 8
+
+
+def _torchvision(config):
+  """maskrcnn_resnet50_fpn as its reference script trained it."""
+  model = config.model
+  model.backbone.norm_epsilon = 1e-5
+  model.backbone.norm_momentum = 0.9
+  model.backbone.pool_padding = 'symmetric'
+  # Ratios 0.5, 1 and 2 of height to width.
+  root = 2.0**0.5
+  model.anchors.aspects = ((root, 1 / root), (1.0, 1.0), (1 / root, root))
+  model.anchors.rounded = True
+  model.anchors.centered = False
+  model.anchors.fitted_strides = True
+  model.train_proposals.post_nms_top_k = 2000
+  model.train_proposals.min_size = 1e-3
+  model.test_proposals.min_size = 1e-3
+  model.rpn_targets.matching.forced = 'ties'
+  model.sampling.matching.positive_strict = False
+  model.roi_align.samples_per_bin = 2
+  model.roi_align.max_level = 5
+  model.roi_align.level_epsilon = 1e-6
+  model.roi_align.min_side = 1.0
+  model.roi_align.zero_outside = True
+  model.detections.score_threshold = 0.05
+  model.detections.min_size = 1e-2
+  model.losses.rpn_normalizer = 'sampled'
+  model.losses.box_normalizer = 'rois'
+  model.losses.box_delta = 1 / 9
+  model.losses.smooth_l1 = True
+  model.plus_one = False
+  model.mask_threshold = None
+  # 800 x 1333 padded to multiples of 32, upright or not.
+  config.input.canvases = ((800, 1344), (1344, 800))
+  config.input.resize.fit_size = (800, 1333)
+  config.input.resize.exact_sizes = True
+  config.input.resize.half_pixel_masks = False
+  # 26 epochs of 117266 images with objects, 8 devices with 2 images each.
+  config.input.batch_size = 16
+  config.optimizer.learning_rate = 0.02
+  config.optimizer.warmup_learning_rate = 2e-5
+  config.optimizer.decay_steps = (16 * 7329, 22 * 7329)
+  config.optimizer.inclusive_decay = False
+  config.optimizer.bias_gradient_factor = 1.0
+  config.training.num_steps = 26 * 7329
+  config.evaluation.every_steps = 7329
+
+
+def _overfit(config):
+  """Eight images, trained from nothing until they are known by heart."""
+  # Group norm needs no statistics, so it trains from any initial values.
+  config.model.backbone.norm = 'group'
+  config.model.backbone.norm_epsilon = 1e-5
+  config.model.backbone.frozen_stages = 0
+  # A fifth of the pixels, in both orientations.
+  config.input.canvases = ((384, 512), (512, 384))
+  config.input.file_pattern = 'local/overfit/train*.tfrecord'
+  config.input.flip = False
+  config.optimizer.learning_rate = 0.02
+  config.optimizer.warmup_steps = 50
+  config.optimizer.decay_steps = (500, 600)
+  config.training.num_steps = 650
+  config.training.checkpoint_every_steps = 100
+  config.evaluation.file_pattern = 'local/overfit/train*.tfrecord'
+  config.evaluation.annotations_file = 'local/overfit/instances.json'
+  config.evaluation.every_steps = 0
+
+
+VARIANTS = {
+  'habana_1x': _habana_1x,
+  'nvidia_1x': _nvidia_1x,
+  'torchvision': _torchvision,
+  'overfit': _overfit,
+}

@@ -1,0 +1,155 @@
+"""Small Mask R-CNN on drawn shapes: minutes on two CPU cores, from nothing.
+
+`python data/shapes/shapes.py --output local/shapes` draws the pictures.
+"""
+
+import ml_collections
+
+
+def get_config():
+  """The config; every field can be set on the command line.
+
+  Options of the model that are not listed are those of `configs/coco.py`.
+  """
+  config = ml_collections.ConfigDict()
+
+  # The network: fields of MaskRCNN.
+  config.model = model = ml_collections.ConfigDict()
+  # Background, disc, square, triangle, cross.
+  model.num_classes = 5
+  # Fields of ResNet.
+  model.backbone = backbone = ml_collections.ConfigDict()
+  # Layers: 18, 34, 50 or 101.
+  backbone.depth = 18
+  # Channels of the stem.
+  backbone.width = 32
+  # frozen, batch or group; group trains from any initial values.
+  backbone.norm = 'group'
+  # Added to the variance.
+  backbone.norm_epsilon = 1e-5
+  # How many of (stem, stage 2, stage 3, ...) are not trained.
+  backbone.frozen_stages = 0
+  # Channels of every pyramid level.
+  model.pyramid_channels = 64
+  # Coarsest level: its anchors have 128 px, the whole picture.
+  model.max_level = 4
+  # Width of the two dense layers of the box head.
+  model.box_channels = 256
+  # Width of the mask head.
+  model.mask_channels = 64
+  # 3x3 convolutions of the mask head.
+  model.mask_convs = 2
+  # Fields of ProposalOptions, in training.
+  model.train_proposals = proposals = ml_collections.ConfigDict()
+  # Anchors per level that enter NMS, by score.
+  proposals.pre_nms_top_k = 200
+  # Proposals per image.
+  proposals.post_nms_top_k = 100
+  # The same, in detection.
+  model.test_proposals = proposals = ml_collections.ConfigDict()
+  # Anchors per level that enter NMS, by score.
+  proposals.pre_nms_top_k = 200
+  # Proposals per image.
+  proposals.post_nms_top_k = 100
+  # Fields of RPNTargetOptions.
+  model.rpn_targets = rpn = ml_collections.ConfigDict()
+  # Anchors per image that objectness learns from.
+  rpn.num_samples = 64
+  # Fields of SamplingOptions.
+  model.sampling = sampling = ml_collections.ConfigDict()
+  # RoIs per image that the heads learn from.
+  sampling.num_rois = 32
+  # Largest share of foreground among them.
+  sampling.foreground_fraction = 0.5
+  # Fields of RoiAlignOptions.
+  model.roi_align = roi_align = ml_collections.ConfigDict()
+  # Coarsest level that RoIs are taken from.
+  roi_align.max_level = 4
+  # Fields of DetectionOptions.
+  model.detections = detections = ml_collections.ConfigDict()
+  # Per image, of at most 8 shapes.
+  detections.max_detections = 20
+  # A score must be larger.
+  detections.score_threshold = 0.05
+  # Fields of LossOptions.
+  model.losses = losses = ml_collections.ConfigDict()
+  # Anchors that a level's objectness is divided by; rpn_targets.num_samples.
+  losses.rpn_samples = 64
+  # Compute type of convolutions and dense layers: float32 or bfloat16.
+  model.dtype = 'float32'
+
+  # Training data: arguments of train_batches.
+  config.input = inputs = ml_collections.ConfigDict()
+  # Record files, or a TFDS directory with its split.
+  inputs.file_pattern = 'local/shapes:train'
+  # (height, width) of the input.
+  inputs.canvases = ((128, 128),)
+  # Images per step over all devices and hosts.
+  inputs.batch_size = 8
+  # Objects per image; pictures have at most 8.
+  inputs.max_instances = 8
+  # Side of the mask of an instance.
+  inputs.mask_size = 56
+  # Mirror half of the images.
+  inputs.flip = True
+  # Of order and augmentation.
+  inputs.seed = 0
+  # uint8 (rounded) or float32.
+  inputs.image_dtype = 'uint8'
+
+  # Fields of OptimizerOptions.
+  config.optimizer = optimizer = ml_collections.ConfigDict()
+  # After warm-up, for the whole batch.
+  optimizer.learning_rate = 0.02
+  # Steps of linear warm-up.
+  optimizer.warmup_steps = 100
+  # Where warm-up starts.
+  optimizer.warmup_learning_rate = 0.0
+  # Last steps before the rate falls.
+  optimizer.decay_steps = (900, 1100)
+  # Of the rate, after each of those.
+  optimizer.decay_factors = (0.1, 0.01)
+  # Of SGD.
+  optimizer.momentum = 0.9
+  # Times half the squared kernels, part of the loss.
+  optimizer.weight_decay = 1e-4
+  # Gradients of biases are multiplied by it.
+  optimizer.bias_gradient_factor = 2.0
+
+  # Fields of TrainingOptions.
+  config.training = training = ml_collections.ConfigDict()
+  # Last step, counted from the start of the run.
+  training.num_steps = 1200
+  # Of initial parameters and sampling.
+  training.seed = 0
+  # Metrics are written this often.
+  training.log_every_steps = 20
+  # Checkpoints are written this often, and at the end.
+  training.checkpoint_every_steps = 300
+  # How many of them stay.
+  training.keep_checkpoints = 2
+  # Images of an evaluation that are drawn with their detections.
+  training.pictures = 8
+
+  # Fields of EvaluationOptions; canvases and resizing are those of the input.
+  config.evaluation = evaluation = ml_collections.ConfigDict()
+  # Record files, or a TFDS directory with its split.
+  evaluation.file_pattern = 'local/shapes:val'
+  # Ground truth for pycocotools.
+  evaluation.annotations_file = 'local/shapes/annotations_val.json'
+  # Images per step over all devices and hosts.
+  evaluation.batch_size = 20
+  # Evaluate only the first so many; None: all.
+  evaluation.max_images = ml_collections.config_dict.placeholder(int)
+  # How often train_and_eval evaluates besides at the end; 0: not at all.
+  evaluation.every_steps = 0
+  # Detections below are not drawn.
+  evaluation.min_picture_score = 0.5
+
+  # What the run computes on.
+  config.runtime = runtime = ml_collections.ConfigDict()
+  # auto, cpu, gpu, tpu or hpu; auto takes what there is.
+  runtime.backend = 'auto'
+  # Folder of compiled programs, for a faster next start; '' for none.
+  runtime.compilation_cache = '~/.cache/maskrcnn_jax/xla'
+  return config
