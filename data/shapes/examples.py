@@ -6,7 +6,7 @@ import drawing
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from maskrcnn_jax.datasets import annotations
+from maskrcnn_jax.datasets import masks
 
 
 def make_example(seed: int, index: int) -> dict:
@@ -22,7 +22,7 @@ def make_example(seed: int, index: int) -> dict:
       },
       'is_crowd': 0,
       'area': np.count_nonzero(mask),
-      'mask': annotations.encode_mask(mask),
+      'mask': masks.encode_mask(mask),
     }
     for box, class_id, mask in zip(
       picture.boxes, picture.classes, picture.masks

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.lib.io import tf_record
 
-from maskrcnn_jax.datasets import annotations
+from maskrcnn_jax.datasets.examples import ImageExample
 from maskrcnn_jax.datasets.record_index import RecordIndex, index_records
 
 __all__ = [
@@ -48,7 +48,7 @@ _FEATURES = {
 }
 
 
-def encode_record(example: annotations.ImageExample) -> bytes:
+def encode_record(example: ImageExample) -> bytes:
   """A checked image as a serialized record."""
   sizes = np.array([example.height, example.width] * 2, np.float64)
   shares = (example.boxes / sizes).T
@@ -102,8 +102,9 @@ def write_records(path: str | os.PathLike, records: Iterable[bytes]) -> int:
   count = 0
   try:
     with tf.io.TFRecordWriter(str(unfinished)) as writer:
-      for count, record in enumerate(records, start=1):
+      for record in records:
         writer.write(record)
+        count += 1
     os.rename(unfinished, path)
   finally:
     unfinished.unlink(missing_ok=True)

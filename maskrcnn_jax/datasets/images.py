@@ -1,0 +1,67 @@
+"""Image files as records hold them: whole, and as large as the json says.
+
+JPEG, PNG and BMP files go into a record byte for byte; others, which
+TensorFlow cannot decode, as PNG.
+
+Cameras store some pictures turned and note that in EXIF. Which way up the
+annotations are shows in the size the json gives: that of the stored pixels
+(COCO's own practice; the flag is then ignored, by TensorFlow too) or that of
+the upright picture, which is then stored upright, as JPEG.
+"""
+
+import io
+import os
+import pathlib
+import warnings
+
+from PIL import ExifTags, Image, ImageOps
+
+_KEPT_FORMATS = ('JPEG', 'MPO', 'PNG', 'BMP')
+_JPEG_QUALITY = 95
+
+
+def read_image(
+  path: str | os.PathLike, height: int, width: int
+) -> tuple[bytes, str | None]:
+  """An image file that decodes to the given size.
+
+  Returns:
+    The file's bytes, and what was done to them: None, `stored_upright`,
+    `rotation_ignored` or `stored_as_png`.
+
+  Raises:
+    ValueError: if the file is missing, damaged or of another size; says how.
+  """
+  try:
+    encoded = pathlib.Path(path).read_bytes()
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')  # Of Pillow, about odd EXIF blocks.
+      with Image.open(io.BytesIO(encoded)) as image:
+        image.load()  # Decodes all of it: a truncated file ends here.
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return _fit(encoded, image, orientation, (width, height))
+  except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    raise ValueError(f'cannot be read ({error})') from error
+
+
+def _fit(encoded, image, orientation, size):
+  if image.size == size:
+    if image.format not in _KEPT_FORMATS:
+      return _encode(image.convert('RGB'), 'PNG'), 'stored_as_png'
+    return encoded, None if orientation == 1 else 'rotation_ignored'
+  if orientation in (5, 6, 7, 8) and image.size == size[::-1]:
+    upright = ImageOps.exif_transpose(image).convert('RGB')
+    return _encode(upright, 'JPEG'), 'stored_upright'
+  raise ValueError(
+    f'is {image.size[1]} x {image.size[0]} (height x width), the json says '
+    f'{size[1]} x {size[0]}'
+  )
+
+
+def _encode(image, kind):
+  stream = io.BytesIO()
+  # Without its EXIF block: the pixels are upright now.
+  image.info.pop('exif', None)
+  options = {'quality': _JPEG_QUALITY, 'subsampling': 0}
+  image.save(stream, kind, **(options if kind == 'JPEG' else {}))
+  return stream.getvalue()

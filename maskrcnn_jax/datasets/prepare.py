@@ -1,0 +1,220 @@
+"""Turns images and a COCO json into record files.
+
+Workers read and check images and draw masks; this process writes. The files do
+not depend on the number of workers: image i of the json goes to file i modulo
+the number of files, in order.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import glob
+import itertools
+import multiprocessing
+import os
+import pathlib
+import time
+from collections.abc import Sequence
+
+from maskrcnn_jax.datasets import annotations, examples
+
+_IMAGES_PER_FILE = 500
+_SUFFIX = '.tfrecord'
+_CHUNK = 8  # Images a worker takes at a time.
+_IN_FLIGHT_PER_WORKER = 4  # Chunks, so that memory stays bounded.
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+  """What was written and what was left out; `str` gives it as a table.
+
+  Attributes:
+    files: the record files.
+    num_images: images written.
+    num_empty: those of them without an object.
+    num_objects: objects written, with crowd.
+    num_crowd: those of them that are a crowd.
+    findings: what was left out or noted.
+    seconds: time it took.
+  """
+
+  files: tuple[str, ...]
+  num_images: int
+  num_empty: int
+  num_objects: int
+  num_crowd: int
+  findings: Sequence[annotations.Finding]
+  seconds: float
+
+  def counts(self) -> dict[str, int]:
+    """Number of findings by kind."""
+    return dict(collections.Counter(each.kind for each in self.findings))
+
+  def __str__(self) -> str:
+    lines = [
+      f'{len(self.files)} files, {self.files[0]} ..'
+      if len(self.files) > 1
+      else self.files[0],
+      f'{self.num_images:9d} images, {self.num_empty} of them without objects',
+      f'{self.num_objects:9d} objects, {self.num_crowd} of them crowds',
+    ]
+    first = {each.kind: each for each in reversed(self.findings)}
+    for kind, count in sorted(self.counts().items()):
+      happened = 'noted' if first[kind].severity == 'note' else 'left out'
+      lines.append(f'{count:9d} {kind} ({happened}), such as {first[kind]}')
+    lines.append(f'{self.seconds:9.0f} seconds')
+    return '\n'.join(lines)
+
+
+def prepare(
+  images_dir: str | os.PathLike,
+  annotations_file: str | os.PathLike,
+  output_pattern: str | os.PathLike,
+  num_shards: int | None = None,
+  num_workers: int | None = None,
+  captions_file: str | os.PathLike | None = None,
+) -> Summary:
+  """Writes the record files of a data set; all of them or none.
+
+  Args:
+    images_dir: folder that the json's file names are relative to.
+    annotations_file: COCO instances json.
+    output_pattern: `DIR/train`, `DIR/train.tfrecord` or `DIR/train-*.tfrecord`;
+      the files become `DIR/train-00000-of-00008.tfrecord` and so on.
+    num_shards: number of files; by default one for every 500 images.
+    num_workers: processes; by default one per core.
+    captions_file: COCO captions json.
+
+  Raises:
+    FileExistsError: if there are files of that name.
+    ValueError: if the json or an image cannot be used; lists the first few,
+      after all images were read.
+  """
+  start = time.monotonic()
+  stem = _stem(output_pattern)
+  dataset = annotations.load_coco(annotations_file, images_dir, captions_file)
+  if not dataset.images:
+    raise ValueError(f'{annotations_file} lists no images.')
+  files = _name_files(stem, len(dataset.images), num_shards)
+  findings = list(dataset.findings)
+  counts = collections.Counter()
+  made = _make_examples(dataset, images_dir, num_workers or os.cpu_count())
+  with _open_writers(files) as writers:
+    for writer, (example, found) in zip(itertools.cycle(writers), made):
+      findings += found
+      if example is not None:
+        _write(writer, example, counts)
+    annotations.raise_errors(findings)
+  seconds = time.monotonic() - start
+  return Summary(tuple(files), findings=findings, seconds=seconds, **counts)
+
+
+def _stem(output_pattern):
+  """The path that file numbers are appended to."""
+  pattern = os.fspath(output_pattern)
+  stem = pattern.removesuffix(_SUFFIX).removesuffix('*').removesuffix('-')
+  name = os.path.basename(stem)
+  if not name or glob.has_magic(stem):
+    raise ValueError(
+      f'output_pattern must be like DIR/train-*{_SUFFIX}, got {pattern!r}.'
+    )
+  return stem
+
+
+def _name_files(stem, num_images, num_shards):
+  """Paths of the files to write, none of which exists."""
+  if num_shards is None:
+    num_shards = -(-num_images // _IMAGES_PER_FILE)
+  if num_shards < 1:
+    raise ValueError(f'num_shards must be 1 or more, got {num_shards}.')
+  present = sorted(glob.glob(f'{glob.escape(stem)}-*-of-*{_SUFFIX}'))
+  if present:
+    raise FileExistsError(
+      f'{present[0]} exists ({len(present)} files of that name): remove them '
+      'or choose another output_pattern.'
+    )
+  num_shards = min(num_shards, num_images)
+  return [
+    f'{stem}-{shard:05d}-of-{num_shards:05d}{_SUFFIX}'
+    for shard in range(num_shards)
+  ]
+
+
+@contextlib.contextmanager
+def _open_writers(files):
+  """Record writers; the files appear under their names if all went well."""
+  import tensorflow as tf  # Workers import this module and do not need it.
+
+  pathlib.Path(files[0]).parent.mkdir(parents=True, exist_ok=True)
+  unfinished = [f'{path}.unfinished-{os.getpid()}' for path in files]
+  try:
+    with contextlib.ExitStack() as stack:
+      yield [
+        stack.enter_context(tf.io.TFRecordWriter(path)) for path in unfinished
+      ]
+    for path, final in zip(unfinished, files):
+      os.rename(path, final)
+  finally:
+    for path in unfinished:
+      pathlib.Path(path).unlink(missing_ok=True)
+
+
+def _make_examples(dataset, images_dir, num_workers):
+  """Yields what `examples.make_example` returns, image by image, in order."""
+  import tqdm
+
+  tasks = (
+    (
+      image,
+      dataset.annotations.get(image.image_id, ()),
+      dataset.captions.get(image.image_id, ()),
+    )
+    for image in dataset.images
+  )
+  make = functools.partial(
+    _make_chunk, class_names=dataset.class_names, images_dir=images_dir
+  )
+  with tqdm.tqdm(total=len(dataset.images), unit='image') as bar:
+    for chunk in _map_in_order(make, tasks, num_workers):
+      for result in chunk:
+        bar.update()
+        yield result
+
+
+def _make_chunk(tasks, class_names, images_dir):
+  return [
+    examples.make_example(image, entries, class_names, images_dir, captions)
+    for image, entries, captions in tasks
+  ]
+
+
+def _map_in_order(function, tasks, num_workers):
+  """Results of chunks of tasks in their order, a bounded number ahead."""
+  chunks = iter(lambda: list(itertools.islice(tasks, _CHUNK)), [])
+  if num_workers == 1:
+    yield from map(function, chunks)
+    return
+  # TensorFlow's threads do not survive a fork.
+  context = multiprocessing.get_context('spawn')
+  with concurrent.futures.ProcessPoolExecutor(
+    num_workers, mp_context=context
+  ) as pool:
+    waiting = collections.deque()
+    for chunk in chunks:
+      waiting.append(pool.submit(function, chunk))
+      if len(waiting) >= num_workers * _IN_FLIGHT_PER_WORKER:
+        yield waiting.popleft().result()
+    while waiting:
+      yield waiting.popleft().result()
+
+
+def _write(writer, example, counts):
+  from maskrcnn_jax.datasets import records
+
+  writer.write(records.encode_record(example))
+  counts['num_images'] += 1
+  counts['num_empty'] += len(example.classes) == 0
+  counts['num_objects'] += len(example.classes)
+  counts['num_crowd'] += int(example.is_crowd.sum())
