@@ -1,0 +1,356 @@
+"""Batches of padded NumPy arrays from record files.
+
+tf.data reads records by offset, transforms and batches them, in the order that
+`order.py` computes. The global batch does not depend on the number of hosts; a
+host gets its rows of it. A record that cannot be read keeps its place, as a row
+whose `valid` is False.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from maskrcnn_jax.datasets import records
+from maskrcnn_jax.input_pipeline import order, transforms
+
+# So many unreadable rows in a row are no accident; training stops.
+MAX_UNREADABLE = 64
+CANVAS_MULTIPLE = 32  # The network halves its input five times.
+
+
+class TrainBatches:
+  """Endless batches of one host.
+
+  Attributes:
+    position: `examples` and `salt` of the next batch, to resume from.
+  """
+
+  def __init__(
+    self,
+    dataset: tf.data.Dataset,
+    batch_size: int,
+    start_examples: int,
+    salt: int,
+  ):
+    """Wraps a dataset.
+
+    Args:
+      dataset: endless batches of this host's rows.
+      batch_size: rows of the global batch.
+      start_examples: examples before the first batch.
+      salt: see `order.epoch_order`.
+    """
+    self.element_spec = dataset.element_spec
+    self._batches = dataset.as_numpy_iterator()
+    self._batch_size = batch_size
+    self._unreadable = 0
+    self.position = {'examples': start_examples, 'salt': salt}
+
+  def __iter__(self) -> Iterator[dict]:
+    return self
+
+  def __next__(self) -> dict:
+    batch = next(self._batches)
+    if np.any(batch['valid']):
+      self._unreadable = 0
+    else:
+      self._unreadable += len(batch['valid'])
+    if self._unreadable >= MAX_UNREADABLE:
+      raise RuntimeError(
+        f'The last {self._unreadable} records could not be read; the log names '
+        'each of them and the reason.'
+      )
+    examples = self.position['examples'] + self._batch_size
+    self.position = {**self.position, 'examples': examples}
+    return batch
+
+
+def train_batches(
+  file_pattern: str,
+  canvases: Sequence[tuple[int, int]] = ((832, 1344),),
+  batch_size: int = 4,
+  max_instances: int = 100,
+  mask_size: int = 112,
+  flip: bool = True,
+  seed: int = 0,
+  salt: int = 0,
+  start_examples: int = 0,
+  host_index: int = 0,
+  host_count: int = 1,
+  image_dtype: str = 'uint8',
+  resize: Mapping | None = None,
+  split: str | None = None,
+  block_size: int = 1,
+  num_threads: int | None = None,
+) -> TrainBatches:
+  """Endless batches for training.
+
+  Args:
+    file_pattern: record files, or a prepared TFDS directory.
+    canvases: (height, width) of the input; every batch has one of them, every
+      image takes the one that shrinks it least.
+    batch_size: images in a batch over all hosts.
+    max_instances: objects in an image; of more the largest are kept.
+    mask_size: side of the mask crops.
+    flip: mirror half of the images.
+    seed: of order and augmentation.
+    salt: raised to see other data from the same position.
+    start_examples: `position['examples']` of an earlier run.
+    host_index: this host.
+    host_count: hosts that share a batch.
+    image_dtype: 'uint8' or 'float32'.
+    resize: fields of `transforms.ResizeOptions`.
+    split: of a TFDS directory.
+    block_size: neighbouring records that stay together in the order.
+    num_threads: readers; by default one per CPU, at most 16.
+
+  Returns:
+    An iterator of dicts (the batch table of the README) with `position`.
+
+  Raises:
+    ValueError: if an argument is wrong; see also `records.index_records`.
+  """
+  options = transforms.TransformOptions(
+    max_instances=max_instances,
+    mask_size=mask_size,
+    flip=flip,
+    image_dtype=image_dtype,
+    resize=transforms.ResizeOptions(**(resize or {})),
+  )
+  fits = _check_arguments(canvases, batch_size, host_index, host_count, options)
+  index = records.index_records(file_pattern, split)
+  choices = order.assign_canvases(index.heights, index.widths, fits)
+  batches = order.TrainOrder(choices, batch_size, seed, salt, block_size)
+
+  def plan(number):
+    whole = batches.batch(start_examples + int(number) * batch_size)
+    return order.host_rows(whole, host_index, host_count)
+
+  def seeds(part):
+    pairs = zip(part.epochs, part.rows)
+    return [order.example_seed(seed, salt, int(e), int(r)) for e, r in pairs]
+
+  plans = _plans(tf.data.Dataset.counter(), plan, seeds, index, canvases, fits)
+  size = batch_size // host_count
+  dataset = _batched(plans, index, canvases, size, options, num_threads)
+  return TrainBatches(dataset, batch_size, start_examples, salt)
+
+
+def eval_batches(
+  file_pattern: str,
+  canvases: Sequence[tuple[int, int]] = ((832, 1344),),
+  batch_size: int = 4,
+  image_dtype: str = 'uint8',
+  with_instances: bool = False,
+  max_instances: int = 100,
+  mask_size: int = 112,
+  max_images: int | None = None,
+  host_index: int = 0,
+  host_count: int = 1,
+  resize: Mapping | None = None,
+  split: str | None = None,
+  num_threads: int | None = None,
+) -> Iterator[dict]:
+  """Every image once, never mirrored; the last batches are filled up.
+
+  Args:
+    file_pattern: record files, or a prepared TFDS directory.
+    canvases: see `train_batches`.
+    batch_size: images in a batch over all hosts.
+    image_dtype: 'uint8' or 'float32'.
+    with_instances: add `instances`, without crowds.
+    max_instances: see `train_batches`.
+    mask_size: see `train_batches`.
+    max_images: take only so many images, the first ones; None: all.
+    host_index: this host.
+    host_count: hosts that share a batch.
+    resize: see `train_batches`.
+    split: see `train_batches`.
+    num_threads: see `train_batches`.
+
+  Returns:
+    A finite iterator; rows that hold no image have `valid` False. Every host
+    gets the same number of batches, of the same canvases.
+  """
+  options = transforms.TransformOptions(
+    max_instances=max_instances,
+    mask_size=mask_size,
+    flip=False,
+    image_dtype=image_dtype,
+    with_instances=with_instances,
+    resize=transforms.ResizeOptions(**(resize or {})),
+  )
+  fits = _check_arguments(canvases, batch_size, host_index, host_count, options)
+  index = records.index_records(file_pattern, split)
+  heights, widths = index.heights[:max_images], index.widths[:max_images]
+  choices = order.assign_canvases(heights, widths, fits)
+  batches = order.eval_plans(choices, batch_size)
+
+  def plan(number):
+    return order.host_rows(batches[int(number)], host_index, host_count)
+
+  def seeds(part):
+    return np.zeros([len(part.rows), 2], np.int64)
+
+  numbers = tf.data.Dataset.range(len(batches))
+  plans = _plans(numbers, plan, seeds, index, canvases, fits)
+  size = batch_size // host_count
+  dataset = _batched(plans, index, canvases, size, options, num_threads)
+  return dataset.as_numpy_iterator()
+
+
+def _check_arguments(
+  canvases, batch_size: int, host_index: int, host_count: int, options
+) -> list[tuple[int, int]]:
+  """Raises for arguments that cannot work; the fit size of every canvas."""
+  if not len(canvases):
+    raise ValueError('canvases must name at least one (height, width).')
+  for canvas in canvases:
+    wrong = len(canvas) != 2 or any(
+      side < CANVAS_MULTIPLE or side % CANVAS_MULTIPLE for side in canvas
+    )
+    if wrong:
+      raise ValueError(
+        'canvases must be (height, width) in multiples of '
+        f'{CANVAS_MULTIPLE}, got {tuple(canvas)}.'
+      )
+  if batch_size < 1 or batch_size % host_count:
+    raise ValueError(
+      'batch_size must be a positive multiple of host_count, '
+      f'got {batch_size} for {host_count} hosts.'
+    )
+  if not 0 <= host_index < host_count:
+    raise ValueError(
+      f'host_index must be in 0..{host_count - 1}, got {host_index}.'
+    )
+  if options.image_dtype not in transforms.IMAGE_DTYPES:
+    raise ValueError(
+      f'image_dtype must be one of {transforms.IMAGE_DTYPES}, '
+      f'got {options.image_dtype!r}.'
+    )
+  return [transforms.fit_size(canvas, options.resize) for canvas in canvases]
+
+
+def _plans(
+  numbers: tf.data.Dataset,
+  plan: Callable,
+  seeds: Callable,
+  index: records.RecordIndex,
+  canvases,
+  fits,
+) -> tf.data.Dataset:
+  """A dataset of places: row, image id, seed, canvas and fit size."""
+
+  def columns(number):
+    part = plan(number)
+    size = len(part.rows)
+    filler = part.rows == order.FILLER
+    image_ids = np.where(filler, 0, index.image_ids[part.rows])
+    return (
+      part.rows.astype(np.int64),
+      image_ids.astype(np.int64),
+      np.asarray(seeds(part), np.int64),
+      np.tile(np.asarray(canvases[part.canvas], np.int32), (size, 1)),
+      np.tile(np.asarray(fits[part.canvas], np.int32), (size, 1)),
+    )
+
+  dtypes = (tf.int64, tf.int64, tf.int64, tf.int32, tf.int32)
+  shapes = ([None], [None], [None, 2], [None, 2], [None, 2])
+  names = ('row', 'image_id', 'seed', 'canvas', 'fit')
+
+  def place(number):
+    values = tf.numpy_function(columns, [number], dtypes)
+    pairs = zip(names, values, shapes)
+    return {name: tf.ensure_shape(x, shape) for name, x, shape in pairs}
+
+  return numbers.map(place).unbatch()
+
+
+def _batched(
+  places: tf.data.Dataset,
+  index: records.RecordIndex,
+  canvases,
+  batch_size: int,
+  options: transforms.TransformOptions,
+  num_threads: int | None,
+) -> tf.data.Dataset:
+  """Reads, transforms and batches, with bounded threads, in order."""
+  num_threads = num_threads or min(os.cpu_count() or 1, 16)
+  static = canvases[0] if len(set(map(tuple, canvases))) == 1 else (None, None)
+
+  def keep_shape(row):
+    images = tf.ensure_shape(row['images'], [*static, 3])
+    return row | {'images': images}
+
+  def one_row(place):
+    """The row of one place: what can be read, or else zeros."""
+    # An error inside tf.data would end the iterator or, ignored, shift all
+    # later rows; here it only empties the first of two alternatives.
+    alternatives = tf.data.Dataset.from_tensors(place)
+    full = alternatives.filter(lambda p: p['row'] != order.FILLER)
+    full = full.map(lambda p: _load(p, index, options)).ignore_errors()
+    empty = alternatives.map(lambda p: _empty(p, index, options))
+    return full.concatenate(empty).take(1)
+
+  dataset = places.interleave(
+    one_row,
+    cycle_length=num_threads,
+    block_length=1,
+    num_parallel_calls=num_threads,
+    deterministic=True,
+  )
+  dataset = dataset.map(keep_shape).batch(batch_size, drop_remainder=True)
+  settings = tf.data.Options()
+  settings.deterministic = True
+  settings.threading.private_threadpool_size = num_threads
+  settings.threading.max_intra_op_parallelism = 1
+  return dataset.prefetch(2).with_options(settings)
+
+
+def _load(place, index: records.RecordIndex, options):
+  """Reads and transforms the record of a place."""
+
+  def read(row):
+    return records.read_record(index, int(row))
+
+  serialized = tf.numpy_function(read, [place['row']], tf.string)
+  record = records.parse_record(tf.ensure_shape(serialized, []))
+  row = transforms.transform(
+    record, place['canvas'], place['fit'], place['seed'], options
+  )
+  return row | {'image_ids': place['image_id']}
+
+
+def _empty(place, index: records.RecordIndex, options):
+  """A row without an image; logs why, unless the place is a filler."""
+
+  def explain(row, *rest):
+    if row != order.FILLER:
+      names = ('row', 'image_id', 'seed', 'canvas', 'fit')
+      values = map(tf.constant, (row, *rest))
+      _explain(dict(zip(names, values)), index, options)
+    return np.int64(row)
+
+  arguments = [place[k] for k in ('row', 'image_id', 'seed', 'canvas', 'fit')]
+  row = tf.numpy_function(explain, arguments, tf.int64)
+  with tf.control_dependencies([row]):
+    image_id = tf.identity(place['image_id'])
+  empty = transforms.empty_row(place['canvas'], options)
+  return empty | {'image_ids': image_id}
+
+
+def _explain(place, index: records.RecordIndex, options):
+  """Logs the reason why a record cannot be used, found by trying again."""
+  reason = 'it could be read at the second attempt'
+  try:
+    _load(place, index, options)
+  except (tf.errors.OpError, ValueError, OSError) as error:
+    reason = getattr(error, 'message', None) or str(error)
+  row = int(place['row'])
+  image_id = int(index.image_ids[row])
+  logging.warning(
+    '%s, image %d is left out: %s', index.place(row), image_id, reason
+  )

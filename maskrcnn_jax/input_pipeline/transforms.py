@@ -1,0 +1,369 @@
+"""Image, boxes and masks of one example, brought to a canvas together.
+
+An example is a dict: `image` [h, w, 3] uint8, `boxes` [n, 4] normalised,
+`classes` [n] and `masks` [n, h, w]. Masks are never resized: `rows` and
+`columns` say which pixel of the original each pixel of the canvas shows, and
+the crops that training needs are cut through these maps as the last step.
+Whatever moves, scales or hides objects belongs between `resize` and
+`cut_masks`.
+"""
+
+import dataclasses
+
+import tensorflow as tf
+from absl import logging
+
+IMAGE_DTYPES = ('uint8', 'float32')
+OUTSIDE = -1  # In a pixel map: the canvas shows no pixel of the image here.
+
+
+@dataclasses.dataclass(frozen=True)
+class ResizeOptions:
+  """How the size on the canvas follows from the original size.
+
+  Attributes:
+    fit_size: (shorter, longer) sides that the image must fit into, laid along
+      those of the canvas; None: the canvas itself. torchvision pads 800x1333 to
+      a multiple of 32.
+    exact_sizes: compute sizes in float64 and report one scale per axis
+      (torchvision) instead of truncating a float32 product and reporting the
+      common scale (Habana, NVIDIA), which loses a pixel at some sizes.
+    half_pixel_masks: nearest neighbours of pixel centres (TensorFlow) or of
+      pixel corners (torchvision).
+  """
+
+  fit_size: tuple[int, int] | None = None
+  exact_sizes: bool = False
+  half_pixel_masks: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformOptions:
+  """What becomes of an example.
+
+  Attributes:
+    max_instances: rows of the instance arrays; larger objects come first when
+      there are more.
+    mask_size: side of the mask crops.
+    flip: mirror half of the images.
+    image_dtype: 'uint8' (rounded) or 'float32'; both 0..255.
+    with_instances: return `instances`.
+    resize: see `ResizeOptions`.
+  """
+
+  max_instances: int = 100
+  mask_size: int = 112
+  flip: bool = True
+  image_dtype: str = 'uint8'
+  with_instances: bool = True
+  resize: ResizeOptions = ResizeOptions()
+
+
+def fit_size(canvas, options: ResizeOptions) -> tuple[int, int]:
+  """(height, width) that an image may fill on a canvas."""
+  if options.fit_size is None:
+    return tuple(canvas)
+  short, long = sorted(options.fit_size)
+  size = (short, long) if canvas[0] <= canvas[1] else (long, short)
+  if size[0] > canvas[0] or size[1] > canvas[1]:
+    raise ValueError(
+      f'resize.fit_size must fit into the canvas {tuple(canvas)}, got {size}.'
+    )
+  return size
+
+
+def resized_size(image_size, fit, exact: bool = False):
+  """Size and scales of an image that is fitted into a rectangle.
+
+  Args:
+    image_size: `[..., 2]` int32, original (height, width).
+    fit: `[..., 2]` int32, the rectangle.
+    exact: see `ResizeOptions.exact_sizes`.
+
+  Returns:
+    `[..., 2]` int32 size, at least 1, and `[..., 2]` float32 scales,
+    input / original.
+  """
+  dtype = tf.float64 if exact else tf.float32
+  original = tf.cast(image_size, dtype)
+  scale = tf.reduce_min(tf.cast(fit, dtype) / original, axis=-1, keepdims=True)
+  # A very long image keeps one pixel of its short side.
+  size = tf.maximum(tf.cast(scale * original, tf.int32), 1)
+  scales = tf.cast(size, dtype) / original if exact else scale
+  scales = tf.broadcast_to(scales, tf.shape(original))
+  return size, tf.cast(scales, tf.float32)
+
+
+def nearest_pixels(original, resized, half_pixel: bool = True):
+  """The original pixel that each resized pixel shows, `[resized]` int32."""
+  # In float32, as the resize kernels compute it.
+  scale = tf.cast(original, tf.float32) / tf.cast(resized, tf.float32)
+  centers = tf.range(resized, dtype=tf.float32) + (0.5 if half_pixel else 0.0)
+  return tf.minimum(tf.cast(centers * scale, tf.int32), original - 1)
+
+
+def decode_image(encoded):
+  """RGB pixels, `[h, w, 3]` uint8, of a JPEG, PNG, GIF or BMP."""
+  # Grey is repeated and alpha dropped by the decoders.
+  return tf.io.decode_image(encoded, channels=3, expand_animations=False)
+
+
+def decode_masks(encoded, image_size):
+  """Masks from PNGs of the image's size, `[n, h, w]` uint8, 0 outside."""
+  spec = tf.TensorSpec([None, None], tf.uint8)
+
+  def decode(png):
+    return tf.io.decode_png(png, channels=1)[..., 0]
+
+  # An empty loop cannot tell the size of its results.
+  masks = tf.cond(
+    tf.size(encoded) > 0,
+    lambda: tf.map_fn(decode, encoded, fn_output_signature=spec),
+    lambda: tf.zeros(tf.concat([[0], image_size], 0), tf.uint8),
+  )
+  tf.debugging.assert_equal(
+    tf.shape(masks)[1:], image_size, 'The masks do not have the image size.'
+  )
+  return masks
+
+
+def select_instances(record, max_instances: int):
+  """Rows of a record's objects to train on, in their order, int32.
+
+  Crowds and boxes without area are left out; of more than `max_instances`
+  the largest boxes stay, which is logged once.
+  """
+  boxes = record['boxes']
+  sides = boxes[:, 2:] - boxes[:, :2]
+  usable = tf.reduce_all(sides > 0.0, axis=-1)
+  usable &= ~tf.cast(record['is_crowd'], tf.bool)
+  rows = tf.cast(tf.where(usable)[:, 0], tf.int32)
+
+  def largest():
+    areas = tf.gather(tf.reduce_prod(sides, axis=-1), rows)
+    number = tf.numpy_function(_say_dropped, [tf.size(rows)], tf.int32)
+    with tf.control_dependencies([number]):
+      best = tf.math.top_k(areas, max_instances, sorted=False).indices
+    return tf.gather(rows, tf.sort(best))
+
+  def _say_dropped(count):
+    logging.log_first_n(
+      logging.WARNING,
+      'An image has %d objects, max_instances is %d: the largest are kept, '
+      'here and in all such images.',
+      1,
+      count,
+      max_instances,
+    )
+    return count
+
+  return tf.cond(tf.size(rows) > max_instances, largest, lambda: rows)
+
+
+def parse_example(record, options: TransformOptions):
+  """Decodes a parsed record into an example.
+
+  Args:
+    record: see `datasets.records.parse_record`.
+    options: see there.
+
+  Returns:
+    `image`; with instances also `boxes`, `classes`, `masks` of those that
+    `select_instances` keeps.
+  """
+  image = decode_image(record['encoded'])
+  if not options.with_instances:
+    return {'image': image}
+  tf.debugging.assert_equal(
+    tf.size(record['masks']),
+    tf.shape(record['boxes'])[0],
+    'The record does not have one mask for each of its boxes.',
+  )
+  rows = select_instances(record, options.max_instances)
+  encoded_masks = tf.gather(record['masks'], rows)
+  return {
+    'image': image,
+    'boxes': tf.gather(record['boxes'], rows),
+    'classes': tf.cast(tf.gather(record['classes'], rows), tf.int32),
+    'masks': decode_masks(encoded_masks, tf.shape(image)[:2]),
+  }
+
+
+def resize(example, canvas, fit, flip, options: ResizeOptions):
+  """Mirrors an example if `flip`, resizes it and adds its pixel maps.
+
+  Args:
+    example: see `parse_example`.
+    canvas: `[2]` int32.
+    fit: `[2]` int32, see `fit_size`.
+    flip: scalar bool.
+    options: see there.
+
+  Returns:
+    `image` float32 [h, w, 3], `image_sizes`, `original_sizes`, `scales`, and,
+    with instances, `boxes` in pixels, `classes`, `masks`, `rows` [height] and
+    `columns` [width] of the canvas.
+  """
+  image = example['image']
+  original = tf.shape(image)[:2]
+  size, scales = resized_size(original, fit, options.exact_sizes)
+  image = tf.cond(flip, lambda: tf.reverse(image, [1]), lambda: image)
+  # Half-pixel centres, no antialiasing.
+  resized = tf.image.resize(image, size, tf.image.ResizeMethod.BILINEAR)
+  result = {
+    'image': resized,
+    'image_sizes': tf.cast(size, tf.float32),
+    'original_sizes': original,
+    'scales': scales,
+  }
+  if 'boxes' not in example:
+    return result
+  rows = nearest_pixels(original[0], size[0], options.half_pixel_masks)
+  columns = nearest_pixels(original[1], size[1], options.half_pixel_masks)
+  columns = tf.where(flip, original[1] - 1 - columns, columns)
+  y1, x1, y2, x2 = tf.unstack(example['boxes'], axis=-1)
+  mirrored = tf.stack([y1, 1.0 - x2, y2, 1.0 - x1], axis=-1)
+  boxes = tf.where(flip, mirrored, example['boxes'])
+  return result | {
+    'boxes': boxes * tf.tile(tf.cast(size, tf.float32), [2]),
+    'classes': example['classes'],
+    'masks': example['masks'],
+    'rows': _pad(rows, [canvas[0]], OUTSIDE),
+    'columns': _pad(columns, [canvas[1]], OUTSIDE),
+  }
+
+
+def cut_masks(masks, boxes, rows, columns, mask_size: int):
+  """Masks of the canvas, cut to the boxes and resized bilinearly.
+
+  The values of `tf.image.crop_and_resize` of full-size masks with boxes divided
+  by the canvas: the seed divides by the size but samples on a grid of size - 1
+  (seed_facts 5.6). Only the rows and columns that are read are touched.
+
+  Args:
+    masks: `[n, h, w]` uint8, not 0 on the object.
+    boxes: `[n, 4]` in pixels of the canvas.
+    rows: `[height]` int32, row of the masks for each row of the canvas.
+    columns: `[width]` int32.
+    mask_size: side of the crops.
+
+  Returns:
+    `[n, mask_size, mask_size]` float32 in 0..1.
+  """
+  ys, y_weights = _samples(boxes[:, 0], boxes[:, 2], rows, mask_size)
+  xs, x_weights = _samples(boxes[:, 1], boxes[:, 3], columns, mask_size)
+  lines = tf.gather(masks, ys, axis=1, batch_dims=1)  # [n, 2 * size, w]
+  lines = tf.transpose(lines, [0, 2, 1])
+  values = tf.gather(lines, xs, axis=1, batch_dims=1)  # [n, 2 * size (x), y]
+  values = tf.cast(values > 0, tf.float32)
+  values = values * x_weights[:, :, None] * y_weights[:, None, :]
+  values = values[:, :mask_size] + values[:, mask_size:]
+  values = values[..., :mask_size] + values[..., mask_size:]
+  return tf.transpose(values, [0, 2, 1])
+
+
+def _samples(starts, ends, pixels, mask_size: int):
+  """Where one axis of the crops is read: `[n, 2 * mask_size]` twice.
+
+  The first half are the lower neighbours of the sampled points, the second half
+  the upper ones, with their weights; 0 outside the image.
+  """
+  length = tf.size(pixels)
+  size = tf.cast(length, tf.float32)
+  # Times the reciprocal, as TensorFlow's graph optimizer makes of a division;
+  # a last bit here is 1e-4 of a pixel at the far end of a large canvas.
+  starts, ends = starts[:, None] * (1.0 / size), ends[:, None] * (1.0 / size)
+  steps = (ends - starts) * (size - 1.0) / (mask_size - 1)
+  points = starts * (size - 1.0) + tf.range(mask_size, dtype=tf.float32) * steps
+  lower, upper = tf.floor(points), tf.math.ceil(points)
+  weight = points - lower
+  inside = (points >= 0.0) & (points <= size - 1.0)
+  places = tf.cast(tf.concat([lower, upper], axis=1), tf.int32)
+  indices = tf.gather(pixels, tf.clip_by_value(places, 0, length - 1))
+  weights = tf.concat([1.0 - weight, weight], axis=1)
+  shown = tf.tile(inside, [1, 2]) & (indices != OUTSIDE)
+  return tf.maximum(indices, 0), tf.where(shown, weights, 0.0)
+
+
+def _pad(values, shape, constant=0):
+  """Pads with a constant at the end of the leading axes up to `shape`."""
+  paddings = [[0, shape[i] - tf.shape(values)[i]] for i in range(len(shape))]
+  paddings += [[0, 0]] * (len(values.shape) - len(shape))
+  return tf.pad(values, paddings, constant_values=constant)
+
+
+def finish_image(image, canvas, image_dtype: str):
+  """Pads an image of floats to the canvas, rounded for uint8."""
+  if image_dtype == 'uint8':
+    image = tf.cast(image + 0.5, tf.uint8)
+  return _pad(image, [canvas[0], canvas[1]])
+
+
+def finish_instances(example, options: TransformOptions):
+  """Cuts the masks and pads to `max_instances` rows."""
+  crops = cut_masks(
+    example['masks'],
+    example['boxes'],
+    example['rows'],
+    example['columns'],
+    options.mask_size,
+  )
+  count = tf.shape(example['boxes'])[0]
+  length = [options.max_instances]
+  return {
+    'boxes': _pad(example['boxes'], length),
+    'classes': _pad(example['classes'], length),
+    'masks': _pad(tf.cast(crops * 255.0 + 0.5, tf.uint8), length),
+    'valid': tf.range(options.max_instances) < count,
+  }
+
+
+def transform(record, canvas, fit, seed, options: TransformOptions):
+  """One row of a batch from one record.
+
+  Args:
+    record: see `datasets.records.parse_record`.
+    canvas: `[2]` int32.
+    fit: `[2]` int32, see `fit_size`.
+    seed: `[2]` int64 of the example's random draws.
+    options: see there.
+
+  Returns:
+    The keys of the batch without `image_ids`.
+  """
+  if options.flip:
+    flip = tf.random.stateless_uniform([], seed) < 0.5
+  else:
+    flip = tf.constant(False)
+  example = parse_example(record, options)
+  example = resize(example, canvas, fit, flip, options.resize)
+  row = {
+    'images': finish_image(example['image'], canvas, options.image_dtype),
+    'valid': tf.constant(True),
+  }
+  for key in ('image_sizes', 'original_sizes', 'scales'):
+    row[key] = example[key]
+  if options.with_instances:
+    row['instances'] = finish_instances(example, options)
+  return row
+
+
+def empty_row(canvas, options: TransformOptions):
+  """A row of zeros whose `valid` is False; the keys of `transform`."""
+  shape = tf.concat([canvas, [3]], axis=0)
+  row = {
+    'images': tf.zeros(shape, options.image_dtype),
+    'valid': tf.constant(False),
+    'image_sizes': tf.zeros([2]),
+    'original_sizes': tf.zeros([2], tf.int32),
+    'scales': tf.zeros([2]),
+  }
+  if options.with_instances:
+    n, size = options.max_instances, options.mask_size
+    row['instances'] = {
+      'boxes': tf.zeros([n, 4]),
+      'classes': tf.zeros([n], tf.int32),
+      'masks': tf.zeros([n, size, size], tf.uint8),
+      'valid': tf.zeros([n], tf.bool),
+    }
+  return row
