@@ -93,3 +93,60 @@ def _round_down(threshold):
   if float(nearest) > threshold:
     return np.nextafter(nearest, np.float32(-np.inf))
   return nearest
+
+
+def classwise_nms(
+  boxes: jax.Array,
+  scores: jax.Array,
+  valid: jax.Array,
+  iou_threshold: float,
+  max_outputs: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """NMS within every class, then the best of all classes.
+
+  Takes the best candidate that is left, over all classes, and drops those of
+  its class that overlap it, `max_outputs` times. That gives what NMS class by
+  class and a final top-k give, but it never computes the overlaps of candidates
+  that cannot be among the outputs: with 1000 boxes, 90 classes and 100 outputs
+  1e5 IoUs instead of 9e7.
+
+  Args:
+    boxes: `[n, num_classes, 4]` of one image; corners in any order.
+    scores: `[n, num_classes]`; equal scores: the lower index is better.
+    valid: `[n, num_classes]` bool; other boxes take no part.
+    iou_threshold: as for `nms`.
+    max_outputs: length of the result.
+
+  Returns:
+    rows: `[max_outputs]` int32, best first; 0 where not valid.
+    classes: `[max_outputs]` int32, from 0; 0 where not valid.
+    valid: `[max_outputs]` bool.
+  """
+  if boxes.shape != (*scores.shape, 4) or scores.shape != valid.shape:
+    raise ValueError(
+      'boxes must be [n, num_classes, 4], scores and valid [n, num_classes], '
+      f'got {boxes.shape}, {scores.shape} and {valid.shape}.'
+    )
+  num_classes = scores.shape[1]
+  low = jnp.minimum(boxes[..., :2], boxes[..., 2:])
+  high = jnp.maximum(boxes[..., :2], boxes[..., 2:])
+  by_class = jnp.swapaxes(jnp.concatenate([low, high], axis=-1), 0, 1)
+  threshold = _round_down(iou_threshold)
+
+  def take_best(left, _):
+    best = jnp.argmax(left)
+    row, label = best // num_classes, best % num_classes
+    found = left.reshape(-1)[best] > -jnp.inf
+    same_class = by_class[label]  # [n, 4]
+    ious = box_ops.pairwise_iou(same_class, same_class[row][None])[:, 0]
+    dropped = ious > threshold
+    dropped = dropped.at[row].set(True)
+    column = jnp.where(dropped, -jnp.inf, left[:, label])
+    return left.at[:, label].set(column), (row, label, found)
+
+  left = jnp.where(valid, scores, -jnp.inf)
+  _, (rows, labels, found) = jax.lax.scan(
+    take_best, left, None, length=max_outputs
+  )
+  rows = jnp.where(found, rows, 0).astype(jnp.int32)
+  return rows, jnp.where(found, labels, 0).astype(jnp.int32), found

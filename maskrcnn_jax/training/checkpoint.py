@@ -122,6 +122,16 @@ def claim_workdir(workdir, config) -> None:
     path.write_text(json.dumps(given, indent=2) + '\n')
 
 
+def check_same_model(path, config, step: int | None = None) -> None:
+  """Compares the section `model` of a config with that of a checkpoint.
+
+  Raises:
+    FileNotFoundError: there is no such checkpoint.
+    WorkdirError: the checkpoint is of another model.
+  """
+  _check_same_model(path, read_config(path, step), _as_json(config))
+
+
 def latest_step(workdir) -> int | None:
   """The newest complete checkpoint of a workdir; None if it has none."""
   return max(_steps(_checkpoints(workdir)), default=None)

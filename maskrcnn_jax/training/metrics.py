@@ -5,26 +5,30 @@ TensorBoard shows (`train/mask`, `eval/AP`). A resumed run appends; where a step
 occurs twice, the later line holds.
 """
 
+import contextlib
 import json
 import math
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import jax
 import numpy as np
 import tensorboardX
 import tqdm
 
 
 class MetricWriter:
-  """Writes what a run reports; a context manager.
+  """Writes what a run reports; a context manager."""
 
-  Only the first host writes and prints.
-  """
-
-  def __init__(self, workdir, num_steps: int = 0, first_step: int = 0):
+  def __init__(
+    self,
+    workdir,
+    num_steps: int = 0,
+    first_step: int = 0,
+    enabled: bool = True,
+  ):
     """Opens the files of a run.
 
     Args:
@@ -32,9 +36,10 @@ class MetricWriter:
       num_steps: length of the progress bar; 0 for none.
       first_step: finished steps; TensorBoard hides later ones of a run that
         was cut off.
+      enabled: False on all hosts but one; they neither write nor print.
     """
     self._file = self._board = self._bar = None
-    if jax.process_index() != 0:
+    if not enabled:
       return
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -76,11 +81,12 @@ class MetricWriter:
     else:
       self.say(f'step {step}/{num_steps}: {text}')
 
-  def say(self, text: str) -> None:
-    """Prints a line without breaking the bar."""
+  def say(self, text: str, file=None) -> None:
+    """Prints a line, to stderr by default, without breaking the bar."""
+    file = file or sys.stderr
     if self._file is not None:
-      tqdm.tqdm.write(text, file=sys.stderr)
-      sys.stderr.flush()
+      tqdm.tqdm.write(text, file=file)
+      file.flush()
 
   def flush(self) -> None:
     """Makes everything so far visible to other programs."""
@@ -99,42 +105,48 @@ class MetricWriter:
 
 
 class ImageRate:
-  """Images per second since it was last read, without what was excluded."""
+  """Images per second, without the time in which it was paused."""
 
   def __init__(self, clock=time.monotonic):
     self._clock = clock
     self._restart()
 
   def _restart(self):
-    self._images, self._excluded, self._start = 0, 0.0, self._clock()
+    self._images, self._paused, self._start = 0, 0.0, self._clock()
 
   def add(self, num_images: int) -> None:
     """Counts images."""
     self._images += num_images
 
-  def exclude(self, seconds: float) -> None:
-    """Leaves out a time in which no counted image was processed."""
-    self._excluded += seconds
+  @contextlib.contextmanager
+  def paused(self):
+    """Leaves out the time spent in the context."""
+    start = self._clock()
+    try:
+      yield
+    finally:
+      self._paused += self._clock() - start
 
   def read(self) -> float:
-    """Images per second; the count starts again."""
-    seconds = self._clock() - self._start - self._excluded
+    """Images per second since it was last read."""
+    seconds = self._clock() - self._start - self._paused
     rate = self._images / seconds if seconds > 0 else 0.0
     self._restart()
     return rate
 
 
-def means(window: list[Mapping[str, jax.Array]]) -> dict[str, float]:
-  """Means over the steps of a window, fetched from the device at once.
+def means(window: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+  """Means over the steps of a window; waits for the device.
 
   The learning rate is that of the last step.
   """
   if not window:
     raise ValueError('window must hold the metrics of at least one step.')
-  steps = jax.device_get(list(window))
-  result = {k: float(np.mean([s[k] for s in steps])) for k in steps[0]}
-  if 'learning_rate' in result:
-    result['learning_rate'] = float(steps[-1]['learning_rate'])
+  names = window[0]
+  steps = {k: [np.asarray(metrics[k]) for metrics in window] for k in names}
+  result = {k: float(np.mean(values)) for k, values in steps.items()}
+  if 'learning_rate' in steps:
+    result['learning_rate'] = float(steps['learning_rate'][-1])
   return result
 
 

@@ -1,0 +1,84 @@
+"""From the outputs of the box head to detections."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from maskrcnn_jax.models.heads import BoxOutputs
+from maskrcnn_jax.models.proposals import is_large
+from maskrcnn_jax.ops import boxes as box_ops
+from maskrcnn_jax.ops import nms as nms_ops
+from maskrcnn_jax.structures import Detections, Proposals
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectionOptions:
+  """Which of the classified proposals count as objects.
+
+  Attributes:
+    max_detections: of an image.
+    score_threshold: a score must be larger.
+    iou_threshold: of NMS within a class.
+    min_size: detections with a shorter side, in input pixels, are dropped; 0
+      keeps all.
+  """
+
+  max_detections: int = 100
+  score_threshold: float = 0.0
+  iou_threshold: float = 0.5
+  min_size: float = 0.0
+
+
+def select_detections(
+  outputs: BoxOutputs,
+  proposals: Proposals,
+  image_sizes: jax.Array,
+  options: DetectionOptions,
+  weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0),
+  plus_one: bool = True,
+) -> Detections:
+  """The best detections of every image, after NMS within each class.
+
+  Args:
+    outputs: of the box head for the proposals.
+    proposals: `[batch, num_proposals]`.
+    image_sizes: `[batch, 2]`.
+    options: see `DetectionOptions`.
+    weights: of the box coding.
+    plus_one: whether a box from a to b has the side b - a + 1.
+
+  Returns:
+    `[batch, max_detections]`, best first, masks None.
+
+  Fast R-CNN, Sec. 3.1; the thresholds are the seed's.
+  """
+  scores = jax.nn.softmax(outputs.class_logits)[..., 1:]
+  anchors = proposals.boxes[:, :, None]
+  boxes = box_ops.decode(
+    outputs.box_deltas[:, :, 1:],
+    jnp.broadcast_to(anchors, (*scores.shape, 4)),
+    weights,
+    plus_one,
+  )  # [batch, num_proposals, num_classes - 1, 4]
+  boxes = box_ops.clip(boxes, image_sizes[:, None], plus_one)
+  valid = proposals.valid[..., None] & (scores > options.score_threshold)
+  if options.min_size > 0:
+    flat = boxes.reshape(boxes.shape[0], -1, 4)
+    large = is_large(flat, options.min_size, image_sizes, plus_one)
+    valid = valid & large.reshape(valid.shape)
+  return jax.vmap(lambda *x: _select(*x, options))(boxes, scores, valid)
+
+
+def _select(boxes, scores, valid, options):
+  """Detections of one image from `[n, classes]` candidates."""
+  rows, classes, kept = nms_ops.classwise_nms(
+    boxes, scores, valid, options.iou_threshold, options.max_detections
+  )
+  return Detections(
+    boxes=jnp.where(kept[:, None], boxes[rows, classes], 0.0),
+    scores=jnp.where(kept, scores[rows, classes], 0.0),
+    classes=jnp.where(kept, classes + 1, 0).astype(jnp.int32),
+    masks=None,
+    valid=kept,
+  )

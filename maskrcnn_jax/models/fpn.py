@@ -1,0 +1,67 @@
+"""Feature pyramid network (Lin et al. 2017)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from maskrcnn_jax.models import layers
+
+
+class FPN(nn.Module):
+  """Maps of one channel count at every level, top-down and lateral.
+
+  Attributes:
+    channels: of every level.
+    max_level: levels above the backbone's last are that one subsampled by 2
+      each time (FPN, Sec. 4.1: P6).
+    dtype: compute type.
+  """
+
+  channels: int = 256
+  max_level: int = 6
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(self, features: dict[int, jax.Array]) -> dict[int, jax.Array]:
+    """The pyramid.
+
+    Args:
+      features: backbone maps by level, `[batch, height, width, any]`.
+
+    Returns:
+      Levels from the first of the backbone to `max_level`, each
+      `[batch, height, width, channels]`.
+    """
+    levels = sorted(features)
+    top_down = {}
+    for level in reversed(levels):
+      lateral = self._conv(1, f'lateral{level}')(features[level])
+      if level + 1 in top_down:
+        lateral = lateral + upsample(top_down[level + 1], lateral.shape)
+      top_down[level] = lateral
+    pyramid = {
+      level: self._conv(3, f'output{level}')(top_down[level])
+      for level in levels
+    }
+    for level in range(levels[-1] + 1, self.max_level + 1):
+      pyramid[level] = pyramid[level - 1][:, ::2, ::2]
+    return pyramid
+
+  def _conv(self, size, name):
+    return layers.Conv(
+      self.channels,
+      size=size,
+      kernel_init=nn.initializers.xavier_uniform(),
+      dtype=self.dtype,
+      name=name,
+    )
+
+
+def upsample(inputs: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Nearest-neighbour upsampling to the height and width of `shape`.
+
+  A level is half the size of the one below, rounded up, so row i comes from row
+  i // 2; the last row of a doubled map is cut where the size is odd.
+  """
+  doubled = jnp.repeat(jnp.repeat(inputs, 2, axis=1), 2, axis=2)
+  return doubled[:, : shape[1], : shape[2]]

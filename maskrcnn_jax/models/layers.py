@@ -1,0 +1,191 @@
+"""Convolution, dense and normalisation layers shared by the parts of the model.
+
+Parameters are float32; `dtype` is the type the products are computed in.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from maskrcnn_jax.ops import convolution
+
+# Habana's convolutions without a checkpoint: truncated normal, fan in, scale 1.
+variance_scaling = nn.initializers.variance_scaling(
+  1.0, 'fan_in', 'truncated_normal'
+)
+
+
+class Conv(nn.Module):
+  """Square convolution with an optional bias.
+
+  Attributes:
+    features: number of output channels.
+    size: kernel height and width.
+    stride: of both axes.
+    padding: `symmetric` or `same`, see `ops.convolution.convolve`.
+    use_bias: whether to add a bias.
+    frozen: no gradient reaches the parameters.
+    kernel_init: initialiser of the `[size, size, in, features]` kernel.
+    dtype: compute type.
+  """
+
+  features: int
+  size: int = 1
+  stride: int = 1
+  padding: str = 'symmetric'
+  use_bias: bool = True
+  frozen: bool = False
+  kernel_init: Callable = variance_scaling
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(self, inputs: jax.Array) -> jax.Array:
+    shape = (self.size, self.size, inputs.shape[-1], self.features)
+    kernel = self.param('kernel', self.kernel_init, shape)
+    if self.frozen:
+      kernel = jax.lax.stop_gradient(kernel)
+    outputs = convolution.convolve(
+      inputs.astype(self.dtype),
+      kernel.astype(self.dtype),
+      self.stride,
+      self.padding,
+    )
+    if self.use_bias:
+      bias = self.param('bias', nn.initializers.zeros, (self.features,))
+      outputs = outputs + bias.astype(self.dtype)
+    return outputs
+
+
+class UpsampleConv(nn.Module):
+  """2x2 transposed convolution with stride 2 and a bias."""
+
+  features: int
+  kernel_init: Callable = variance_scaling
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(self, inputs: jax.Array) -> jax.Array:
+    shape = (2, 2, inputs.shape[-1], self.features)
+    kernel = self.param('kernel', self.kernel_init, shape)
+    bias = self.param('bias', nn.initializers.zeros, (self.features,))
+    outputs = convolution.upsample_convolve(
+      inputs.astype(self.dtype), kernel.astype(self.dtype)
+    )
+    return outputs + bias.astype(self.dtype)
+
+
+class Norm(nn.Module):
+  """Normalisation of activations: frozen or trainable batch norm, group norm.
+
+  Attributes:
+    kind: `frozen`, batch norm with stored statistics, whose four arrays live in
+      `batch_stats`; `batch`, statistics of the valid images of the global batch
+      in training, stored ones otherwise; `group`, of 32 groups (fewer where a
+      group would have less than 4 channels).
+    epsilon: added to the variance.
+    momentum: of the stored statistics of `batch`.
+    scale_init: initialiser of the scale of a trainable norm.
+    dtype: type of the result; statistics are float32.
+  """
+
+  kind: str = 'frozen'
+  epsilon: float = 1e-4
+  momentum: float = 0.9
+  scale_init: Callable = nn.initializers.ones
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(
+    self, inputs: jax.Array, valid: jax.Array | None = None, train: bool = False
+  ) -> jax.Array:
+    """Normalised activations.
+
+    Args:
+      inputs: `[batch, height, width, channels]`.
+      valid: `[batch]` bool, the images that statistics are made of; None: all.
+      train: whether `batch` uses and stores the statistics of this batch.
+    """
+    if self.kind == 'frozen':
+      return self._stored(inputs, self._variable_affine(inputs.shape[-1]))
+    if self.kind not in ('batch', 'group'):
+      raise ValueError(
+        f"norm must be 'frozen', 'batch' or 'group', got {self.kind!r}."
+      )
+    channels = inputs.shape[-1]
+    scale = self.param('scale', self.scale_init, (channels,))
+    bias = self.param('bias', nn.initializers.zeros, (channels,))
+    if self.kind == 'group':
+      return self._group(inputs, scale, bias)
+    mean = self._statistic('mean', jnp.zeros, channels)
+    variance = self._statistic('variance', jnp.ones, channels)
+    if not train:
+      return self._affine(inputs, scale, bias, mean.value, variance.value)
+    batch_mean, batch_variance = _moments(inputs, valid)
+    if not self.is_initializing():
+      keep = self.momentum
+      mean.value = keep * mean.value + (1 - keep) * batch_mean
+      variance.value = keep * variance.value + (1 - keep) * batch_variance
+    return self._affine(inputs, scale, bias, batch_mean, batch_variance)
+
+  def _statistic(self, name, init, channels):
+    return self.variable('batch_stats', name, init, (channels,), jnp.float32)
+
+  def _variable_affine(self, channels):
+    """Scale, bias, mean and variance of a frozen batch norm."""
+    inits = {
+      'scale': jnp.ones,
+      'bias': jnp.zeros,
+      'mean': jnp.zeros,
+      'variance': jnp.ones,
+    }
+    return [
+      self._statistic(name, init, channels).value
+      for name, init in inits.items()
+    ]
+
+  def _stored(self, inputs, arrays):
+    return self._affine(inputs, *map(jax.lax.stop_gradient, arrays))
+
+  def _affine(self, inputs, scale, bias, mean, variance):
+    # One multiplication and one addition, which XLA fuses into the convolution.
+    factor = scale * jax.lax.rsqrt(variance + self.epsilon)
+    offset = bias - mean * factor
+    return inputs * factor.astype(self.dtype) + offset.astype(self.dtype)
+
+  def _group(self, inputs, scale, bias):
+    batch, height, width, channels = inputs.shape
+    groups = min(32, max(channels // 4, 1))
+    if channels % groups:
+      raise ValueError(
+        f'group norm needs channels divisible by {groups}, got {channels}.'
+      )
+    x = inputs.astype(jnp.float32).reshape(batch, height * width, channels)
+    # Moments per channel first, then over the few channels of a group: one pass
+    # over the activations.
+    mean = jnp.mean(x, axis=1).reshape(batch, groups, -1)
+    square = jnp.mean(jnp.square(x), axis=1).reshape(batch, groups, -1)
+    mean = jnp.mean(mean, axis=-1, keepdims=True)
+    variance = jnp.mean(square, axis=-1, keepdims=True) - jnp.square(mean)
+    inverse = jax.lax.rsqrt(jnp.maximum(variance, 0.0) + self.epsilon)
+    inverse = jnp.broadcast_to(inverse, (batch, groups, channels // groups))
+    factor = inverse.reshape(batch, channels) * scale
+    mean = jnp.broadcast_to(mean, (batch, groups, channels // groups))
+    offset = bias - mean.reshape(batch, channels) * factor
+    x = x * factor[:, None] + offset[:, None]
+    return x.reshape(inputs.shape).astype(self.dtype)
+
+
+def _moments(inputs, valid):
+  """Mean and variance per channel, over the images that are valid."""
+  x = inputs.astype(jnp.float32)
+  if valid is None:
+    valid = jnp.ones(x.shape[:1], bool)
+  weights = valid.astype(jnp.float32)[:, None]
+  cells = x.shape[1] * x.shape[2]
+  count = jnp.maximum(jnp.sum(weights) * cells, 1.0)
+  mean = jnp.sum(jnp.sum(x, axis=(1, 2)) * weights, axis=0) / count
+  centered = jnp.square(x - mean)
+  variance = jnp.sum(jnp.sum(centered, axis=(1, 2)) * weights, axis=0) / count
+  return mean, variance

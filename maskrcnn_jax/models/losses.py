@@ -1,0 +1,162 @@
+"""The five loss terms, from the outputs of the heads and their targets.
+
+All of them are float32 and normalised over the global batch. A term without
+anything to learn from is exactly 0, with zero gradient.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from maskrcnn_jax.models.heads import BoxOutputs, RPNOutputs
+from maskrcnn_jax.models.targets import RPNTargets
+
+
+@dataclasses.dataclass(frozen=True)
+class LossOptions:
+  """How the terms are normalised; by default as in the seed.
+
+  Attributes:
+    rpn_normalizer: 'levels': objectness is divided by images times
+      `rpn_samples`, the box term is a mean over the coordinates of all matched
+      anchors, level by level, and those are added (seed). 'sampled': sums over
+      the sampled anchors divided by their number (torchvision).
+    rpn_samples: anchors sampled per image, for 'levels'.
+    rpn_delta: where the Huber loss of the RPN turns linear.
+    box_normalizer: 'foreground': mean over the coordinates of foreground RoIs
+      (seed). 'rois': sum divided by the number of all RoIs (torchvision).
+    box_delta: where the Huber loss of the box head turns linear.
+    smooth_l1: Huber losses are divided by delta, which makes the slope 1
+      (torchvision's smooth L1).
+  """
+
+  rpn_normalizer: str = 'levels'
+  rpn_samples: int = 256
+  rpn_delta: float = 1.0 / 9.0
+  box_normalizer: str = 'foreground'
+  box_delta: float = 1.0
+  smooth_l1: bool = False
+
+  def __post_init__(self):
+    if self.rpn_normalizer not in ('levels', 'sampled'):
+      raise ValueError(
+        "rpn_normalizer must be 'levels' or 'sampled', got "
+        f'{self.rpn_normalizer!r}.'
+      )
+    if self.box_normalizer not in ('foreground', 'rois'):
+      raise ValueError(
+        "box_normalizer must be 'foreground' or 'rois', got "
+        f'{self.box_normalizer!r}.'
+      )
+
+
+def rpn_losses(
+  outputs: RPNOutputs,
+  targets: RPNTargets,
+  valid: jax.Array,
+  options: LossOptions,
+) -> dict[str, jax.Array]:
+  """Objectness and box loss of the region proposal network.
+
+  Args:
+    outputs: of the RPN head, by level.
+    targets: by level.
+    valid: `[batch]` bool, images that count.
+    options: see `LossOptions`.
+
+  Returns:
+    Scalars `rpn_objectness` and `rpn_box`. Faster R-CNN, Eq. 1.
+  """
+  objectness = 0.0
+  box_sums, box_counts = [], []
+  for level, logits in outputs.objectness_logits.items():
+    labels = targets.labels[level]
+    entropy = optax.sigmoid_binary_cross_entropy(logits, labels == 1)
+    objectness += jnp.sum(entropy, where=labels >= 0)
+    deltas = targets.box_deltas[level]
+    huber = _huber(
+      outputs.box_deltas[level], deltas, options.rpn_delta, options
+    )
+    if options.rpn_normalizer == 'levels':
+      # The seed counts coordinates whose target is not exactly 0.
+      counted = targets.matched[level][..., None] & (deltas != 0.0)
+    else:
+      counted = jnp.broadcast_to((labels == 1)[..., None], deltas.shape)
+    box_sums.append(jnp.sum(huber, where=counted))
+    box_counts.append(jnp.sum(counted))
+  if options.rpn_normalizer == 'levels':
+    num_sampled = jnp.sum(valid) * options.rpn_samples
+    box = sum(
+      _divide(total, count) for total, count in zip(box_sums, box_counts)
+    )
+  else:
+    num_sampled = sum(jnp.sum(x >= 0) for x in targets.labels.values())
+    box = _divide(sum(box_sums), num_sampled)
+  return {'rpn_objectness': _divide(objectness, num_sampled), 'rpn_box': box}
+
+
+def box_losses(
+  outputs: BoxOutputs,
+  classes: jax.Array,
+  box_deltas: jax.Array,
+  valid: jax.Array,
+  options: LossOptions,
+) -> dict[str, jax.Array]:
+  """Classification and box loss of the RoIs.
+
+  Args:
+    outputs: of the box head.
+    classes: `[batch, num_rois]` int32, 0 for background.
+    box_deltas: `[batch, num_rois, 4]`, targets of foreground RoIs.
+    valid: `[batch, num_rois]` bool, RoIs that count.
+    options: see `LossOptions`.
+
+  Returns:
+    Scalars `class` and `box`. Fast R-CNN, Eq. 1 and 2.
+  """
+  entropy = optax.softmax_cross_entropy_with_integer_labels(
+    outputs.class_logits, classes
+  )
+  num_rois = jnp.sum(valid)
+  foreground = valid & (classes > 0)
+  index = classes[..., None, None]
+  deltas = jnp.take_along_axis(outputs.box_deltas, index, axis=2)[:, :, 0]
+  huber = _huber(deltas, box_deltas, options.box_delta, options)
+  total = jnp.sum(huber, where=foreground[..., None])
+  if options.box_normalizer == 'foreground':
+    box = _divide(total, 4 * jnp.sum(foreground))
+  else:
+    box = _divide(total, num_rois)
+  return {
+    'class': _divide(jnp.sum(entropy, where=valid), num_rois),
+    'box': box,
+  }
+
+
+def mask_loss(
+  logits: jax.Array, masks: jax.Array, foreground: jax.Array
+) -> jax.Array:
+  """Mean binary cross-entropy over the cells of foreground masks.
+
+  Args:
+    logits: `[batch, n, size, size]`, of each RoI's own class.
+    masks: `[batch, n, size, size]` targets in [0, 1].
+    foreground: `[batch, n]` bool.
+
+  Mask R-CNN, Sec. 3.
+  """
+  entropy = optax.sigmoid_binary_cross_entropy(logits, masks)
+  total = jnp.sum(entropy, where=foreground[..., None, None])
+  return _divide(total, jnp.sum(foreground) * logits.shape[-1] ** 2)
+
+
+def _huber(predictions, targets, delta, options):
+  loss = optax.huber_loss(predictions, targets, delta=delta)
+  return loss / delta if options.smooth_l1 else loss
+
+
+def _divide(total, count):
+  """A mean that is 0 where nothing was counted."""
+  return total / jnp.maximum(count, 1).astype(jnp.float32)

@@ -1,0 +1,243 @@
+"""The assembly of Mask R-CNN, in the order of the paper's figure."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+
+import flax.linen as nn
+import flax.struct
+import jax
+import numpy as np
+
+from maskrcnn_jax.models import detections as detections_lib
+from maskrcnn_jax.models import losses as losses_lib
+from maskrcnn_jax.models import override
+from maskrcnn_jax.models import proposals as proposals_lib
+from maskrcnn_jax.models import targets as targets_lib
+from maskrcnn_jax.models.fpn import FPN
+from maskrcnn_jax.models.heads import (
+  BoxHead,
+  BoxOutputs,
+  MaskHead,
+  RPNHead,
+  RPNOutputs,
+)
+from maskrcnn_jax.models.resnet import ResNet
+from maskrcnn_jax.ops import anchors as anchor_ops
+from maskrcnn_jax.ops import images as image_ops
+from maskrcnn_jax.ops.roi_align import RoiAlignOptions, pyramid_roi_align
+from maskrcnn_jax.structures import Detections, Instances, SampledRois
+
+
+@flax.struct.dataclass
+class TrainOutputs:
+  """What the losses are computed from.
+
+  Attributes:
+    rpn: of every anchor.
+    rois: the RoIs that were sampled.
+    box: of every RoI.
+    mask_logits: `[batch, num_foreground, 28, 28]`, of the first RoIs.
+  """
+
+  rpn: RPNOutputs
+  rois: SampledRois
+  box: BoxOutputs
+  mask_logits: jax.Array
+
+
+class MaskRCNN(nn.Module):
+  """Mask R-CNN with a feature pyramid (He et al. 2017; Lin et al. 2017).
+
+  The defaults are the seed's. Options that a field does not explain are
+  explained by the dataclass beside the function that takes them.
+
+  Attributes:
+    num_classes: with background, class 0.
+    backbone: fields of `ResNet`.
+    pyramid_channels: of every level.
+    max_level: the coarsest level; the finest is 2.
+    box_channels: of the dense layers of the box head.
+    mask_channels: of the mask head.
+    mask_convs: 3x3 convolutions of the mask head.
+    box_size: side of the RoI features for boxes.
+    mask_size: side of the RoI features for masks; masks have twice that.
+    plus_one: boxes from a to b have the side b - a + 1 and are clipped to
+      size - 1, where deltas of proposals, RoIs and detections are coded.
+    box_weights: of the deltas of the box head, (dy, dx, dh, dw).
+    mask_threshold: of mask targets; None leaves them soft.
+    pixel_mean: of RGB in 0..1, subtracted.
+    pixel_std: of RGB in 0..1, divided by.
+    dtype: compute type of convolutions and dense layers.
+  """
+
+  num_classes: int = 91
+  backbone: Mapping[str, typing.Any] = dataclasses.field(default_factory=dict)
+  pyramid_channels: int = 256
+  max_level: int = 6
+  box_channels: int = 1024
+  mask_channels: int = 256
+  mask_convs: int = 4
+  box_size: int = 7
+  mask_size: int = 14
+  anchors: anchor_ops.AnchorOptions = anchor_ops.AnchorOptions()
+  train_proposals: proposals_lib.ProposalOptions = (
+    proposals_lib.ProposalOptions(pre_nms_top_k=2000)
+  )
+  test_proposals: proposals_lib.ProposalOptions = (
+    proposals_lib.ProposalOptions()
+  )
+  rpn_targets: targets_lib.RPNTargetOptions = targets_lib.RPNTargetOptions()
+  sampling: targets_lib.SamplingOptions = targets_lib.SamplingOptions()
+  roi_align: RoiAlignOptions = RoiAlignOptions()
+  detections: detections_lib.DetectionOptions = (
+    detections_lib.DetectionOptions()
+  )
+  losses: losses_lib.LossOptions = losses_lib.LossOptions()
+  plus_one: bool = True
+  box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
+  mask_threshold: float | None = 0.5
+  pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+  pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+  dtype: str = 'float32'
+
+  def setup(self):
+    self.resnet = ResNet(**self.backbone, dtype=self.dtype, name='backbone')
+    self.fpn = FPN(self.pyramid_channels, self.max_level, dtype=self.dtype)
+    self.rpn_head = RPNHead(
+      anchor_ops.anchors_per_cell(self.anchors),
+      self.pyramid_channels,
+      dtype=self.dtype,
+    )
+    self.box_head = BoxHead(
+      self.num_classes, self.box_channels, dtype=self.dtype
+    )
+    self.mask_head = MaskHead(
+      self.num_classes, self.mask_channels, self.mask_convs, dtype=self.dtype
+    )
+
+  def __call__(
+    self,
+    images: jax.Array,
+    image_sizes: jax.Array,
+    instances: Instances,
+    valid: jax.Array | None = None,
+    rois: SampledRois | None = None,
+  ) -> TrainOutputs:
+    """What the losses need, for RoIs sampled around the instances.
+
+    Args:
+      images: `[batch, height, width, 3]`, RGB in 0..255, uint8 or float32.
+      image_sizes: `[batch, 2]`, height and width of the part that is image.
+      instances: ground truth.
+      valid: `[batch]` bool, images that count; None: all.
+      rois: RoIs to use instead of sampling from the `sampling` stream.
+    """
+    pyramid = self.pyramid(images, image_sizes, valid, train=True)
+    rpn = self.rpn_head(pyramid)
+    if rois is None:
+      rois = self.sample(rpn, images.shape[1:3], image_sizes, instances, valid)
+    box = self.box_head(self.align(pyramid, rois.boxes, self.box_size))
+    foreground = rois.first(self.sampling.num_foreground)
+    features = self.align(pyramid, foreground.boxes, self.mask_size)
+    mask_logits = self.mask_head(features, foreground.classes)
+    return TrainOutputs(rpn, rois, box, mask_logits)
+
+  def detect(self, images: jax.Array, image_sizes: jax.Array) -> Detections:
+    """Objects in the images, with masks relative to their boxes.
+
+    Args:
+      images: `[batch, height, width, 3]`, RGB in 0..255, uint8 or float32.
+      image_sizes: `[batch, 2]`, height and width of the part that is image.
+
+    Returns:
+      `[batch, max_detections]`, boxes in pixels of the canvas.
+    """
+    pyramid = self.pyramid(images, image_sizes)
+    proposals = proposals_lib.propose(
+      self.rpn_head(pyramid),
+      self.anchor_boxes(images.shape[1:3]),
+      image_sizes,
+      self.test_proposals,
+      self.plus_one,
+    )
+    box = self.box_head(self.align(pyramid, proposals.boxes, self.box_size))
+    detections = detections_lib.select_detections(
+      box,
+      proposals,
+      image_sizes,
+      self.detections,
+      self.box_weights,
+      self.plus_one,
+    )
+    features = self.align(pyramid, detections.boxes, self.mask_size)
+    logits = self.mask_head(features, detections.classes)
+    return detections.replace(masks=jax.nn.sigmoid(logits))
+
+  def pyramid(
+    self,
+    images: jax.Array,
+    image_sizes: jax.Array,
+    valid: jax.Array | None = None,
+    train: bool = False,
+  ) -> dict[int, jax.Array]:
+    """Feature maps by level, `[batch, height / 2**l, width / 2**l, c]`."""
+    _check_canvas(images)
+    x = image_ops.normalize(
+      images, image_sizes, self.pixel_mean, self.pixel_std
+    )
+    return self.fpn(self.resnet(x.astype(self.dtype), valid, train))
+
+  def sample(self, rpn, canvas, image_sizes, instances, valid) -> SampledRois:
+    """RoIs to train on, drawn from the `sampling` stream."""
+    proposals = proposals_lib.propose(
+      rpn,
+      self.anchor_boxes(canvas),
+      image_sizes,
+      self.train_proposals,
+      self.plus_one,
+    )
+    batch = proposals.valid.shape[0]
+    num_candidates = proposals.valid.shape[1] + instances.valid.shape[1]
+    priorities = jax.random.uniform(
+      self.make_rng('sampling'), (batch, num_candidates)
+    )
+    if valid is not None:
+      proposals = proposals.replace(valid=proposals.valid & valid[:, None])
+    return targets_lib.sample_rois(
+      proposals, instances, priorities, self.sampling
+    )
+
+  def align(self, pyramid, boxes, size) -> jax.Array:
+    """RoI features `[batch, num_rois, size, size, channels]`."""
+    return pyramid_roi_align(pyramid, boxes, size, self.roi_align)
+
+  def anchor_boxes(self, canvas: tuple[int, int]) -> dict[int, np.ndarray]:
+    """Anchors `[num_anchors, 4]` by level, for a canvas (height, width)."""
+    levels = range(2, self.max_level + 1)
+    return anchor_ops.pyramid_anchors(canvas, levels, self.anchors)
+
+  @classmethod
+  def from_config(cls, config: Mapping[str, typing.Any]) -> 'MaskRCNN':
+    """The model that a config section describes.
+
+    Args:
+      config: the fields that differ from the defaults; sections for options,
+        such as `config['sampling']['num_rois']`.
+
+    Raises:
+      TypeError: if the section has a field that the model has not.
+    """
+    return cls(**override.changes(cls(), config, 'model'))
+
+
+def _check_canvas(images):
+  if images.ndim != 4 or images.shape[-1] != 3:
+    raise ValueError(
+      f'images must be [batch, height, width, 3], got {images.shape}.'
+    )
+  if images.shape[1] % 32 or images.shape[2] % 32:
+    raise ValueError(
+      'The canvas must be a multiple of 32 pixels in height and width, got '
+      f'{images.shape[1:3]}.'
+    )

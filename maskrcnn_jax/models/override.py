@@ -1,0 +1,57 @@
+"""Options with some of their fields replaced by a section of a config."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+
+def changes(
+  options: Any, section: Mapping[str, Any], path: str
+) -> dict[str, Any]:
+  """The fields of a dataclass that a section changes, ready to be passed on.
+
+  Args:
+    options: a dataclass with the defaults; fields may be dataclasses too.
+    section: new values; for a field that is a dataclass a section of its own,
+      which leaves the fields it does not name as they are.
+    path: of the section, for errors.
+
+  Returns:
+    New values by field name: lists as tuples, mappings as dicts, since options
+    must be hashable.
+
+  Raises:
+    TypeError: if the section names a field that there is not.
+  """
+  names = [
+    field.name
+    for field in dataclasses.fields(options)
+    if field.name not in ('parent', 'name')  # Linen's own.
+  ]
+  result = {}
+  for name, value in section.items():
+    if name not in names:
+      raise TypeError(f'{path} has no field {name!r}.{_meant(name, names)}')
+    current = getattr(options, name)
+    if dataclasses.is_dataclass(current):
+      inner = changes(current, value, f'{path}.{name}')
+      result[name] = dataclasses.replace(current, **inner)
+    else:
+      result[name] = _frozen(value)
+  return result
+
+
+def _meant(name, names):
+  close = difflib.get_close_matches(name, names, n=1)
+  if close:
+    return f' Did you mean {close[0]!r}?'
+  return f' Its fields are {", ".join(sorted(names))}.'
+
+
+def _frozen(value):
+  if isinstance(value, (list, tuple)):
+    return tuple(_frozen(x) for x in value)
+  if isinstance(value, Mapping):
+    return {key: _frozen(x) for key, x in value.items()}
+  return value

@@ -1,0 +1,195 @@
+"""ResNet, the backbone (He et al. 2015), with its stride on the 3x3 (v1.5)."""
+
+import functools
+
+import flax.linen as nn
+import jax
+
+from maskrcnn_jax.models import layers
+from maskrcnn_jax.ops import convolution
+
+STAGE_SIZES = {
+  18: (2, 2, 2, 2),
+  34: (3, 4, 6, 3),
+  50: (3, 4, 6, 3),
+  101: (3, 4, 23, 3),
+}
+# Depths whose blocks are two 3x3 convolutions instead of a bottleneck.
+BASIC_DEPTHS = (18, 34)
+
+
+class ResNet(nn.Module):
+  """Feature maps of strides 4, 8, 16 and 32.
+
+  Attributes:
+    depth: 18, 34, 50 or 101.
+    width: channels of the stem; stage l has `width * 2**(l - 2)`, times 4 after
+      a bottleneck.
+    norm: `frozen`, `batch` or `group`, see `layers.Norm`.
+    norm_epsilon: of the norm; 1e-4 in Habana's, 1e-5 elsewhere.
+    norm_momentum: of trainable batch norm.
+    padding: of strided convolutions, `symmetric` or `same`.
+    pool_padding: of the max-pool after the stem.
+    frozen_stages: how many of (stem, stage 2, stage 3, ...) are not trained.
+      Their norm is frozen batch norm.
+    dtype: compute type.
+  """
+
+  depth: int = 50
+  width: int = 64
+  norm: str = 'frozen'
+  norm_epsilon: float = 1e-4
+  norm_momentum: float = 0.9
+  padding: str = 'symmetric'
+  pool_padding: str = 'same'
+  frozen_stages: int = 2
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(
+    self,
+    images: jax.Array,
+    valid: jax.Array | None = None,
+    train: bool = False,
+  ) -> dict[int, jax.Array]:
+    """Features by level.
+
+    Args:
+      images: `[batch, height, width, 3]`, normalised.
+      valid: `[batch]` bool, for the statistics of trainable batch norm.
+      train: whether trainable batch norm uses the statistics of this batch.
+
+    Returns:
+      Levels 2 to 5, each `[batch, height / 2**l, width / 2**l, channels]`.
+    """
+    if self.depth not in STAGE_SIZES:
+      raise ValueError(
+        f'depth must be one of {sorted(STAGE_SIZES)}, got {self.depth}.'
+      )
+    block = BasicBlock if self.depth in BASIC_DEPTHS else Bottleneck
+    x = Stem(**self._options(0), features=self.width, name='stem')(
+      images, valid, train
+    )
+    x = convolution.max_pool(x, self.pool_padding)
+    features = {}
+    for level, num_blocks in enumerate(STAGE_SIZES[self.depth], start=2):
+      x = Stage(
+        block=functools.partial(block, **self._options(level - 1)),
+        num_blocks=num_blocks,
+        features=self.width * 2 ** (level - 2),
+        stride=1 if level == 2 else 2,
+        name=f'stage{level}',
+      )(x, valid, train)
+      if level - 1 < self.frozen_stages:
+        x = jax.lax.stop_gradient(x)
+      features[level] = x
+    return features
+
+  def _options(self, stage):
+    frozen = stage < self.frozen_stages
+    return {
+      'norm': functools.partial(
+        layers.Norm,
+        kind='frozen' if frozen else self.norm,
+        epsilon=self.norm_epsilon,
+        momentum=self.norm_momentum,
+        dtype=self.dtype,
+      ),
+      'conv': functools.partial(
+        layers.Conv,
+        padding=self.padding,
+        use_bias=False,
+        frozen=frozen,
+        dtype=self.dtype,
+      ),
+    }
+
+
+class Stem(nn.Module):
+  """7x7 convolution with stride 2, norm, ReLU."""
+
+  conv: functools.partial
+  norm: functools.partial
+  features: int
+
+  @nn.compact
+  def __call__(self, x, valid, train):
+    x = self.conv(self.features, size=7, stride=2, name='conv')(x)
+    return nn.relu(self.norm(name='norm')(x, valid, train))
+
+
+class Stage(nn.Module):
+  """Blocks of one resolution; the first one carries the stride."""
+
+  block: functools.partial
+  num_blocks: int
+  features: int
+  stride: int
+
+  @nn.compact
+  def __call__(self, x, valid, train):
+    for index in range(self.num_blocks):
+      x = self.block(
+        features=self.features,
+        stride=self.stride if index == 0 else 1,
+        has_projection=index == 0,
+        name=f'block{index + 1}',
+      )(x, valid, train)
+    return x
+
+
+class Bottleneck(nn.Module):
+  """1x1, 3x3 with the stride, 1x1 to four times the channels; shortcut."""
+
+  conv: functools.partial
+  norm: functools.partial
+  features: int
+  stride: int
+  has_projection: bool
+
+  @nn.compact
+  def __call__(self, x, valid, train):
+    shortcut = x
+    if self.has_projection:
+      shortcut = self.conv(
+        4 * self.features, stride=self.stride, name='shortcut_conv'
+      )(x)
+      shortcut = self.norm(name='shortcut_norm')(shortcut, valid, train)
+    x = self.conv(self.features, name='conv1')(x)
+    x = nn.relu(self.norm(name='norm1')(x, valid, train))
+    x = self.conv(self.features, size=3, stride=self.stride, name='conv2')(x)
+    x = nn.relu(self.norm(name='norm2')(x, valid, train))
+    x = self.conv(4 * self.features, name='conv3')(x)
+    # Starting as the identity helps a net that is trained from scratch.
+    x = self.norm(name='norm3', scale_init=nn.initializers.zeros)(
+      x, valid, train
+    )
+    return nn.relu(x + shortcut)
+
+
+class BasicBlock(nn.Module):
+  """Two 3x3 convolutions, the first with the stride; shortcut."""
+
+  conv: functools.partial
+  norm: functools.partial
+  features: int
+  stride: int
+  has_projection: bool
+
+  @nn.compact
+  def __call__(self, x, valid, train):
+    shortcut = x
+    if self.has_projection and (
+      self.stride > 1 or x.shape[-1] != self.features
+    ):
+      shortcut = self.conv(
+        self.features, stride=self.stride, name='shortcut_conv'
+      )(x)
+      shortcut = self.norm(name='shortcut_norm')(shortcut, valid, train)
+    x = self.conv(self.features, size=3, stride=self.stride, name='conv1')(x)
+    x = nn.relu(self.norm(name='norm1')(x, valid, train))
+    x = self.conv(self.features, size=3, name='conv2')(x)
+    x = self.norm(name='norm2', scale_init=nn.initializers.zeros)(
+      x, valid, train
+    )
+    return nn.relu(x + shortcut)

@@ -1,0 +1,241 @@
+"""What each head should say: labels, box deltas and masks for training."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from maskrcnn_jax.models.proposals import take_rows
+from maskrcnn_jax.ops import boxes as box_ops
+from maskrcnn_jax.ops import masks as mask_ops
+from maskrcnn_jax.ops.matching import MatchingOptions, match, select_balanced
+from maskrcnn_jax.structures import Instances, Proposals, SampledRois
+
+
+@dataclasses.dataclass(frozen=True)
+class RPNTargetOptions:
+  """Which anchors the region proposal network learns from.
+
+  Attributes:
+    matching: thresholds; forced matches as in the seed by default.
+    num_samples: anchors per image that the objectness learns from.
+    positive_fraction: largest share of positives among them.
+  """
+
+  matching: MatchingOptions = MatchingOptions(
+    positive_iou=0.7, negative_iou=0.3, forced='one'
+  )
+  num_samples: int = 256
+  positive_fraction: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingOptions:
+  """Which RoIs the box and mask heads learn from.
+
+  Attributes:
+    matching: thresholds; by default the seed's, where an IoU of exactly 0.5 is
+      neither foreground nor background.
+    num_rois: RoIs per image.
+    foreground_fraction: largest share of foreground among them.
+  """
+
+  matching: MatchingOptions = MatchingOptions(
+    positive_iou=0.5, negative_iou=0.5, positive_strict=True
+  )
+  num_rois: int = 512
+  foreground_fraction: float = 0.25
+
+  @property
+  def num_foreground(self) -> int:
+    """Rows of `SampledRois` that can be foreground; they come first."""
+    return int(self.num_rois * self.foreground_fraction)
+
+
+@flax.struct.dataclass
+class RPNTargets:
+  """What the region proposal network should say, by level.
+
+  Attributes:
+    labels: `[batch, num_anchors]` int32 per level: 1 positive, 0 negative, -1
+      not sampled.
+    matched: `[batch, num_anchors]` bool per level: has an instance, sampled or
+      not.
+    box_deltas: `[batch, num_anchors, 4]` per level; zeros where not matched.
+  """
+
+  labels: dict[int, jax.Array]
+  matched: dict[int, jax.Array]
+  box_deltas: dict[int, jax.Array]
+
+
+def rpn_targets(
+  anchors: Mapping[int, jax.Array],
+  instances: Instances,
+  valid: jax.Array,
+  key: jax.Array,
+  options: RPNTargetOptions,
+) -> RPNTargets:
+  """Labels and deltas of every anchor of a batch.
+
+  Args:
+    anchors: `[num_anchors, 4]` by level.
+    instances: ground truth.
+    valid: `[batch]` bool; nothing is sampled in an image that is not.
+    key: draws the sampled anchors.
+    options: see `RPNTargetOptions`.
+
+  Faster R-CNN, Sec. 3.1.2 and 3.1.3. Deltas are coded without `plus_one` in
+  both families, though the seed decodes its proposals with it.
+  """
+  levels = sorted(anchors)
+  boxes = [jnp.asarray(anchors[level]) for level in levels]
+  keys = jax.random.split(key, instances.boxes.shape[0])
+
+  def one_image(instance_boxes, instance_valid, image_valid, key):
+    matches = match(boxes, instance_boxes, instance_valid, options.matching)
+    labels = jnp.concatenate([found.labels for found in matches])
+    priorities = jax.random.uniform(key, labels.shape)
+    sampled = sample_labels(labels, priorities, options)
+    sampled = jnp.where(image_valid, sampled, -1)
+    deltas = [
+      jnp.where(
+        found.labels[:, None] == 1,
+        box_ops.encode(instance_boxes[found.indices], level_boxes),
+        0.0,
+      )
+      for found, level_boxes in zip(matches, boxes)
+    ]
+    matched = [(found.labels == 1) & image_valid for found in matches]
+    return _split(sampled, boxes), matched, deltas
+
+  labels, matched, deltas = jax.vmap(one_image)(
+    instances.boxes, instances.valid, valid, keys
+  )
+  return jax.lax.stop_gradient(
+    RPNTargets(
+      labels=dict(zip(levels, labels)),
+      matched=dict(zip(levels, matched)),
+      box_deltas=dict(zip(levels, deltas)),
+    )
+  )
+
+
+def sample_labels(
+  labels: jax.Array, priorities: jax.Array, options: RPNTargetOptions
+) -> jax.Array:
+  """Labels `[n]` of one image with -1 where the anchor was not selected."""
+  positive, negative = select_balanced(
+    labels == 1,
+    labels == 0,
+    priorities,
+    options.num_samples,
+    int(options.num_samples * options.positive_fraction),
+  )
+  return jnp.where(positive, 1, jnp.where(negative, 0, -1))
+
+
+def _split(values, boxes: Sequence[jax.Array]):
+  """One vector over all levels as a list of vectors, one a level."""
+  ends = []
+  for level_boxes in boxes:
+    ends.append((ends[-1] if ends else 0) + level_boxes.shape[0])
+  return jnp.split(values, ends[:-1])
+
+
+def sample_rois(
+  proposals: Proposals,
+  instances: Instances,
+  priorities: jax.Array,
+  options: SamplingOptions,
+) -> SampledRois:
+  """Proposals and instances chosen to train the RoI heads on.
+
+  The boxes of the instances are appended to the proposals, so that there is
+  foreground from the first step. Padding is never chosen.
+
+  Args:
+    proposals: `[batch, num_proposals]`.
+    instances: `[batch, num_instances]`.
+    priorities: `[batch, num_proposals + num_instances]`; the highest are
+      chosen. Random numbers make the sample random.
+    options: see `SamplingOptions`.
+
+  Returns:
+    `[batch, num_rois]`: foreground in the order of the proposals, then
+    background, then padding where there are too few candidates.
+
+  Fast R-CNN, Sec. 2.3.
+  """
+  boxes = jnp.concatenate([proposals.boxes, instances.boxes], axis=1)
+  valid = jnp.concatenate([proposals.valid, instances.valid], axis=1)
+
+  def one_image(boxes, valid, instance_boxes, instance_valid, priorities):
+    (matches,) = match(
+      [boxes], instance_boxes, instance_valid, options.matching
+    )
+    foreground, background = select_balanced(
+      (matches.labels == 1) & valid,
+      (matches.labels == 0) & valid,
+      priorities,
+      options.num_rois,
+      options.num_foreground,
+    )
+    rank = jnp.where(foreground, 2, jnp.where(background, 1, 0))
+    # top_k takes the lower index first among equals: the proposals' order.
+    rank, rows = jax.lax.top_k(rank, min(options.num_rois, rank.shape[0]))
+    return rows, matches.indices[rows], rank
+
+  rows, indices, rank = jax.vmap(one_image)(
+    boxes, valid, instances.boxes, instances.valid, priorities
+  )
+  foreground = rank == 2
+  indices = jnp.where(foreground, indices, 0)
+  classes = take_rows(instances.classes, indices)
+  boxes = take_rows(boxes, rows)
+  return SampledRois(
+    boxes=jnp.where((rank > 0)[..., None], boxes, 0.0),
+    classes=jnp.where(foreground, classes, 0),
+    instance_indices=indices,
+    valid=rank > 0,
+  )
+
+
+def roi_box_targets(
+  rois: SampledRois,
+  instances: Instances,
+  weights: tuple[float, float, float, float],
+  plus_one: bool,
+) -> jax.Array:
+  """Deltas `[batch, num_rois, 4]` from RoIs to instances; 0 on background."""
+  boxes = take_rows(instances.boxes, rois.instance_indices)
+  deltas = box_ops.encode(boxes, rois.boxes, weights, plus_one)
+  foreground = (rois.classes > 0) & rois.valid
+  return jnp.where(foreground[..., None], deltas, 0.0)
+
+
+def mask_targets(
+  rois: SampledRois, instances: Instances, size: int, threshold: float | None
+) -> jax.Array:
+  """The part of its instance's mask that each RoI covers.
+
+  Args:
+    rois: foreground RoIs `[batch, n]`; other rows give meaningless values.
+    instances: with masks cut to their boxes.
+    size: side of the targets.
+    threshold: cells from this value on are 1, the others 0; None: left soft.
+
+  Returns:
+    `[batch, n, size, size]` in [0, 1].
+  """
+  masks = instances.masks.astype(jnp.float32)
+  if jnp.issubdtype(instances.masks.dtype, jnp.integer):
+    masks = masks / 255.0
+  cut = jax.vmap(lambda *x: mask_ops.crop_masks(*x, size=size))(
+    masks, instances.boxes, rois.boxes, rois.instance_indices
+  )
+  if threshold is None:
+    return jnp.clip(cut, 0.0, 1.0)
+  return (cut >= threshold).astype(jnp.float32)

@@ -1,0 +1,235 @@
+"""Evaluates a model on every image of a set, and draws some of them."""
+
+import dataclasses
+import functools
+import itertools
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from maskrcnn_jax import visualize
+from maskrcnn_jax.datasets import records
+from maskrcnn_jax.evaluation import coco_metrics, coco_results
+from maskrcnn_jax.input_pipeline import batches as input_batches
+from maskrcnn_jax.models.mask_rcnn import MaskRCNN
+from maskrcnn_jax.training import sharding, train_step
+
+# Pictures of smaller images are enlarged to about this many pixels.
+_PICTURE_SIDE = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationOptions:
+  """The section `evaluation` of a config.
+
+  Attributes:
+    file_pattern: record files, or a prepared TFDS directory.
+    annotations_file: COCO json of the same images.
+    batch_size: images in a batch over all hosts.
+    max_images: take only the first ones; None for all.
+    every_steps: evaluate on the way; 0 for only at the end.
+    min_picture_score: detections below are not drawn.
+  """
+
+  file_pattern: str
+  annotations_file: str
+  batch_size: int = 4
+  max_images: int | None = None
+  every_steps: int = 0
+  min_picture_score: float = 0.5
+
+
+class Evaluator:
+  """Evaluates variables; keeps the compiled program between the calls."""
+
+  def __init__(self, config, workdir):
+    """Checks the section `evaluation` of a config.
+
+    Args:
+      config: a ConfigDict with the sections `model, input, training,
+        evaluation`.
+      workdir: directory of the run.
+
+    Raises:
+      ValueError: no record fits the pattern, a class id does not fit the model,
+        or an image has no annotations.
+      FileNotFoundError: the annotations file is missing.
+    """
+    self.options = EvaluationOptions(**config.evaluation)
+    model = MaskRCNN.from_config(config.model)
+    _check(self.options, model.num_classes)
+    self._num_pictures = config.training.get('pictures', 8)
+    self._input = config.input
+    self._workdir = pathlib.Path(workdir)
+    self._names = class_names(self.options.annotations_file)
+    self._mesh = sharding.make_mesh()
+    rows = sharding.batch_sharding(self._mesh)
+    self._detect = jax.jit(
+      functools.partial(train_step.detect, model),
+      in_shardings=(sharding.replicated(self._mesh), rows, rows),
+      out_shardings=sharding.replicated(self._mesh),
+    )
+
+  def __call__(self, step: int, variables, writer) -> dict[str, float]:
+    """Detects, scores, and writes detections, numbers and pictures.
+
+    Args:
+      step: names the files.
+      variables: of the model.
+      writer: `metrics.MetricWriter`.
+
+    Returns:
+      The 24 numbers, `eval/AP` to `eval/mask_ARl`.
+    """
+    start = time.monotonic()
+    results, image_ids, pictures = self._detect_all(variables)
+    if jax.process_index() == 0:
+      path = self._workdir / 'eval' / f'detections-{step}.json'
+      coco_results.write_results(results, path)
+      self._write_pictures(step, pictures, writer)
+    values = coco_metrics.evaluate(
+      results, self.options.annotations_file, image_ids
+    )
+    writer.scalars(step, values)
+    writer.flush()
+    seconds = time.monotonic() - start
+    writer.say(
+      f'step {step}: {len(image_ids)} images evaluated in {seconds:.0f} s'
+    )
+    writer.say(coco_metrics.format_table(values), file=sys.stdout)
+    return values
+
+  def _detect_all(self, variables):
+    """Results and ids of all images, and pictures of the first ones."""
+    variables = jax.device_put(variables, sharding.replicated(self._mesh))
+    encoder = coco_results.ResultEncoder()
+    image_ids, pictures = [], []
+    for batch in self._batches():
+      images = {k: batch[k] for k in ('images', 'image_sizes')}
+      images = sharding.put_batch(images, self._mesh)
+      detections = self._detect(
+        variables, images['images'], images['image_sizes']
+      )
+      detections = _own_rows(detections, len(batch['valid']))
+      encoder.add(detections, batch)
+      image_ids += batch['image_ids'][batch['valid']].tolist()
+      pictures += self._draw(
+        batch, detections, self._num_pictures - len(pictures)
+      )
+    return _gather(encoder.finish()), _gather(image_ids), pictures
+
+  def _batches(self) -> Iterator[dict]:
+    """This host's batches of the whole set."""
+    shared = ('canvases', 'image_dtype', 'resize', 'num_threads')
+    return input_batches.eval_batches(
+      self.options.file_pattern,
+      batch_size=self.options.batch_size,
+      max_images=self.options.max_images,
+      host_index=jax.process_index(),
+      host_count=jax.process_count(),
+      **{k: self._input[k] for k in shared if k in self._input},
+    )
+
+  def _draw(self, batch, detections, wanted: int):
+    """(image id, picture) of the first images of a batch."""
+    pictures = []
+    for row in np.flatnonzero(batch['valid'])[: max(wanted, 0)]:
+      height, width = batch['image_sizes'][row].astype(int)
+      picture = visualize.draw(
+        batch['images'][row, :height, :width],
+        detections.image(row),
+        self._names,
+        min_score=self.options.min_picture_score,
+        enlarge=max(1, _PICTURE_SIDE // max(height, width)),
+      )
+      pictures.append((int(batch['image_ids'][row]), picture))
+    return pictures
+
+  def _write_pictures(self, step: int, pictures, writer) -> None:
+    for image_id, picture in pictures:
+      writer.image(step, f'eval/image-{image_id}', picture)
+      name = f'step-{step}-image-{image_id}.png'
+      visualize.save_png(self._workdir / 'pictures' / name, picture)
+
+
+def class_names(annotations_file: str | None) -> dict[int, str]:
+  """Class names by id; empty if there is no such file."""
+  if not annotations_file or not pathlib.Path(annotations_file).is_file():
+    return {}
+  categories = _read_annotations(annotations_file)['categories']
+  return {c['id']: c['name'] for c in categories}
+
+
+def check_batch_size(section: str, batch_size: int) -> None:
+  """Raises if a batch cannot be split evenly over the devices."""
+  if batch_size < 1 or batch_size % jax.device_count():
+    raise ValueError(
+      f'{section}.batch_size must be a positive multiple of the '
+      f'{jax.device_count()} devices, got {batch_size}.'
+    )
+
+
+def _check(options: EvaluationOptions, num_classes: int) -> None:
+  check_batch_size('evaluation', options.batch_size)
+  file = options.annotations_file
+  truth = _read_annotations(file)
+  for category in truth['categories']:
+    if not 1 <= category['id'] < num_classes:
+      raise ValueError(
+        f'{file} has category id {category["id"]}; model.num_classes is '
+        f'{num_classes}, so ids may be 1 to {num_classes - 1} (0 is '
+        'background).'
+      )
+  index = records.index_records(options.file_pattern)
+  image_ids = index.image_ids[: options.max_images].tolist()
+  unknown = {*image_ids} - {image['id'] for image in truth['images']}
+  if unknown:
+    raise ValueError(
+      f'{options.file_pattern} has {len(unknown)} images that are not in '
+      f'{file}, such as {sorted(unknown)[:5]}.'
+    )
+
+
+def _read_annotations(file) -> dict:
+  path = pathlib.Path(file)
+  if not path.is_file():
+    raise FileNotFoundError(
+      f'evaluation.annotations_file {file} does not exist.'
+    )
+  try:
+    truth = json.loads(path.read_text(encoding='utf-8'))
+  except ValueError as error:
+    raise ValueError(f'{file} is no json: {error}') from error
+  missing = {'images', 'annotations', 'categories'} - {*truth}
+  if missing:
+    raise ValueError(f'{file} is no COCO json: it has no {sorted(missing)}.')
+  return truth
+
+
+def _own_rows(detections, num_rows: int):
+  """This host's rows of what was detected on all hosts."""
+  if jax.process_count() == 1:
+    return detections
+  start = jax.process_index() * num_rows
+  return jax.tree.map(
+    lambda x: np.asarray(x)[start : start + num_rows], detections
+  )
+
+
+def _gather(values: list) -> list:
+  """The values of all hosts, in the order of the hosts."""
+  if jax.process_count() == 1:
+    return values
+  text = np.frombuffer(json.dumps(values).encode(), np.uint8)
+  lengths = multihost_utils.process_allgather(np.array(len(text)))
+  padded = np.zeros(np.max(lengths), np.uint8)
+  padded[: len(text)] = text
+  texts = multihost_utils.process_allgather(padded)
+  parts = [json.loads(bytes(t[:n])) for t, n in zip(texts, lengths)]
+  return list(itertools.chain.from_iterable(parts))

@@ -1,0 +1,141 @@
+"""SGD with momentum, its schedule, and which parameters learn and decay."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerOptions:
+  """How parameters are updated; by default as in the seed.
+
+  Attributes:
+    learning_rate: after the warm-up.
+    warmup_steps: the rate rises linearly over this many steps.
+    warmup_learning_rate: at step 0.
+    decay_steps: where the rate falls.
+    decay_factors: of `learning_rate`, from each of `decay_steps` on.
+    inclusive_decay: the rate falls after the step instead of at it (seed).
+    momentum: of SGD.
+    weight_decay: times half the squared kernels, added to the loss; neither
+      biases nor norms decay.
+    bias_gradient_factor: gradients of biases are multiplied by this; 2 in the
+      seed, after Detectron.
+    rate_in_momentum: the rate is multiplied in before the momentum (Keras), not
+      after (TensorFlow 1, PyTorch); differs only where the rate changes.
+    clip_global_norm: gradients are scaled down to this norm; None: never.
+  """
+
+  learning_rate: float = 0.005
+  warmup_steps: int = 1000
+  warmup_learning_rate: float = 0.0
+  decay_steps: tuple[int, ...] = (240000, 320000)
+  decay_factors: tuple[float, ...] = (0.1, 0.01)
+  inclusive_decay: bool = True
+  momentum: float = 0.9
+  weight_decay: float = 1e-4
+  bias_gradient_factor: float = 2.0
+  rate_in_momentum: bool = False
+  clip_global_norm: float | None = None
+
+  def __post_init__(self):
+    if len(self.decay_steps) != len(self.decay_factors):
+      raise ValueError(
+        'decay_steps and decay_factors must have the same length, got '
+        f'{self.decay_steps} and {self.decay_factors}.'
+      )
+
+
+def learning_rate(
+  options: OptimizerOptions,
+) -> Callable[[jax.Array], jax.Array]:
+  """The learning rate as a function of the step, which counts from 0."""
+
+  def schedule(step):
+    step = jnp.asarray(step)
+    rate = jnp.float32(options.learning_rate)
+    for boundary, factor in zip(options.decay_steps, options.decay_factors):
+      passed = step > boundary if options.inclusive_decay else step >= boundary
+      rate = jnp.where(passed, options.learning_rate * factor, rate)
+    if not options.warmup_steps:
+      return rate
+    start = options.warmup_learning_rate
+    rise = (options.learning_rate - start) / options.warmup_steps
+    warm = start + step.astype(jnp.float32) * rise
+    return jnp.where(step < options.warmup_steps, warm, rate)
+
+  return schedule
+
+
+def make_optimizer(
+  options: OptimizerOptions, trainable: Any
+) -> optax.GradientTransformation:
+  """SGD with momentum; frozen parameters get no update and no momentum.
+
+  Weight decay is part of the loss (see `weight_decay_loss`), so it passes
+  through the momentum as in the seed.
+
+  Args:
+    options: see `OptimizerOptions`.
+    trainable: bools in the structure of the parameters.
+  """
+  scale = optax.scale_by_learning_rate(learning_rate(options))
+  momentum = optax.trace(decay=options.momentum)
+  parts = [scale, momentum] if options.rate_in_momentum else [momentum, scale]
+  if options.bias_gradient_factor != 1.0:
+    parts.insert(0, _scale_biases(options.bias_gradient_factor))
+  if options.clip_global_norm is not None:
+    parts.insert(0, optax.clip_by_global_norm(options.clip_global_norm))
+  labels = jax.tree.map(lambda x: 'train' if x else 'freeze', trainable)
+  return optax.multi_transform(
+    {'train': optax.chain(*parts), 'freeze': optax.set_to_zero()}, labels
+  )
+
+
+def weight_decay_loss(params: Any, trainable: Any, factor: float) -> jax.Array:
+  """Half the squared trainable kernels times a factor: coupled weight decay."""
+  squares = [
+    jnp.sum(jnp.square(x))
+    for (path, x), learns in zip(
+      jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(trainable)
+    )
+    if learns and _leaf_name(path) == 'kernel'
+  ]
+  return 0.5 * factor * sum(squares, jnp.float32(0.0))
+
+
+def trainable_parameters(
+  params: Mapping[str, Any], frozen_stages: int
+) -> Mapping[str, Any]:
+  """Bools in the structure of `params`: False in frozen backbone stages.
+
+  Args:
+    params: of `MaskRCNN`.
+    frozen_stages: of the backbone, counted as in `ResNet.frozen_stages`.
+  """
+  stages = ['stem'] + [f'stage{level}' for level in range(2, 6)]
+  frozen = {('backbone', stage) for stage in stages[:frozen_stages]}
+
+  def learns(path, _):
+    return tuple(key.key for key in path[:2]) not in frozen
+
+  return jax.tree_util.tree_map_with_path(learns, params)
+
+
+def _scale_biases(factor):
+  def update(updates, state, params=None):
+    del params
+    scaled = jax.tree_util.tree_map_with_path(
+      lambda path, x: x * factor if _leaf_name(path) == 'bias' else x, updates
+    )
+    return scaled, state
+
+  return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+
+def _leaf_name(path):
+  return path[-1].key

@@ -1,0 +1,58 @@
+"""Devices: the mesh, how arrays lie on it, host batches as global arrays.
+
+The only file that knows devices. The step is written for the global batch; the
+compiler splits it.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+# What a batch holds for the host alone.
+HOST_KEYS = ('image_ids', 'original_sizes', 'scales')
+
+
+def make_mesh(num_devices: int | None = None) -> Mesh:
+  """A mesh with one axis, `data`, over all devices or the first few."""
+  devices = jax.devices()[:num_devices]
+  return Mesh(np.array(devices), ('data',))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Every device holds the whole array: parameters and their state."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Every device holds its rows of the first axis: batches."""
+  return NamedSharding(mesh, PartitionSpec('data'))
+
+
+def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
+  """The part of a host's batch that devices need, as global arrays.
+
+  Args:
+    batch: this host's rows, NumPy.
+    mesh: of all devices of all hosts.
+
+  Returns:
+    The same structure without `HOST_KEYS`.
+
+  Raises:
+    ValueError: if the rows cannot be split evenly over the devices.
+  """
+  local_devices = max(len(mesh.local_devices), 1)
+  rows = len(batch['images'])
+  if rows % local_devices:
+    raise ValueError(
+      f'batch_size must be a multiple of the number of devices: {rows} rows '
+      f'on this host for {local_devices} devices.'
+    )
+  sharding = batch_sharding(mesh)
+  arrays = {key: x for key, x in batch.items() if key not in HOST_KEYS}
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(sharding, x), arrays
+  )

@@ -1,0 +1,259 @@
+"""The training step: state, loss, update; and detection with a state."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from maskrcnn_jax.models import losses as losses_lib
+from maskrcnn_jax.models import override
+from maskrcnn_jax.models import targets as targets_lib
+from maskrcnn_jax.models.mask_rcnn import MaskRCNN, TrainOutputs
+from maskrcnn_jax.models.resnet import ResNet
+from maskrcnn_jax.structures import Detections, Instances
+from maskrcnn_jax.training import optimizer as optimizer_lib
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything that a step changes.
+
+  Attributes:
+    step: int32, steps taken.
+    params: float32 parameters of the model.
+    batch_stats: arrays of batch norm; empty without it.
+    opt_state: of the optimizer.
+  """
+
+  step: jax.Array
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+
+  def variables(self) -> dict[str, Any]:
+    """What `model.apply` takes."""
+    return {'params': self.params, 'batch_stats': self.batch_stats}
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """How a state is updated.
+
+  Attributes:
+    options: see `OptimizerOptions`.
+    frozen_stages: of the backbone; these parameters have no momentum.
+  """
+
+  options: optimizer_lib.OptimizerOptions
+  frozen_stages: int
+
+  def trainable(self, params: Any) -> Any:
+    """Bools in the structure of the parameters."""
+    return optimizer_lib.trainable_parameters(params, self.frozen_stages)
+
+  def transformation(self, params: Any) -> optax.GradientTransformation:
+    """The optax transformation for these parameters."""
+    return optimizer_lib.make_optimizer(self.options, self.trainable(params))
+
+
+def create_train_state(
+  model: MaskRCNN,
+  optimizer_config: Mapping[str, Any],
+  batch: Mapping[str, Any],
+  key: jax.Array,
+) -> tuple[TrainState, Optimizer]:
+  """A fresh state, and what updates it.
+
+  Args:
+    model: whose parameters are made.
+    optimizer_config: fields of `OptimizerOptions` that differ from the default.
+    batch: of the shapes to come; only its shapes count.
+    key: initialises the parameters.
+  """
+  options = optimizer_lib.OptimizerOptions()
+  options = optimizer_lib.OptimizerOptions(
+    **override.changes(options, optimizer_config, 'optimizer')
+  )
+  # Read from the backbone, so that what stops the gradient and what skips the
+  # update cannot disagree.
+  frozen_stages = model.backbone.get('frozen_stages', ResNet.frozen_stages)
+  optimizer = Optimizer(options, frozen_stages)
+  params_key, sampling_key = jax.random.split(key)
+
+  @jax.jit
+  def init():
+    images = jnp.zeros((1, *batch['images'].shape[1:]), jnp.float32)
+    instances = jax.tree.map(
+      lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), batch['instances']
+    )
+    variables = model.init(
+      {'params': params_key, 'sampling': sampling_key},
+      images,
+      jnp.zeros((1, 2)),
+      Instances(**instances),
+    )
+    params = variables['params']
+    return TrainState(
+      step=jnp.int32(0),
+      params=params,
+      batch_stats=variables.get('batch_stats', {}),
+      opt_state=optimizer.transformation(params).init(params),
+    )
+
+  return init(), optimizer
+
+
+def training_losses(
+  model: MaskRCNN,
+  outputs: TrainOutputs,
+  instances: Instances,
+  valid: jax.Array,
+  rpn_targets: targets_lib.RPNTargets,
+) -> dict[str, jax.Array]:
+  """The five loss terms of a batch by name.
+
+  Args:
+    model: for its options.
+    outputs: of the model for this batch.
+    instances: ground truth.
+    valid: `[batch]` bool, images that count.
+    rpn_targets: of this batch.
+
+  Returns:
+    Scalars `rpn_objectness`, `rpn_box`, `class`, `box` and `mask`.
+  """
+  rois = outputs.rois.replace(valid=outputs.rois.valid & valid[:, None])
+  box_deltas = targets_lib.roi_box_targets(
+    rois, instances, model.box_weights, model.plus_one
+  )
+  foreground = rois.first(outputs.mask_logits.shape[1])
+  masks = targets_lib.mask_targets(
+    foreground, instances, 2 * model.mask_size, model.mask_threshold
+  )
+  return {
+    **losses_lib.rpn_losses(outputs.rpn, rpn_targets, valid, model.losses),
+    **losses_lib.box_losses(
+      outputs.box, rois.classes, box_deltas, rois.valid, model.losses
+    ),
+    'mask': losses_lib.mask_loss(
+      outputs.mask_logits,
+      masks,
+      foreground.valid & (foreground.classes > 0),
+    ),
+  }
+
+
+def loss_fn(
+  model: MaskRCNN,
+  params: Any,
+  batch_stats: Any,
+  batch: Mapping[str, Any],
+  key: jax.Array,
+) -> tuple[dict[str, jax.Array], Any]:
+  """The loss terms of a batch, and what batch norm stores after it.
+
+  Args:
+    model: to run.
+    params: its parameters.
+    batch_stats: its stored statistics.
+    batch: `images`, `image_sizes`, `instances` and `valid`.
+    key: draws anchors and RoIs.
+  """
+  rpn_key, sampling_key = jax.random.split(key)
+  valid = batch['valid']
+  instances = Instances(**batch['instances'])
+  instances = instances.replace(valid=instances.valid & valid[:, None])
+  outputs, updated = model.apply(
+    {'params': params, 'batch_stats': batch_stats},
+    batch['images'],
+    batch['image_sizes'],
+    instances,
+    valid,
+    rngs={'sampling': sampling_key},
+    mutable=['batch_stats'],
+  )
+  targets = targets_lib.rpn_targets(
+    model.anchor_boxes(batch['images'].shape[1:3]),
+    instances,
+    valid,
+    rpn_key,
+    model.rpn_targets,
+  )
+  losses = training_losses(model, outputs, instances, valid, targets)
+  return losses, updated.get('batch_stats', batch_stats)
+
+
+def train_step(
+  model: MaskRCNN,
+  optimizer: Optimizer,
+  state: TrainState,
+  batch: Mapping[str, Any],
+  key: jax.Array | None = None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One update of the state by a batch.
+
+  A loss or gradient that is not finite changes nothing but the step number.
+
+  Args:
+    model: to train.
+    optimizer: as `create_train_state` made it.
+    state: before the step.
+    batch: of the global batch, see the README's table.
+    key: of the run; the step number is folded in. None: key 0.
+
+  Returns:
+    state: after the step.
+    metrics: float32 scalars: the five loss terms, `l2_loss`, `total_loss`,
+      `learning_rate`, `gradient_norm`, and the bool `finite`.
+  """
+  if key is None:
+    key = jax.random.key(0)
+  key = jax.random.fold_in(key, state.step)
+  trainable = optimizer.trainable(state.params)
+
+  def total_loss(params):
+    losses, batch_stats = loss_fn(model, params, state.batch_stats, batch, key)
+    losses['l2_loss'] = optimizer_lib.weight_decay_loss(
+      params, trainable, optimizer.options.weight_decay
+    )
+    return sum(losses.values()), (losses, batch_stats)
+
+  (total, (losses, batch_stats)), gradients = jax.value_and_grad(
+    total_loss, has_aux=True
+  )(state.params)
+  gradient_norm = optax.global_norm(gradients)
+  finite = jnp.isfinite(total) & jnp.isfinite(gradient_norm)
+  updates, opt_state = optimizer.transformation(state.params).update(
+    gradients, state.opt_state, state.params
+  )
+  updated = TrainState(
+    step=state.step,
+    params=optax.apply_updates(state.params, updates),
+    batch_stats=batch_stats,
+    opt_state=opt_state,
+  )
+  kept = jax.tree.map(
+    lambda new, old: jnp.where(finite, new, old), updated, state
+  )
+  metrics = {
+    **losses,
+    'total_loss': total,
+    'learning_rate': optimizer_lib.learning_rate(optimizer.options)(state.step),
+    'gradient_norm': gradient_norm,
+    'finite': finite,
+  }
+  return kept.replace(step=state.step + 1), metrics
+
+
+def detect(
+  model: MaskRCNN,
+  variables: Mapping[str, Any],
+  images: jax.Array,
+  image_sizes: jax.Array,
+) -> Detections:
+  """Objects in a batch of images; see `MaskRCNN.detect`."""
+  return model.apply(variables, images, image_sizes, method='detect')
