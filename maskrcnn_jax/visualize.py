@@ -202,7 +202,7 @@ def _draw_box(picture, box, color, thickness):
 def _draw_labels(picture, boxes, labels, colors):
   """Writes each label at its box, where no better one's label stands."""
   height, width = picture.shape[:2]
-  font = _font(max(10, round(min(height, width) / 45)))
+  font = _font(max(11, round(min(height, width) / 45)))
   canvas = Image.fromarray(picture)
   pen = ImageDraw.Draw(canvas)
   taken = []

@@ -1,0 +1,302 @@
+"""The evaluator against recorded numbers, and what it says of bad input."""
+
+import json
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from pycocotools import coco as coco_api
+from pycocotools import mask as coco_mask
+
+from maskrcnn_jax.evaluation import coco_metrics, coco_results, pasting
+from maskrcnn_jax.ops import masks as mask_ops
+from maskrcnn_jax.structures import Detections
+
+DATA = pathlib.Path(os.environ.get('MASKRCNN_TEST_DATA', 'missing'))
+needs_data = pytest.mark.skipif(
+  not DATA.is_dir(), reason='MASKRCNN_TEST_DATA is not set.'
+)
+
+
+@pytest.fixture
+def truth():
+  """Two images with three objects, one of them a crowd, and 64-bit ids."""
+  return {
+    'images': [
+      {'id': 1, 'height': 40, 'width': 50},
+      {'id': 908400386912, 'height': 40, 'width': 50},
+    ],
+    'categories': [{'id': 3, 'name': 'car'}, {'id': 90, 'name': 'brush'}],
+    'annotations': [
+      _annotation(0, 1, 3, [5, 5, 20, 10]),
+      _annotation(7, 908400386912, 90, [10, 10, 20, 20]),
+      _annotation(7, 908400386912, 90, [30, 10, 20, 20], iscrowd=1),
+    ],
+  }
+
+
+def _annotation(number, image_id, category_id, bbox, **fields):
+  return {
+    'id': number,
+    'image_id': image_id,
+    'category_id': category_id,
+    'bbox': bbox,
+    'segmentation': _rectangle(bbox),
+    'area': bbox[2] * bbox[3],
+    'iscrowd': 0,
+    **fields,
+  }
+
+
+def _rectangle(bbox):
+  """RLE of a box in an image of 40x50."""
+  x, y, width, height = bbox
+  mask = np.zeros((40, 50), np.uint8, order='F')
+  mask[y : y + height, x : x + width] = 1
+  rle = coco_mask.encode(mask)
+  return {'size': rle['size'], 'counts': rle['counts'].decode()}
+
+
+def _perfect(truth):
+  """A result for every object that is no crowd."""
+  keys = ('image_id', 'category_id', 'bbox', 'segmentation')
+  return [
+    {**{key: annotation[key] for key in keys}, 'score': 0.9}
+    for annotation in truth['annotations']
+    if not annotation.get('iscrowd')
+  ]
+
+
+def _write(folder, truth):
+  path = folder / 'truth.json'
+  path.write_text(json.dumps(truth))
+  return path
+
+
+def test_perfect_results(truth, tmp_path, capsys):
+  path = _write(tmp_path, truth)
+  metrics = coco_metrics.evaluate(_perfect(truth), path)
+  assert list(metrics)[:2] == ['eval/AP', 'eval/AP50']
+  assert list(metrics)[12:] == [
+    name.replace('eval/', 'eval/mask_') for name in list(metrics)[:12]
+  ]
+  # An object of id 0 and two of one id count like any other.
+  assert metrics['eval/AP'] == metrics['eval/mask_AP'] == pytest.approx(1.0)
+  assert metrics['eval/APm'] == metrics['eval/mask_ARl'] == -1
+  assert capsys.readouterr().out == ''
+
+
+def test_no_results_score_zero(truth, tmp_path):
+  metrics = coco_metrics.evaluate([], _write(tmp_path, truth))
+  assert metrics['eval/AP'] == metrics['eval/mask_AP'] == 0
+  assert metrics['eval/ARmax100'] == metrics['eval/mask_ARs'] == 0
+
+
+def test_only_the_images_looked_at_count(truth, tmp_path):
+  path = _write(tmp_path, truth)
+  results = _perfect(truth)[:1]
+  whole = coco_metrics.evaluate(results, path, kinds=('bbox',))
+  part = coco_metrics.evaluate(results, path, {np.int64(1)}, kinds=('bbox',))
+  assert whole['eval/AP'] == pytest.approx(0.5)
+  assert part['eval/AP'] == pytest.approx(1.0)
+  assert len(part) == 12
+
+
+def test_results_are_left_as_they_were(truth, tmp_path):
+  results = _perfect(truth)
+  before = json.dumps(results)
+  coco_metrics.evaluate(results, _write(tmp_path, truth))
+  assert json.dumps(results) == before
+
+
+def test_fields_that_files_leave_out(truth, tmp_path):
+  for annotation in truth['annotations'][:2]:
+    del annotation['iscrowd'], annotation['area']
+  metrics = coco_metrics.evaluate(_perfect(truth), _write(tmp_path, truth))
+  assert metrics['eval/AP'] == metrics['eval/mask_AP'] == pytest.approx(1.0)
+
+
+def test_mask_area_decides_the_area_range_of_an_unmatched_mask(truth, tmp_path):
+  # A box of medium size with a small mask: a false positive among the small.
+  path = _write(tmp_path, truth)
+  wrong = {
+    'image_id': 1,
+    'category_id': 3,
+    'bbox': [0, 0, 40, 40],
+    'segmentation': _rectangle([30, 25, 5, 5]),
+    'score': 1.0,
+  }
+  metrics = coco_metrics.evaluate([wrong, *_perfect(truth)], path)
+  assert metrics['eval/APs'] == pytest.approx(1.0)
+  assert metrics['eval/mask_APs'] == pytest.approx(0.75)
+
+
+def test_missing_annotations_file(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r'annotations_file .*none\.json'):
+    coco_metrics.evaluate([], tmp_path / 'none.json')
+
+
+@pytest.mark.parametrize(
+  'content, message',
+  [
+    ('{"images": [', 'is no json'),
+    ('[]', r"has no \['images', 'annotations', 'categories'\]"),
+    ('{"images": [], "categories": []}', r"has no \['annotations'\]"),
+    (
+      '{"images": [{"id": "a"}], "categories": [], "annotations": []}',
+      "must be integers, got 'a'",
+    ),
+  ],
+)
+def test_files_that_are_no_annotations(content, message, tmp_path):
+  path = tmp_path / 'truth.json'
+  path.write_text(content)
+  with pytest.raises(ValueError, match=rf'truth\.json.*{message}'):
+    coco_metrics.evaluate([], path)
+
+
+def test_annotation_without_a_mask(truth, tmp_path):
+  truth['annotations'][1]['segmentation'] = []
+  path = _write(tmp_path, truth)
+  with pytest.raises(ValueError, match=r"annotation 7 has no .*'segmentation'"):
+    coco_metrics.evaluate(_perfect(truth)[:1], path)
+  coco_metrics.evaluate(_perfect(truth)[:1], path, kinds=('bbox',))
+
+
+def test_unknown_ids_and_kinds(truth, tmp_path, caplog):
+  path = _write(tmp_path, truth)
+  results = _perfect(truth)
+  with pytest.raises(ValueError, match=r'image_ids has 1 .*truth\.json: \[4\]'):
+    coco_metrics.evaluate(results, path, [1, 4])
+  with pytest.raises(ValueError, match=r'results has 1 image ids .*\[55\]'):
+    coco_metrics.evaluate([{**results[0], 'image_id': 55}], path)
+  with pytest.raises(ValueError, match='kinds must be of'):
+    coco_metrics.evaluate(results, path, kinds=('mask',))
+  del results[0]['segmentation']
+  with pytest.raises(ValueError, match='image 1 has no segmentation'):
+    coco_metrics.evaluate(results, path)
+  coco_metrics.evaluate(
+    [{**results[0], 'category_id': 12}], path, kinds=('bbox',)
+  )
+  assert 'categories [12] are not counted' in caplog.text
+
+
+def test_table(truth, tmp_path):
+  path = _write(tmp_path, truth)
+  table = coco_metrics.format_table(coco_metrics.evaluate([], path))
+  header, box, mask = table.splitlines()
+  assert header.split() == list(coco_metrics.NAMES)
+  assert box.split()[:5] == ['box', '0.000', '0.000', '0.000', '0.000']
+  assert mask.split()[0] == 'mask' and mask.split()[5:7] == ['n/a', 'n/a']
+  assert len(header) == len(box) == len(mask) < 100
+  boxes_alone = coco_metrics.evaluate([], path, kinds=('bbox',))
+  assert len(coco_metrics.format_table(boxes_alone).splitlines()) == 2
+
+
+def _recordings():
+  """(truth, results, kind, numbers) of every recorded evaluation."""
+  fixtures = DATA / 'eval-fixtures'
+  for path in sorted(fixtures.glob('*/expected.json')):
+    expected = json.loads(path.read_text())
+    for key, value in expected.items():
+      if not isinstance(value, dict):
+        continue
+      truth, results, kind = _files_of(path.parent, key, expected)
+      yield pytest.param(
+        truth, results, kind, value['stats'], id=f'{path.parent.name}-{key}'
+      )
+
+
+def _files_of(folder, key, expected):
+  """Which files a recording is of."""
+  if '/' in key:
+    pair, kind = key.split()
+    truth, results = pair.split('/')
+    return folder / f'{truth}.json', folder / f'{results}.json', kind
+  if 'gt' in expected:
+    return DATA / expected['gt'], folder / 'detections.json', key
+  (truth,) = folder.glob('instances_*_100.json')
+  (results,) = folder.glob(f'*fake{key.split("_")[0]}*.json')
+  return truth, results, 'segm' if key == 'segm' else 'bbox'
+
+
+@needs_data
+@pytest.mark.parametrize('truth, results, kind, expected', list(_recordings()))
+def test_recorded_numbers(truth, results, kind, expected):
+  metrics = coco_metrics.evaluate(
+    json.loads(results.read_text()), truth, kinds=(kind,)
+  )
+  # The recordings say AR1 where the seed says ARmax1.
+  np.testing.assert_allclose(
+    list(metrics.values()), list(expected.values()), rtol=0, atol=1e-6
+  )
+
+
+def _cut(mask, box):
+  """What the input pipeline makes of a full-size mask (seed_facts 5.6)."""
+  places = []
+  for start, stop, length in zip(box[:2], box[2:], mask.shape):
+    grid = (length - 1) / length
+    places.append(np.linspace(start * grid, stop * grid, 112))
+  return pasting.resize_bilinear(mask.astype(np.float32), *places)
+
+
+def _truth_as_detections(truth):
+  """One batch of a row per image: exact boxes, masks as mask targets are."""
+  annotations = [
+    truth.loadAnns(truth.getAnnIds(image_id, iscrowd=False))
+    for image_id in truth.imgs
+  ]
+  rows = [row for row, of_image in enumerate(annotations) for _ in of_image]
+  columns = [i for of_image in annotations for i, _ in enumerate(of_image)]
+  annotations = [a for of_image in annotations for a in of_image]
+  x, y, width, height = np.array([a['bbox'] for a in annotations]).T
+  boxes = np.stack([y, x, y + height, x + width], -1).astype(np.float32)
+  cut = [_cut(truth.annToMask(a), box) for a, box in zip(annotations, boxes)]
+  masks = mask_ops.crop_masks(
+    np.stack(cut), boxes, boxes, np.arange(len(boxes))
+  )
+
+  def spread(values, dtype):
+    values = np.asarray(values)
+    shape = (len(truth.imgs), max(columns) + 1, *values.shape[1:])
+    array = np.zeros(shape, dtype)
+    array[rows, columns] = values
+    return array
+
+  return Detections(
+    boxes=spread(boxes, np.float32),
+    scores=spread(np.ones(len(boxes)), np.float32),
+    classes=spread([a['category_id'] for a in annotations], np.int32),
+    masks=spread(masks, np.float32),
+    valid=spread(np.ones(len(boxes)), bool),
+  )
+
+
+@needs_data
+@pytest.mark.parametrize(
+  'split, sharp_ap, soft_ap',
+  [('train2017', 0.87295, 0.89276), ('val2017', 0.85493, 0.87979)],
+)
+def test_ceiling_of_the_representation(split, sharp_ap, soft_ap):
+  path = DATA / 'coco-mini' / 'annotations' / f'instances_{split}.json'
+  truth = coco_api.COCO(path)
+  detections = _truth_as_detections(truth)
+  sizes = [(i['height'], i['width']) for i in truth.imgs.values()]
+  # A head that says exactly its targets, 0 or 1; and one that says how much of
+  # a cell is covered.
+  for masks, mask_ap in (
+    (detections.masks >= 0.5, sharp_ap),
+    (detections.masks, soft_ap),
+  ):
+    results = coco_results.to_coco_results(
+      detections.replace(masks=masks),
+      np.array(list(truth.imgs)),
+      np.array(sizes),
+      np.ones((len(sizes), 2)),
+      np.ones(len(sizes), bool),
+    )
+    metrics = coco_metrics.evaluate(results, path)
+    assert metrics['eval/AP'] >= 0.99
+    assert metrics['eval/mask_AP'] == pytest.approx(mask_ap, abs=0.001)

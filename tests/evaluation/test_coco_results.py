@@ -1,0 +1,163 @@
+"""Results against recordings and pycocotools' own encoder."""
+
+import json
+import os
+
+import golden_files
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from maskrcnn_jax.evaluation import coco_results, pasting
+from maskrcnn_jax.structures import Detections
+
+
+def make_detections(boxes, masks=None, seed=0):
+  """A batch of valid detections; boxes `[batch, n, 4]`."""
+  rng = np.random.default_rng(seed)
+  shape = boxes.shape[:2]
+  return Detections(
+    boxes=np.asarray(boxes, np.float32),
+    scores=np.sort(rng.random(shape).astype(np.float32))[:, ::-1],
+    classes=rng.integers(1, 91, shape).astype(np.int32),
+    masks=masks,
+    valid=np.ones(shape, bool),
+  )
+
+
+@pytest.mark.parametrize('path', golden_files.files('14_*.npz'), ids=str)
+def test_seed(path):
+  recorded = golden_files.load(path)
+  info = recorded['image_info']
+  batch = len(info)
+  detections = make_detections(
+    recorded['detection_boxes_yxyx'], recorded['detection_masks']
+  )
+  results = coco_results.to_coco_results(
+    detections,
+    recorded['source_ids'],
+    info[:, 3:5].astype(np.int32),
+    np.repeat(1 / info[:, 2:3], 2, axis=1),
+    np.ones(batch, bool),
+  )
+  assert len(results) == detections.valid.size
+  boxes = np.array([result['bbox'] for result in results]).reshape(batch, -1, 4)
+  assert golden_files.relative_error(boxes, recorded['boxes_xywh']) < 1e-5
+  for row in range(batch):
+    of_image = [
+      result
+      for result in results
+      if result['image_id'] == int(recorded['source_ids'][row])
+    ]
+    segmentations = [result['segmentation'] for result in of_image]
+    masks = np.stack([coco_mask.decode(rle) for rle in segmentations])
+    np.testing.assert_array_equal(masks, recorded[f'segms_b{row}'])
+    np.testing.assert_array_equal(
+      coco_mask.area(segmentations), recorded[f'segm_area_b{row}']
+    )
+
+
+def test_fields():
+  boxes = np.array([[[2, 4, 10, 16], [0, 0, 6, 6]]])
+  detections = make_detections(boxes)
+  (first, _) = coco_results.to_coco_results(
+    detections,
+    np.array([908400386912]),
+    np.array([[20, 20]]),
+    np.array([[2.0, 4.0]]),
+    np.array([True]),
+  )
+  assert first == {
+    'image_id': 908400386912,
+    'category_id': int(detections.classes[0, 0]),
+    'bbox': [1.0, 1.0, 3.0, 4.0],
+    'score': float(detections.scores[0, 0]),
+  }
+  # Plain types, so that json takes them.
+  assert json.loads(json.dumps(first)) == first
+
+
+def test_filler_rows_and_padding_give_nothing():
+  detections = make_detections(np.ones((3, 4, 4)))
+  detections.valid[1] = False
+  detections.valid[2, 2:] = False
+  results = coco_results.to_coco_results(
+    detections,
+    np.array([5, 6, 7]),
+    np.ones((3, 2)),
+    np.ones((3, 2)),
+    np.array([False, True, True]),
+  )
+  assert [result['image_id'] for result in results] == [7, 7]
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_encoding_is_that_of_pycocotools(seed):
+  rng = np.random.default_rng(seed)
+  masks = rng.random((30, 28, 28)).astype(np.float32)
+  masks[:10] = 1.0  # Whole boxes, so that runs go on over the columns.
+  corners = rng.uniform(-20, 40, (30, 2))
+  boxes = np.concatenate([corners, corners + rng.uniform(0, 60, (30, 2))], 1)
+  boxes[0] = [-9, -9, 60, 70]  # The whole image.
+  boxes[1] = [-9, 10, 60, 20]  # Whole columns.
+  boxes[2] = [-9, 40, 60, 70]  # Whole columns to the end.
+  boxes[3] = [90, 90, 99, 99]  # Outside.
+  encoded = coco_results.encode_masks(masks, boxes, (45, 52))
+  for rle, mask in zip(encoded, pasting.paste_masks(masks, boxes, (45, 52))):
+    expected = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    assert rle['size'] == [45, 52]
+    assert rle['counts'] == expected['counts'].decode()
+
+
+def test_encoder_keeps_the_order_of_the_batches():
+  encoder = coco_results.ResultEncoder(max_workers=2, max_pending=2)
+  expected = []
+  for number in range(6):
+    detections = make_detections(
+      np.ones((2, 3, 4)) * [0, 0, 9, 9], np.ones((2, 3, 28, 28)), seed=number
+    )
+    batch = {
+      'image_ids': np.array([2 * number, 2 * number + 1]),
+      'original_sizes': np.array([[20, 30]] * 2),
+      'scales': np.ones((2, 2), np.float32),
+      'valid': np.array([True, number != 5]),
+      'images': None,
+    }
+    encoder.add(detections, batch)
+    del batch['images']
+    expected += coco_results.to_coco_results(detections, **batch)
+  assert encoder.finish() == expected
+  assert len(expected) == 33
+
+
+def test_encoder_raises_what_a_batch_raised():
+  encoder = coco_results.ResultEncoder()
+  batch = {
+    'image_ids': np.array([1]),
+    'original_sizes': np.array([[20]]),  # A height alone.
+    'scales': np.ones((1, 2)),
+    'valid': np.array([True]),
+  }
+  encoder.add(
+    make_detections(np.ones((1, 2, 4)), np.ones((1, 2, 28, 28))), batch
+  )
+  with pytest.raises(ValueError):
+    encoder.finish()
+
+
+def test_write_results(tmp_path):
+  path = tmp_path / 'new' / 'results.json'
+  results = [{'image_id': 1, 'score': 0.5}]
+  coco_results.write_results(results, path)
+  coco_results.write_results(results * 2, path)
+  assert json.loads(path.read_text()) == results * 2
+  assert os.listdir(path.parent) == ['results.json']
+
+
+def test_write_results_keeps_the_old_file_when_it_fails(tmp_path):
+  path = tmp_path / 'results.json'
+  coco_results.write_results([], path)
+  with pytest.raises(TypeError):
+    coco_results.write_results([{'score': np.float32(1)}], path)
+  assert path.read_text() == '[]'
+  assert os.listdir(tmp_path) == ['results.json']

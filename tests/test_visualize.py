@@ -1,0 +1,183 @@
+"""Pictures, pixel by pixel."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskrcnn_jax import visualize
+from maskrcnn_jax.evaluation import pasting
+from maskrcnn_jax.structures import Detections, Instances
+
+
+def make_detections(boxes, masks=None, scores=None):
+  """Detections of one image."""
+  boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+  return Detections(
+    boxes=boxes,
+    scores=np.float32([0.9] * len(boxes) if scores is None else scores),
+    classes=np.arange(1, len(boxes) + 1, dtype=np.int32),
+    masks=masks,
+    valid=np.ones(len(boxes), bool),
+  )
+
+
+def test_nothing_to_draw_is_the_image():
+  image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+  picture = visualize.draw(image, make_detections([]))
+  np.testing.assert_array_equal(picture, image)
+  low = make_detections([[5, 5, 20, 20]], scores=[0.4])
+  np.testing.assert_array_equal(visualize.draw(image, low), image)
+  assert visualize.draw(image, low, min_score=0.3).any()
+  padding = low.replace(valid=np.zeros(1, bool))
+  picture = visualize.draw(image, padding, min_score=0.0)
+  np.testing.assert_array_equal(picture, image)
+
+
+def test_thin_lines_lie_inside_the_box():
+  picture = np.zeros((50, 60, 3), np.uint8)
+  box = np.array([10, 20, 30, 45])
+  visualize._draw_box(picture, box, np.array([255, 0, 0]), 1)
+  expected = np.zeros((50, 60), bool)
+  expected[10:30, 20:45] = True
+  expected[11:29, 21:44] = False
+  np.testing.assert_array_equal(picture[..., 0] == 255, expected)
+  assert not picture[..., 1:].any()
+
+
+def test_thick_lines_have_their_middle_on_the_edge():
+  picture = np.zeros((50, 60, 3), np.uint8)
+  box = np.array([10, 20, 30, 45])
+  visualize._draw_box(picture, box, np.array([255, 0, 0]), 2)
+  expected = np.zeros((50, 60), bool)
+  expected[9:31, 19:46] = True
+  expected[11:29, 21:44] = False
+  np.testing.assert_array_equal(picture[..., 0] == 255, expected)
+
+
+@pytest.mark.parametrize('thickness', [1, 2])
+def test_boxes_that_leave_the_picture(thickness):
+  picture = np.zeros((20, 20, 3), np.uint8)
+  visualize._draw_box(picture, np.array([-5, -5, 40, 9]), np.ones(3), thickness)
+  columns = np.flatnonzero(picture[..., 0].any(axis=0))
+  assert columns.tolist() == [8, 9][:thickness]
+  before = picture.copy()
+  for box in ([-9, -9, -3, -3], [30, 30, 40, 40]):
+    visualize._draw_box(picture, np.array(box), np.ones(3), thickness)
+  np.testing.assert_array_equal(picture, before)
+
+
+@pytest.mark.parametrize('enlarge', [1, 3])
+def test_mask_covers_what_evaluation_counts(enlarge):
+  rng = np.random.default_rng(2)
+  masks = (rng.random((1, 28, 28)) + np.eye(28)).astype(np.float32)
+  boxes = np.array([[40.3, 30.6, 90.2, 110.9]])
+  image = np.zeros((130, 140, 3), np.uint8)
+  with_mask = visualize.draw(
+    image, make_detections(boxes, masks), enlarge=enlarge
+  )
+  without = visualize.draw(image, make_detections(boxes), enlarge=enlarge)
+  assert with_mask.shape == (130 * enlarge, 140 * enlarge, 3)
+  changed = (with_mask != without).any(axis=-1)
+  pasted = pasting.paste_masks(masks, boxes, (130, 140))[0]
+  pasted = pasted.repeat(enlarge, 0).repeat(enlarge, 1)
+  # Lines and the label cover some of the mask.
+  bare = ~without.any(axis=-1)
+  np.testing.assert_array_equal(changed & bare, pasted & bare)
+
+
+def test_mask_is_blended_with_a_solid_border():
+  picture = np.full((9, 9, 3), 100, np.uint8)
+  mask = np.zeros((9, 9), bool)
+  mask[2:7, 2:7] = True
+  visualize._draw_mask(picture, mask, np.array([200.0, 0.0, 100.0]))
+  assert picture[4, 4].tolist() == [140, 60, 100]
+  assert picture[2, 4].tolist() == picture[6, 6].tolist() == [200, 0, 100]
+  assert picture[1, 4].tolist() == [100, 100, 100]
+
+
+def _cut(mask, box, size):
+  """Values of `tf.image.crop_and_resize` for a box over the canvas."""
+  places = []
+  for start, stop, length in zip(box[:2], box[2:], mask.shape):
+    grid = (length - 1) / length
+    places.append(np.linspace(start * grid, stop * grid, size))
+  return pasting.resize_bilinear(mask.astype(np.float32), *places)
+
+
+def test_instances_come_back_from_their_cuts():
+  masks = np.zeros((2, 96, 128), bool)
+  masks[0, 10:50, 20:90] = True
+  masks[0, 10:30, 20:40] = False
+  rows, columns = np.mgrid[:96, :128] + 0.5
+  masks[1] = (rows - 70) ** 2 + (columns - 100) ** 2 < 20**2
+  boxes = np.array([[10, 20, 50, 90], [50, 80, 90, 120]], np.float32)
+  cuts = np.stack([_cut(m, b, 112) for m, b in zip(masks, boxes)])
+  for values in (cuts, np.rint(cuts * 255).astype(np.uint8)):
+    back = visualize.uncrop_masks(values, boxes, (96, 128))
+    assert (back != masks).sum() <= 0.01 * masks.sum()
+
+
+def test_draw_instances_leaves_padding_out():
+  image = np.zeros((64, 64, 3), np.uint8)
+  instances = Instances(
+    boxes=np.float32([[8, 8, 40, 40], [0, 0, 0, 0]]),
+    classes=np.int32([1, 0]),
+    masks=np.full((2, 112, 112), 255, np.uint8),
+    valid=np.array([True, False]),
+  )
+  picture = visualize.draw_instances(image, instances, {1: 'disc'})
+  covered = picture.any(axis=-1)
+  assert covered[10:38, 10:38].all()
+  assert not covered[42:].any() and not covered[:, 42:].any()
+  empty = instances.replace(valid=np.zeros(2, bool))
+  np.testing.assert_array_equal(visualize.draw_instances(image, empty), image)
+
+
+def test_names():
+  assert visualize._name(np.int32(2), ['background', 'a', 'b']) == 'b'
+  assert visualize._name(2, {2: 'b'}) == 'b'
+  assert visualize._name(7, {2: 'b'}) == visualize._name(7, ['a']) == '7'
+  assert visualize._name(7, None) == '7'
+
+
+def test_labels_stay_in_the_picture_and_apart():
+  size, picture_size = (12, 40), (100, 100)
+  taken = []
+  for box in [[0, 90, 30, 99], [0, 90, 30, 99], [80, -20, 120, 30]]:
+    place = visualize._place_label(np.array(box), size, picture_size, taken)
+    assert min(place) >= 0
+    assert place[2] <= 100 and place[3] <= 100
+    assert not any(visualize._overlap(place, other) for other in taken)
+    taken.append(place)
+
+
+def test_colors_of_many_instances_differ():
+  colors = np.array([visualize._color(index) for index in range(20)])
+  distances = np.abs(colors[:, None] - colors[None]).sum(axis=-1)
+  assert distances[~np.eye(20, dtype=bool)].min() > 40
+
+
+def test_tiny_picture_and_float_image():
+  image = np.full((3, 4, 3), 300.0, np.float32)
+  picture = visualize.draw(image, make_detections([[0, 0, 3, 4]]))
+  assert picture.shape == (3, 4, 3) and picture.dtype == np.uint8
+
+
+def test_grid():
+  pictures = [
+    np.full((h, w, 3), 7, np.uint8) for h, w in ((5, 6), (8, 3), (2, 9))
+  ]
+  sheet = visualize.grid(pictures, columns=2)
+  assert sheet.shape == (8 + 4 + 2, 9 + 4 + 3, 3)
+  assert (sheet == 7).sum() == 3 * (30 + 24 + 18)
+  assert (sheet[12:, :9] == 7).all()
+  assert visualize.grid(pictures[:1], columns=4).shape == (5, 6, 3)
+  with pytest.raises(ValueError, match='got 0 pictures'):
+    visualize.grid([], columns=2)
+
+
+def test_save_png(tmp_path):
+  picture = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8)
+  path = tmp_path / 'pictures' / 'a.png'
+  visualize.save_png(path, picture)
+  np.testing.assert_array_equal(np.asarray(Image.open(path)), picture)
