@@ -1,12 +1,14 @@
 """The `maskrcnn-jax` command: a verb and flags become one function call.
 
-Everything heavy is imported inside the verb, so `--help` is instant. What a
-user can mend ends as one line and exit code 2; `--debug` shows the traceback.
+Everything heavy is imported inside the verb, so `--help` is instant. What our
+own checks or the system refuse ends as a message and exit code 2; `--debug`
+shows the traceback.
 """
 
 import argparse
 import difflib
 import logging
+import os
 import pathlib
 import re
 import sys
@@ -26,9 +28,11 @@ def main(argv: list[str] | None = None) -> int:
   logging.basicConfig(level=logging.INFO, format='%(message)s')
   for noisy in ('absl', 'jax', 'orbax'):
     logging.getLogger(noisy).setLevel(logging.WARNING)
+  # TensorFlow only reads data: no word about the GPU that it does not find.
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   try:
     args.run(args)
-  except (ValueError, OSError, FloatingPointError) as error:
+  except Exception as error:
     if args.debug or not _is_for_user(error):
       raise
     print(f'maskrcnn-jax {args.verb}: {_message(error)}', file=sys.stderr)
@@ -39,12 +43,15 @@ def main(argv: list[str] | None = None) -> int:
 def _prepare(args) -> None:
   from maskrcnn_jax.datasets import prepare
 
-  sizes = {
-    name: getattr(args, name)
-    for name in ('num_shards', 'num_workers')
-    if getattr(args, name) is not None
-  }
-  print(prepare.prepare(args.images, args.annotations, args.output, **sizes))
+  summary = prepare.prepare(
+    args.images,
+    args.annotations,
+    args.output,
+    args.num_shards,
+    args.num_workers,
+    args.captions,
+  )
+  print(summary)
 
 
 def _train(args) -> None:
@@ -54,7 +61,7 @@ def _train(args) -> None:
 
 def _eval(args) -> None:
   config, loop = _start(args)
-  loop.evaluate(config, args.workdir)
+  loop.evaluate(config, args.workdir, args.step)
 
 
 def _train_and_eval(args) -> None:
@@ -114,7 +121,7 @@ def _parser() -> _Parser:
   _add_prepare(parser.verbs)
   for name, run, words in (
     ('train', _train, 'train, or resume a run'),
-    ('eval', _eval, 'evaluate the newest checkpoint of a run'),
+    ('eval', _eval, 'evaluate a checkpoint of a run'),
     ('train_and_eval', _train_and_eval, 'train, evaluating on the way'),
   ):
     verb = _add_verb(parser.verbs, name, run, words)
@@ -135,6 +142,8 @@ def _parser() -> _Parser:
     verb.add_argument(
       '--workdir', required=True, help='checkpoints, metrics and pictures'
     )
+    if name == 'eval':
+      verb.add_argument('--step', type=int, help='checkpoint; default: newest')
   return parser
 
 
@@ -143,8 +152,9 @@ def _add_prepare(verbs) -> None:
   verb.add_argument('--images', required=True, help='folder of the images')
   verb.add_argument('--annotations', required=True, help='COCO json')
   verb.add_argument(
-    '--output', required=True, help='such as records/train.tfrecord'
+    '--output', required=True, help='such as records/train-*.tfrecord'
   )
+  verb.add_argument('--captions', help='COCO json of captions')
   verb.add_argument('--num_shards', type=int, help='record files to write')
   verb.add_argument('--num_workers', type=int, help='processes to use')
 
@@ -184,20 +194,21 @@ def _suggest(given: str, known: list[str]) -> str:
 
 
 def _is_for_user(error: Exception) -> bool:
-  """Whether the system or our own checks raised it, and not a dependency."""
+  """Whether the system or a check of ours raised it: anything else is a bug."""
   if isinstance(error, OSError):
     return True
   frames = traceback.extract_tb(error.__traceback__)
   package = pathlib.Path(__file__).resolve().parent
-  path = pathlib.Path(frames[-1].filename).resolve()
-  return package in path.parents or 'get_config' in {f.name for f in frames}
+  ours = package in pathlib.Path(frames[-1].filename).resolve().parents
+  in_config = any(frame.name == 'get_config' for frame in frames)
+  return (ours or in_config) and frames[-1].line.startswith('raise')
 
 
 def _message(error: Exception) -> str:
   if isinstance(error, OSError) and error.strerror:
     where = f': {error.filename}' if error.filename else ''
     return f'{error.strerror}{where}'
-  return ' '.join(str(error).split())
+  return str(error)
 
 
 if __name__ == '__main__':

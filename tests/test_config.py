@@ -1,11 +1,19 @@
 """Configs are found, loaded and changed by text; mistakes are explained."""
 
+import dataclasses
+import inspect
 import pathlib
+import re
 
 import ml_collections
 import pytest
 
 from maskrcnn_jax import config as config_lib
+from maskrcnn_jax.input_pipeline import batches
+from maskrcnn_jax.models import mask_rcnn, resnet
+from maskrcnn_jax.training import evaluator, loop, optimizer
+
+CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 
 SECTIONS = {
   'evaluation',
@@ -36,6 +44,7 @@ def config():
         'flip': True,
         'limit': None,
         'mean': (0.1, 0.2, 0.3),
+        'rows': ml_collections.config_dict.placeholder(int),
       },
       'optimizer': {'learning_rate': 0.1},
     }
@@ -51,14 +60,37 @@ def test_shipped_configs_load_locked_with_all_sections(name):
 
 
 def test_every_field_of_a_shipped_config_has_a_comment():
-  folder = pathlib.Path(config_lib.__file__).parent.parent / 'configs'
-  for path in folder.glob('*.py'):
-    lines = path.read_text().splitlines()
+  field = re.compile(r'  \w+\.\w+ = ')
+  for path in CONFIGS.glob('*.py'):
+    lines = path.read_text().partition('VARIANTS[')[0].splitlines()
     for number, line in enumerate(lines):
-      name, equals, _ = line.strip().partition('=')
-      if line.startswith('      ') and equals and name.isidentifier():
-        above = lines[number - 1].strip()
-        assert above.startswith('#') or '  # ' in line, f'{path}:{number + 1}'
+      if field.match(line):
+        assert lines[number - 1].startswith('  # '), f'{path.name}: {line}'
+
+
+@pytest.mark.parametrize('name', SHIPPED)
+def test_shipped_configs_fit_what_they_configure(name):
+  config = config_lib.load_config(name)
+  model = mask_rcnn.MaskRCNN.from_config(config.model)
+  assert model.num_classes == config.model.num_classes
+  resnet.ResNet(**config.model.backbone)
+  anchors = model.rpn_targets.num_samples
+  assert model.losses.rpn_samples == anchors
+  known = inspect.signature(batches.train_batches).parameters
+  assert set(config.input) <= set(known)
+  optimizer.OptimizerOptions(**config.optimizer)
+  loop.TrainingOptions(**config.training)
+  evaluator.EvaluationOptions(**config.evaluation)
+
+
+def test_the_default_of_coco_is_the_default_of_the_model():
+  section = config_lib.load_config('coco').model
+  model = mask_rcnn.MaskRCNN.from_config(section)
+  plain = mask_rcnn.MaskRCNN()
+  for field in dataclasses.fields(mask_rcnn.MaskRCNN):
+    if field.name not in ('backbone', 'parent', 'name'):
+      assert getattr(model, field.name) == getattr(plain, field.name)
+  assert resnet.ResNet(**section.backbone) == resnet.ResNet()
 
 
 def test_the_default_of_coco_is_the_recipe_of_the_seed():
@@ -117,6 +149,8 @@ def test_an_unknown_config_or_variant_says_what_was_meant(name, message):
     ('input.limit=7', 7),
     ('input.limit=some', 'some'),
     ('input.mean=0,0,1', (0.0, 0.0, 1.0)),
+    ('input.rows=3', 3),
+    ('input.rows=None', None),
     ('optimizer.learning_rate=1', 1.0),
     ('optimizer.learning_rate=2e-3', 0.002),
     ('optimizer.learning_rate=None', None),
@@ -143,6 +177,7 @@ def test_overrides_have_the_type_of_the_field(config, text, expected):
     ('input.batch_size=true', 'whole number like 4, got True'),
     ('input.flip=1', 'input.flip must be true or false'),
     ('input.canvases=128,128', 'input.canvases must be a tuple'),
+    ('input.rows=few', "input.rows must be a whole number, got 'few'"),
   ],
 )
 def test_a_wrong_override_names_the_field_and_what_it_takes(

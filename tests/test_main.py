@@ -21,7 +21,7 @@ def test_help_is_instant_and_lists_the_verbs():
   )
   assert 'HEAVY set()' in shown.stdout
   for verb in ('prepare', 'train', 'eval', 'train_and_eval'):
-    assert f'\n    {verb} ' in shown.stdout
+    assert verb in shown.stdout.split()
 
 
 @pytest.mark.parametrize('verb', ['prepare', 'train', 'eval'])
@@ -98,9 +98,9 @@ def test_an_empty_pattern_names_the_pattern(tmp_path, capsys):
   assert pattern in capsys.readouterr().err
 
 
-def test_an_error_inside_a_dependency_keeps_its_traceback(monkeypatch):
+def test_a_bug_keeps_its_traceback(monkeypatch):
   def broken(_):
-    int('one')  # Raised below, in a frame of this file: not of the package.
+    int('one')
 
   monkeypatch.setattr(command, '_prepare', broken)
   argv = ['prepare', '--images=a', '--annotations=b', '--output=c']
