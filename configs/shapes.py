@@ -31,8 +31,8 @@ def get_config():
   backbone.frozen_stages = 0
   # Channels of every pyramid level.
   model.pyramid_channels = 64
-  # Coarsest level: its anchors have 128 px, the whole picture.
-  model.max_level = 4
+  # Coarsest level; the finest is 2.
+  model.max_level = 5
   # Width of the two dense layers of the box head.
   model.box_channels = 256
   # Width of the mask head.
@@ -64,7 +64,7 @@ def get_config():
   # Fields of RoiAlignOptions.
   model.roi_align = roi_align = ml_collections.ConfigDict()
   # Coarsest level that RoIs are taken from.
-  roi_align.max_level = 4
+  roi_align.max_level = 5
   # Fields of DetectionOptions.
   model.detections = detections = ml_collections.ConfigDict()
   # Per image, of at most 8 shapes.
