@@ -23,7 +23,7 @@ _NOTES = {
     'has an EXIF rotation, but the json gives the size of the stored pixels: '
     'the flag is ignored.'
   ),
-  'stored_as_png': 'is neither JPEG, PNG nor BMP and was stored as PNG.',
+  'stored_as_png': 'is neither JPEG nor PNG and was stored as PNG.',
 }
 
 

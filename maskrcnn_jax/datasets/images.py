@@ -1,7 +1,7 @@
 """Image files as records hold them: whole, and as large as the json says.
 
-JPEG, PNG and BMP files go into a record byte for byte; others, which
-TensorFlow cannot decode, as PNG.
+JPEG and PNG files go into a record byte for byte, of any colour mode; others,
+some of which TensorFlow cannot decode, as PNG.
 
 Cameras store some pictures turned and note that in EXIF. Which way up the
 annotations are shows in the size the json gives: that of the stored pixels
@@ -16,7 +16,7 @@ import warnings
 
 from PIL import ExifTags, Image, ImageOps
 
-_KEPT_FORMATS = ('JPEG', 'MPO', 'PNG', 'BMP')
+_KEPT_FORMATS = ('JPEG', 'MPO', 'PNG')  # MPO: a JPEG with a preview behind it.
 _JPEG_QUALITY = 95
 
 

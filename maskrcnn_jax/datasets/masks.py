@@ -2,6 +2,7 @@
 
 import io
 import math
+import zlib
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from pycocotools import mask as coco_mask
 def encode_mask(mask: np.ndarray) -> bytes:
   """PNG file of a `[height, width]` mask, one channel of 0 and 1."""
   stream = io.BytesIO()
-  Image.fromarray(np.asarray(mask, np.uint8)).save(stream, 'PNG')
+  Image.fromarray(np.asarray(mask, np.uint8)).save(
+    stream, 'PNG', compress_type=zlib.Z_RLE
+  )  # Run lengths suit masks: smaller and faster than the default.
   return stream.getvalue()
 
 

@@ -1,0 +1,90 @@
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from maskrcnn_jax.datasets import images
+
+
+def _save(path, size=(40, 30), mode='RGB', orientation=None, **options):
+  """Writes a picture whose left half is dark; returns the file's bytes."""
+  width, height = size
+  pixels = np.full((height, width), 200, np.uint8)
+  pixels[:, : width // 2] = 20
+  exif = Image.Exif()
+  if orientation is not None:
+    exif[0x0112] = orientation
+    options['exif'] = exif
+  Image.fromarray(pixels).convert(mode).save(path, **options)
+  return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+  'name, mode',
+  [
+    ('a.jpg', 'RGB'),
+    ('a.jpg', 'L'),
+    ('a.jpg', 'CMYK'),
+    ('a.png', 'RGBA'),
+    ('a.png', 'L'),
+    ('a.png', 'P'),
+    ('a.png', '1'),
+  ],
+)
+def test_usual_files_are_kept_byte_for_byte(tmp_path, name, mode):
+  content = _save(tmp_path / name, mode=mode)
+  encoded, note = images.read_image(tmp_path / name, 30, 40)
+  assert encoded == content
+  assert note is None
+  assert tf.io.decode_image(encoded, channels=3).shape == (30, 40, 3)
+
+
+@pytest.mark.parametrize('name', ['a.webp', 'a.gif', 'a.bmp', 'a.tif'])
+def test_other_formats_become_png(tmp_path, name):
+  _save(tmp_path / name)
+  encoded, note = images.read_image(tmp_path / name, 30, 40)
+  assert note == 'stored_as_png'
+  opened = Image.open(io.BytesIO(encoded))
+  assert opened.format == 'PNG' and opened.size == (40, 30)
+
+
+def test_turned_image_is_stored_upright_if_the_json_means_that(tmp_path):
+  _save(tmp_path / 'a.jpg', orientation=6)  # Upright after a quarter turn.
+  encoded, note = images.read_image(tmp_path / 'a.jpg', 40, 30)
+  assert note == 'stored_upright'
+  opened = Image.open(io.BytesIO(encoded))
+  assert opened.size == (30, 40)
+  assert opened.getexif().get(0x0112, 1) == 1
+  pixels = np.asarray(opened.convert('L'))
+  assert pixels[:15].mean() < 40 and pixels[25:].mean() > 180
+
+
+@pytest.mark.parametrize('orientation', [3, 6])
+def test_rotation_is_ignored_if_the_json_means_stored_pixels(
+  tmp_path, orientation
+):
+  content = _save(tmp_path / 'a.jpg', orientation=orientation)
+  encoded, note = images.read_image(tmp_path / 'a.jpg', 30, 40)
+  assert (encoded, note) == (content, 'rotation_ignored')
+
+
+def test_size_mismatch_gives_both_sizes(tmp_path):
+  _save(tmp_path / 'a.jpg')
+  with pytest.raises(ValueError, match=r'is 30 x 40 .* the json says 40 x 30'):
+    images.read_image(tmp_path / 'a.jpg', 40, 30)
+
+
+@pytest.mark.parametrize('name', ['a.jpg', 'a.png'])
+def test_truncated_file_cannot_be_read(tmp_path, name):
+  content = _save(tmp_path / name)
+  for share in (0.0, 0.3, 0.7):
+    (tmp_path / name).write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match='cannot be read'):
+      images.read_image(tmp_path / name, 30, 40)
+
+
+def test_missing_file_cannot_be_read(tmp_path):
+  with pytest.raises(ValueError, match='cannot be read'):
+    images.read_image(tmp_path / 'none.jpg', 30, 40)

@@ -1,0 +1,182 @@
+import json
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import coco
+
+from maskrcnn_jax.datasets import prepare, records
+
+SQUARE = [[1, 1, 9, 1, 9, 9, 1, 9]]
+
+
+def _object(annotation_id, image_id=1, **changes):
+  entry = {'id': annotation_id, 'image_id': image_id, 'category_id': 3}
+  entry |= {'bbox': [1, 1, 8, 8], 'segmentation': SQUARE, 'area': 64}
+  return entry | changes
+
+
+def _write_set(folder, objects, num_images=5, height=20, width=30):
+  """Makes images 1..n and a json; returns the arguments of `prepare`."""
+  rng = np.random.default_rng(0)
+  entries = []
+  for image_id in range(1, num_images + 1):
+    pixels = rng.integers(0, 255, (height, width, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(folder / f'{image_id}.jpg')
+    entry = {'id': image_id, 'file_name': f'{image_id}.jpg'}
+    entries.append(entry | {'height': height, 'width': width})
+  content = {'images': entries, 'annotations': objects}
+  content['categories'] = [{'id': 3, 'name': 'cat'}]
+  (folder / 'a.json').write_text(json.dumps(content))
+  return folder, folder / 'a.json', folder / 'out' / 'train-*.tfrecord'
+
+
+def _parsed(files):
+  index = records.index_records(list(files))
+  return [
+    records.parse_record(records.read_record(index, row))
+    for row in range(len(index))
+  ]
+
+
+def test_objects_that_cannot_be_used_are_left_out_and_counted(tmp_path):
+  rle = {'size': [20, 30], 'counts': [600]}
+  objects = [
+    _object(1),
+    _object(2, bbox=[1, 1, 0, 8]),
+    _object(3, bbox=[1, 1, 8, -2]),
+    _object(4, bbox=[1, 1, 29.001, 8]),
+    _object(5, bbox=[1, 12.5, 8, 8]),
+    _object(6, bbox=[1, 1, 29, 19]),  # Touches the border.
+    _object(7, bbox=[1, 1, 8]),
+    _object(8, bbox=[1, 1, 8, float('nan')]),
+    _object(9, segmentation=rle),
+    _object(10, segmentation=[]),
+    _object(11, segmentation={'size': [20, 30], 'counts': [10, 20, 570]}),
+    _object(12, iscrowd=1, area=None),
+    _object(13, image_id=99),
+  ]
+  summary = prepare.prepare(*_write_set(tmp_path, objects), num_workers=1)
+  assert summary.counts() == {
+    'zero_area_box': 2,
+    'box_outside_image': 2,
+    'unusable_box': 2,
+    'empty_mask': 1,
+    'unusable_mask': 1,
+    'unknown_image': 1,
+  }
+  assert summary.num_images == 5
+  assert summary.num_empty == 4
+  assert summary.num_objects == 4
+  assert summary.num_crowd == 1
+  first = _parsed(summary.files)[0]
+  np.testing.assert_array_equal(first['classes'], [3, 3, 3, 3])
+  np.testing.assert_array_equal(first['is_crowd'], [0, 0, 0, 1])
+  np.testing.assert_array_equal(first['area'], [64, 64, 64, 64])
+  text = str(summary)
+  assert '2 zero_area_box (left out), such as' in text
+  assert (
+    '1.jpg, image 1, annotation 2: the box [1, 1, 0, 8] has no area' in text
+  )
+
+
+def test_files_do_not_depend_on_the_number_of_workers(tmp_path):
+  objects = [_object(k, image_id=k % 20 + 1) for k in range(1, 40)]
+  folder, annotations, _ = _write_set(tmp_path, objects, num_images=20)
+  contents = []
+  for num_workers in (1, 2):
+    output = tmp_path / f'out{num_workers}'
+    summary = prepare.prepare(folder, annotations, output, 3, num_workers)
+    assert [os.path.basename(path) for path in summary.files] == [
+      f'out{num_workers}-{k:05d}-of-00003.tfrecord' for k in range(3)
+    ]
+    contents.append([pathlib.Path(path).read_bytes() for path in summary.files])
+    ids = [int(each['image_id']) for each in _parsed(summary.files[:1])]
+    assert ids == [1, 4, 7, 10, 13, 16, 19]
+  assert contents[0] == contents[1]
+
+
+def test_existing_files_are_never_overwritten(tmp_path):
+  arguments = _write_set(tmp_path, [_object(1)])
+  summary = prepare.prepare(*arguments, num_workers=1)
+  before = pathlib.Path(summary.files[0]).read_bytes()
+  with pytest.raises(FileExistsError, match='train-00000-of-00001'):
+    prepare.prepare(*arguments, num_shards=2, num_workers=1)
+  assert pathlib.Path(summary.files[0]).read_bytes() == before
+
+
+def test_bad_images_are_all_named_and_nothing_is_left(tmp_path):
+  arguments = _write_set(tmp_path, [_object(1)])
+  content = (tmp_path / '2.jpg').read_bytes()
+  (tmp_path / '2.jpg').write_bytes(content[: len(content) // 2])
+  Image.new('RGB', (31, 20)).save(tmp_path / '4.jpg')
+  with pytest.raises(ValueError) as caught:
+    prepare.prepare(*arguments, num_workers=1)
+  text = str(caught.value)
+  assert text.startswith('2 errors in the data:')
+  assert f'{tmp_path}/2.jpg, image 2: cannot be read' in text
+  assert f'{tmp_path}/4.jpg, image 4: is 20 x 31' in text
+  assert not list((tmp_path / 'out').iterdir())
+
+
+@pytest.mark.parametrize('output', ['', 'out/', 'a*b', 'x/*.tfrecord'])
+def test_output_pattern_must_give_a_name(tmp_path, output):
+  folder, annotations, _ = _write_set(tmp_path, [])
+  with pytest.raises(ValueError, match='output_pattern must be like'):
+    prepare.prepare(folder, annotations, output, num_workers=1)
+
+
+@pytest.mark.parametrize('output', ['val', 'val.tfrecord', 'val-*.tfrecord'])
+def test_forms_of_the_output_pattern(tmp_path, output):
+  folder, annotations, _ = _write_set(tmp_path, [], num_images=1)
+  summary = prepare.prepare(
+    folder, annotations, tmp_path / output, num_workers=1
+  )
+  assert summary.files == (str(tmp_path / 'val-00000-of-00001.tfrecord'),)
+
+
+def test_captions_are_stored(tmp_path):
+  folder, annotations, output = _write_set(tmp_path, [], num_images=2)
+  captions = [{'image_id': 2, 'caption': text} for text in ('a', 'b')]
+  (tmp_path / 'c.json').write_text(json.dumps({'annotations': captions}))
+  summary = prepare.prepare(
+    folder, annotations, output, 1, 1, tmp_path / 'c.json'
+  )
+  index = records.index_records(summary.files[0])
+  found = records.tf.train.Example.FromString(records.read_record(index, 1))
+  values = found.features.feature['image/caption'].bytes_list.value
+  assert list(values) == [b'a', b'b']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'folder, images, annotations, counts',
+  [
+    ('coco-mini', 'train2017', 'instances_train2017', (90, 1, 863, 13)),
+    ('coco-mini', 'val2017', 'instances_val2017', (60, 1, 566, 11)),
+    ('nuclei-dsb2018', 'val', 'instances_val', (20, 0, 728, 0)),
+    ('nuclei-dsb2018', 'val', 'instances_val_rle', (20, 0, 728, 0)),
+  ],
+)
+def test_real_images(tmp_path, folder, images, annotations, counts):
+  root = os.environ.get('MASKRCNN_TEST_DATA')
+  if not root:
+    pytest.skip('MASKRCNN_TEST_DATA names no folder.')
+  folder = pathlib.Path(root) / folder
+  file = folder / 'annotations' / f'{annotations}.json'
+  summary = prepare.prepare(folder / images, file, tmp_path / 'out')
+  assert not summary.findings
+  assert counts == (
+    summary.num_images,
+    summary.num_empty,
+    summary.num_objects,
+    summary.num_crowd,
+  )
+  truth = coco.COCO(file)
+  for parsed in _parsed(summary.files):
+    entries = truth.imgToAnns[int(parsed['image_id'])]
+    for entry, encoded in zip(entries, parsed['masks'].numpy(), strict=True):
+      mask = records.tf.io.decode_png(encoded)[..., 0].numpy()
+      np.testing.assert_array_equal(mask, truth.annToMask(entry))

@@ -1,0 +1,262 @@
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from maskrcnn_jax.datasets import (
+  examples,
+  masks,
+  record_file,
+  record_index,
+  records,
+)
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path, monkeypatch):
+  """An empty cache of indices for every test."""
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  return tmp_path / 'cache'
+
+
+def _example(image_id=1, num_objects=2, height=6, width=8):
+  boxes = np.tile([1.0, 2.0, 4.0, 6.0], (num_objects, 1))
+  mask = np.zeros((height, width), bool)
+  mask[1:4, 2:6] = True
+  return examples.ImageExample(
+    encoded=tf.io.encode_png(np.zeros((height, width, 3), np.uint8)).numpy(),
+    filename=f'{image_id}.png',
+    image_id=image_id,
+    height=height,
+    width=width,
+    boxes=boxes,
+    classes=np.arange(1, num_objects + 1),
+    class_names=['a', 'b', 'c'][:num_objects],
+    is_crowd=np.zeros(num_objects, bool),
+    areas=np.full(num_objects, 12.0),
+    masks=[masks.encode_mask(mask)] * num_objects,
+  )
+
+
+def _write(path, *image_ids, **changes):
+  made = (records.encode_record(_example(k, **changes)) for k in image_ids)
+  assert records.write_records(path, made) == len(image_ids)
+  return str(path)
+
+
+def test_round_trip(tmp_path):
+  ids = [1, 2**24 + 1, 2**63 - 1, -5]
+  path = _write(tmp_path / 'a.tfrecord', *ids)
+  index = records.index_records(path)
+  np.testing.assert_array_equal(index.image_ids, ids)
+  np.testing.assert_array_equal(index.heights, [6] * 4)
+  np.testing.assert_array_equal(index.widths, [8] * 4)
+  for row, image_id in enumerate(ids):
+    record = records.read_record(index, row)
+    assert len(record) == index.lengths[row]
+    parsed = records.parse_record(record)
+    assert parsed['image_id'] == image_id
+    assert parsed['filename'] == f'{image_id}.png'.encode()
+    np.testing.assert_allclose(
+      parsed['boxes'], [[1 / 6, 2 / 8, 4 / 6, 6 / 8]] * 2, rtol=1e-7
+    )
+    np.testing.assert_array_equal(parsed['classes'], [1, 2])
+    assert parsed['masks'].shape == (2,)
+
+
+def test_parses_inside_tf_data(tmp_path):
+  path = _write(tmp_path / 'a.tfrecord', 4, num_objects=0)
+  (parsed,) = tf.data.TFRecordDataset(path).map(records.parse_record)
+  assert parsed['boxes'].shape == (0, 4)
+  assert parsed['masks'].shape == (0,)
+  assert parsed['is_crowd'].dtype == tf.bool
+
+
+def test_index_agrees_with_tensorflow(tmp_path):
+  paths = [
+    _write(tmp_path / f'{k}.tfrecord', *range(k * 10, k * 10 + 3))
+    for k in range(3)
+  ]
+  index = records.index_records(str(tmp_path / '*.tfrecord'))
+  expected = list(tf.data.TFRecordDataset(paths).as_numpy_iterator())
+  assert [records.read_record(index, row) for row in range(9)] == expected
+
+
+def test_patterns(tmp_path):
+  for name in ('b', 'a', 'c'):
+    _write(tmp_path / f'{name}.tfrecord', ord(name))
+  a, b, c = (str(tmp_path / f'{name}.tfrecord') for name in 'abc')
+  assert record_index.find_files(f'{b},{a}') == (a, b)
+  assert record_index.find_files([b, str(tmp_path / '[ab]*')]) == (a, b)
+  assert record_index.find_files(f'{tmp_path}/*.tfrecord') == (a, b, c)
+  for nothing in (f'{tmp_path}/*.none', '', f'{a},{tmp_path}/d.tfrecord'):
+    with pytest.raises(ValueError, match='fits no file'):
+      record_index.find_files(nothing)
+  with pytest.raises(ValueError, match='folder without dataset_info'):
+    record_index.find_files(str(tmp_path))
+
+
+def test_tfds_directory(tmp_path):
+  _write(tmp_path / 'x-train.tfrecord-00000-of-00001', 1)
+  for shard in range(2):
+    _write(tmp_path / f'x-val.tfrecord-0000{shard}-of-00002', 2 + shard)
+  template = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
+  splits = [
+    {'name': name, 'shardLengths': ['1'] * n, 'filepathTemplate': template}
+    for name, n in (('train', 1), ('val', 2))
+  ]
+  info = {'name': 'x', 'fileFormat': 'tfrecord', 'splits': splits}
+  (tmp_path / 'dataset_info.json').write_text(json.dumps(info))
+  assert list(records.index_records(f'{tmp_path}:val').image_ids) == [2, 3]
+  assert list(records.index_records(str(tmp_path), 'train').image_ids) == [1]
+  with pytest.raises(ValueError, match='has the splits train, val, got test'):
+    records.index_records(f'{tmp_path}:test')
+  with pytest.raises(ValueError, match='has the splits train, val, got None'):
+    records.index_records(str(tmp_path))
+  info['fileFormat'] = 'array_record'
+  (tmp_path / 'dataset_info.json').write_text(json.dumps(info))
+  with pytest.raises(ValueError, match='must be tfrecord, got array_record'):
+    records.index_records(f'{tmp_path}:val')
+
+
+def test_torn_file_is_named_with_the_place(tmp_path):
+  path = pathlib.Path(_write(tmp_path / 'a.tfrecord', 1, 2, 3))
+  content = path.read_bytes()
+  index = records.index_records(str(path))
+  second, third = index.offsets[1:]
+  for end in (third + 5, third + 12, third + 200, len(content) - 1):
+    path.write_bytes(content[:end])
+    with pytest.raises(ValueError, match=f'tfrecord at byte {third} is torn'):
+      records.index_records(str(path))
+  damaged = bytearray(content)
+  damaged[second] ^= 1
+  path.write_bytes(damaged)
+  with pytest.raises(ValueError, match=f'at byte {second} is damaged'):
+    records.index_records(str(path))
+  path.write_bytes(b'')
+  with pytest.raises(ValueError, match=r'no record in .*a\.tfrecord'):
+    records.index_records(str(path))
+
+
+def test_damaged_record_is_named_when_read(tmp_path):
+  path = pathlib.Path(_write(tmp_path / 'a.tfrecord', 1, 2))
+  index = records.index_records(str(path))
+  content = bytearray(path.read_bytes())
+  content[index.offsets[1] + 100] ^= 1
+  path.write_bytes(content)
+  assert records.read_record(index, 0)
+  with pytest.raises(ValueError, match=f'byte {index.offsets[1]}, image 2: '):
+    records.read_record(index, 1)
+
+
+def _change(path, name, change):
+  """Rewrites a file of one record with a feature changed."""
+  (record,) = tf.data.TFRecordDataset(path).as_numpy_iterator()
+  example = tf.train.Example.FromString(record)
+  change(example.features.feature, name)
+  with tf.io.TFRecordWriter(path) as writer:
+    writer.write(example.SerializeToString())
+
+
+def _remove(features, name):
+  del features[name]
+
+
+def _empty(features, name):
+  features[name].Clear()
+
+
+def _not_a_number(features, name):
+  features[name].bytes_list.value[:] = [b'x7']
+
+
+@pytest.mark.parametrize(
+  'name, change, message',
+  [
+    ('image/object/mask', _remove, 'image 1 has objects and no image/object/m'),
+    ('image/object/mask', _empty, 'image 1 has objects and no image/object/m'),
+    ('image/height', _remove, 'image/height must be a whole number, got None'),
+    ('image/source_id', _not_a_number, "image/source_id must be .* got b'x7'"),
+  ],
+)
+def test_unusable_record_is_named(tmp_path, name, change, message):
+  path = _write(tmp_path / 'a.tfrecord', 1)
+  _change(path, name, change)
+  with pytest.raises(ValueError, match=f'tfrecord at byte 0: {message}'):
+    records.index_records(path)
+
+
+def test_other_records_are_refused(tmp_path):
+  path = str(tmp_path / 'a.tfrecord')
+  with tf.io.TFRecordWriter(path) as writer:
+    writer.write(b'\xff\xff\xff not an example')
+  with pytest.raises(ValueError, match=r'byte 0 is no tf\.train\.Example'):
+    records.index_records(path)
+
+
+def test_masks_must_be_as_many_as_objects(tmp_path):
+  path = _write(tmp_path / 'a.tfrecord', 9)
+  _change(
+    path,
+    'image/object/mask',
+    lambda features, name: features[name].bytes_list.value.pop(),
+  )
+  record = records.read_record(records.index_records(path), 0)
+  with pytest.raises(tf.errors.InvalidArgumentError, match='image/object/mask'):
+    records.parse_record(record)
+
+
+def test_optional_features_have_defaults(tmp_path):
+  path = _write(tmp_path / 'a.tfrecord', 1)
+  _change(path, 'image/object/is_crowd', _remove)
+  _change(path, 'image/object/area', _remove)
+  parsed = records.parse_record(
+    records.read_record(records.index_records(path), 0)
+  )
+  np.testing.assert_array_equal(parsed['is_crowd'], [False, False])
+  np.testing.assert_array_equal(parsed['area'], [0, 0])
+
+
+def test_large_sets_are_indexed_once(tmp_path, cache_folder, monkeypatch):
+  path = _write(tmp_path / 'a.tfrecord', 1, 2)
+  records.index_records(path)
+  assert not cache_folder.exists()  # Two records are not worth a file.
+  monkeypatch.setattr(record_index, '_CACHED_FROM_RECORDS', 2)
+  first = records.index_records(path)
+  (cached,) = (cache_folder / 'maskrcnn_jax').iterdir()
+
+  def fail(path):
+    raise AssertionError(f'{path} was read again.')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(record_file, 'scan', fail)
+    again = records.index_records(path)
+  np.testing.assert_array_equal(again.offsets, first.offsets)
+  assert again.files == first.files
+  cached.write_bytes(b'broken')
+  np.testing.assert_array_equal(
+    records.index_records(path).image_ids, first.image_ids
+  )
+  shutil.copy(_write(tmp_path / 'b.tfrecord', 5, 6, 7), path)
+  np.testing.assert_array_equal(
+    records.index_records(path).image_ids, [5, 6, 7]
+  )
+
+
+def test_existing_file_is_not_overwritten(tmp_path):
+  path = _write(tmp_path / 'a.tfrecord', 1)
+  with pytest.raises(FileExistsError, match=r'a\.tfrecord exists'):
+    records.write_records(path, [])
+
+
+def test_nothing_is_left_of_a_failed_file(tmp_path):
+  def fail():
+    yield records.encode_record(_example())
+    raise RuntimeError
+
+  with pytest.raises(RuntimeError):
+    records.write_records(tmp_path / 'a.tfrecord', fail())
+  assert not list(tmp_path.iterdir())

@@ -1,0 +1,103 @@
+"""Records against those the reference converter wrote and decoded."""
+
+import io
+import json
+import pathlib
+
+import golden_files
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from maskrcnn_jax.datasets import prepare, records
+
+RECORDINGS = golden_files.files('13_tfrecord_*_expected.npz')
+
+
+@pytest.fixture(params=RECORDINGS, ids=lambda path: path.stem)
+def recording(request):
+  """The recorded values, and the path of the recorded file."""
+  path = request.param
+  name = path.name.replace('_expected.npz', '.tfrecord')
+  return golden_files.load(path), path.with_name(name)
+
+
+def test_there_are_recordings():
+  assert RECORDINGS
+
+
+def test_parses_the_records_of_the_reference(recording):
+  expected, path = recording
+  index = records.index_records(str(path))
+  assert len(index) == expected['n_records']
+  for row in range(len(index)):
+    parsed = records.parse_record(records.read_record(index, row))
+    want = {
+      key.removeprefix(f'rec{row}_'): value
+      for key, value in expected.items()
+      if key.startswith(f'rec{row}_')
+    }
+    assert parsed['image_id'] == int(want['source_id']) == index.image_ids[row]
+    height, width = want['hw']
+    assert (parsed['height'], parsed['width']) == (height, width)
+    assert (index.heights[row], index.widths[row]) == (height, width)
+    for ours, theirs in (
+      ('boxes', 'boxes'),
+      ('classes', 'classes'),
+      ('is_crowd', 'is_crowd'),
+      ('area', 'area'),
+    ):
+      np.testing.assert_array_equal(parsed[ours], want[theirs])
+    image = tf.io.decode_image(parsed['encoded'], channels=3)
+    np.testing.assert_array_equal(image, want['image'])
+    masks = [
+      np.asarray(Image.open(io.BytesIO(mask)))
+      for mask in parsed['masks'].numpy()
+    ]
+    masks = np.array(masks, np.uint8).reshape(-1, height, width)
+    np.testing.assert_array_equal(masks, want['masks'])
+
+
+def test_prepares_the_records_of_the_reference(recording, tmp_path):
+  expected, path = recording
+  annotations = json.loads(str(expected['annotations_json']))
+  for row, image in enumerate(annotations['images']):
+    encoded = expected[f'coco_image_bytes_{row}'].tobytes()
+    (tmp_path / image['file_name']).write_bytes(encoded)
+  for name in ('annotations', 'captions'):
+    text = str(expected[f'{name}_json'])
+    (tmp_path / f'{name}.json').write_text(text)
+  summary = prepare.prepare(
+    tmp_path,
+    tmp_path / 'annotations.json',
+    tmp_path / 'out',
+    num_shards=1,
+    num_workers=1,
+    captions_file=tmp_path / 'captions.json',
+  )
+  theirs, ours = (_read_features(file) for file in (path, summary.files[0]))
+  assert len(ours) == len(theirs)
+  for row, (our, their) in enumerate(zip(ours, theirs)):
+    assert our.keys() == their.keys()
+    for name in our.keys() - {'image/object/mask'}:
+      assert our[name] == their[name], (row, name)
+    kind, masks = our['image/object/mask']
+    assert kind == their['image/object/mask'][0]
+    assert len(masks) == len(their['image/object/mask'][1])
+    for our_mask, their_mask in zip(masks, their['image/object/mask'][1]):
+      opened = [Image.open(io.BytesIO(each)) for each in (our_mask, their_mask)]
+      assert opened[0].mode == opened[1].mode
+      np.testing.assert_array_equal(*(np.asarray(each) for each in opened))
+
+
+def _read_features(path: pathlib.Path):
+  """Kind and values of every feature, record by record."""
+  found = []
+  for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+    features = tf.train.Example.FromString(record).features.feature
+    found.append({})
+    for name, feature in features.items():
+      kind = feature.WhichOneof('kind')
+      found[-1][name] = kind, list(getattr(feature, kind).value)
+  return found
