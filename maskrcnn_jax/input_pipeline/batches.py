@@ -121,6 +121,10 @@ def train_batches(
     resize=transforms.ResizeOptions(**(resize or {})),
   )
   fits = _check_arguments(canvases, batch_size, host_index, host_count, options)
+  if start_examples < 0:
+    raise ValueError(
+      f'start_examples must not be negative, got {start_examples}.'
+    )
   index = records.index_records(file_pattern, split)
   choices = order.assign_canvases(index.heights, index.widths, fits)
   batches = order.TrainOrder(choices, batch_size, seed, salt, block_size)

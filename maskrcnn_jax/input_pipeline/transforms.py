@@ -289,7 +289,9 @@ def _pad(values, shape, constant=0):
   """Pads with a constant at the end of the leading axes up to `shape`."""
   paddings = [[0, shape[i] - tf.shape(values)[i]] for i in range(len(shape))]
   paddings += [[0, 0]] * (len(values.shape) - len(shape))
-  return tf.pad(values, paddings, constant_values=constant)
+  padded = tf.pad(values, paddings, constant_values=constant)
+  known = [side if isinstance(side, int) else None for side in shape]
+  return tf.ensure_shape(padded, known + list(values.shape[len(shape) :]))
 
 
 def finish_image(image, canvas, image_dtype: str):

@@ -1,0 +1,322 @@
+import itertools
+import os
+import pathlib
+
+import example_records
+import numpy as np
+import pytest
+
+from maskrcnn_jax import input_pipeline
+from maskrcnn_jax.datasets import records
+from maskrcnn_jax.input_pipeline import batches, order
+
+SIZES = [(40 + i, 90 - 2 * i) for i in range(5)] + [(90, 40)] * 4
+CANVASES = ((64, 96), (96, 64))
+SMALL = {'canvases': CANVASES, 'max_instances': 3, 'mask_size': 14}
+
+
+@pytest.fixture(scope='module')
+def pattern(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('records')
+  example_records.write(folder / 'a.tfrecord', SIZES[:6])
+  example_records.write(folder / 'b.tfrecord', SIZES[6:], first=6)
+  return str(folder / '*.tfrecord')
+
+
+def take(iterator, count):
+  return list(itertools.islice(iterator, count))
+
+
+def assert_equal(batch, other):
+  assert batch.keys() == other.keys()
+  for key, value in batch.items():
+    if isinstance(value, dict):
+      assert_equal(value, other[key])
+    else:
+      np.testing.assert_array_equal(value, other[key], err_msg=key)
+
+
+def rows_of(batch, rows):
+  return {
+    key: rows_of(value, rows) if isinstance(value, dict) else value[rows]
+    for key, value in batch.items()
+  }
+
+
+def test_element_spec_is_the_table_of_the_readme(pattern):
+  iterator = input_pipeline.train_batches(pattern, ((64, 96),), batch_size=2)
+  expected = {
+    'images': ((2, 64, 96, 3), 'uint8'),
+    'image_sizes': ((2, 2), 'float32'),
+    'instances/boxes': ((2, 100, 4), 'float32'),
+    'instances/classes': ((2, 100), 'int32'),
+    'instances/masks': ((2, 100, 112, 112), 'uint8'),
+    'instances/valid': ((2, 100), 'bool'),
+    'valid': ((2,), 'bool'),
+    'image_ids': ((2,), 'int64'),
+    'original_sizes': ((2, 2), 'int32'),
+    'scales': ((2, 2), 'float32'),
+  }
+
+  def describe(tree, describe_leaf, prefix=''):
+    found = {}
+    for key, value in tree.items():
+      if isinstance(value, dict):
+        found |= describe(value, describe_leaf, f'{key}/')
+      else:
+        found[prefix + key] = describe_leaf(value)
+    return found
+
+  spec = describe(
+    iterator.element_spec, lambda x: (tuple(x.shape), x.dtype.name)
+  )
+  assert spec == expected
+  assert describe(next(iterator), lambda x: (x.shape, x.dtype.name)) == expected
+
+
+def test_batches_follow_the_order(pattern):
+  found = take(input_pipeline.train_batches(pattern, batch_size=2, **SMALL), 9)
+  index = records.index_records(pattern)
+  choices = order.assign_canvases(index.heights, index.widths, CANVASES)
+  sequence = order.TrainOrder(choices, 2)
+  for number, batch in enumerate(found):
+    plan = sequence.batch(2 * number)
+    rows = plan.rows
+    np.testing.assert_array_equal(batch['image_ids'], index.image_ids[rows])
+    assert batch['images'].shape[1:3] == CANVASES[plan.canvas]
+    sizes = np.stack([index.heights[rows], index.widths[rows]], -1)
+    np.testing.assert_array_equal(batch['original_sizes'], sizes)
+    np.testing.assert_array_equal(
+      np.sum(batch['instances']['valid'], -1), (batch['image_ids'] - 2**24) % 3
+    )
+    assert np.all(batch['valid'])
+  assert {batch['images'].shape[1:3] for batch in found} == set(CANVASES)
+
+
+def test_resume_at_any_position(pattern):
+  whole = input_pipeline.train_batches(pattern, batch_size=2, **SMALL)
+  expected, positions = [], []
+  for _ in range(7):
+    positions.append(whole.position)
+    expected.append(next(whole))
+  assert positions[3] == {'examples': 6, 'salt': 0}
+  for k in (3, 6):
+    resumed = input_pipeline.train_batches(
+      pattern,
+      batch_size=2,
+      start_examples=positions[k]['examples'],
+      salt=positions[k]['salt'],
+      **SMALL,
+    )
+    assert resumed.position == positions[k]
+    assert_equal(next(resumed), expected[k])
+
+
+def test_salt_and_seed_change_the_data(pattern):
+  def ids(**options):
+    iterator = input_pipeline.train_batches(
+      pattern, batch_size=2, **SMALL, **options
+    )
+    return np.concatenate([b['image_ids'] for b in take(iterator, 4)]).tolist()
+
+  assert ids() == ids()
+  assert ids() != ids(salt=1)
+  assert ids() != ids(seed=1)
+
+
+def test_flips_differ_between_epochs(pattern):
+  iterator = input_pipeline.train_batches(pattern, batch_size=3, **SMALL)
+  seen = {}
+  for batch in take(iterator, 24):
+    for image_id, image in zip(batch['image_ids'], batch['images']):
+      seen.setdefault(int(image_id), set()).add(image.tobytes())
+  assert len(seen) == len(SIZES)
+  assert all(len(pictures) <= 2 for pictures in seen.values())
+  assert np.mean([len(pictures) for pictures in seen.values()]) > 1.6
+
+
+@pytest.mark.parametrize('host_count', [2, 4])
+def test_hosts_read_their_rows_of_the_same_batch(pattern, host_count):
+  whole = take(input_pipeline.train_batches(pattern, batch_size=4, **SMALL), 3)
+  for host in range(host_count):
+    part = input_pipeline.train_batches(
+      pattern, batch_size=4, host_index=host, host_count=host_count, **SMALL
+    )
+    size = 4 // host_count
+    rows = slice(host * size, (host + 1) * size)
+    for batch, expected in zip(take(part, 3), whole):
+      assert_equal(batch, rows_of(expected, rows))
+    assert part.position['examples'] == 12
+
+
+def test_number_of_threads_changes_nothing(pattern):
+  one, four = (
+    take(
+      input_pipeline.train_batches(
+        pattern, batch_size=4, num_threads=n, **SMALL
+      ),
+      4,
+    )
+    for n in (1, 4)
+  )
+  for batch, other in zip(one, four):
+    assert_equal(batch, other)
+
+
+def test_evaluation_sees_every_image_once(pattern):
+  found = list(input_pipeline.eval_batches(pattern, CANVASES, batch_size=4))
+  valid = np.concatenate([batch['valid'] for batch in found])
+  ids = np.concatenate([batch['image_ids'] for batch in found])
+  assert len(valid) == 12
+  np.testing.assert_array_equal(np.sort(ids[valid]), 2**24 + np.arange(9))
+  (last,) = [batch for batch in found if not batch['valid'].all()]
+  for key in ('images', 'image_sizes', 'original_sizes', 'scales', 'image_ids'):
+    assert not np.any(last[key][~last['valid']])
+  assert 'instances' not in last
+
+
+def test_evaluation_on_hosts_and_with_fewer_images(pattern):
+  options = {'batch_size': 4, 'max_images': 5, 'with_instances': True}
+  (whole, rest) = input_pipeline.eval_batches(pattern, CANVASES, **options)
+  assert rest['valid'].sum() + whole['valid'].sum() == 5
+  for host in range(2):
+    part = input_pipeline.eval_batches(
+      pattern, CANVASES, host_index=host, host_count=2, **options
+    )
+    rows = slice(2 * host, 2 * host + 2)
+    for batch, expected in zip(part, (whole, rest)):
+      assert_equal(batch, rows_of(expected, rows))
+
+
+@pytest.fixture
+def damaged(tmp_path):
+  """Four records, of which the second holds half a JPEG."""
+  contents = []
+  for i in range(4):
+    image, boxes, masks = example_records.rectangles(60, 80, 2, i)
+    encoded = example_records.jpeg(image)
+    encoded = encoded[: len(encoded) // 2] if i == 1 else encoded
+    contents.append(
+      example_records.record(encoded, 70 + i, (60, 80), boxes, masks)
+    )
+  records.write_records(tmp_path / 'x.tfrecord', contents)
+  return tmp_path / 'x.tfrecord'
+
+
+def test_truncated_image_keeps_its_place(damaged, caplog):
+  (batch,) = input_pipeline.eval_batches(str(damaged), ((64, 96),))
+  np.testing.assert_array_equal(batch['valid'], [True, False, True, True])
+  np.testing.assert_array_equal(batch['image_ids'], [70, 71, 72, 73])
+  assert not np.any(batch['images'][1])
+  (message,) = [m for m in caplog.messages if 'left out' in m]
+  assert str(damaged) in message
+  assert 'image 71' in message
+  assert 'JPEG' in message
+
+
+def test_damaged_record_keeps_its_place(damaged, caplog):
+  index = records.index_records(str(damaged))
+  iterator = input_pipeline.eval_batches(str(damaged), ((64, 96),))
+  contents = bytearray(damaged.read_bytes())
+  contents[index.offsets[2] + 500] ^= 255
+  damaged.write_bytes(contents)
+  (batch,) = iterator
+  np.testing.assert_array_equal(batch['valid'], [True, False, False, True])
+  assert any('image 72' in m and str(damaged) in m for m in caplog.messages)
+
+
+def test_training_stops_when_nothing_can_be_read(tmp_path):
+  contents = [
+    example_records.record(b'no image', i, (60, 80)) for i in range(3)
+  ]
+  records.write_records(tmp_path / 'x.tfrecord', contents)
+  iterator = input_pipeline.train_batches(
+    str(tmp_path / 'x.tfrecord'), ((64, 64),), batch_size=16
+  )
+  good = batches.MAX_UNREADABLE // 16 - 1
+  assert not any(np.any(batch['valid']) for batch in take(iterator, good))
+  with pytest.raises(RuntimeError, match='64 records could not be read'):
+    next(iterator)
+
+
+@pytest.mark.parametrize(
+  'options, message',
+  [
+    ({'batch_size': 3, 'host_count': 2}, 'batch_size .* got 3 for 2 hosts'),
+    ({'batch_size': 0}, 'batch_size'),
+    ({'canvases': ((64, 100),)}, r'multiples of 32, got \(64, 100\)'),
+    ({'canvases': ()}, 'canvases'),
+    ({'image_dtype': 'int8'}, "image_dtype .* got 'int8'"),
+    ({'host_index': 1}, 'host_index'),
+    ({'start_examples': -4}, 'start_examples'),
+    ({'seed': -1}, 'seed'),
+  ],
+)
+def test_bad_arguments(pattern, options, message):
+  with pytest.raises(ValueError, match=message):
+    input_pipeline.train_batches(pattern, **options)
+
+
+def test_empty_pattern(tmp_path):
+  with pytest.raises(ValueError, match='none'):
+    input_pipeline.train_batches(str(tmp_path / 'none*'))
+
+
+def test_misspelt_resize_field(pattern):
+  with pytest.raises(TypeError, match='fit_sise'):
+    input_pipeline.train_batches(pattern, resize={'fit_sise': (800, 1333)})
+
+
+DATA = os.environ.get('MASKRCNN_TEST_DATA')
+
+
+@pytest.mark.skipif(not DATA, reason='MASKRCNN_TEST_DATA is not set')
+def test_real_images(tmp_path):
+  from pycocotools import coco
+
+  folder = pathlib.Path(DATA) / 'coco-mini'
+  truth = coco.COCO(folder / 'annotations/instances_train2017.json')
+  # Grayscale, without objects, tiny, wide, many objects, crowd.
+  ids = [86, 250, 425989, 357, 472, 404484]
+  crowded = [a['image_id'] for a in truth.anns.values() if a['iscrowd']]
+  ids = [i for i in [*ids, *crowded[:2]] if i in truth.imgs]
+  contents = []
+  for image in truth.loadImgs(ids):
+    annotations = truth.loadAnns(truth.getAnnIds(image['id']))
+    corners = [
+      [b[1], b[0], b[1] + b[3], b[0] + b[2]]
+      for b in (a['bbox'] for a in annotations)
+    ]
+    file = folder / 'train2017' / image['file_name']
+    contents.append(
+      example_records.record(
+        file.read_bytes(),
+        image['id'],
+        (image['height'], image['width']),
+        corners,
+        [truth.annToMask(a) for a in annotations],
+        [a['category_id'] for a in annotations],
+        [a['iscrowd'] for a in annotations],
+      )
+    )
+  records.write_records(tmp_path / 'x.tfrecord', contents)
+  found = {}
+  for batch in input_pipeline.eval_batches(
+    str(tmp_path / 'x.tfrecord'),
+    ((416, 672), (672, 416)),
+    batch_size=2,
+    with_instances=True,
+    mask_size=28,
+  ):
+    for row in np.flatnonzero(batch['valid']):
+      found[int(batch['image_ids'][row])] = rows_of(batch, row)
+  assert sorted(found) == sorted(set(ids))
+  for image_id, row in found.items():
+    annotations = truth.loadAnns(truth.getAnnIds(image_id, iscrowd=False))
+    instances = rows_of(row['instances'], row['instances']['valid'])
+    assert len(instances['boxes']) == len(annotations)
+    expected = [a['area'] for a in annotations]
+    sides = instances['boxes'][:, 2:] - instances['boxes'][:, :2]
+    shares = np.mean(instances['masks'] / 255, axis=(1, 2))
+    areas = np.prod(sides, -1) * shares / row['scales'][0] ** 2
+    assert np.all(np.abs(areas - expected) < 0.1 * np.array(expected) + 40)

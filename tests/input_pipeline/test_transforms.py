@@ -1,0 +1,347 @@
+import json
+
+import example_records
+import golden_files
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from maskrcnn_jax.input_pipeline import transforms
+
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+STD = np.array([0.229, 0.224, 0.225], np.float32)
+MODES = ('eval', 'noflip', 'flip')
+OPTIONS = transforms.ResizeOptions()
+
+
+def name(path):
+  return path.stem
+
+
+@pytest.mark.parametrize('path', golden_files.files('12_scaled*.npz'), ids=name)
+def test_golden_scaled_sizes(path):
+  golden = golden_files.load(path)
+  fits = [
+    transforms.fit_size(p, transforms.ResizeOptions(tuple(t.tolist())))
+    for p, t in zip(golden['padded'], golden['target'])
+  ]
+  np.testing.assert_array_equal(fits, golden['target'])
+  sizes, scales = transforms.resized_size(golden['hw'], golden['target'])
+  np.testing.assert_array_equal(sizes, golden['image_info'][:, :2])
+  inverse = 1.0 / scales.numpy()[:, 0]
+  np.testing.assert_array_equal(inverse, golden['image_info'][:, 2])
+
+
+@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize(
+  'path', golden_files.files('12_preprocess*.npz'), ids=name
+)
+def test_golden_preprocessing(path, mode):
+  golden = golden_files.load(path)
+  made, canvas = preprocess(golden, mode)
+  info = golden[f'{mode}_image_info']
+  np.testing.assert_array_equal(made['image_sizes'], info[:2])
+  np.testing.assert_array_equal(made['original_sizes'], info[3:])
+  np.testing.assert_array_equal(1.0 / made['scales'].numpy(), info[[2, 2]])
+  image = normalized(made, canvas)
+  if f'{mode}_images' in golden:
+    expected = golden[f'{mode}_images']
+  else:
+    expected = golden[f'{mode}_images_slice']
+    mean = np.mean(image, axis=(0, 1), dtype=np.float64)
+    assert (
+      golden_files.relative_error(mean, golden[f'{mode}_images_mean_f64'])
+      < 1e-6
+    )
+    image = image[::37, ::41]
+  assert golden_files.relative_error(image, expected) < 1e-6
+  if mode == 'eval':
+    return
+  count = int(golden[f'{mode}_n_valid'])
+  boxes = golden[f'{mode}_gt_boxes'][:count]
+  np.testing.assert_array_equal(made['boxes'], boxes)
+  classes = golden[f'{mode}_gt_classes'][:count, 0]
+  np.testing.assert_array_equal(made['classes'], classes)
+  crops = transforms.cut_masks(
+    made['masks'], made['boxes'], made['rows'], made['columns'], 112
+  )
+  expected = golden[f'{mode}_cropped_gt_masks'][:, 2:-2, 2:-2]
+  assert golden_files.relative_error(crops, expected) < 1e-6
+
+
+def preprocess(golden, mode):
+  """The example of a recording after `resize`, and its canvas."""
+  target = json.loads(str(golden['meta']))['params']['image_size']
+  canvas = [-(-side // 64) * 64 for side in target]
+  masks = [example_records.png(mask) for mask in golden['in_masks']]
+  record = {
+    'encoded': tf.constant(example_records.png(golden['in_image'])),
+    'boxes': tf.constant(golden['in_boxes']),
+    'classes': tf.constant(golden['in_classes']),
+    'is_crowd': tf.constant(golden['in_is_crowd']),
+    'masks': tf.constant(masks, tf.string),
+  }
+  options = transforms.TransformOptions(with_instances=mode != 'eval')
+  example = transforms.parse_example(record, options)
+  flip = tf.constant(mode == 'flip')
+  return transforms.resize(example, canvas, target, flip, OPTIONS), canvas
+
+
+def normalized(made, canvas):
+  """The network's input, as the device computes it."""
+  image = transforms.finish_image(made['image'], canvas, 'float32').numpy()
+  image = (image / 255 - MEAN) / STD
+  height, width = made['image_sizes'].numpy().astype(int)
+  image[height:], image[:, width:] = 0, 0
+  return image
+
+
+@pytest.mark.parametrize('mode', ('noflip', 'flip'))
+@pytest.mark.parametrize(
+  'path', golden_files.files('12_preprocess*.npz'), ids=name
+)
+def test_golden_rpn_targets_of_our_boxes(path, mode):
+  from maskrcnn_jax.ops import anchors, boxes, matching
+
+  golden = golden_files.load(path)
+  if f'{mode}_box_targets' not in golden:
+    pytest.skip('recorded without RPN targets')
+  made, canvas = preprocess(golden, mode)
+  pyramid = anchors.pyramid_anchors(
+    canvas, range(2, 7), anchors.AnchorOptions()
+  )
+  count = len(made['boxes'])
+  instances = np.zeros([count + 1, 4], np.float32)  # With a row of padding.
+  instances[:count] = made['boxes']
+  levels = [pyramid[level] for level in sorted(pyramid)]
+  matches = matching.match(
+    levels,
+    instances,
+    np.arange(count + 1) < count,
+    matching.MatchingOptions(forced='one'),
+  )
+  deltas = [
+    np.where(
+      np.asarray(m.labels)[:, None] == 1,
+      boxes.encode(instances[np.asarray(m.indices)], level),
+      0.0,
+    )
+    for m, level in zip(matches, levels)
+  ]
+  expected = golden[f'{mode}_box_targets']
+  assert golden_files.relative_error(np.concatenate(deltas), expected) < 1e-5
+
+
+@pytest.mark.parametrize('path', golden_files.files('07_mask*.npz'), ids=name)
+def test_golden_mask_crops(path):
+  golden = golden_files.load(path)
+  masks = golden['instance_masks']
+  rows, columns = map(tf.range, masks.shape[1:])
+  crops = transforms.cut_masks(masks, golden['gt_boxes_px'], rows, columns, 112)
+  expected = golden['cropped_gt_masks'][:, 2:-2, 2:-2]
+  assert golden_files.relative_error(crops, expected) < 1e-4
+
+
+TORCHVISION = golden_files.files('ops_transform_misc*.npz', 'torchvision')
+
+
+@pytest.mark.parametrize('path', TORCHVISION, ids=name)
+@pytest.mark.parametrize('sides', [(800, 1333), (320, 512)])
+def test_torchvision_sizes(path, sides):
+  golden = golden_files.load(path)
+  original = golden['resize_input_hw'].astype(np.int32)
+  tall = original[:, :1] > original[:, 1:]
+  fits = np.where(tall, sides[::-1], sides)
+  sizes, scales = transforms.resized_size(original, fits, exact=True)
+  expected = golden[f'resize_{sides[0]}_{sides[1]}']
+  np.testing.assert_array_equal(sizes, expected)
+  ratios = expected / original
+  np.testing.assert_allclose(scales, ratios, rtol=1e-6)
+
+
+@pytest.mark.parametrize('path', TORCHVISION, ids=name)
+@pytest.mark.parametrize('case', [0, 1])
+@pytest.mark.parametrize('image', [0, 1])
+def test_torchvision_images_boxes_and_masks(path, case, image):
+  golden = golden_files.load(path)
+  prefix = f'{case}/'
+  canvas = golden[f'{prefix}batched'].shape[2:]
+  options = transforms.ResizeOptions(
+    tuple(golden[f'{prefix}min_max'].tolist()),
+    exact_sizes=True,
+    half_pixel_masks=False,
+  )
+  pixels = golden[f'{prefix}image_{image}'].transpose(1, 2, 0)
+  size = pixels.shape[:2]
+  boxes = golden[f'{prefix}boxes_{image}'][:, [1, 0, 3, 2]]
+  example = {
+    # The recorded transform normalises first, which is the same.
+    'image': tf.constant(pixels),
+    'boxes': tf.constant(boxes / np.array(size * 2, np.float32)),
+    'classes': tf.zeros([len(boxes)], tf.int32),
+    'masks': tf.constant(golden[f'{prefix}masks_{image}']),
+  }
+  fit = transforms.fit_size(canvas, options)
+  made = transforms.resize(example, canvas, fit, tf.constant(False), options)
+  sizes = golden[f'{prefix}image_sizes'][image]
+  np.testing.assert_array_equal(made['image_sizes'], sizes)
+  actual = (made['image'] - MEAN) / STD
+  expected = golden[f'{prefix}batched'][image].transpose(1, 2, 0)
+  expected = expected[: sizes[0], : sizes[1]]
+  assert golden_files.relative_error(actual, expected) < 1e-5
+  expected = golden[f'{prefix}boxes_out_{image}'][:, [1, 0, 3, 2]]
+  assert golden_files.relative_error(made['boxes'], expected) < 1e-6
+  rows, columns = made['rows'].numpy(), made['columns'].numpy()
+  rows, columns = rows[: sizes[0]], columns[: sizes[1]]
+  masks = made['masks'].numpy()[:, rows][:, :, columns]
+  np.testing.assert_array_equal(masks, golden[f'{prefix}masks_out_{image}'])
+  results = golden[f'{prefix}post_boxes_{image}'][:, [1, 0, 3, 2]]
+  expected = golden[f'{prefix}post_boxes_out_{image}'][:, [1, 0, 3, 2]]
+  actual = results / np.tile(made['scales'].numpy(), 2)
+  assert golden_files.relative_error(actual, expected) < 1e-5
+
+
+def test_nearest_pixels_are_those_of_the_resize_kernel():
+  rng = np.random.default_rng(0)
+  for original, resized in rng.integers(1, 1500, [300, 2]):
+    pixels = tf.range(original)[:, None, None]
+    expected = tf.image.resize(pixels, [resized, 1], 'nearest')[:, 0, 0]
+    actual = transforms.nearest_pixels(original, resized)
+    np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize('flip', [False, True])
+def test_crops_are_those_of_full_masks(flip):
+  image, boxes, masks = example_records.rectangles(97, 61, 6)
+  example = {
+    'image': tf.constant(image),
+    'boxes': tf.constant(boxes / np.array([97, 61] * 2, np.float32)),
+    'classes': tf.range(1, 7),
+    'masks': tf.constant(masks),
+  }
+  canvas = (160, 128)
+  made = transforms.resize(example, canvas, canvas, tf.constant(flip), OPTIONS)
+  full = tf.constant(masks)[..., None]
+  full = tf.reverse(full, [2]) if flip else full
+  size = tf.cast(made['image_sizes'], tf.int32)
+  full = tf.image.resize(full, size, 'nearest')
+  full = tf.image.pad_to_bounding_box(full, 0, 0, *canvas)
+  normalized_boxes = made['boxes'] / np.array(canvas * 2, np.float32)
+  expected = tf.image.crop_and_resize(
+    tf.cast(full, tf.float32), normalized_boxes, tf.range(6), [112, 112]
+  )
+  actual = transforms.cut_masks(
+    made['masks'], made['boxes'], made['rows'], made['columns'], 112
+  )
+  np.testing.assert_allclose(actual, expected[..., 0], atol=1e-4)
+
+
+@pytest.mark.parametrize('original', [(1, 3000), (3000, 2), (1, 1), (5, 7)])
+def test_extreme_shapes_keep_a_pixel(original):
+  image, boxes, masks = np.zeros([*original, 3], np.uint8), [], []
+  record = example_records.record(
+    example_records.png(image), 1, original, boxes, masks
+  )
+  row = run(record, (64, 96))
+  height, width = row['image_sizes'].numpy()
+  assert 1 <= height <= 64
+  assert 1 <= width <= 96
+  assert row['images'].shape == (64, 96, 3)
+
+
+@pytest.mark.parametrize('channels', [1, 2, 4])
+def test_grey_and_transparent_images(channels):
+  values = np.arange(64 * 64 * channels).reshape(64, 64, channels) % 251
+  image = values.astype(np.uint8)
+  encoded = example_records.png(image[..., 0] if channels == 1 else image)
+  row = run(example_records.record(encoded, 1, (64, 64)), (64, 64), flip=False)
+  expected = (
+    image[..., :3] if channels == 4 else np.repeat(values[..., :1], 3, -1)
+  )
+  np.testing.assert_array_equal(row['images'], expected)
+
+
+def run(serialized, canvas, seed=(0, 0), **options):
+  """The row of a serialized record."""
+  options = transforms.TransformOptions(**options)
+  record = transforms_record(serialized)
+  seed = tf.constant(seed, tf.int64)
+  return transforms.transform(record, canvas, canvas, seed, options)
+
+
+def transforms_record(serialized):
+  from maskrcnn_jax.datasets import records
+
+  return records.parse_record(tf.constant(serialized))
+
+
+def test_crowds_and_empty_boxes_are_left_out_and_the_largest_kept():
+  image, boxes, masks = example_records.rectangles(64, 64, 7)
+  boxes[:, :] = [[0, 0, s, s] for s in (10, 40, 20, 60, 30, 50, 0)]
+  serialized = example_records.record(
+    example_records.png(image),
+    1,
+    (64, 64),
+    boxes,
+    masks,
+    crowd=[0, 0, 0, 1, 0, 0, 0],
+  )
+  row = run(serialized, (64, 64), flip=False, max_instances=9)
+  instances = row['instances']
+  np.testing.assert_array_equal(
+    instances['classes'], [1, 2, 3, 5, 6, 0, 0, 0, 0]
+  )
+  np.testing.assert_array_equal(instances['valid'], np.arange(9) < 5)
+  assert not np.any(instances['boxes'][5:])
+  assert not np.any(instances['masks'][5:])
+  row = run(serialized, (64, 64), flip=False, max_instances=3)
+  np.testing.assert_array_equal(row['instances']['classes'], [2, 5, 6])
+  assert np.all(row['instances']['valid'])
+
+
+def test_flip_mirrors_image_boxes_and_masks_together():
+  image, boxes, masks = example_records.rectangles(64, 64, 3)
+  masks[:, :, :20] = 0
+  serialized = example_records.record(
+    example_records.png(image), 1, (64, 64), boxes, masks
+  )
+  rows = [run(serialized, (64, 64), seed=(s, 1)) for s in range(8)]
+  plain = run(serialized, (64, 64), flip=False)
+  flipped = [np.any(row['images'] != plain['images']) for row in rows]
+  assert set(flipped) == {True, False}
+  mirrored = rows[flipped.index(True)]
+  np.testing.assert_array_equal(mirrored['images'], plain['images'][:, ::-1])
+  expected = np.stack(
+    [boxes[:, 0], 64 - boxes[:, 3], boxes[:, 2], 64 - boxes[:, 1]], -1
+  )
+  np.testing.assert_array_equal(mirrored['instances']['boxes'][:3], expected)
+  # Only the sampling grid, which ends one pixel short, breaks the symmetry.
+  crops = np.asarray(mirrored['instances']['masks'], int)[:3, :, ::-1]
+  other = np.asarray(plain['instances']['masks'], int)[:3]
+  assert np.mean(np.abs(crops - other)) < 255 * 0.03
+
+
+def test_uint8_images_are_rounded_float32():
+  image, _, _ = example_records.rectangles(50, 70, 0)
+  serialized = example_records.record(example_records.png(image), 1, (50, 70))
+  exact = run(serialized, (96, 128), image_dtype='float32', flip=False)
+  rounded = run(serialized, (96, 128), flip=False)
+  assert rounded['images'].dtype == tf.uint8
+  difference = np.abs(exact['images'] - tf.cast(rounded['images'], tf.float32))
+  assert np.max(difference) <= 0.5 + 1e-4
+
+
+def test_masks_of_another_size_are_refused():
+  image, boxes, masks = example_records.rectangles(64, 64, 2)
+  serialized = example_records.record(
+    example_records.png(image), 1, (64, 64), boxes, masks[:, :, :60]
+  )
+  with pytest.raises(tf.errors.InvalidArgumentError, match='image size'):
+    run(serialized, (64, 64))
+
+
+def test_fit_size_must_fit():
+  options = transforms.ResizeOptions((800, 1333))
+  assert transforms.fit_size((1344, 800), options) == (1333, 800)
+  with pytest.raises(ValueError, match=r'resize.fit_size .* \(832, 1024\)'):
+    transforms.fit_size((832, 1024), options)
