@@ -7,14 +7,12 @@ the number of files, in order.
 
 import collections
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import glob
 import itertools
 import multiprocessing
 import os
-import pathlib
 import time
 from collections.abc import Sequence
 
@@ -92,6 +90,8 @@ def prepare(
     ValueError: if the json or an image cannot be used; lists the first few,
       after all images were read.
   """
+  from maskrcnn_jax.datasets import records  # Workers need no TensorFlow.
+
   start = time.monotonic()
   stem = _stem(output_pattern)
   dataset = annotations.load_coco(annotations_file, images_dir, captions_file)
@@ -101,11 +101,12 @@ def prepare(
   findings = list(dataset.findings)
   counts = collections.Counter()
   made = _make_examples(dataset, images_dir, num_workers or os.cpu_count())
-  with _open_writers(files) as writers:
+  with records.open_writers(files) as writers:
     for writer, (example, found) in zip(itertools.cycle(writers), made):
       findings += found
       if example is not None:
-        _write(writer, example, counts)
+        writer.write(records.encode_record(example))
+        _count(example, counts)
     annotations.raise_errors(findings)
   seconds = time.monotonic() - start
   return Summary(tuple(files), findings=findings, seconds=seconds, **counts)
@@ -140,25 +141,6 @@ def _name_files(stem, num_images, num_shards):
     f'{stem}-{shard:05d}-of-{num_shards:05d}{_SUFFIX}'
     for shard in range(num_shards)
   ]
-
-
-@contextlib.contextmanager
-def _open_writers(files):
-  """Record writers; the files appear under their names if all went well."""
-  import tensorflow as tf  # Workers import this module and do not need it.
-
-  pathlib.Path(files[0]).parent.mkdir(parents=True, exist_ok=True)
-  unfinished = [f'{path}.unfinished-{os.getpid()}' for path in files]
-  try:
-    with contextlib.ExitStack() as stack:
-      yield [
-        stack.enter_context(tf.io.TFRecordWriter(path)) for path in unfinished
-      ]
-    for path, final in zip(unfinished, files):
-      os.rename(path, final)
-  finally:
-    for path in unfinished:
-      pathlib.Path(path).unlink(missing_ok=True)
 
 
 def _make_examples(dataset, images_dir, num_workers):
@@ -210,10 +192,8 @@ def _map_in_order(function, tasks, num_workers):
       yield waiting.popleft().result()
 
 
-def _write(writer, example, counts):
-  from maskrcnn_jax.datasets import records
-
-  writer.write(records.encode_record(example))
+def _count(example, counts):
+  """Adds an image to the counts, which are named as in `Summary`."""
   counts['num_images'] += 1
   counts['num_empty'] += len(example.classes) == 0
   counts['num_objects'] += len(example.classes)

@@ -6,10 +6,11 @@ of the full image with the values 0 and 1. TFDS stores nested features under the
 same names, so a TFDS directory is read by the same functions.
 """
 
+import contextlib
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -22,6 +23,7 @@ __all__ = [
   'RecordIndex',
   'encode_record',
   'index_records',
+  'open_writers',
   'parse_record',
   'read_record',
   'write_records',
@@ -89,25 +91,44 @@ def encode_record(example: ImageExample) -> bytes:
   return message.SerializeToString(deterministic=True)
 
 
-def write_records(path: str | os.PathLike, records: Iterable[bytes]) -> int:
-  """Writes a record file, whole or not at all; returns the number of records.
+@contextlib.contextmanager
+def open_writers(
+  paths: Sequence[str | os.PathLike],
+) -> Iterator[list[tf.io.TFRecordWriter]]:
+  """Writers of new record files, which appear whole or not at all.
+
+  The files get their names when the block ends, and none does if it raises.
 
   Raises:
-    FileExistsError: if there is a file at `path`.
+    FileExistsError: if there is a file of that name.
   """
-  path = pathlib.Path(path)
-  if path.exists():
-    raise FileExistsError(f'{path} exists: remove it or choose another name.')
-  unfinished = path.with_name(f'{path.name}.unfinished-{os.getpid()}')
-  count = 0
+  finals = [pathlib.Path(path) for path in paths]
+  for path in finals:
+    if path.exists():
+      raise FileExistsError(f'{path} exists: remove it or choose another name.')
+    path.parent.mkdir(parents=True, exist_ok=True)
+  mark = f'.unfinished-{os.getpid()}'
+  unfinished = [path.with_name(path.name + mark) for path in finals]
   try:
-    with tf.io.TFRecordWriter(str(unfinished)) as writer:
-      for record in records:
-        writer.write(record)
-        count += 1
-    os.rename(unfinished, path)
+    with contextlib.ExitStack() as stack:
+      yield [
+        stack.enter_context(tf.io.TFRecordWriter(str(path)))
+        for path in unfinished
+      ]
+    for path, final in zip(unfinished, finals):
+      os.rename(path, final)
   finally:
-    unfinished.unlink(missing_ok=True)
+    for path in unfinished:
+      path.unlink(missing_ok=True)
+
+
+def write_records(path: str | os.PathLike, records: Iterable[bytes]) -> int:
+  """Writes one new record file; returns the number of records."""
+  count = 0
+  with open_writers([path]) as (writer,):
+    for record in records:
+      writer.write(record)
+      count += 1
   return count
 
 
