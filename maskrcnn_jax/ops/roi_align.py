@@ -73,7 +73,7 @@ def roi_align(
   height, width, channels = features.shape
   boxes = jax.lax.stop_gradient(boxes)
   rows, columns = _box_taps(boxes, height, width, size, options)
-  flat = features.reshape(height * width, channels)
+  flat = jnp.asarray(features).reshape(height * width, channels)
   return _weighted_cells(flat, rows, columns, offsets=0, widths=width)
 
 
