@@ -25,8 +25,8 @@ def crop_masks(
   coordinate i as in the seed; beyond its own box a mask is zero.
 
   Args:
-    masks: `[num_instances, mask_size, mask_size]` in [0, 1], each cut to its
-      box.
+    masks: `[num_instances, mask_size, mask_size]`, each cut to its box, of any
+      dtype; the result has their unit.
     instance_boxes: `[num_instances, 4]`.
     rois: `[n, 4]` in the same pixels.
     instance_indices: `[n]` int, the instance of each RoI.
