@@ -22,7 +22,7 @@ REQUIREMENTS = [
   'orbax-checkpoint>=0.11.25,<0.13',  # Checkpoints of the asynchronous kind.
   'pillow>=11,<14',  # Decodes images, draws pictures; 11 has wheels for 3.13.
   'pycocotools>=2.0.8,<3',  # RLE and COCOeval; 2.0.8 is the first for NumPy 2.
-  'tensorboardX>=2.6.2,<3',  # Event files without TensorFlow.
+  'tensorboardX>=2.6.2.2,<3',  # Event files without TensorFlow.
   'tensorflow-datasets>=4.9.7,<5',  # Builders in data/; reads prepared sets.
   'tqdm>=4.66,<5',  # Progress bars.
   # tf.data reads the records; nothing of it runs on an accelerator. 2.20 is the
