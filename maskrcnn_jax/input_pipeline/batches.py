@@ -1,20 +1,16 @@
 """Batches of padded NumPy arrays from record files.
 
-tf.data reads records by offset, transforms and batches them, in the order that
-`order.py` computes. The global batch does not depend on the number of hosts; a
-host gets its rows of it. A record that cannot be read keeps its place, as a row
-whose `valid` is False.
+The order of `order.py` is read by `reader.py`. The global batch does not depend
+on the number of hosts; a host gets its rows of it.
 """
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from maskrcnn_jax.datasets import records
-from maskrcnn_jax.input_pipeline import order, transforms
+from maskrcnn_jax.input_pipeline import order, reader, transforms
 
 # So many unreadable rows in a row are no accident; training stops.
 MAX_UNREADABLE = 64
@@ -137,9 +133,11 @@ def train_batches(
     pairs = zip(part.epochs, part.rows)
     return [order.example_seed(seed, salt, int(e), int(r)) for e, r in pairs]
 
-  plans = _plans(tf.data.Dataset.counter(), plan, seeds, index, canvases, fits)
+  found = reader.places(
+    tf.data.Dataset.counter(), plan, seeds, index, canvases, fits
+  )
   size = batch_size // host_count
-  dataset = _batched(plans, index, canvases, size, options, num_threads)
+  dataset = reader.batched(found, index, canvases, size, options, num_threads)
   return TrainBatches(dataset, batch_size, start_examples, salt)
 
 
@@ -200,9 +198,9 @@ def eval_batches(
     return np.zeros([len(part.rows), 2], np.int64)
 
   numbers = tf.data.Dataset.range(len(batches))
-  plans = _plans(numbers, plan, seeds, index, canvases, fits)
+  found = reader.places(numbers, plan, seeds, index, canvases, fits)
   size = batch_size // host_count
-  dataset = _batched(plans, index, canvases, size, options, num_threads)
+  dataset = reader.batched(found, index, canvases, size, options, num_threads)
   return dataset.as_numpy_iterator()
 
 
@@ -236,125 +234,3 @@ def _check_arguments(
       f'got {options.image_dtype!r}.'
     )
   return [transforms.fit_size(canvas, options.resize) for canvas in canvases]
-
-
-def _plans(
-  numbers: tf.data.Dataset,
-  plan: Callable,
-  seeds: Callable,
-  index: records.RecordIndex,
-  canvases,
-  fits,
-) -> tf.data.Dataset:
-  """A dataset of places: row, image id, seed, canvas and fit size."""
-
-  def columns(number):
-    part = plan(number)
-    size = len(part.rows)
-    filler = part.rows == order.FILLER
-    image_ids = np.where(filler, 0, index.image_ids[part.rows])
-    return (
-      part.rows.astype(np.int64),
-      image_ids.astype(np.int64),
-      np.asarray(seeds(part), np.int64),
-      np.tile(np.asarray(canvases[part.canvas], np.int32), (size, 1)),
-      np.tile(np.asarray(fits[part.canvas], np.int32), (size, 1)),
-    )
-
-  dtypes = (tf.int64, tf.int64, tf.int64, tf.int32, tf.int32)
-  shapes = ([None], [None], [None, 2], [None, 2], [None, 2])
-  names = ('row', 'image_id', 'seed', 'canvas', 'fit')
-
-  def place(number):
-    values = tf.numpy_function(columns, [number], dtypes)
-    pairs = zip(names, values, shapes)
-    return {name: tf.ensure_shape(x, shape) for name, x, shape in pairs}
-
-  return numbers.map(place).unbatch()
-
-
-def _batched(
-  places: tf.data.Dataset,
-  index: records.RecordIndex,
-  canvases,
-  batch_size: int,
-  options: transforms.TransformOptions,
-  num_threads: int | None,
-) -> tf.data.Dataset:
-  """Reads, transforms and batches, with bounded threads, in order."""
-  num_threads = num_threads or min(os.cpu_count() or 1, 16)
-  static = canvases[0] if len(set(map(tuple, canvases))) == 1 else (None, None)
-
-  def keep_shape(row):
-    images = tf.ensure_shape(row['images'], [*static, 3])
-    return row | {'images': images}
-
-  def one_row(place):
-    """The row of one place: what can be read, or else zeros."""
-    # An error inside tf.data would end the iterator or, ignored, shift all
-    # later rows; here it only empties the first of two alternatives.
-    alternatives = tf.data.Dataset.from_tensors(place)
-    full = alternatives.filter(lambda p: p['row'] != order.FILLER)
-    full = full.map(lambda p: _load(p, index, options)).ignore_errors()
-    empty = alternatives.map(lambda p: _empty(p, index, options))
-    return full.concatenate(empty).take(1)
-
-  dataset = places.interleave(
-    one_row,
-    cycle_length=num_threads,
-    block_length=1,
-    num_parallel_calls=num_threads,
-    deterministic=True,
-  )
-  dataset = dataset.map(keep_shape).batch(batch_size, drop_remainder=True)
-  settings = tf.data.Options()
-  settings.deterministic = True
-  settings.threading.private_threadpool_size = num_threads
-  settings.threading.max_intra_op_parallelism = 1
-  return dataset.prefetch(2).with_options(settings)
-
-
-def _load(place, index: records.RecordIndex, options):
-  """Reads and transforms the record of a place."""
-
-  def read(row):
-    return records.read_record(index, int(row))
-
-  serialized = tf.numpy_function(read, [place['row']], tf.string)
-  record = records.parse_record(tf.ensure_shape(serialized, []))
-  row = transforms.transform(
-    record, place['canvas'], place['fit'], place['seed'], options
-  )
-  return row | {'image_ids': place['image_id']}
-
-
-def _empty(place, index: records.RecordIndex, options):
-  """A row without an image; logs why, unless the place is a filler."""
-
-  def explain(row, *rest):
-    if row != order.FILLER:
-      names = ('row', 'image_id', 'seed', 'canvas', 'fit')
-      values = map(tf.constant, (row, *rest))
-      _explain(dict(zip(names, values)), index, options)
-    return np.int64(row)
-
-  arguments = [place[k] for k in ('row', 'image_id', 'seed', 'canvas', 'fit')]
-  row = tf.numpy_function(explain, arguments, tf.int64)
-  with tf.control_dependencies([row]):
-    image_id = tf.identity(place['image_id'])
-  empty = transforms.empty_row(place['canvas'], options)
-  return empty | {'image_ids': image_id}
-
-
-def _explain(place, index: records.RecordIndex, options):
-  """Logs the reason why a record cannot be used, found by trying again."""
-  reason = 'it could be read at the second attempt'
-  try:
-    _load(place, index, options)
-  except (tf.errors.OpError, ValueError, OSError) as error:
-    reason = getattr(error, 'message', None) or str(error)
-  row = int(place['row'])
-  image_id = int(index.image_ids[row])
-  logging.warning(
-    '%s, image %d is left out: %s', index.place(row), image_id, reason
-  )

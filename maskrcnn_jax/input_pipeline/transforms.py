@@ -1,17 +1,16 @@
 """Image, boxes and masks of one example, brought to a canvas together.
 
-An example is a dict: `image` [h, w, 3] uint8, `boxes` [n, 4] normalised,
-`classes` [n] and `masks` [n, h, w]. Masks are never resized: `rows` and
-`columns` say which pixel of the original each pixel of the canvas shows, and
-the crops that training needs are cut through these maps as the last step.
-Whatever moves, scales or hides objects belongs between `resize` and
-`cut_masks`.
+Masks are never resized: `rows` and `columns` say which pixel of the original
+each pixel of the canvas shows, and the crops that training needs are cut
+through these maps as the last step. Whatever moves, scales or hides objects
+belongs between `resize` and `finish_instances`.
 """
 
 import dataclasses
 
 import tensorflow as tf
-from absl import logging
+
+from maskrcnn_jax.input_pipeline import decoding
 
 IMAGE_DTYPES = ('uint8', 'float32')
 OUTSIDE = -1  # In a pixel map: the canvas shows no pixel of the image here.
@@ -102,98 +101,11 @@ def nearest_pixels(original, resized, half_pixel: bool = True):
   return tf.minimum(tf.cast(centers * scale, tf.int32), original - 1)
 
 
-def decode_image(encoded):
-  """RGB pixels, `[h, w, 3]` uint8, of a JPEG, PNG, GIF or BMP."""
-  # Grey is repeated and alpha dropped by the decoders.
-  return tf.io.decode_image(encoded, channels=3, expand_animations=False)
-
-
-def decode_masks(encoded, image_size):
-  """Masks from PNGs of the image's size, `[n, h, w]` uint8, 0 outside."""
-  spec = tf.TensorSpec([None, None], tf.uint8)
-
-  def decode(png):
-    return tf.io.decode_png(png, channels=1)[..., 0]
-
-  # An empty loop cannot tell the size of its results.
-  masks = tf.cond(
-    tf.size(encoded) > 0,
-    lambda: tf.map_fn(decode, encoded, fn_output_signature=spec),
-    lambda: tf.zeros(tf.concat([[0], image_size], 0), tf.uint8),
-  )
-  tf.debugging.assert_equal(
-    tf.shape(masks)[1:], image_size, 'The masks do not have the image size.'
-  )
-  return masks
-
-
-def select_instances(record, max_instances: int):
-  """Rows of a record's objects to train on, in their order, int32.
-
-  Crowds and boxes without area are left out; of more than `max_instances`
-  the largest boxes stay, which is logged once.
-  """
-  boxes = record['boxes']
-  sides = boxes[:, 2:] - boxes[:, :2]
-  usable = tf.reduce_all(sides > 0.0, axis=-1)
-  usable &= ~tf.cast(record['is_crowd'], tf.bool)
-  rows = tf.cast(tf.where(usable)[:, 0], tf.int32)
-
-  def largest():
-    areas = tf.gather(tf.reduce_prod(sides, axis=-1), rows)
-    number = tf.numpy_function(_say_dropped, [tf.size(rows)], tf.int32)
-    with tf.control_dependencies([number]):
-      best = tf.math.top_k(areas, max_instances, sorted=False).indices
-    return tf.gather(rows, tf.sort(best))
-
-  def _say_dropped(count):
-    logging.log_first_n(
-      logging.WARNING,
-      'An image has %d objects, max_instances is %d: the largest are kept, '
-      'here and in all such images.',
-      1,
-      count,
-      max_instances,
-    )
-    return count
-
-  return tf.cond(tf.size(rows) > max_instances, largest, lambda: rows)
-
-
-def parse_example(record, options: TransformOptions):
-  """Decodes a parsed record into an example.
-
-  Args:
-    record: see `datasets.records.parse_record`.
-    options: see there.
-
-  Returns:
-    `image`; with instances also `boxes`, `classes`, `masks` of those that
-    `select_instances` keeps.
-  """
-  image = decode_image(record['encoded'])
-  if not options.with_instances:
-    return {'image': image}
-  tf.debugging.assert_equal(
-    tf.size(record['masks']),
-    tf.shape(record['boxes'])[0],
-    'The record does not have one mask for each of its boxes.',
-  )
-  rows = select_instances(record, options.max_instances)
-  encoded_masks = tf.gather(record['masks'], rows)
-  return {
-    'image': image,
-    'boxes': tf.gather(record['boxes'], rows),
-    'classes': tf.cast(tf.gather(record['classes'], rows), tf.int32),
-    'masks': decode_masks(encoded_masks, tf.shape(image)[:2]),
-  }
-
-
 def resize(example, canvas, fit, flip, options: ResizeOptions):
   """Mirrors an example if `flip`, resizes it and adds its pixel maps.
 
   Args:
-    example: see `parse_example`.
+    example: see `decoding.decode`.
     canvas: `[2]` int32.
     fit: `[2]` int32, see `fit_size`.
     flip: scalar bool.
@@ -252,14 +164,13 @@ def cut_masks(masks, boxes, rows, columns, mask_size: int):
   """
   ys, y_weights = _samples(boxes[:, 0], boxes[:, 2], rows, mask_size)
   xs, x_weights = _samples(boxes[:, 1], boxes[:, 3], columns, mask_size)
-  lines = tf.gather(masks, ys, axis=1, batch_dims=1)  # [n, 2 * size, w]
-  lines = tf.transpose(lines, [0, 2, 1])
-  values = tf.gather(lines, xs, axis=1, batch_dims=1)  # [n, 2 * size (x), y]
+  # Rows first: they are copied whole.
+  lines = tf.gather(masks, ys, axis=1, batch_dims=1)  # [n, 2 * mask_size, w]
+  values = tf.gather(lines, xs, axis=2, batch_dims=1)
   values = tf.cast(values > 0, tf.float32)
-  values = values * x_weights[:, :, None] * y_weights[:, None, :]
+  values = values * y_weights[:, :, None] * x_weights[:, None, :]
   values = values[:, :mask_size] + values[:, mask_size:]
-  values = values[..., :mask_size] + values[..., mask_size:]
-  return tf.transpose(values, [0, 2, 1])
+  return values[..., :mask_size] + values[..., mask_size:]
 
 
 def _samples(starts, ends, pixels, mask_size: int):
@@ -337,7 +248,9 @@ def transform(record, canvas, fit, seed, options: TransformOptions):
     flip = tf.random.stateless_uniform([], seed) < 0.5
   else:
     flip = tf.constant(False)
-  example = parse_example(record, options)
+  example = decoding.decode(
+    record, options.max_instances, options.with_instances
+  )
   example = resize(example, canvas, fit, flip, options.resize)
   row = {
     'images': finish_image(example['image'], canvas, options.image_dtype),

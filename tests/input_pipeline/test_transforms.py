@@ -2,11 +2,16 @@ import json
 
 import example_records
 import golden_files
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from maskrcnn_jax.input_pipeline import transforms
+from maskrcnn_jax.datasets import records
+from maskrcnn_jax.input_pipeline import decoding, transforms
+from maskrcnn_jax.ops import anchors, matching
+from maskrcnn_jax.ops import boxes as box_ops
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -81,8 +86,7 @@ def preprocess(golden, mode):
     'is_crowd': tf.constant(golden['in_is_crowd']),
     'masks': tf.constant(masks, tf.string),
   }
-  options = transforms.TransformOptions(with_instances=mode != 'eval')
-  example = transforms.parse_example(record, options)
+  example = decoding.decode(record, 100, with_instances=mode != 'eval')
   flip = tf.constant(mode == 'flip')
   return transforms.resize(example, canvas, target, flip, OPTIONS), canvas
 
@@ -96,40 +100,37 @@ def normalized(made, canvas):
   return image
 
 
-@pytest.mark.parametrize('mode', ('noflip', 'flip'))
 @pytest.mark.parametrize(
   'path', golden_files.files('12_preprocess*.npz'), ids=name
 )
-def test_golden_rpn_targets_of_our_boxes(path, mode):
-  from maskrcnn_jax.ops import anchors, boxes, matching
-
+def test_golden_rpn_targets_of_our_boxes(path):
   golden = golden_files.load(path)
-  if f'{mode}_box_targets' not in golden:
-    pytest.skip('recorded without RPN targets')
-  made, canvas = preprocess(golden, mode)
-  pyramid = anchors.pyramid_anchors(
-    canvas, range(2, 7), anchors.AnchorOptions()
-  )
-  count = len(made['boxes'])
-  instances = np.zeros([count + 1, 4], np.float32)  # With a row of padding.
-  instances[:count] = made['boxes']
-  levels = [pyramid[level] for level in sorted(pyramid)]
-  matches = matching.match(
-    levels,
-    instances,
-    np.arange(count + 1) < count,
-    matching.MatchingOptions(forced='one'),
-  )
-  deltas = [
-    np.where(
-      np.asarray(m.labels)[:, None] == 1,
-      boxes.encode(instances[np.asarray(m.indices)], level),
+  for mode in ('noflip', 'flip'):
+    made, canvas = preprocess(golden, mode)
+    pyramid = anchors.pyramid_anchors(
+      canvas, range(2, 7), anchors.AnchorOptions()
+    )
+    levels = [pyramid[level] for level in sorted(pyramid)]
+    instances = np.zeros([5, 4], np.float32)
+    count = len(made['boxes'])
+    instances[:count] = made['boxes']
+    deltas = np.concatenate(rpn_deltas(levels, instances, np.arange(5) < count))
+    expected = golden[f'{mode}_box_targets']
+    assert golden_files.relative_error(deltas, expected) < 1e-5
+
+
+@jax.jit
+def rpn_deltas(levels, instances, valid):
+  options = matching.MatchingOptions(forced='one')
+  matches = matching.match(levels, instances, valid, options)
+  return [
+    jnp.where(
+      match.labels[:, None] == 1,
+      box_ops.encode(instances[match.indices], level),
       0.0,
     )
-    for m, level in zip(matches, levels)
+    for match, level in zip(matches, levels)
   ]
-  expected = golden[f'{mode}_box_targets']
-  assert golden_files.relative_error(np.concatenate(deltas), expected) < 1e-5
 
 
 @pytest.mark.parametrize('path', golden_files.files('07_mask*.npz'), ids=name)
@@ -264,15 +265,9 @@ def test_grey_and_transparent_images(channels):
 def run(serialized, canvas, seed=(0, 0), **options):
   """The row of a serialized record."""
   options = transforms.TransformOptions(**options)
-  record = transforms_record(serialized)
+  record = records.parse_record(tf.constant(serialized))
   seed = tf.constant(seed, tf.int64)
   return transforms.transform(record, canvas, canvas, seed, options)
-
-
-def transforms_record(serialized):
-  from maskrcnn_jax.datasets import records
-
-  return records.parse_record(tf.constant(serialized))
 
 
 def test_crowds_and_empty_boxes_are_left_out_and_the_largest_kept():

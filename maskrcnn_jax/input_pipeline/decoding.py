@@ -1,0 +1,91 @@
+"""From a parsed record to an example: pixels, and the objects to train on.
+
+An example is a dict: `image` [h, w, 3] uint8, `boxes` [n, 4] normalised,
+`classes` [n] int32 and `masks` [n, h, w] uint8.
+"""
+
+import tensorflow as tf
+from absl import logging
+
+
+def decode_image(encoded):
+  """RGB pixels, `[h, w, 3]` uint8, of a JPEG, PNG, GIF or BMP."""
+  # Grey is repeated and alpha dropped by the decoders.
+  return tf.io.decode_image(encoded, channels=3, expand_animations=False)
+
+
+def decode_masks(encoded, image_size):
+  """Masks from PNGs of the image's size, `[n, h, w]` uint8, 0 outside."""
+  spec = tf.TensorSpec([None, None], tf.uint8)
+
+  def decode(png):
+    return tf.io.decode_png(png, channels=1)[..., 0]
+
+  # An empty loop cannot tell the size of its results.
+  masks = tf.cond(
+    tf.size(encoded) > 0,
+    lambda: tf.map_fn(decode, encoded, fn_output_signature=spec),
+    lambda: tf.zeros(tf.concat([[0], image_size], 0), tf.uint8),
+  )
+  tf.debugging.assert_equal(
+    tf.shape(masks)[1:], image_size, 'The masks do not have the image size.'
+  )
+  return masks
+
+
+def select_instances(record, max_instances: int):
+  """Rows of a record's objects to train on, in their order, int32.
+
+  Crowds and boxes without area are left out; of more than `max_instances`
+  the largest boxes stay, which is logged once.
+  """
+  boxes = record['boxes']
+  sides = boxes[:, 2:] - boxes[:, :2]
+  usable = tf.reduce_all(sides > 0.0, axis=-1)
+  usable &= ~tf.cast(record['is_crowd'], tf.bool)
+  rows = tf.cast(tf.where(usable)[:, 0], tf.int32)
+
+  def largest():
+    areas = tf.gather(tf.reduce_prod(sides, axis=-1), rows)
+    number = tf.numpy_function(_say_dropped, [tf.size(rows)], tf.int32)
+    with tf.control_dependencies([number]):
+      best = tf.math.top_k(areas, max_instances, sorted=False).indices
+    return tf.gather(rows, tf.sort(best))
+
+  def _say_dropped(count):
+    logging.log_first_n(
+      logging.WARNING,
+      'An image has %d objects, max_instances is %d: the largest are kept, '
+      'here and in all such images.',
+      1,
+      count,
+      max_instances,
+    )
+    return count
+
+  return tf.cond(tf.size(rows) > max_instances, largest, lambda: rows)
+
+
+def decode(record, max_instances: int, with_instances: bool = True):
+  """Decodes a parsed record into an example.
+
+  Args:
+    record: see `datasets.records.parse_record`.
+    max_instances: see `select_instances`.
+    with_instances: decode the objects too.
+
+  Returns:
+    `image`; with instances also `boxes`, `classes`, `masks` of those that
+    `select_instances` keeps.
+  """
+  image = decode_image(record['encoded'])
+  if not with_instances:
+    return {'image': image}
+  rows = select_instances(record, max_instances)
+  encoded_masks = tf.gather(record['masks'], rows)
+  return {
+    'image': image,
+    'boxes': tf.gather(record['boxes'], rows),
+    'classes': tf.cast(tf.gather(record['classes'], rows), tf.int32),
+    'masks': decode_masks(encoded_masks, tf.shape(image)[:2]),
+  }
