@@ -45,7 +45,7 @@ else
 fi
 echo 'Installing maskrcnn_jax and what it needs; minutes the first time.'
 start=$SECONDS
-.venv/bin/python -m pip install --quiet --disable-pip-version-check \
+.venv/bin/python -m pip install -qq --disable-pip-version-check \
   --editable ".${extra:+[$extra]}"
 [[ -z $extra ]] || echo "extra $extra" >> $stamp.new
 mv $stamp.new $stamp
