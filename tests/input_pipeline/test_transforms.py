@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from maskrcnn_jax.datasets import records
 from maskrcnn_jax.input_pipeline import decoding, transforms
-from maskrcnn_jax.ops import anchors, matching
+from maskrcnn_jax.ops import anchors, masks, matching
 from maskrcnn_jax.ops import boxes as box_ops
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
@@ -340,3 +340,27 @@ def test_fit_size_must_fit():
   assert transforms.fit_size((1344, 800), options) == (1333, 800)
   with pytest.raises(ValueError, match=r'resize.fit_size .* \(832, 1024\)'):
     transforms.fit_size((832, 1024), options)
+
+
+@pytest.mark.parametrize('path', golden_files.files('07_mask*.npz'), ids=name)
+def test_mask_targets_through_uint8(path):
+  golden = golden_files.load(path)
+  instance_masks = golden['instance_masks']
+  rows, columns = map(tf.range, instance_masks.shape[1:])
+  instances = golden['gt_boxes_px']
+  crops = transforms.cut_masks(instance_masks, instances, rows, columns, 112)
+  crops = np.asarray(tf.cast(crops * 255.0 + 0.5, tf.uint8))
+  agreeing = []
+  # Later images have their own instances, which are not recorded in full.
+  for image, count in enumerate(golden['gt_index'][:1]):
+    assert count == len(instances)
+    values = masks.crop_masks(
+      crops.astype(np.float32) / 255,
+      instances,
+      golden['fg_boxes'][image],
+      golden['fg_label_map'][image],
+    )
+    real = golden['valid_fg'][image].astype(bool)
+    targets = golden['mask_targets'][image]
+    agreeing.append((np.asarray(values) >= 0.5)[real] == targets[real])
+  assert np.mean(agreeing) >= 0.999
