@@ -98,38 +98,41 @@ class CheckpointWriter:
     self._manager.close()
 
 
+def check_workdir(workdir, config, step: int | None = None) -> None:
+  """Checks that a workdir is empty or of the same model; changes nothing.
+
+  Args:
+    workdir: directory of a run, or where one will be.
+    config: of this run; its section `model` is compared.
+    step: the checkpoint to compare with; the newest if None.
+
+  Raises:
+    FileNotFoundError: there is no checkpoint of that step.
+    WorkdirError: the workdir holds a run of another model.
+  """
+  given = _as_json(config)
+  path = _config_path(workdir)
+  if path.exists():
+    _check_same_model(workdir, _read_json(path), given)
+  if step is not None or latest_step(workdir) is not None:
+    _check_same_model(workdir, read_config(workdir, step), given)
+
+
 def claim_workdir(workdir, config) -> None:
-  """Writes the config into a new workdir, or checks that the workdir fits.
+  """Writes the config into a workdir that passed `check_workdir`.
 
   A later run with other settings outside `model` leaves `config.json` as it is
   and adds `config-from-step-STEP.json`.
-
-  Raises:
-    WorkdirError: the workdir holds a run of another model.
   """
-  path = pathlib.Path(workdir) / 'config.json'
+  path = _config_path(workdir)
   given = _as_json(config)
   if path.exists():
-    saved = _read_json(path)
-    _check_same_model(workdir, saved, given)
-    if saved == given:
+    if _read_json(path) == given:
       return
     path = path.with_name(f'config-from-step-{latest_step(workdir) or 0}.json')
-  elif latest_step(workdir) is not None:
-    _check_same_model(workdir, read_config(workdir), given)
   if jax.process_index() == 0:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(given, indent=2) + '\n')
-
-
-def check_same_model(path, config, step: int | None = None) -> None:
-  """Compares the section `model` of a config with that of a checkpoint.
-
-  Raises:
-    FileNotFoundError: there is no such checkpoint.
-    WorkdirError: the checkpoint is of another model.
-  """
-  _check_same_model(path, read_config(path, step), _as_json(config))
 
 
 def latest_step(workdir) -> int | None:
@@ -205,6 +208,10 @@ def read_classes(path, step: int | None = None) -> dict[int, str]:
 def read_position(path, step: int | None = None) -> dict[str, int]:
   """Where the input of a checkpoint continues: `examples` and `salt`."""
   return _read_item(_find(path, step), 'position')
+
+
+def _config_path(workdir) -> pathlib.Path:
+  return pathlib.Path(workdir) / 'config.json'
 
 
 def _checkpoints(workdir) -> pathlib.Path:

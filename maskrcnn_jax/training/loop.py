@@ -91,6 +91,7 @@ def train_and_evaluate(config, workdir) -> dict[str, float]:
     FileNotFoundError: the annotations file is missing.
     NonFiniteError: training diverged.
   """
+  checkpoint.check_workdir(workdir, config)
   evaluator = Evaluator(config, workdir)
   _train(config, workdir, evaluator)
   return _evaluate(evaluator, workdir)
@@ -111,7 +112,7 @@ def evaluate(config, workdir, step: int | None = None) -> dict[str, float]:
     FileNotFoundError: the workdir holds no such checkpoint.
     ValueError: an input is wrong, or the workdir holds another model.
   """
-  checkpoint.check_same_model(workdir, config, step)
+  checkpoint.check_workdir(workdir, config, step)
   return _evaluate(Evaluator(config, workdir), workdir, step)
 
 
@@ -126,16 +127,16 @@ def _train(config, workdir, evaluator: Evaluator | None) -> None:
   """The loop over the steps; leaves the last state as a checkpoint."""
   training = TrainingOptions(**config.training)
   num_steps = training.num_steps
+  checkpoint.check_workdir(workdir, config)
   check_batch_size('input', config.input.batch_size)
   done = checkpoint.latest_step(workdir) or 0
   if done >= num_steps:
-    checkpoint.check_same_model(workdir, config)
     if _is_first_host():
       print(f'{workdir} has {done} of {num_steps} steps: nothing to train.')
     return
   mesh = sharding.make_mesh()
   model = MaskRCNN.from_config(config.model)
-  batches = _train_batches(config, workdir)
+  batches = _train_batches(config, workdir, model.num_classes)
   first = next(batches)
   init_key, key = jax.random.split(jax.random.key(training.seed))
   state, optimizer = step_lib.create_train_state(
@@ -157,7 +158,6 @@ def _train(config, workdir, evaluator: Evaluator | None) -> None:
     steps = range(done + 1, num_steps + 1)
     batches = itertools.chain([first], batches)
     for step, (batch, position) in zip(steps, batches):
-      _check_classes(batch, model.num_classes)
       inputs = state, sharding.put_batch(batch, mesh), key
       canvas = batch['images'].shape[1:3]
       if canvas not in compiled:
@@ -188,7 +188,9 @@ def _is_due(step: int, every_steps: int) -> bool:
   return every_steps > 0 and step % every_steps == 0
 
 
-def _train_batches(config, workdir) -> Iterator[tuple[dict, dict]]:
+def _train_batches(
+  config, workdir, num_classes: int
+) -> Iterator[tuple[dict, dict]]:
   """This host's batches, each with the position after it."""
   position = {'examples': 0, 'salt': 0}
   if checkpoint.latest_step(workdir) is not None:
@@ -201,6 +203,7 @@ def _train_batches(config, workdir) -> Iterator[tuple[dict, dict]]:
     host_count=jax.process_count(),
   )
   for batch in batches:
+    _check_classes(batch, num_classes)
     yield batch, dict(batches.position)
 
 
@@ -226,15 +229,21 @@ def _check_finite(flags: collections.deque, lag: int = 0) -> None:
   while len(flags) > lag:
     step, image_ids, values = flags.popleft()
     if not values['finite']:
-      values = {k: float(v) for k, v in values.items() if k != 'finite'}
-      wrong = [k for k, v in values.items() if not np.isfinite(v)]
-      name = wrong[0] if wrong else 'a gradient'
-      what = 'gradient norm' if name == 'gradient_norm' else f'loss term {name}'
       raise NonFiniteError(
-        f'step {step}: {what} is {values.get(name, "not finite")}; images '
-        f'{image_ids.tolist()}. The parameters were not updated, and the '
-        'newest checkpoint is from before this step.'
+        f'step {step}: {_what_is_not_finite(values)}; images '
+        f'{image_ids.tolist()}. The parameters were not updated, and no later '
+        'checkpoint was written.'
       )
+
+
+def _what_is_not_finite(values: Mapping) -> str:
+  """The terms at fault; the total and the gradient only if no term is."""
+  sums = ('total_loss', 'gradient_norm')
+  wrong = {k: float(v) for k, v in values.items() if not np.isfinite(v)}
+  terms = [f'{k} is {v}' for k, v in wrong.items() if k not in sums]
+  if terms:
+    return f'loss term {", ".join(terms)}'
+  return ', '.join(f'{k} is {wrong[k]}' for k in sums if k in wrong)
 
 
 def _check_classes(batch: Mapping, num_classes: int) -> None:

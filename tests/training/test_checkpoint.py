@@ -188,12 +188,15 @@ def test_another_model_section_is_refused(tmp_path):
 
 def test_a_workdir_is_claimed_once(tmp_path):
   workdir = tmp_path / 'run'
-  checkpoint.claim_workdir(workdir, make_config())
-  checkpoint.claim_workdir(workdir, make_config())
+  checkpoint.check_workdir(workdir, make_config())
+  assert not workdir.exists()
+  for _ in range(2):
+    checkpoint.claim_workdir(workdir, make_config())
   written = (workdir / 'config.json').read_text()
   assert json.loads(written)['training']['num_steps'] == 10
+  checkpoint.check_workdir(workdir, make_config(num_steps=11))
   with pytest.raises(checkpoint.WorkdirError, match='another model'):
-    checkpoint.claim_workdir(workdir, make_config(depth=50))
+    checkpoint.check_workdir(workdir, make_config(depth=50))
   assert [p.name for p in workdir.iterdir()] == ['config.json']
   assert (workdir / 'config.json').read_text() == written
 
@@ -210,6 +213,8 @@ def test_a_longer_run_leaves_the_first_config_alone(tmp_path):
 
 def test_a_checkpoint_alone_also_claims_the_workdir(tmp_path):
   save(tmp_path)
+  checkpoint.check_workdir(tmp_path, make_config())
   with pytest.raises(checkpoint.WorkdirError, match='another model'):
-    checkpoint.claim_workdir(tmp_path, make_config(depth=50))
-  assert not (tmp_path / 'config.json').exists()
+    checkpoint.check_workdir(tmp_path, make_config(depth=50))
+  with pytest.raises(FileNotFoundError, match='no checkpoint of step 5'):
+    checkpoint.check_workdir(tmp_path, make_config(), step=5)

@@ -32,6 +32,17 @@ def test_a_resumed_run_appends_after_a_torn_line(tmp_path):
   assert json.loads(last) == {'step': 2, 'train/mask': 0.5}
 
 
+def test_other_hosts_write_nothing(tmp_path, capsys):
+  with metrics.MetricWriter(tmp_path, num_steps=4, enabled=False) as writer:
+    writer.scalars(1, {'train/mask': 0.5})
+    writer.image(1, 'eval/image', np.zeros((8, 9, 3), np.uint8))
+    writer.advance(1)
+    writer.show(1, 4, loss=1.0, rate=1.0)
+    writer.flush()
+  assert not any(tmp_path.iterdir())
+  assert capsys.readouterr().err == ''
+
+
 def test_what_is_not_finite_is_valid_json(tmp_path):
   with metrics.MetricWriter(tmp_path) as writer:
     writer.scalars(1, {'train/mask': float('nan'), 'train/box': float('inf')})
@@ -64,12 +75,13 @@ def test_the_bar_starts_where_the_run_continues(tmp_path, capsys, monkeypatch):
   assert 'loss 1.25, 7.5 images/s' in error
 
 
-def test_the_rate_leaves_out_what_is_excluded():
+def test_the_rate_leaves_out_pauses():
   now = [100.0]
   rate = metrics.ImageRate(clock=lambda: now[0])
   rate.add(8)
-  now[0] += 12.0
-  rate.exclude(10.0)
+  now[0] += 2.0
+  with rate.paused():
+    now[0] += 10.0
   assert rate.read() == pytest.approx(4.0)
   rate.add(3)
   now[0] += 1.5

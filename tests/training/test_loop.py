@@ -1,0 +1,346 @@
+"""The loop: a run end to end, resume, what stops it, what it leaves alone."""
+
+import copy
+import json
+import pathlib
+
+import example_records
+import jax
+import ml_collections
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from maskrcnn_jax.datasets import records
+from maskrcnn_jax.input_pipeline import batches as input_batches
+from maskrcnn_jax.training import checkpoint, loop
+
+SIZES = ((48, 64), (64, 40), (32, 32))
+LOSSES = ('rpn_objectness', 'rpn_box', 'class', 'box', 'mask')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def fast_compilation(tmp_path_factory):
+  """Compiles every program once in this file, and without much thought."""
+  settings = {
+    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('programs')),
+    'jax_persistent_cache_min_compile_time_secs': 0.0,
+    'jax_disable_most_optimizations': True,
+  }
+  before = {name: jax.config.values[name] for name in settings}
+  for name, value in settings.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope='module')
+def dataset(tmp_path_factory):
+  """Three images with 1, 2 and 0 objects: record pattern and COCO json."""
+  folder = tmp_path_factory.mktemp('dataset')
+  images, annotations, contents = [], [], []
+  for index, size in enumerate(SIZES):
+    image_id, count = 7 + index, (index + 1) % 3
+    image, boxes, masks = example_records.rectangles(*size, count, index)
+    encoded = example_records.png(image)
+    contents.append(
+      example_records.record(encoded, image_id, size, boxes, masks)
+    )
+    images.append({'id': image_id, 'height': size[0], 'width': size[1]})
+    for class_id, (box, mask) in enumerate(zip(boxes.tolist(), masks), 1):
+      rle = coco_mask.encode(np.asfortranarray(mask))
+      annotations.append(
+        {
+          'id': len(annotations) + 1,
+          'image_id': image_id,
+          'category_id': class_id,
+          'bbox': [box[1], box[0], box[3] - box[1], box[2] - box[0]],
+          'area': float(mask.sum()),
+          'iscrowd': 0,
+          'segmentation': {**rle, 'counts': rle['counts'].decode()},
+        }
+      )
+  names = ('disc', 'star')
+  truth = {
+    'images': images,
+    'annotations': annotations,
+    'categories': [{'id': i, 'name': n} for i, n in enumerate(names, 1)],
+  }
+  (folder / 'truth.json').write_text(json.dumps(truth))
+  records.write_records(folder / 'train.tfrecord', contents)
+  return str(folder / '*.tfrecord'), str(folder / 'truth.json')
+
+
+@pytest.fixture
+def config(dataset):
+  return make_config(*dataset)
+
+
+def make_config(pattern, annotations_file):
+  """A model and a run as small as they can be."""
+  devices = jax.device_count()
+  proposals = {'pre_nms_top_k': 16, 'post_nms_top_k': 8}
+  return ml_collections.ConfigDict(
+    {
+      'model': {
+        'num_classes': 3,
+        'backbone': {
+          'depth': 18,
+          'width': 4,
+          'norm': 'group',
+          'frozen_stages': 0,
+        },
+        'pyramid_channels': 8,
+        'box_channels': 8,
+        'mask_channels': 8,
+        'mask_convs': 1,
+        'train_proposals': proposals,
+        'test_proposals': proposals,
+        'rpn_targets': {'num_samples': 16},
+        'sampling': {'num_rois': 8, 'foreground_fraction': 0.5},
+        'detections': {'max_detections': 4},
+      },
+      'input': {
+        'file_pattern': pattern,
+        'canvases': ((64, 64),),
+        'batch_size': max(2, devices),
+        'max_instances': 4,
+        'mask_size': 28,
+        'image_dtype': 'float32',  # Can hold a NaN.
+      },
+      'optimizer': {'learning_rate': 0.01, 'warmup_steps': 0},
+      'training': {
+        'num_steps': 4,
+        'log_every_steps': 1,
+        'checkpoint_every_steps': 2,
+        'keep_checkpoints': 5,
+        'pictures': 2,
+      },
+      'evaluation': {
+        'file_pattern': pattern,
+        'annotations_file': annotations_file,
+        'batch_size': max(2, devices),
+        'min_picture_score': 0.0,
+      },
+    }
+  )
+
+
+def with_steps(config, num_steps):
+  config = copy.deepcopy(config)
+  config.training.num_steps = num_steps
+  return config
+
+
+def lines(workdir, key):
+  """step -> the line of metrics.jsonl that has the key."""
+  text = (workdir / 'metrics.jsonl').read_text()
+  found = [json.loads(line) for line in text.splitlines()]
+  return {line['step']: line for line in found if key in line}
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory, dataset):
+  """A run of four steps without interruption, evaluated on the way."""
+  workdir = tmp_path_factory.mktemp('run')
+  config = make_config(*dataset)
+  config.evaluation.every_steps = 3
+  return workdir, loop.train_and_evaluate(config, workdir)
+
+
+def test_a_run_reports_every_term(run):
+  workdir, _ = run
+  reported = lines(workdir, 'train/total_loss')
+  assert sorted(reported) == [1, 2, 3, 4]
+  names = (*LOSSES, 'l2_loss', 'learning_rate', 'gradient_norm')
+  for line in reported.values():
+    assert all(np.isfinite(line[f'train/{name}']) for name in names)
+    assert line['train/images_per_second'] > 0
+    total = sum(line[f'train/{name}'] for name in (*LOSSES, 'l2_loss'))
+    np.testing.assert_allclose(line['train/total_loss'], total, rtol=1e-5)
+
+
+def test_a_run_is_evaluated_on_the_way_and_at_the_end(run):
+  workdir, values = run
+  reported = lines(workdir, 'eval/AP')
+  assert sorted(reported) == [3, 4]
+  assert len(values) == 24
+  assert values['eval/mask_AP'] == reported[4]['eval/mask_AP']
+  results = json.loads((workdir / 'eval/detections-4.json').read_text())
+  # The image without objects is in the last batch, which is not full.
+  assert {r['image_id'] for r in results} == {7, 8, 9}
+  assert all('counts' in r['segmentation'] for r in results)
+
+
+def test_a_run_draws_the_images_as_fed(run):
+  workdir, _ = run
+  names = sorted(p.name for p in (workdir / 'pictures').iterdir())
+  assert names == [
+    f'step-{step}-image-{image}.png' for step in (3, 4) for image in (7, 8)
+  ]
+  with Image.open(workdir / 'pictures' / names[0]) as picture:
+    assert picture.size == (512, 384)
+  events = b''.join(p.read_bytes() for p in workdir.glob('events.out.*'))
+  assert b'eval/image-7' in events
+  assert b'eval/mask_AP' in events
+
+
+def test_a_run_leaves_its_checkpoints_and_config(run, config):
+  workdir, _ = run
+  steps = sorted(int(p.name) for p in (workdir / 'checkpoints').iterdir())
+  assert steps == [2, 4]
+  position = checkpoint.read_position(workdir)
+  assert position == {'examples': 4 * config.input.batch_size, 'salt': 0}
+  assert checkpoint.read_classes(workdir) == {1: 'disc', 2: 'star'}
+  saved = json.loads((workdir / 'config.json').read_text())
+  assert saved['model']['backbone']['width'] == 4
+
+
+def test_resume_gives_the_same_losses_bit_by_bit(run, config, tmp_path):
+  loop.train(with_steps(config, 2), tmp_path)
+  loop.train(config, tmp_path)
+  whole = lines(run[0], 'train/total_loss')
+  resumed = lines(tmp_path, 'train/total_loss')
+  for line in [*whole.values(), *resumed.values()]:
+    del line['train/images_per_second']
+  assert resumed == whole
+  states = [checkpoint.restore(w)[0] for w in (run[0], tmp_path)]
+  jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_a_finished_run_is_not_trained_again(run, config, capsys):
+  workdir, _ = run
+  before = sorted(p for p in workdir.rglob('*'))
+  loop.train(config, workdir)
+  assert '4 of 4 steps: nothing to train' in capsys.readouterr().out
+  assert sorted(p for p in workdir.rglob('*')) == before
+
+
+def test_evaluation_of_a_given_step_prints_a_table(run, config, capsys):
+  workdir, _ = run
+  config.evaluation.max_images = 1
+  config.training.pictures = 0
+  values = loop.evaluate(config, workdir, step=2)
+  assert len(values) == 24
+  results = json.loads((workdir / 'eval/detections-2.json').read_text())
+  assert {r['image_id'] for r in results} == {7}
+  assert 'mask' in capsys.readouterr().out
+
+
+def test_evaluation_needs_a_checkpoint(config, tmp_path):
+  with pytest.raises(FileNotFoundError, match='holds no checkpoint'):
+    loop.evaluate(config, tmp_path)
+  assert not any(tmp_path.iterdir())
+
+
+def test_a_workdir_of_another_model_is_left_alone(run, config):
+  workdir, _ = run
+  before = {p: p.stat().st_mtime_ns for p in workdir.rglob('*')}
+  config.model.backbone.width = 8
+  for function in (loop.train, loop.evaluate, loop.train_and_evaluate):
+    with pytest.raises(checkpoint.WorkdirError, match=r'width: saved 4.*8'):
+      function(with_steps(config, 9), workdir)
+  assert {p: p.stat().st_mtime_ns for p in workdir.rglob('*')} == before
+
+
+def poisoned(train_batches, position):
+  """`train_batches` with a NaN in the image at a position."""
+
+  class Batches:
+    def __init__(self, **kwargs):
+      self.batches = train_batches(**kwargs)
+
+    @property
+    def position(self):
+      return self.batches.position
+
+    def __iter__(self):
+      return self
+
+    def __next__(self):
+      batch = next(self.batches)
+      if self.position['examples'] == position:
+        ids = 1000 + np.arange(len(batch['valid']))
+        return batch | {'images': batch['images'] * np.nan, 'image_ids': ids}
+      return batch
+
+  return Batches
+
+
+def test_a_poisoned_batch_stops_the_run(config, tmp_path, monkeypatch):
+  size = config.input.batch_size
+  fake = poisoned(input_batches.train_batches, 3 * size)
+  monkeypatch.setattr(input_batches, 'train_batches', fake)
+  config.training.log_every_steps = 100
+  config.training.checkpoint_every_steps = 2
+  with pytest.raises(loop.NonFiniteError) as error:
+    loop.train(with_steps(config, 9), tmp_path)
+  message = str(error.value)
+  assert message.startswith('step 3: loss term ')
+  assert 'rpn_box is nan' in message
+  assert str([1000 + i for i in range(size)]) in message
+  assert checkpoint.latest_step(tmp_path) == 2
+  variables, _ = checkpoint.restore(tmp_path)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(variables))
+  assert checkpoint.read_position(tmp_path)['examples'] == 2 * size
+
+
+@pytest.mark.slow
+def test_a_run_compiles_once_per_canvas(config, tmp_path, capsys):
+  config.input.canvases = ((64, 32), (32, 64))
+  config.training.log_every_steps = 100
+  loop.train(with_steps(config, 6), tmp_path)
+  errors = capsys.readouterr().err
+  assert errors.count('compiled the step for 64x32') == 1
+  assert errors.count('compiled the step for 32x64') == 1
+
+
+@pytest.mark.parametrize(
+  'section, field, value, error',
+  [
+    ('input', 'file_pattern', 'none/*.tfrecord', 'none'),
+    ('input', 'batch_size', 0, r'input\.batch_size.*got 0'),
+    ('evaluation', 'file_pattern', 'none/*.tfrecord', 'none'),
+    ('evaluation', 'annotations_file', 'none.json', r'none\.json'),
+    ('evaluation', 'batch_size', 0, r'evaluation\.batch_size.*got 0'),
+    ('training', 'num_steps', 0, r'training\.num_steps.*got 0'),
+    ('model', 'num_classes', 2, r'category id 2.*ids may be 1 to 1'),
+  ],
+)
+def test_bad_input_is_found_before_the_first_step(
+  config, tmp_path, section, field, value, error
+):
+  config[section][field] = value
+  with pytest.raises((ValueError, FileNotFoundError), match=error):
+    loop.train_and_evaluate(config, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_misspelt_field_is_named(config, tmp_path):
+  with config.unlocked():
+    config.training.keep_checkpoint = 2
+  with pytest.raises(TypeError, match='keep_checkpoint'):
+    loop.train(config, tmp_path)
+
+
+def test_images_without_annotations_are_named(config, tmp_path):
+  truth = json.loads(
+    pathlib.Path(config.evaluation.annotations_file).read_text()
+  )
+  truth['images'] = truth['images'][:1]
+  path = tmp_path / 'truth.json'
+  path.write_text(json.dumps(truth))
+  config.evaluation.annotations_file = str(path)
+  with pytest.raises(ValueError, match=r'2 images that are not in .*\[8, 9\]'):
+    loop.train_and_evaluate(config, tmp_path / 'run')
+
+
+def test_a_class_that_the_model_lacks_names_the_image(config, tmp_path):
+  config.model.num_classes = 2
+  with pytest.raises(ValueError, match=r'Image 8 has class 2'):
+    loop.train(config, tmp_path)
