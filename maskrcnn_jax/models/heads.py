@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from maskrcnn_jax.models import layers
+from maskrcnn_jax.ops import convolution
 
 
 @flax.struct.dataclass
@@ -161,10 +162,11 @@ class MaskHead(nn.Module):
         self.channels, kernel_init=he, dtype=self.dtype, name='deconv'
       )(x)
     )
-    x = ClassMask(self.num_classes, dtype=self.dtype, name='mask_logits')(
+    logits = ClassMask(self.num_classes, dtype=self.dtype, name='mask_logits')(
       x, classes.reshape(-1)
     )
-    return x.reshape(batch, num_rois, 2 * size, 2 * size)
+    logits = convolution.interleave(logits, 2)
+    return logits.reshape(batch, num_rois, 2 * size, 2 * size)
 
 
 class ClassMask(nn.Module):
@@ -180,8 +182,8 @@ class ClassMask(nn.Module):
     kernel = self.param('kernel', init, shape)
     bias = self.param('bias', nn.initializers.zeros, (self.num_classes,))
     weights = jnp.take(kernel[0, 0].T, classes, axis=0).astype(self.dtype)
-    logits = jnp.einsum('nhwc,nc->nhw', x.astype(self.dtype), weights)
-    return _float32(logits) + jnp.take(bias, classes)[:, None, None]
+    logits = jnp.einsum('nhwpc,nc->nhwp', x.astype(self.dtype), weights)
+    return _float32(logits) + jnp.take(bias, classes)[:, None, None, None]
 
 
 def _float32(x):

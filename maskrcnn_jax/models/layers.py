@@ -59,7 +59,11 @@ class Conv(nn.Module):
 
 
 class UpsampleConv(nn.Module):
-  """2x2 transposed convolution with stride 2 and a bias."""
+  """2x2 transposed convolution with stride 2 and a bias, as blocks of 4 cells.
+
+  The result is `[batch, height, width, 4, features]`; see
+  `ops.convolution.upsample_convolve`.
+  """
 
   features: int
   kernel_init: Callable = variance_scaling
