@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Trains Mask R-CNN on drawn shapes on the CPU, evaluates it on unseen ones and
-# writes pictures: bash launch/demo.sh [WORKDIR]. Needs Python 3.11 to 3.13 and
-# the package registry; run again with the same WORKDIR, it goes on from there.
+# writes pictures: bash launch/demo.sh [WORKDIR [FLAG ...]]. Flags go to the
+# command, such as --config.training.num_steps=100. Needs Python 3.11 to 3.13 and
+# the package registry. Run again with the same WORKDIR, it goes on from there.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -11,7 +12,8 @@ export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
 
 bash launch/environment.sh
 .venv/bin/python data/shapes/shapes.py --output local/shapes
-.venv/bin/maskrcnn-jax train_and_eval --config=shapes --workdir="$workdir"
+.venv/bin/maskrcnn-jax train_and_eval --config=shapes --workdir="$workdir" \
+  "${@:2}"
 
 echo
 echo "Done in $(((SECONDS - start) / 60)) min $(((SECONDS - start) % 60)) s."
