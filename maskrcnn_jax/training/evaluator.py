@@ -63,7 +63,7 @@ class Evaluator:
     """
     self.options = EvaluationOptions(**config.evaluation)
     model = MaskRCNN.from_config(config.model)
-    _check(self.options, model.num_classes)
+    self._num_images = _check(self.options, model.num_classes)
     self._num_pictures = config.training.get('pictures', 8)
     self._input = config.input
     self._workdir = pathlib.Path(workdir)
@@ -100,7 +100,8 @@ class Evaluator:
     writer.flush()
     seconds = time.monotonic() - start
     writer.say(
-      f'step {step}: {len(image_ids)} images evaluated in {seconds:.0f} s'
+      f'step {step}: {len(image_ids)} of {self._num_images} images evaluated '
+      f'in {seconds:.0f} s'
     )
     writer.say(coco_metrics.format_table(values), file=sys.stdout)
     return values
@@ -138,8 +139,11 @@ class Evaluator:
 
   def _draw(self, batch, detections, wanted: int):
     """(image id, picture) of the first images of a batch."""
+    if wanted <= 0:
+      return []
     pictures = []
-    for row in np.flatnonzero(batch['valid'])[: max(wanted, 0)]:
+    detections = jax.tree.map(np.asarray, detections)
+    for row in np.flatnonzero(batch['valid'])[:wanted]:
       height, width = batch['image_sizes'][row].astype(int)
       picture = visualize.draw(
         batch['images'][row, :height, :width],
@@ -175,7 +179,8 @@ def check_batch_size(section: str, batch_size: int) -> None:
     )
 
 
-def _check(options: EvaluationOptions, num_classes: int) -> None:
+def _check(options: EvaluationOptions, num_classes: int) -> int:
+  """Raises if images, annotations and model do not fit; counts the images."""
   check_batch_size('evaluation', options.batch_size)
   file = options.annotations_file
   truth = _read_annotations(file)
@@ -194,6 +199,7 @@ def _check(options: EvaluationOptions, num_classes: int) -> None:
       f'{options.file_pattern} has {len(unknown)} images that are not in '
       f'{file}, such as {sorted(unknown)[:5]}.'
     )
+  return len(image_ids)
 
 
 def _read_annotations(file) -> dict:

@@ -209,6 +209,8 @@ def _train_batches(
 
 def _compile(model, optimizer, mesh, inputs, writer):
   """The training step for the shapes of the inputs; replaces the state."""
+  height, width = inputs[1]['images'].shape[1:3]
+  writer.say(f'compiling the step for {height}x{width}, once per canvas')
   start = time.monotonic()
   replicated = sharding.replicated(mesh)
   step = jax.jit(
@@ -218,9 +220,7 @@ def _compile(model, optimizer, mesh, inputs, writer):
     donate_argnums=0,
   )
   compiled = step.lower(*inputs).compile()
-  height, width = inputs[1]['images'].shape[1:3]
-  seconds = time.monotonic() - start
-  writer.say(f'compiled the step for {height}x{width} in {seconds:.0f} s')
+  writer.say(f'compiled in {time.monotonic() - start:.0f} s')
   return compiled
 
 

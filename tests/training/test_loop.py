@@ -296,8 +296,8 @@ def test_a_run_compiles_once_per_canvas(config, tmp_path, capsys):
   config.training.log_every_steps = 100
   loop.train(with_steps(config, 6), tmp_path)
   errors = capsys.readouterr().err
-  assert errors.count('compiled the step for 64x32') == 1
-  assert errors.count('compiled the step for 32x64') == 1
+  assert errors.count('compiling the step for 64x32') == 1
+  assert errors.count('compiling the step for 32x64') == 1
 
 
 @pytest.mark.parametrize(
