@@ -52,6 +52,7 @@ def _prepare(args) -> None:
     args.num_shards,
     args.num_workers,
     args.captions,
+    args.image_ids,
   )
   print(summary)
 
@@ -157,6 +158,12 @@ def _add_prepare(verbs) -> None:
     '--output', required=True, help='such as records/train-*.tfrecord'
   )
   verb.add_argument('--captions', help='COCO json of captions')
+  verb.add_argument(
+    '--image_ids',
+    type=lambda text: [int(word) for word in text.split(',')],
+    metavar='ID,ID,...',
+    help='take these images only',
+  )
   verb.add_argument('--num_shards', type=int, help='record files to write')
   verb.add_argument('--num_workers', type=int, help='processes to use')
 

@@ -73,6 +73,7 @@ def prepare(
   num_shards: int | None = None,
   num_workers: int | None = None,
   captions_file: str | os.PathLike | None = None,
+  image_ids: Sequence[int] | None = None,
 ) -> Summary:
   """Writes the record files of a data set; all of them or none.
 
@@ -84,17 +85,20 @@ def prepare(
     num_shards: number of files; by default one for every 500 images.
     num_workers: processes; by default one per core.
     captions_file: COCO captions json.
+    image_ids: take these images only, in the order of the json; None: all.
 
   Raises:
     FileExistsError: if there are files of that name.
     ValueError: if the json or an image cannot be used; lists the first few,
-      after all images were read.
+      after all images were read. If the json lacks one of `image_ids`.
   """
   from maskrcnn_jax.datasets import records  # Workers need no TensorFlow.
 
   start = time.monotonic()
   stem = _stem(output_pattern)
   dataset = annotations.load_coco(annotations_file, images_dir, captions_file)
+  if image_ids is not None:
+    dataset = _take(dataset, image_ids)
   if not dataset.images:
     raise ValueError(f'{annotations_file} lists no images.')
   files = _name_files(stem, len(dataset.images), num_shards)
@@ -110,6 +114,19 @@ def prepare(
     annotations.raise_errors(findings)
   seconds = time.monotonic() - start
   return Summary(tuple(files), findings=findings, seconds=seconds, **counts)
+
+
+def _take(dataset, image_ids):
+  """The data set with some of its images only."""
+  wanted = set(image_ids)
+  missing = sorted(wanted - {image.image_id for image in dataset.images})
+  if missing:
+    raise ValueError(
+      f'{dataset.annotations_file} has no image with the ids {missing[:5]} of '
+      'image_ids.'
+    )
+  images = tuple(x for x in dataset.images if x.image_id in wanted)
+  return dataclasses.replace(dataset, images=images)
 
 
 def _stem(output_pattern):

@@ -180,3 +180,12 @@ def test_real_images(tmp_path, folder, images, annotations, counts):
     for entry, encoded in zip(entries, parsed['masks'].numpy(), strict=True):
       mask = records.tf.io.decode_png(encoded)[..., 0].numpy()
       np.testing.assert_array_equal(mask, truth.annToMask(entry))
+
+
+def test_takes_some_images_only(tmp_path):
+  paths = _write_set(tmp_path, [_object(1, image_id=2), _object(2, image_id=4)])
+  summary = prepare.prepare(*paths, num_workers=1, image_ids=[4, 1])
+  assert [int(x['image_id']) for x in _parsed(summary.files)] == [1, 4]
+  assert (summary.num_images, summary.num_objects) == (2, 1)
+  with pytest.raises(ValueError, match=r'no image with the ids \[7\]'):
+    prepare.prepare(*paths[:2], tmp_path / 'other', image_ids=[4, 7])
