@@ -12,8 +12,8 @@ class FPN(nn.Module):
 
   Attributes:
     channels: of every level.
-    max_level: levels above the backbone's last are that one subsampled by 2
-      each time (FPN, Sec. 4.1: P6).
+    max_level: the coarsest level made. Levels above the backbone's last are
+      that one subsampled by 2 each time (FPN, Sec. 4.1: P6).
     dtype: compute type.
   """
 
@@ -42,6 +42,7 @@ class FPN(nn.Module):
     pyramid = {
       level: self._conv(3, f'output{level}')(top_down[level])
       for level in levels
+      if level <= self.max_level
     }
     for level in range(levels[-1] + 1, self.max_level + 1):
       pyramid[level] = pyramid[level - 1][:, ::2, ::2]

@@ -225,7 +225,7 @@ def train_step(
   (total, (losses, batch_stats)), gradients = jax.value_and_grad(
     total_loss, has_aux=True
   )(state.params)
-  gradient_norm = optax.global_norm(gradients)
+  gradient_norm = optax.tree.norm(gradients)
   finite = jnp.isfinite(total) & jnp.isfinite(gradient_norm)
   updates, opt_state = optimizer.transformation(state.params).update(
     gradients, state.opt_state, state.params
