@@ -1,0 +1,242 @@
+"""Losses and their gradients of the trusted implementations."""
+
+import json
+
+import golden_files
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maskrcnn_jax.models import losses as losses_lib
+from maskrcnn_jax.models import targets as targets_lib
+from maskrcnn_jax.models.heads import BoxOutputs, RPNOutputs
+from maskrcnn_jax.models.losses import LossOptions
+from maskrcnn_jax.models.targets import RPNTargetOptions, RPNTargets
+
+LEVELS = range(2, 7)
+TORCHVISION = LossOptions(
+  rpn_normalizer='sampled',
+  rpn_delta=1 / 9,
+  box_normalizer='rois',
+  box_delta=1 / 9,
+  smooth_l1=True,
+)
+
+
+def recordings(pattern):
+  paths = golden_files.files(pattern)
+  return pytest.mark.parametrize('path', paths, ids=lambda path: path.stem)
+
+
+def values_and_gradients(losses, *arguments):
+  """Losses by name, and the gradients of their sum."""
+
+  def total(*arguments):
+    terms = losses(*arguments)
+    return sum(terms.values()), terms
+
+  numbers = tuple(range(len(arguments)))
+  run = jax.jit(jax.value_and_grad(total, numbers, has_aux=True))
+  (_, terms), gradients = run(*arguments)
+  return terms, gradients
+
+
+def close(actual, expected):
+  return golden_files.relative_error(actual, expected) <= 1e-5
+
+
+@recordings('08_loss_rpn*.npz')
+def test_rpn_losses_of_nvidia(path):
+  recorded = golden_files.load(path)
+  params = json.loads(str(recorded['meta']))['params']
+  batch = params['batch']
+
+  def by_level(name, *shape):
+    return {
+      level: recorded[f'{name}_level{level}'].reshape(batch, -1, *shape)
+      for level in LEVELS
+    }
+
+  deltas = by_level('box_targets', 4)
+  targets = RPNTargets(
+    labels=by_level('score_targets'),
+    matched={level: np.any(x != 0, axis=-1) for level, x in deltas.items()},
+    box_deltas=deltas,
+  )
+  # One recording divides by more images than it has.
+  samples = params['rpn_batch_size_per_im'] * params['train_batch_size']
+  options = LossOptions(
+    rpn_samples=samples // batch, rpn_delta=params['huber_delta']
+  )
+
+  def losses(logits, deltas):
+    outputs = RPNOutputs(logits, deltas)
+    valid = jnp.ones(batch, bool)
+    return losses_lib.rpn_losses(outputs, targets, valid, options)
+
+  terms, (logit_gradient, delta_gradient) = values_and_gradients(
+    losses, by_level('score_outputs'), by_level('box_outputs', 4)
+  )
+  assert close(terms['rpn_objectness'], recorded['rpn_score_loss'])
+  assert close(terms['rpn_box'], recorded['rpn_box_loss'])
+  for level in LEVELS:
+    assert close(logit_gradient[level], by_level('grad_score')[level])
+    assert close(delta_gradient[level], by_level('grad_box', 4)[level])
+
+
+@recordings('08_loss_fastrcnn*.npz')
+def test_box_losses_of_nvidia(path):
+  recorded = golden_files.load(path)
+  logits = recorded['class_outputs']
+  deltas = recorded['box_outputs'].reshape(*logits.shape, 4)
+  # Class -1 does not count.
+  valid = recorded['class_targets'] >= 0
+  classes = np.where(valid, recorded['class_targets'], 0).astype(np.int32)
+
+  def losses(logits, deltas):
+    return losses_lib.box_losses(
+      BoxOutputs(logits, deltas),
+      classes,
+      recorded['box_targets'],
+      valid,
+      LossOptions(),
+    )
+
+  terms, gradients = values_and_gradients(losses, logits, deltas)
+  assert close(terms['class'], recorded['class_loss'])
+  assert close(terms['box'], recorded['box_loss'])
+  # There rows that do not count still have a gradient: that of a cross-entropy
+  # without any class, which adds nothing to the recorded loss.
+  expected = recorded['grad_class_outputs']
+  assert close(gradients[0][valid], expected[valid])
+  assert not np.any(gradients[0][~valid])
+  expected = recorded['grad_box_outputs'].reshape(deltas.shape)
+  assert close(gradients[1], expected)
+
+
+@recordings('08_loss_mask*.npz')
+def test_mask_loss_of_nvidia(path):
+  recorded = golden_files.load(path)
+
+  def losses(logits):
+    loss = losses_lib.mask_loss(
+      logits,
+      recorded['mask_targets'].astype(np.float32),
+      recorded['selected_class_targets'] > 0,
+    )
+    return {'mask': loss}
+
+  terms, (gradient,) = values_and_gradients(losses, recorded['mask_outputs'])
+  assert close(terms['mask'], recorded['mask_loss'])
+  assert close(gradient, recorded['grad_mask_outputs'])
+
+
+def torchvision_groups(prefix):
+  """Arrays by name, for every group such as `rpn_0`."""
+  groups = []
+  for path in golden_files.files('ops_losses.npz', 'torchvision'):
+    arrays = golden_files.load(path)
+    for case in sorted({key.split('/')[0] for key in arrays}):
+      if case.startswith(prefix):
+        names = [key for key in arrays if key.startswith(f'{case}/')]
+        group = {name.split('/')[1]: arrays[name] for name in names}
+        groups.append(pytest.param(group, id=case))
+  return pytest.mark.parametrize('recorded', groups)
+
+
+def swap_axes(deltas):
+  return deltas[..., [1, 0, 3, 2]]
+
+
+@torchvision_groups('rpn_')
+def test_rpn_losses_of_torchvision(recorded):
+  labels = []
+  for image in range(2):
+    num = len(recorded[f'labels_{image}'])
+    # The recorded sampler takes the first.
+    sampled = targets_lib.sample_labels(
+      recorded[f'labels_{image}'].astype(np.int32),
+      -jnp.arange(num, dtype=jnp.float32),
+      RPNTargetOptions(num_samples=64),
+    )
+    for label, name in ((1, 'pos'), (0, 'neg')):
+      np.testing.assert_array_equal(
+        np.flatnonzero(sampled == label), recorded[f'sampled_{name}_{image}']
+      )
+    labels.append(sampled)
+  labels = jnp.stack(labels)
+  deltas = np.stack([recorded['targets_0'], recorded['targets_1']])
+  matched = np.stack([recorded['labels_0'], recorded['labels_1']]) == 1
+  targets = RPNTargets({2: labels}, {2: matched}, {2: swap_axes(deltas)})
+
+  def losses(logits, deltas):
+    outputs = RPNOutputs({2: logits}, {2: deltas})
+    valid = jnp.ones(2, bool)
+    return losses_lib.rpn_losses(outputs, targets, valid, TORCHVISION)
+
+  terms, gradients = values_and_gradients(
+    losses,
+    recorded['objectness'].reshape(2, -1),
+    swap_axes(recorded['deltas']).reshape(2, -1, 4),
+  )
+  assert close(terms['rpn_objectness'], recorded['loss_objectness'])
+  assert close(terms['rpn_box'], recorded['loss_box'])
+  expected = recorded['grad_objectness'].reshape(2, -1)
+  assert close(gradients[0], expected)
+  expected = swap_axes(recorded['grad_deltas']).reshape(2, -1, 4)
+  assert close(gradients[1], expected)
+
+
+@torchvision_groups('frcnn_')
+def test_box_losses_of_torchvision(recorded):
+  logits = recorded['class_logits'][None]
+  shape = (*logits.shape, 4)
+  classes = np.concatenate([recorded['labels_0'], recorded['labels_1']])[None]
+  targets = np.concatenate([recorded['targets_0'], recorded['targets_1']])[None]
+
+  def losses(logits, deltas):
+    return losses_lib.box_losses(
+      BoxOutputs(logits, deltas),
+      classes,
+      swap_axes(targets),
+      np.ones(classes.shape, bool),
+      TORCHVISION,
+    )
+
+  deltas = swap_axes(recorded['box_regression'].reshape(shape))
+  terms, gradients = values_and_gradients(losses, logits, deltas)
+  assert close(terms['class'], recorded['loss_classifier'])
+  assert close(terms['box'], recorded['loss_box_reg'])
+  assert close(gradients[0], recorded['grad_class_logits'][None])
+  expected = swap_axes(recorded['grad_box_regression'].reshape(shape))
+  assert close(gradients[1], expected)
+
+
+def classes_of(recorded):
+  """The class of each RoI over both images."""
+  return np.concatenate(
+    [recorded[f'gt_labels_{i}'][recorded[f'matched_{i}']] for i in range(2)]
+  )
+
+
+@torchvision_groups('mask_')
+def test_mask_loss_of_torchvision(recorded):
+  names = ('projected_targets_0', 'projected_targets_1')
+  masks = np.concatenate([recorded[name] for name in names])
+  classes = classes_of(recorded)
+  rows = np.arange(len(classes))
+
+  def losses(logits, foreground):
+    own = logits[rows, classes]
+    loss = losses_lib.mask_loss(own[None], masks[None], foreground[None])
+    return {'mask': loss}
+
+  foreground = np.ones(len(classes), bool)
+  terms, (gradient,) = values_and_gradients(
+    lambda logits: losses(logits, foreground), recorded['mask_logits']
+  )
+  assert close(terms['mask'], recorded['loss_mask'])
+  assert close(gradient, recorded['grad_mask_logits'])
+  nothing = losses(recorded['mask_logits'], ~foreground)['mask']
+  assert nothing == recorded['loss_mask_no_rois']
