@@ -328,18 +328,28 @@ def _torchvision(config):
 
 def _overfit(config):
   """Eight images, trained from nothing until they are known by heart."""
-  # Group norm needs no statistics, so it trains from any initial values.
+  # Group norm needs no statistics, so it trains from any initial values and
+  # two images make a batch.
   config.model.backbone.norm = 'group'
   config.model.backbone.norm_epsilon = 1e-5
   config.model.backbone.frozen_stages = 0
-  # A fifth of the pixels, in both orientations.
-  config.input.canvases = ((384, 512), (512, 384))
+  # Images have at most eight objects: a tenth of the RoIs is enough.
+  config.model.train_proposals.pre_nms_top_k = 500
+  config.model.train_proposals.post_nms_top_k = 200
+  config.model.test_proposals.pre_nms_top_k = 500
+  config.model.test_proposals.post_nms_top_k = 200
+  config.model.sampling.num_rois = 64
+  # A tenth of the pixels.
+  config.input.canvases = ((320, 320),)
+  config.input.batch_size = 2
+  config.input.max_instances = 16
   config.input.file_pattern = 'local/overfit/train*.tfrecord'
   config.input.flip = False
   config.optimizer.learning_rate = 0.02
-  config.optimizer.warmup_steps = 50
-  config.optimizer.decay_steps = (500, 600)
-  config.training.num_steps = 650
+  config.optimizer.warmup_steps = 100
+  config.optimizer.decay_steps = (450, 550)
+  config.optimizer.clip_global_norm = 5.0
+  config.training.num_steps = 600
   config.training.checkpoint_every_steps = 100
   config.evaluation.file_pattern = 'local/overfit/train*.tfrecord'
   config.evaluation.annotations_file = 'local/overfit/instances.json'

@@ -23,8 +23,8 @@ def get_config():
   backbone.depth = 18
   # Channels of the stem.
   backbone.width = 32
-  # frozen, batch or group; group trains from any initial values.
-  backbone.norm = 'group'
+  # frozen, batch or group.
+  backbone.norm = 'batch'
   # Added to the variance.
   backbone.norm_epsilon = 1e-5
   # How many of (stem, stage 2, stage 3, ...) are not trained.
@@ -39,6 +39,14 @@ def get_config():
   model.mask_channels = 64
   # 3x3 convolutions of the mask head.
   model.mask_convs = 2
+  # Side of the RoI features of the mask head; masks have twice that.
+  model.mask_size = 10
+  # Fields of AnchorOptions: anchors of 16 and 22 pixels on the finest level.
+  model.anchors = anchors = ml_collections.ConfigDict()
+  # Side of an anchor, in cells of its level.
+  anchors.scale = 4.0
+  # Sizes per level.
+  anchors.octaves = 2
   # Fields of ProposalOptions, in training.
   model.train_proposals = proposals = ml_collections.ConfigDict()
   # Anchors per level that enter NMS, by score.
@@ -100,13 +108,13 @@ def get_config():
   # Fields of OptimizerOptions.
   config.optimizer = optimizer = ml_collections.ConfigDict()
   # After warm-up, for the whole batch.
-  optimizer.learning_rate = 0.02
+  optimizer.learning_rate = 0.08
   # Steps of linear warm-up.
-  optimizer.warmup_steps = 100
+  optimizer.warmup_steps = 200
   # Where warm-up starts.
   optimizer.warmup_learning_rate = 0.0
   # Last steps before the rate falls.
-  optimizer.decay_steps = (900, 1100)
+  optimizer.decay_steps = (1000, 1250)
   # Of the rate, after each of those.
   optimizer.decay_factors = (0.1, 0.01)
   # Of SGD.
@@ -119,13 +127,13 @@ def get_config():
   # Fields of TrainingOptions.
   config.training = training = ml_collections.ConfigDict()
   # Last step, counted from the start of the run.
-  training.num_steps = 1200
+  training.num_steps = 1400
   # Of initial parameters and sampling.
   training.seed = 0
   # Metrics are written this often.
   training.log_every_steps = 20
   # Checkpoints are written this often, and at the end.
-  training.checkpoint_every_steps = 300
+  training.checkpoint_every_steps = 350
   # How many of them stay.
   training.keep_checkpoints = 2
   # Images of an evaluation that are drawn with their detections.
