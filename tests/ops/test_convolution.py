@@ -1,0 +1,162 @@
+"""Convolutions against loops and against JAX's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from maskrcnn_jax.ops import convolution
+
+LAYOUT = ('NHWC', 'HWIO', 'NHWC')
+
+
+def random_arrays(*shapes, seed=0):
+  rng = np.random.default_rng(seed)
+  return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+
+
+def slow_convolve(inputs, kernel, stride, pads):
+  """One output at a time; `pads` is (before, after) for each axis."""
+  size = len(kernel)
+  padded = np.pad(inputs.astype(np.float64), ((0, 0), *pads, (0, 0)))
+  height, width = ((n - size) // stride + 1 for n in padded.shape[1:3])
+  outputs = np.zeros((len(inputs), height, width, kernel.shape[3]))
+  for y in range(height):
+    for x in range(width):
+      window = padded[:, stride * y :, stride * x :][:, :size, :size]
+      outputs[:, y, x] = np.einsum('nhwi,hwio->no', window, kernel)
+  return outputs
+
+
+def same_pads(length, size, stride):
+  """TensorFlow's rule: the odd zero at the end."""
+  total = max((-(-length // stride) - 1) * stride + size - length, 0)
+  return total // 2, total - total // 2
+
+
+@pytest.mark.parametrize(
+  'size, stride', [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)]
+)
+@pytest.mark.parametrize('padding', ['symmetric', 'same'])
+def test_convolution_matches_the_definition(size, stride, padding):
+  inputs, kernel = random_arrays((2, 9, 12, 3), (size, size, 3, 5))
+  if padding == 'same':
+    pads = [same_pads(length, size, stride) for length in (9, 12)]
+  else:
+    pads = [((size - 1) // 2, (size - 1) // 2)] * 2
+  expected = slow_convolve(inputs, kernel, stride, pads)
+  actual = convolution.convolve(inputs, kernel, stride, padding)
+  assert actual.shape == (2, -(-9 // stride), -(-12 // stride), 5)
+  np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5)
+
+
+def test_paddings_differ_where_stride_meets_an_even_size():
+  # Ones under a kernel of ones: each output counts the cells it sees.
+  inputs, kernel = np.ones((1, 4, 4, 1)), np.ones((3, 3, 1, 1))
+  symmetric = convolution.convolve(inputs, kernel, 2, 'symmetric')
+  np.testing.assert_array_equal(symmetric[0, ..., 0], [[4, 6], [6, 9]])
+  same = convolution.convolve(inputs, kernel, 2, 'same')
+  np.testing.assert_array_equal(same[0, ..., 0], [[9, 6], [6, 4]])
+
+
+def test_symmetric_padding():
+  assert convolution.symmetric_padding(1) == (0, 0)
+  assert convolution.symmetric_padding(2) == (0, 1)
+  assert convolution.symmetric_padding(7) == (3, 3)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_gradients_of_many_images_are_the_plain_ones(dtype):
+  # Enough images times channels for the weight gradient by matrix products.
+  num = convolution._MANY_IMAGES // 64
+  inputs, kernel, cotangent = random_arrays(
+    (num, 4, 5, 64), (3, 3, 64, 2), (num, 4, 5, 2)
+  )
+  arrays = [jnp.asarray(x, dtype) for x in (inputs, kernel)]
+  cotangent = jnp.asarray(cotangent, dtype)
+
+  def plain(inputs, kernel):
+    return lax.conv_general_dilated(
+      inputs, kernel, (1, 1), 'SAME', dimension_numbers=LAYOUT
+    )
+
+  outputs, vjp = jax.vjp(jax.jit(convolution.convolve), *arrays)
+  expected, plain_vjp = jax.vjp(jax.jit(plain), *map(jnp.float32, arrays))
+  tolerance = 2e-5 if dtype == 'float32' else 2e-2
+  results = [outputs, *vjp(cotangent)]
+  expected = [expected, *plain_vjp(jnp.float32(cotangent))]
+  for actual, wanted in zip(results, expected):
+    assert actual.dtype == dtype
+    np.testing.assert_allclose(
+      np.float32(actual),
+      wanted,
+      rtol=0,
+      atol=tolerance * np.max(np.abs(wanted)),
+    )
+
+
+def test_many_images_give_what_few_give():
+  num = convolution._MANY_IMAGES // 64
+  inputs, kernel = random_arrays((num, 3, 3, 64), (3, 3, 64, 2))
+  many = convolution.convolve(inputs, kernel)
+  few = convolution.convolve(inputs[:4], kernel)
+  np.testing.assert_allclose(many[:4], few, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize('size', [2, 3])
+def test_upsampling_is_the_transposed_convolution(size):
+  inputs, kernel = random_arrays((2, 4, 5, 6), (size, size, 6, 3))
+  blocks = convolution.upsample_convolve(inputs, kernel)
+  assert blocks.shape == (2, 4, 5, size * size, 3)
+  # The transpose of a convolution that goes the other way.
+  expected = lax.conv_transpose(
+    inputs,
+    kernel.swapaxes(2, 3),
+    (size, size),
+    'VALID',
+    dimension_numbers=LAYOUT,
+    transpose_kernel=True,
+  )
+  for channel in range(3):
+    actual = convolution.interleave(blocks[..., channel], size)
+    np.testing.assert_allclose(
+      actual, expected[..., channel], rtol=0, atol=2e-5
+    )
+
+
+def test_upsampling_by_hand():
+  # A cell of 1 beside a cell of 10, each spread as the kernel says.
+  inputs = np.float32([[1, 10]]).reshape(1, 1, 2, 1)
+  kernel = np.float32([[1, 2], [3, 4]]).reshape(2, 2, 1, 1)
+  blocks = convolution.upsample_convolve(inputs, kernel)[..., 0]
+  np.testing.assert_array_equal(
+    convolution.interleave(blocks, 2)[0], [[1, 2, 10, 20], [3, 4, 30, 40]]
+  )
+
+
+@pytest.mark.parametrize('padding', ['symmetric', 'same'])
+@pytest.mark.parametrize('shape', [(6, 8), (7, 5)])
+def test_max_pool_matches_the_definition(padding, shape):
+  (inputs,) = random_arrays((2, *shape, 3))
+  inputs -= 10.0  # Padding must not be taken for a maximum.
+  pads = [(1, 1)] * 2
+  if padding == 'same':
+    pads = [same_pads(length, 3, 2) for length in shape]
+  padded = np.pad(inputs, ((0, 0), *pads, (0, 0)), constant_values=-np.inf)
+  pooled = convolution.max_pool(inputs, padding)
+  assert pooled.shape == (2, -(-shape[0] // 2), -(-shape[1] // 2), 3)
+  for y in range(pooled.shape[1]):
+    for x in range(pooled.shape[2]):
+      window = padded[:, 2 * y : 2 * y + 3, 2 * x : 2 * x + 3]
+      np.testing.assert_array_equal(pooled[:, y, x], window.max((1, 2)))
+
+
+def test_errors_name_the_argument():
+  inputs, kernel = jnp.zeros((1, 4, 4, 3)), jnp.zeros((3, 3, 2, 1))
+  with pytest.raises(ValueError, match='takes 2 channels, inputs have 3'):
+    convolution.convolve(inputs, kernel)
+  with pytest.raises(ValueError, match=r"padding must be .* got 'valid'"):
+    convolution.convolve(inputs, jnp.zeros((3, 3, 3, 1)), padding='valid')
+  with pytest.raises(ValueError, match=r"padding must be .* got 'valid'"):
+    convolution.max_pool(inputs, 'valid')
