@@ -129,6 +129,9 @@ class Norm(nn.Module):
     batch_mean, batch_variance = _moments(inputs, valid)
     if not self.is_initializing():
       keep = self.momentum
+      if valid is not None:
+        # A batch without any image says nothing.
+        keep = jnp.where(jnp.any(valid), keep, 1.0)
       mean.value = keep * mean.value + (1 - keep) * batch_mean
       variance.value = keep * variance.value + (1 - keep) * batch_variance
     return self._affine(inputs, scale, bias, batch_mean, batch_variance)
