@@ -27,6 +27,8 @@ def get_config():
   backbone.norm = 'batch'
   # Added to the variance.
   backbone.norm_epsilon = 1e-5
+  # Share of the old statistics that stays.
+  backbone.norm_momentum = 0.9
   # How many of (stem, stage 2, stage 3, ...) are not trained.
   backbone.frozen_stages = 0
   # Channels of every pyramid level.

@@ -1,6 +1,5 @@
 """The assembly of Mask R-CNN, in the order of the paper's figure."""
 
-import dataclasses
 import typing
 from collections.abc import Mapping
 
@@ -22,7 +21,7 @@ from maskrcnn_jax.models.heads import (
   RPNHead,
   RPNOutputs,
 )
-from maskrcnn_jax.models.resnet import ResNet
+from maskrcnn_jax.models.resnet import ResNet, ResNetOptions
 from maskrcnn_jax.ops import anchors as anchor_ops
 from maskrcnn_jax.ops import images as image_ops
 from maskrcnn_jax.ops.roi_align import RoiAlignOptions, pyramid_roi_align
@@ -54,7 +53,6 @@ class MaskRCNN(nn.Module):
 
   Attributes:
     num_classes: with background, class 0.
-    backbone: fields of `ResNet`.
     pyramid_channels: of every level.
     max_level: the coarsest level; the finest is 2.
     box_channels: of the dense layers of the box head.
@@ -72,7 +70,7 @@ class MaskRCNN(nn.Module):
   """
 
   num_classes: int = 91
-  backbone: Mapping[str, typing.Any] = dataclasses.field(default_factory=dict)
+  backbone: ResNetOptions = ResNetOptions()
   pyramid_channels: int = 256
   max_level: int = 6
   box_channels: int = 1024
@@ -102,7 +100,7 @@ class MaskRCNN(nn.Module):
   dtype: str = 'float32'
 
   def setup(self):
-    self.resnet = ResNet(**self.backbone, dtype=self.dtype, name='backbone')
+    self.resnet = ResNet(self.backbone, dtype=self.dtype, name='backbone')
     self.fpn = FPN(self.pyramid_channels, self.max_level, dtype=self.dtype)
     self.rpn_head = RPNHead(
       anchor_ops.anchors_per_cell(self.anchors),

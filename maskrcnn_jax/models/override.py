@@ -18,8 +18,7 @@ def changes(
     path: of the section, for errors.
 
   Returns:
-    New values by field name: lists as tuples, mappings as dicts, since options
-    must be hashable.
+    New values by field name, lists as tuples, since options must be hashable.
 
   Raises:
     TypeError: if the section names a field that there is not.
@@ -50,8 +49,7 @@ def _meant(name, names):
 
 
 def _frozen(value):
+  """Lists as tuples, which can be hashed."""
   if isinstance(value, (list, tuple)):
     return tuple(_frozen(x) for x in value)
-  if isinstance(value, Mapping):
-    return {key: _frozen(x) for key, x in value.items()}
   return value

@@ -1,5 +1,6 @@
 """ResNet, the backbone (He et al. 2015), with its stride on the 3x3 (v1.5)."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -18,8 +19,9 @@ STAGE_SIZES = {
 BASIC_DEPTHS = (18, 34)
 
 
-class ResNet(nn.Module):
-  """Feature maps of strides 4, 8, 16 and 32.
+@dataclasses.dataclass(frozen=True)
+class ResNetOptions:
+  """Which ResNet; by default Habana's.
 
   Attributes:
     depth: 18, 34, 50 or 101.
@@ -32,17 +34,33 @@ class ResNet(nn.Module):
     pool_padding: of the max-pool after the stem.
     frozen_stages: how many of (stem, stage 2, stage 3, ...) are not trained.
       Their norm is frozen batch norm.
-    dtype: compute type.
   """
 
   depth: int = 50
   width: int = 64
   norm: str = 'frozen'
   norm_epsilon: float = 1e-4
-  norm_momentum: float = 0.9
+  norm_momentum: float = 0.997
   padding: str = 'symmetric'
   pool_padding: str = 'same'
   frozen_stages: int = 2
+
+  def __post_init__(self):
+    if self.depth not in STAGE_SIZES:
+      raise ValueError(
+        f'depth must be one of {sorted(STAGE_SIZES)}, got {self.depth}.'
+      )
+
+
+class ResNet(nn.Module):
+  """Feature maps of strides 4, 8, 16 and 32.
+
+  Attributes:
+    options: see `ResNetOptions`.
+    dtype: compute type.
+  """
+
+  options: ResNetOptions = ResNetOptions()
   dtype: str = 'float32'
 
   @nn.compact
@@ -62,42 +80,41 @@ class ResNet(nn.Module):
     Returns:
       Levels 2 to 5, each `[batch, height / 2**l, width / 2**l, channels]`.
     """
-    if self.depth not in STAGE_SIZES:
-      raise ValueError(
-        f'depth must be one of {sorted(STAGE_SIZES)}, got {self.depth}.'
-      )
-    block = BasicBlock if self.depth in BASIC_DEPTHS else Bottleneck
-    x = Stem(**self._options(0), features=self.width, name='stem')(
+    options = self.options
+    block = BasicBlock if options.depth in BASIC_DEPTHS else Bottleneck
+    x = Stem(**self._layers(0), features=options.width, name='stem')(
       images, valid, train
     )
-    x = convolution.max_pool(x, self.pool_padding)
+    x = convolution.max_pool(x, options.pool_padding)
     features = {}
-    for level, num_blocks in enumerate(STAGE_SIZES[self.depth], start=2):
+    for level, num_blocks in enumerate(STAGE_SIZES[options.depth], start=2):
       x = Stage(
-        block=functools.partial(block, **self._options(level - 1)),
+        block=functools.partial(block, **self._layers(level - 1)),
         num_blocks=num_blocks,
-        features=self.width * 2 ** (level - 2),
+        features=options.width * 2 ** (level - 2),
         stride=1 if level == 2 else 2,
         name=f'stage{level}',
       )(x, valid, train)
-      if level - 1 < self.frozen_stages:
+      if level - 1 < options.frozen_stages:
         x = jax.lax.stop_gradient(x)
       features[level] = x
     return features
 
-  def _options(self, stage):
-    frozen = stage < self.frozen_stages
+  def _layers(self, stage):
+    """The convolution and the norm of a stage, stem 0."""
+    options = self.options
+    frozen = stage < options.frozen_stages
     return {
       'norm': functools.partial(
         layers.Norm,
-        kind='frozen' if frozen else self.norm,
-        epsilon=self.norm_epsilon,
-        momentum=self.norm_momentum,
+        kind='frozen' if frozen else options.norm,
+        epsilon=options.norm_epsilon,
+        momentum=options.norm_momentum,
         dtype=self.dtype,
       ),
       'conv': functools.partial(
         layers.Conv,
-        padding=self.padding,
+        padding=options.padding,
         use_bias=False,
         frozen=frozen,
         dtype=self.dtype,

@@ -1,6 +1,7 @@
 """The training step: state, loss, update; and detection with a state."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,6 @@ from maskrcnn_jax.models import losses as losses_lib
 from maskrcnn_jax.models import override
 from maskrcnn_jax.models import targets as targets_lib
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN, TrainOutputs
-from maskrcnn_jax.models.resnet import ResNet
 from maskrcnn_jax.structures import Detections, Instances
 from maskrcnn_jax.training import optimizer as optimizer_lib
 
@@ -80,8 +80,7 @@ def create_train_state(
   )
   # Read from the backbone, so that what stops the gradient and what skips the
   # update cannot disagree.
-  frozen_stages = model.backbone.get('frozen_stages', ResNet.frozen_stages)
-  optimizer = Optimizer(options, frozen_stages)
+  optimizer = Optimizer(options, model.backbone.frozen_stages)
   params_key, sampling_key = jax.random.split(key)
 
   @jax.jit
@@ -249,11 +248,22 @@ def train_step(
   return kept.replace(step=state.step + 1), metrics
 
 
+@functools.partial(jax.jit, static_argnames='model')
 def detect(
   model: MaskRCNN,
   variables: Mapping[str, Any],
   images: jax.Array,
   image_sizes: jax.Array,
 ) -> Detections:
-  """Objects in a batch of images; see `MaskRCNN.detect`."""
+  """Objects in a batch of images; compiled once per canvas and batch size.
+
+  Args:
+    model: to run.
+    variables: of the model, as `TrainState.variables` or `restore` gives them.
+    images: `[batch, height, width, 3]`, RGB in 0..255, uint8 or float32.
+    image_sizes: `[batch, 2]`, height and width of the part that is image.
+
+  Returns:
+    `[batch, max_detections]`, boxes in pixels of the canvas.
+  """
   return model.apply(variables, images, image_sizes, method='detect')
