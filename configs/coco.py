@@ -333,6 +333,9 @@ def _overfit(config):
   config.model.backbone.norm = 'group'
   config.model.backbone.norm_epsilon = 1e-5
   config.model.backbone.frozen_stages = 0
+  # Half the channels of the pyramid and its heads, a quarter of their work.
+  config.model.pyramid_channels = 128
+  config.model.mask_channels = 128
   # Images have at most eight objects: a tenth of the RoIs is enough.
   config.model.train_proposals.pre_nms_top_k = 500
   config.model.train_proposals.post_nms_top_k = 200
@@ -347,9 +350,9 @@ def _overfit(config):
   config.input.flip = False
   config.optimizer.learning_rate = 0.02
   config.optimizer.warmup_steps = 100
-  config.optimizer.decay_steps = (450, 550)
+  config.optimizer.decay_steps = (550, 650)
   config.optimizer.clip_global_norm = 5.0
-  config.training.num_steps = 600
+  config.training.num_steps = 700
   config.training.checkpoint_every_steps = 100
   config.evaluation.file_pattern = 'local/overfit/train*.tfrecord'
   config.evaluation.annotations_file = 'local/overfit/instances.json'
