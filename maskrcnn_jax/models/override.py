@@ -41,6 +41,28 @@ def changes(
   return result
 
 
+def make(kind: type, section: Mapping[str, Any], path: str) -> Any:
+  """A dataclass whose fields are a section, some of them without defaults.
+
+  Args:
+    kind: the dataclass.
+    section: values by field name.
+    path: of the section, for errors.
+
+  Raises:
+    TypeError: if the section names a field that there is not, or lacks one.
+  """
+  fields = dataclasses.fields(kind)
+  names = [field.name for field in fields]
+  for name in section:
+    if name not in names:
+      raise TypeError(f'{path} has no field {name!r}.{_meant(name, names)}')
+  for field in fields:
+    if field.name not in section and field.default is dataclasses.MISSING:
+      raise TypeError(f'{path} lacks the field {field.name!r}.')
+  return kind(**section)
+
+
 def _meant(name, names):
   close = difflib.get_close_matches(name, names, n=1)
   if close:

@@ -17,6 +17,7 @@ from maskrcnn_jax import visualize
 from maskrcnn_jax.datasets import records
 from maskrcnn_jax.evaluation import coco_metrics, coco_results
 from maskrcnn_jax.input_pipeline import batches as input_batches
+from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import sharding, train_step
 
@@ -61,7 +62,9 @@ class Evaluator:
         or an image has no annotations.
       FileNotFoundError: the annotations file is missing.
     """
-    self.options = EvaluationOptions(**config.evaluation)
+    self.options = override.make(
+      EvaluationOptions, config.evaluation, 'evaluation'
+    )
     model = MaskRCNN.from_config(config.model)
     self._num_images = _check(self.options, model.num_classes)
     self._num_pictures = config.training.get('pictures', 8)

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from maskrcnn_jax.input_pipeline import batches as input_batches
+from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import checkpoint, metrics, sharding
 from maskrcnn_jax.training import train_step as step_lib
@@ -125,7 +126,7 @@ def _evaluate(evaluator, workdir, step=None) -> dict[str, float]:
 
 def _train(config, workdir, evaluator: Evaluator | None) -> None:
   """The loop over the steps; leaves the last state as a checkpoint."""
-  training = TrainingOptions(**config.training)
+  training = override.make(TrainingOptions, config.training, 'training')
   num_steps = training.num_steps
   checkpoint.check_workdir(workdir, config)
   check_batch_size('input', config.input.batch_size)
