@@ -1,0 +1,173 @@
+"""ResNet and the feature pyramid."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maskrcnn_jax.models import fpn
+from maskrcnn_jax.models.resnet import ResNet, ResNetOptions
+from maskrcnn_jax.ops import convolution
+
+CANVAS = (96, 160)
+
+
+def count(tree):
+  return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def initialized(module, *arguments):
+  """Shapes of outputs and variables; nothing is computed."""
+  return jax.eval_shape(module.init_with_output, jax.random.key(0), *arguments)
+
+
+# Parameters without the classifier, as published with torchvision's weights.
+@pytest.mark.parametrize(
+  'depth, num_parameters, expansion',
+  [
+    (18, 11_176_512, 1),
+    (34, 21_284_672, 1),
+    (50, 23_508_032, 4),
+    (101, 42_500_160, 4),
+  ],
+)
+def test_every_depth_has_its_shapes_and_parameters(
+  depth, num_parameters, expansion
+):
+  options = ResNetOptions(depth, norm='batch', frozen_stages=0)
+  images = jnp.zeros((2, *CANVAS, 3))
+  features, variables = initialized(ResNet(options), images)
+  assert {level: x.shape for level, x in features.items()} == {
+    2: (2, 24, 40, 64 * expansion),
+    3: (2, 12, 20, 128 * expansion),
+    4: (2, 6, 10, 256 * expansion),
+    5: (2, 3, 5, 512 * expansion),
+  }
+  assert count(variables['params']) == num_parameters
+  pyramid, _ = initialized(fpn.FPN(32), features)
+  # The coarsest level is rounded up: half of 3 is 2.
+  assert {level: x.shape for level, x in pyramid.items()} == {
+    2: (2, 24, 40, 32),
+    3: (2, 12, 20, 32),
+    4: (2, 6, 10, 32),
+    5: (2, 3, 5, 32),
+    6: (2, 2, 3, 32),
+  }
+
+
+def test_width_scales_every_stage():
+  features, _ = initialized(
+    ResNet(ResNetOptions(18, width=8)), jnp.zeros((1, 32, 32, 3))
+  )
+  assert [features[level].shape[-1] for level in (2, 3, 4, 5)] == [
+    8,
+    16,
+    32,
+    64,
+  ]
+
+
+@pytest.mark.parametrize('frozen_stages', range(6))
+def test_frozen_stages_have_a_frozen_norm(frozen_stages):
+  options = ResNetOptions(18, norm='group', frozen_stages=frozen_stages)
+  _, variables = initialized(ResNet(options), jnp.zeros((1, 32, 32, 3)))
+  stages = ['stem', 'stage2', 'stage3', 'stage4', 'stage5']
+  frozen = set(variables.get('batch_stats', {}))
+  assert frozen == set(stages[:frozen_stages])
+
+
+def small_resnet(**options):
+  """A ResNet-18 and variables with no zero, so that nothing is hidden."""
+  model = ResNet(ResNetOptions(18, width=4, **options))
+  images = np.random.default_rng(0).normal(size=(3, 32, 32, 3))
+  images = images.astype(np.float32)
+  variables = jax.jit(model.init)(jax.random.key(0), images)
+  variables['params'] = jax.tree.map(lambda x: x + 0.1, variables['params'])
+  return model, variables, images
+
+
+def test_frozen_stages_do_not_learn():
+  model, variables, images = small_resnet(frozen_stages=2)
+
+  @jax.jit
+  @jax.grad
+  def gradient(params):
+    features = model.apply({**variables, 'params': params}, images)
+    return sum(jnp.sum(x) for x in features.values())
+
+  gradients = gradient(variables['params'])
+  for name, stage in gradients.items():
+    for array in jax.tree.leaves(stage):
+      assert np.any(array) != (name in ('stem', 'stage2'))
+
+
+def test_images_that_are_not_valid_change_no_feature():
+  model, variables, images = small_resnet(norm='batch', frozen_stages=0)
+  run = jax.jit(
+    functools.partial(model.apply, train=True, mutable=['batch_stats'])
+  )
+  valid = np.array([True, True, False])
+  expected, expected_stats = run(variables, images, valid)
+  changed = np.concatenate([images[:2], images[2:] + 100.0])
+  actual, stats = run(variables, changed, valid)
+  for level, features in expected.items():
+    np.testing.assert_array_equal(actual[level][:2], features[:2])
+    assert np.any(actual[level][2] != features[2])
+  for x, y in zip(jax.tree.leaves(stats), jax.tree.leaves(expected_stats)):
+    np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize('depth', [18, 50])
+def test_parameters_are_float32_whatever_is_computed_in(depth):
+  options = ResNetOptions(depth, norm='group')
+  images = jnp.zeros((1, *CANVAS, 3), jnp.bfloat16)
+  features, variables = initialized(ResNet(options, dtype='bfloat16'), images)
+  pyramid, fpn_variables = initialized(fpn.FPN(32, dtype='bfloat16'), features)
+  for array in jax.tree.leaves((features, pyramid)):
+    assert array.dtype == jnp.bfloat16
+  for array in jax.tree.leaves((variables, fpn_variables)):
+    assert array.dtype == jnp.float32
+
+
+def test_unknown_depth_is_refused():
+  with pytest.raises(ValueError, match=r'depth must be one of .* got 20'):
+    ResNetOptions(20)
+
+
+def test_pyramid_matches_its_definition():
+  rng = np.random.default_rng(0)
+  sizes = {2: (9, 12), 3: (5, 6), 4: (3, 3)}
+  features = {
+    level: rng.normal(size=(2, *size, 3)).astype(np.float32)
+    for level, size in sizes.items()
+  }
+  model = fpn.FPN(channels=4, max_level=6)
+  run = jax.jit(model.init_with_output)
+  pyramid, variables = run(jax.random.key(0), features)
+  params = variables['params']
+
+  def convolve(x, name):
+    layer = params[name]
+    return convolution.convolve(x, layer['kernel']) + layer['bias']
+
+  top_down = {}
+  for level in (4, 3, 2):
+    top_down[level] = np.array(convolve(features[level], f'lateral{level}'))
+    if level < 4:
+      for y, x in np.ndindex(*sizes[level]):
+        top_down[level][:, y, x] += top_down[level + 1][:, y // 2, x // 2]
+    expected = convolve(top_down[level], f'output{level}')
+    np.testing.assert_allclose(pyramid[level], expected, rtol=1e-5, atol=1e-5)
+  np.testing.assert_array_equal(pyramid[5], pyramid[4][:, ::2, ::2])
+  np.testing.assert_array_equal(pyramid[6], pyramid[4][:, :1, :1])
+  assert sorted(pyramid) == [2, 3, 4, 5, 6]
+
+
+def test_upsampling_cuts_what_is_too_much():
+  x = jnp.arange(4.0).reshape(1, 2, 2, 1)
+  upsampled = fpn.upsample(x, (1, 3, 4, 1))
+  np.testing.assert_array_equal(
+    upsampled[0, ..., 0], [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3]]
+  )
