@@ -88,6 +88,7 @@ def small_resnet(**options):
   return model, variables, images
 
 
+@pytest.mark.slow
 def test_frozen_stages_do_not_learn():
   model, variables, images = small_resnet(frozen_stages=2)
 
@@ -103,6 +104,7 @@ def test_frozen_stages_do_not_learn():
       assert np.any(array) != (name in ('stem', 'stage2'))
 
 
+@pytest.mark.slow
 def test_images_that_are_not_valid_change_no_feature():
   model, variables, images = small_resnet(norm='batch', frozen_stages=0)
   run = jax.jit(
