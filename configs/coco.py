@@ -106,6 +106,8 @@ def get_config(variant='habana_1x'):
   matching.positive_strict = True
   # No RoI is foreground below the threshold.
   matching.forced = 'none'
+  # More foreground where background is scarce, instead of fewer RoIs.
+  sampling.fill_up = True
   # RoIs per image that the heads learn from.
   sampling.num_rois = 512
   # Largest share of foreground among them.
@@ -297,6 +299,7 @@ def _torchvision(config):
   model.test_proposals.min_size = 1e-3
   model.rpn_targets.matching.forced = 'ties'
   model.sampling.matching.positive_strict = False
+  model.sampling.fill_up = False
   model.roi_align.samples_per_bin = 2
   model.roi_align.max_level = 5
   model.roi_align.level_epsilon = 1e-6
@@ -342,6 +345,7 @@ def _overfit(config):
   config.model.test_proposals.pre_nms_top_k = 500
   config.model.test_proposals.post_nms_top_k = 200
   config.model.sampling.num_rois = 64
+  config.model.sampling.fill_up = False
   # A tenth of the pixels.
   config.input.canvases = ((320, 320),)
   config.input.batch_size = 2

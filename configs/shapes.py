@@ -67,6 +67,8 @@ def get_config():
   rpn.num_samples = 64
   # Fields of SamplingOptions.
   model.sampling = sampling = ml_collections.ConfigDict()
+  # More foreground where background is scarce, instead of fewer RoIs.
+  sampling.fill_up = False
   # RoIs per image that the heads learn from.
   sampling.num_rois = 32
   # Largest share of foreground among them.

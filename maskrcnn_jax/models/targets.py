@@ -40,6 +40,8 @@ class SamplingOptions:
       neither foreground nor background.
     num_rois: RoIs per image.
     foreground_fraction: largest share of foreground among them.
+    fill_up: where background is too scarce for `num_rois`, more foreground, and
+      RoIs between the thresholds as such, take its place (seed); else padding.
   """
 
   matching: MatchingOptions = MatchingOptions(
@@ -47,10 +49,11 @@ class SamplingOptions:
   )
   num_rois: int = 512
   foreground_fraction: float = 0.25
+  fill_up: bool = True
 
   @property
   def num_foreground(self) -> int:
-    """Rows of `SampledRois` that can be foreground; they come first."""
+    """Rows of `SampledRois` that masks are learnt from; they come first."""
     return int(self.num_rois * self.foreground_fraction)
 
 
@@ -164,8 +167,8 @@ def sample_rois(
     options: see `SamplingOptions`.
 
   Returns:
-    `[batch, num_rois]`: foreground in the order of the proposals, then
-    background, then padding where there are too few candidates.
+    `[batch, num_rois]`: foreground in the order of the proposals, what fills
+    up, background, then padding where there are too few candidates.
 
   Fast R-CNN, Sec. 2.3.
   """
@@ -183,7 +186,13 @@ def sample_rois(
       options.num_rois,
       options.num_foreground,
     )
-    rank = jnp.where(foreground, 2, jnp.where(background, 1, 0))
+    rank = jnp.where(foreground, 3, jnp.where(background, 1, 0))
+    if options.fill_up:
+      left = valid & (rank == 0) & (matches.labels != 0)
+      _, filler = select_balanced(
+        rank > 0, left, priorities, options.num_rois, options.num_rois
+      )
+      rank = jnp.where(filler, 2, rank)
     # top_k takes the lower index first among equals: the proposals' order.
     rank, rows = jax.lax.top_k(rank, min(options.num_rois, rank.shape[0]))
     return rows, matches.indices[rows], rank
@@ -191,7 +200,7 @@ def sample_rois(
   rows, indices, rank = jax.vmap(one_image)(
     boxes, valid, instances.boxes, instances.valid, priorities
   )
-  foreground = rank == 2
+  foreground = rank >= 2
   indices = jnp.where(foreground, indices, 0)
   classes = take_rows(instances.classes, indices)
   boxes = take_rows(boxes, rows)

@@ -183,7 +183,7 @@ def slow_sample(proposals, instances, priorities, options, image):
 def test_sampled_rois_match_the_definition(counts, num_rois):
   instances = make_instances(counts=counts)
   proposals = make_proposals(make_instances(counts=(4, 4)))
-  options = SamplingOptions(num_rois=num_rois)
+  options = SamplingOptions(num_rois=num_rois, fill_up=False)
   priorities = np.random.default_rng(3).uniform(size=(2, 44))
   priorities = priorities.astype(np.float32)
   rois = run_sample(proposals, instances, priorities, options=options)
@@ -214,6 +214,26 @@ def test_sampled_rois_match_the_definition(counts, num_rois):
       assert num_foreground == 0
 
 
+def test_foreground_fills_up_where_background_is_scarce():
+  instances = make_instances(counts=(1,), num=2)
+  instances.boxes[0, 0] = [0, 0, 10, 10]
+  heights = [9, 5, 8, 3, 7]  # IoUs of 0.9, 0.5, 0.8, 0.3 and 0.7.
+  boxes = np.float32([[[0, 0, 10, height] for height in heights]])
+  proposals = Proposals(boxes, np.ones((1, 5)), np.ones((1, 5), bool))
+  priorities = np.float32([[0.1, 0.2, 0.3, 0.4, 0.9, 0.8, 1.0]])
+  rois = run_sample(
+    proposals,
+    instances,
+    priorities,
+    options=SamplingOptions(num_rois=5, foreground_fraction=0.4),
+  )
+  # The share is 2: the instance itself and the best priority. One background.
+  # Two more by priority fill up, in the order of the proposals.
+  np.testing.assert_array_equal(rois.boxes[0, :, 3], [7, 10, 5, 8, 3], 'widths')
+  np.testing.assert_array_equal(rois.classes[0] > 0, [1, 1, 1, 1, 0])
+  assert np.all(rois.valid)
+
+
 def test_iou_at_the_threshold_is_neither_foreground_nor_background():
   instances = make_instances(counts=(1,), num=2)
   instances.boxes[0, 0] = [0, 0, 10, 10]
@@ -223,7 +243,7 @@ def test_iou_at_the_threshold_is_neither_foreground_nor_background():
     proposals,
     instances,
     np.zeros((1, 5), np.float32),
-    options=SamplingOptions(num_rois=5, foreground_fraction=0.8),
+    options=SamplingOptions(num_rois=5, foreground_fraction=0.8, fill_up=False),
   )
   np.testing.assert_array_equal(rois.valid, [[1, 1, 1, 0, 0]])
   np.testing.assert_array_equal(

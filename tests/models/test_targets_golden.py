@@ -1,9 +1,9 @@
 """Sampled RoIs and RPN targets of the trusted implementations.
 
-NVIDIA's sampler always gives as many RoIs as asked for. Where there are fewer
-candidates it takes what is no candidate: padded instances (class -1), proposals
-that are padding, RoIs with an IoU of exactly 0.5, and foreground beyond its
-share. Here such rows are not valid.
+NVIDIA's sampler always gives as many RoIs as asked for. Where background is
+scarce it fills up with foreground beyond its share and RoIs with an IoU of
+exactly 0.5, as here, but also with padded instances (class -1) and proposals
+that are padding. Here such rows are not valid.
 """
 
 import json
@@ -97,53 +97,63 @@ def sample_like_nvidia(recorded):
   return jax.tree.map(np.asarray, rois), instances, proposals, options
 
 
-def candidates_of(recorded, image, instances, proposals):
-  """Recorded rows that may be RoIs: (foreground, background) `[num_rois]`."""
-  rows = recorded['sampled_indices'][image]
-  valid = np.concatenate([proposals.valid[image], instances.valid[image]])
-  positive = recorded['positives'][image] == 1
-  negative = recorded['negatives'][image] == 1
-  return (positive & valid)[rows], (negative & valid)[rows]
-
-
 def test_sampled_rois_of_nvidia(nvidia):
   rois, instances, proposals, options = sample_like_nvidia(nvidia)
   for image in range(len(rois.valid)):
-    foreground, background = candidates_of(nvidia, image, instances, proposals)
-    # RoIs for masks there: the first of the foreground.
-    rows = nvidia['fg_indices'][image]
-    rows_for_masks = rows[foreground[rows]]
-    num_foreground = min(np.sum(foreground), options.num_foreground)
-    assert len(rows_for_masks) == num_foreground
-    order = np.concatenate([rows_for_masks, np.flatnonzero(background)])
-    num = len(order)
-    np.testing.assert_array_equal(
-      rois.valid[image], np.arange(options.num_rois) < num
-    )
-    np.testing.assert_array_equal(
-      rois.boxes[image][:num], nvidia['rois'][image][order]
-    )
-    np.testing.assert_array_equal(
-      rois.classes[image][:num], nvidia['class_targets'][image][order]
-    )
-    np.testing.assert_array_equal(
-      rois.instance_indices[image][:num], nvidia['label_map'][image][order]
-    )
-    assert not np.any(rois.boxes[image][num:])
-    assert not np.any(rois.classes[image][num:])
+    rows = nvidia['sampled_indices'][image]
+    real = np.concatenate([proposals.valid[image], instances.valid[image]])[
+      rows
+    ]
+    background = (nvidia['negatives'][image][rows] == 1) & real
+    # The draw goes beyond the share where background runs out.
+    drawn = nvidia['sampled_mask'][image][rows] == 1
+    share = (nvidia['positives'][image][rows] == 1) & real & drawn
+    share &= np.cumsum(share) <= options.num_foreground
+    filler = real & ~share & ~background
+    num = np.sum(rois.valid[image])
+    num_filler = num - np.sum(share) - np.sum(background)
+    # Where padding was drawn there, real RoIs fill up here if there are any.
+    assert np.sum(filler) <= num_filler <= np.sum(filler) + np.sum(~real)
+    assert np.all(rois.valid[image][:num])
+    ends = np.cumsum([np.sum(share), num_filler, np.sum(background)])
+    ours = [recorded_form(rois, image, part) for part in _slices(ends)]
+    theirs = [
+      np.column_stack(
+        [nvidia[name][image][part] for name in ('class_targets', 'label_map')]
+        + [nvidia['rois'][image][part]]
+      )
+      for part in (share, filler, background)
+    ]
+    np.testing.assert_array_equal(ours[0], theirs[0], 'within the share')
+    np.testing.assert_array_equal(ours[2], theirs[2], 'background')
+    missing = {*map(tuple, theirs[1])} - {*map(tuple, ours[1])}
+    assert not missing, 'what fills up'
+    assert not np.any(recorded_form(rois, image, slice(num, None)))
 
 
-def test_foreground_beyond_its_share_of_nvidia(nvidia):
-  """The only real RoIs that are recorded and not sampled here."""
-  rois, instances, proposals, options = sample_like_nvidia(nvidia)
+def _slices(ends):
+  return [
+    slice(end - size, end) for size, end in zip(np.diff(ends, prepend=0), ends)
+  ]
+
+
+def recorded_form(rois, image, part):
+  """Class, instance and box of some RoIs: `[n, 6]`."""
+  columns = (rois.classes, rois.instance_indices, rois.boxes)
+  return np.column_stack([column[image][part] for column in columns])
+
+
+def test_rois_for_masks_of_nvidia(nvidia):
+  rois, *_, options = sample_like_nvidia(nvidia)
   for image in range(len(rois.valid)):
-    foreground, background = candidates_of(nvidia, image, instances, proposals)
-    surplus = max(np.sum(foreground) - options.num_foreground, 0)
-    others = np.sum(foreground) + np.sum(background) - surplus
-    assert np.sum(rois.valid[image]) == others
-    # It is there because there was too little background.
-    if surplus:
-      assert others < options.num_rois
+    first = slice(0, options.num_foreground)
+    # Padded instances have a class below 0 there.
+    theirs = nvidia['fg_rois'][image][nvidia['fg_class_targets'][image] > 0]
+    ours = rois.boxes[image][first][rois.classes[image][first] > 0]
+    if len(theirs) < options.num_foreground:
+      # All foreground there is; what filled up has its place in their order.
+      theirs, ours = np.sort(theirs, axis=0), np.sort(ours, axis=0)
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def test_box_targets_of_nvidia(nvidia):
