@@ -349,5 +349,5 @@ def test_a_class_that_the_model_lacks_names_the_image(config, tmp_path):
 def test_misspelt_field_of_a_section_says_what_was_meant(config, tmp_path):
   with config.unlocked():
     config.training.num_step = 3
-  with pytest.raises(TypeError, match="training has no .*'num_steps'"):
+  with pytest.raises(TypeError, match=r"training has no .*'num_steps'"):
     loop.train(config, tmp_path)
