@@ -17,8 +17,14 @@ HOST_KEYS = ('image_ids', 'original_sizes', 'scales')
 
 def make_mesh(num_devices: int | None = None) -> Mesh:
   """A mesh with one axis, `data`, over all devices or the first few."""
-  devices = jax.devices()[:num_devices]
-  return Mesh(np.array(devices), ('data',))
+  devices = jax.devices()
+  num_devices = len(devices) if num_devices is None else num_devices
+  if not 1 <= num_devices <= len(devices):
+    raise ValueError(
+      f'num_devices must be 1 to {len(devices)}, the devices there are, got '
+      f'{num_devices}.'
+    )
+  return Mesh(np.array(devices[:num_devices]), ('data',))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -81,10 +81,9 @@ def create_train_state(
   # Read from the backbone, so that what stops the gradient and what skips the
   # update cannot disagree.
   optimizer = Optimizer(options, model.backbone.frozen_stages)
-  params_key, sampling_key = jax.random.split(key)
 
-  @jax.jit
-  def init():
+  def init(key):
+    params_key, sampling_key = jax.random.split(key)
     images = jnp.zeros((1, *batch['images'].shape[1:]), jnp.float32)
     instances = jax.tree.map(
       lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), batch['instances']
@@ -103,7 +102,10 @@ def create_train_state(
       opt_state=optimizer.transformation(params).init(params),
     )
 
-  return init(), optimizer
+  # What runs once is not worth the seconds that a CPU optimises it for.
+  is_cpu = jax.default_backend() == 'cpu'
+  quick = {'xla_backend_optimization_level': 1} if is_cpu else None
+  return jax.jit(init, compiler_options=quick)(key), optimizer
 
 
 def training_losses(
