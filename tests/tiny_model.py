@@ -1,0 +1,117 @@
+"""A Mask R-CNN that compiles in seconds, and batches for it."""
+
+import jax
+import numpy as np
+
+from maskrcnn_jax.models.mask_rcnn import MaskRCNN
+from maskrcnn_jax.training import train_step
+
+CANVAS = 64
+MASK_SIZE = 28
+NUM_CLASSES = 4
+# A constant rate, so that parameters show the gradients.
+OPTIMIZER = {
+  'learning_rate': 0.02,
+  'warmup_steps': 0,
+  'decay_steps': (),
+  'decay_factors': (),
+}
+# Tests run a program a few times, so its compilation must be short.
+QUICK = {
+  'xla_backend_optimization_level': 0,
+  'xla_llvm_disable_expensive_passes': True,
+}
+
+
+def jit(function, **options):
+  """`jax.jit` that compiles quickly to a slower program."""
+  return jax.jit(function, compiler_options=QUICK, **options)
+
+
+def make_model(norm='group', frozen_stages=0, **options):
+  """ResNet-18 with 8 channels in the stem, and heads to match."""
+  proposals = {'pre_nms_top_k': 64, 'post_nms_top_k': 32}
+  config = {
+    'num_classes': NUM_CLASSES,
+    'backbone': {
+      'depth': 18,
+      'width': 8,
+      'norm': norm,
+      'norm_epsilon': 1e-5,
+      'frozen_stages': frozen_stages,
+    },
+    'pyramid_channels': 16,
+    'max_level': 5,
+    'box_channels': 32,
+    'mask_channels': 16,
+    'mask_convs': 1,
+    'train_proposals': proposals,
+    'test_proposals': proposals,
+    'rpn_targets': {'num_samples': 32},
+    'sampling': {'num_rois': 16, 'foreground_fraction': 0.5},
+    'roi_align': {'max_level': 5},
+    'losses': {'rpn_samples': 32},
+  }
+  return MaskRCNN.from_config({**config, **options})
+
+
+def make_state(model, batch, seed=0, **optimizer):
+  """A fresh state and its optimizer."""
+  return train_step.create_train_state(
+    model, {**OPTIMIZER, **optimizer}, batch, jax.random.key(seed)
+  )
+
+
+def make_batch(counts=(2, 3), seed=0, max_instances=4, dtype=np.float32):
+  """Images of noise with brighter ellipses.
+
+  Args:
+    counts: objects of each image.
+    seed: of image i is (seed, i), so that a longer batch begins like a shorter.
+    max_instances: rows of `instances`.
+    dtype: of the images.
+
+  Returns:
+    What `train_step` takes: the batch without what only the host needs.
+  """
+  rows = [
+    _make_image(np.random.default_rng([seed, i]), count, max_instances, dtype)
+    for i, count in enumerate(counts)
+  ]
+  return jax.tree.map(lambda *x: np.stack(x), *rows)
+
+
+def _make_image(rng, count, max_instances, dtype):
+  # The last rows and columns are padding.
+  height, width = rng.integers(CANVAS - 12, CANVAS + 1, 2)
+  image = np.zeros([CANVAS, CANVAS, 3])
+  image[:height, :width] = rng.integers(0, 128, [height, width, 3])
+  boxes = np.zeros([max_instances, 4], np.float32)
+  masks = np.zeros([max_instances, MASK_SIZE, MASK_SIZE], np.uint8)
+  classes = np.zeros(max_instances, np.int32)
+  rows, columns = np.mgrid[:CANVAS, :CANVAS] + 0.5
+  for index in range(count):
+    sides = rng.integers(12, 36, 2)
+    start = rng.integers(0, [height - sides[0] + 1, width - sides[1] + 1])
+    boxes[index] = [*start, *(start + sides)]
+    classes[index] = rng.integers(1, NUM_CLASSES)
+    center = start + sides / 2
+    inside = _in_ellipse(rows - center[0], columns - center[1], sides)
+    image[inside] = 128 + 127 * np.eye(3)[classes[index] - 1]
+    cells = (np.arange(MASK_SIZE) + 0.5) / MASK_SIZE - 0.5
+    masks[index] = 255 * _in_ellipse(cells[:, None], cells, (1, 1))
+  return {
+    'images': image.astype(dtype),
+    'image_sizes': np.float32([height, width]),
+    'instances': {
+      'boxes': boxes,
+      'classes': classes,
+      'masks': masks,
+      'valid': np.arange(max_instances) < count,
+    },
+    'valid': np.bool_(True),
+  }
+
+
+def _in_ellipse(y, x, sides):
+  return (y / sides[0]) ** 2 + (x / sides[1]) ** 2 <= 0.25
