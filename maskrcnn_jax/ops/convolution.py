@@ -50,16 +50,16 @@ def convolve(
       f'kernel {kernel.shape} takes {kernel.shape[2]} channels, inputs have '
       f'{inputs.shape[-1]}.'
     )
+  if padding not in ('symmetric', 'same'):
+    raise ValueError(f"padding must be 'symmetric' or 'same', got {padding!r}.")
   if kernel.shape[:2] == (1, 1):
     # A matrix product: on the CPU 3 to 7 times faster than the convolution,
     # elsewhere the same.
     return inputs[:, ::stride, ::stride] @ kernel[0, 0]
   if padding == 'symmetric':
     pads = [symmetric_padding(size) for size in kernel.shape[:2]]
-  elif padding == 'same':
-    pads = 'SAME'
   else:
-    raise ValueError(f"padding must be 'symmetric' or 'same', got {padding!r}.")
+    pads = 'SAME'
   size = kernel.shape[0]
   many_images = inputs.shape[0] * inputs.shape[3] >= _MANY_IMAGES
   if stride == 1 and size % 2 and many_images:
