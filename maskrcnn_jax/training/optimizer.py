@@ -73,7 +73,7 @@ def learning_rate(
 
 def make_optimizer(
   options: OptimizerOptions, trainable: Any
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
   """SGD with momentum; frozen parameters get no update and no momentum.
 
   Weight decay is part of the loss (see `weight_decay_loss`), so it passes
@@ -82,8 +82,12 @@ def make_optimizer(
   Args:
     options: see `OptimizerOptions`.
     trainable: bools in the structure of the parameters.
+
+  Returns:
+    A transformation whose `update` also takes `step`, which the learning rate
+    follows: there is no second counter that a skipped step could leave behind.
   """
-  scale = optax.scale_by_learning_rate(learning_rate(options))
+  scale = _scale_by_rate(learning_rate(options))
   momentum = optax.trace(decay=options.momentum)
   parts = [scale, momentum] if options.rate_in_momentum else [momentum, scale]
   if options.bias_gradient_factor != 1.0:
@@ -124,6 +128,17 @@ def trainable_parameters(
     return tuple(key.key for key in path[:2]) not in frozen
 
   return jax.tree_util.tree_map_with_path(learns, params)
+
+
+def _scale_by_rate(schedule):
+  def update(updates, state, params=None, *, step, **extra):
+    del params, extra
+    rate = schedule(step)
+    return jax.tree.map(lambda x: -rate * x, updates), state
+
+  return optax.GradientTransformationExtraArgs(
+    lambda _: optax.EmptyState(), update
+  )
 
 
 def _scale_biases(factor):

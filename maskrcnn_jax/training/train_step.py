@@ -55,7 +55,9 @@ class Optimizer:
     """Bools in the structure of the parameters."""
     return optimizer_lib.trainable_parameters(params, self.frozen_stages)
 
-  def transformation(self, params: Any) -> optax.GradientTransformation:
+  def transformation(
+    self, params: Any
+  ) -> optax.GradientTransformationExtraArgs:
     """The optax transformation for these parameters."""
     return optimizer_lib.make_optimizer(self.options, self.trainable(params))
 
@@ -229,7 +231,7 @@ def train_step(
   gradient_norm = optax.tree.norm(gradients)
   finite = jnp.isfinite(total) & jnp.isfinite(gradient_norm)
   updates, opt_state = optimizer.transformation(state.params).update(
-    gradients, state.opt_state, state.params
+    gradients, state.opt_state, state.params, step=state.step
   )
   updated = TrainState(
     step=state.step,

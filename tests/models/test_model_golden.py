@@ -579,7 +579,9 @@ def test_factor_of_bias_gradients(case):
     options, trainable_parameters(case)
   )
   ones = jax.tree.map(lambda _: jnp.ones(1), case.variables['params'])
-  updates, _ = transformation.update(ones, transformation.init(ones), ones)
+  updates, _ = transformation.update(
+    ones, transformation.init(ones), ones, step=0
+  )
   for name, factor in zip(
     recorded['grad_names'], recorded['bias_grad_multiplier']
   ):

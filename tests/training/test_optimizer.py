@@ -45,8 +45,8 @@ def run(options, gradients, trainable=None):
   transformation = optimizer.make_optimizer(options, trainable)
   params, state = PARAMS, transformation.init(PARAMS)
   results = []
-  for gradient in gradients:
-    updates, state = transformation.update(gradient, state, params)
+  for step, gradient in enumerate(gradients):
+    updates, state = transformation.update(gradient, state, params, step=step)
     params = optax.apply_updates(params, updates)
     results.append((params, state))
   return results
@@ -228,8 +228,8 @@ def test_frozen_parameters_have_no_update_and_no_momentum():
   assert np.any(
     PARAMS['box_head']['fc6']['kernel'] != params['box_head']['fc6']['kernel']
   )
-  # All the state there is: the momentum of the head and a step counter.
-  stored = [x.shape for x in jax.tree.leaves(state) if x.ndim]
+  # All the state there is: the momentum of the head.
+  stored = [x.shape for x in jax.tree.leaves(state)]
   head = [x.shape for x in jax.tree.leaves(PARAMS['box_head'])]
   assert sorted(stored) == sorted(head)
 
@@ -261,3 +261,14 @@ def test_a_frozen_gradient_does_not_count_for_clipping():
   np.testing.assert_allclose(
     params['box_head']['fc6']['bias'], [0.1, -0.4], rtol=1e-6
   )
+
+
+def test_the_rate_follows_the_step_that_is_given():
+  options = OptimizerOptions(learning_rate=1.0, warmup_steps=10, momentum=0.0)
+  transformation = optimizer.make_optimizer(options, all_of(PARAMS, True))
+  gradients = jax.tree.map(np.ones_like, PARAMS)
+  state = transformation.init(PARAMS)
+  for step in (3, 3, 7):  # Whatever was done before.
+    updates, state = transformation.update(gradients, state, PARAMS, step=step)
+    kernel = updates['box_head']['fc6']['kernel']
+    np.testing.assert_allclose(kernel, -step / 10, rtol=1e-6)
