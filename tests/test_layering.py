@@ -15,7 +15,7 @@ ALLOWED = {
   'maskrcnn_jax/__init__': '',
   'maskrcnn_jax/config': 'ml_collections',
   'maskrcnn_jax/datasets': 'numpy pycocotools PIL tqdm .datasets',
-  'maskrcnn_jax/datasets/prepare': 'tensorflow tqdm .datasets',
+  'maskrcnn_jax/datasets/prepare': 'tqdm .datasets',
   'maskrcnn_jax/datasets/records': 'numpy tensorflow .datasets',
   'maskrcnn_jax/evaluation': 'numpy pycocotools .evaluation .structures',
   'maskrcnn_jax/input_pipeline': (

@@ -119,7 +119,7 @@ def trainable_parameters(
 
   Args:
     params: of `MaskRCNN`.
-    frozen_stages: of the backbone, counted as in `ResNet.frozen_stages`.
+    frozen_stages: of the backbone, counted as in `ResNetOptions.frozen_stages`.
   """
   stages = ['stem'] + [f'stage{level}' for level in range(2, 6)]
   frozen = {('backbone', stage) for stage in stages[:frozen_stages]}
