@@ -19,7 +19,7 @@ class ProposalOptions:
 
   Attributes:
     pre_nms_top_k: anchors with the highest scores that enter NMS, per level;
-      None: all, as in NVIDIA's system, with memory quadratic in their number.
+      None: all, as in NVIDIA's system, which takes long on large canvases.
     post_nms_top_k: proposals of an image.
     iou_threshold: of NMS within a level; None: no NMS.
     min_size: boxes with a shorter side, in input pixels, are dropped, as are

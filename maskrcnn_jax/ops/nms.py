@@ -6,6 +6,9 @@ import numpy as np
 
 from maskrcnn_jax.ops import boxes as box_ops
 
+# A matrix of this many boxes squared still fits anywhere (268 MB of bools).
+_MAX_MATRIX_SIDE = 16384
+
 
 def nms(
   boxes: jax.Array,
@@ -40,6 +43,16 @@ def nms(
     )
   if boxes.shape[0] == 0:
     return jnp.zeros(max_outputs, jnp.int32), jnp.zeros(max_outputs, bool)
+  if boxes.shape[0] > _MAX_MATRIX_SIDE:
+    # One output after the other: slower, with memory linear in the boxes.
+    rows, _, found = classwise_nms(
+      boxes[:, None],
+      scores[:, None],
+      valid[:, None],
+      iou_threshold,
+      max_outputs,
+    )
+    return rows, found
   order = jnp.lexsort((-scores, ~valid)).astype(jnp.int32)
   kept = _keep_greedily(boxes[order], valid[order], iou_threshold)
   (positions,) = jnp.nonzero(kept, size=max_outputs, fill_value=0)

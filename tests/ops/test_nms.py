@@ -160,6 +160,17 @@ def test_nms_under_jit_and_vmap():
     np.testing.assert_array_equal(filled[image], alone[1])
 
 
+def test_many_boxes_are_suppressed_one_by_one(monkeypatch):
+  boxes, scores = crowded_boxes(11, 120)
+  valid = np.arange(120) % 7 != 3
+  expected = nms_ops.nms(boxes, scores, valid, 0.5, 40)
+  monkeypatch.setattr(nms_ops, '_MAX_MATRIX_SIDE', 100)
+  actual = nms_ops.nms(boxes, scores, valid, 0.5, 40)
+  assert np.sum(actual[1]) > 20
+  np.testing.assert_array_equal(actual[0], expected[0])
+  np.testing.assert_array_equal(actual[1], expected[1])
+
+
 def test_gradient_of_kept_boxes_is_finite():
   def kept_sum(boxes):
     indices, valid = nms_ops.nms(boxes, jnp.ones(3), jnp.zeros(3, bool), 0.5, 3)
