@@ -128,6 +128,8 @@ def get_config(variant='habana_1x'):
   roi_align.min_side = 0.0
   # Samples beyond the map are 0, not the border.
   roi_align.zero_outside = False
+  # Type that RoI features are resampled in; None: as they come.
+  roi_align.dtype = ml_collections.config_dict.placeholder(str)
   # Fields of DetectionOptions.
   model.detections = detections = ml_collections.ConfigDict()
   # Per image.
@@ -162,7 +164,7 @@ def get_config(variant='habana_1x'):
   model.pixel_mean = (0.485, 0.456, 0.406)
   # Of RGB in 0..1, divided by; ImageNet's.
   model.pixel_std = (0.229, 0.224, 0.225)
-  # Compute type of convolutions and dense layers: float32 or bfloat16.
+  # Of convolutions and dense layers: float32, bfloat16, or bfloat16_products.
   model.dtype = 'float32'
 
   # Training data: arguments of train_batches.

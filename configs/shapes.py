@@ -87,7 +87,7 @@ def get_config():
   model.losses = losses = ml_collections.ConfigDict()
   # Anchors that a level's objectness is divided by; rpn_targets.num_samples.
   losses.rpn_samples = 64
-  # Compute type of convolutions and dense layers: float32 or bfloat16.
+  # Of convolutions and dense layers: float32, bfloat16, or bfloat16_products.
   model.dtype = 'float32'
 
   # Training data: arguments of train_batches.

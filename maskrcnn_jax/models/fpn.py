@@ -14,7 +14,7 @@ class FPN(nn.Module):
     channels: of every level.
     max_level: the coarsest level made. Levels above the backbone's last are
       that one subsampled by 2 each time (FPN, Sec. 4.1: P6).
-    dtype: compute type.
+    dtype: precision, see `layers.PRECISIONS`.
   """
 
   channels: int = 256

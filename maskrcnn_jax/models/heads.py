@@ -1,6 +1,6 @@
 """The three heads: region proposals, boxes with classes, masks.
 
-Whatever the compute type, outputs are float32: losses and box arithmetic start
+Whatever the precision, outputs are float32: losses and box arithmetic start
 here.
 """
 
@@ -45,7 +45,7 @@ class RPNHead(nn.Module):
   Attributes:
     anchors_per_cell: anchors at every position.
     channels: of the hidden 3x3 convolution.
-    dtype: compute type.
+    dtype: precision, see `layers.PRECISIONS`.
   """
 
   anchors_per_cell: int = 3
@@ -84,7 +84,7 @@ class BoxHead(nn.Module):
   Attributes:
     num_classes: with background.
     channels: of the two dense layers.
-    dtype: compute type.
+    dtype: precision, see `layers.PRECISIONS`.
   """
 
   num_classes: int = 91
@@ -95,7 +95,7 @@ class BoxHead(nn.Module):
   def __call__(self, features: jax.Array) -> BoxOutputs:
     """Outputs for RoI features `[batch, num_rois, size, size, channels]`."""
     batch, num_rois = features.shape[:2]
-    x = features.reshape(batch, num_rois, -1).astype(self.dtype)
+    x = features.reshape(batch, num_rois, -1)
     glorot = nn.initializers.xavier_uniform()
     x = nn.relu(self._dense(self.channels, glorot, 'fc6')(x))
     x = nn.relu(self._dense(self.channels, glorot, 'fc7')(x))
@@ -109,8 +109,8 @@ class BoxHead(nn.Module):
     return BoxOutputs(_float32(logits), _float32(deltas))
 
   def _dense(self, features, kernel_init, name):
-    return nn.Dense(
-      features, dtype=self.dtype, kernel_init=kernel_init, name=name
+    return layers.Dense(
+      features, kernel_init=kernel_init, dtype=self.dtype, name=name
     )
 
 
@@ -121,7 +121,7 @@ class MaskHead(nn.Module):
     num_classes: with background.
     channels: of every hidden layer.
     num_convs: 3x3 convolutions before the upsampling.
-    dtype: compute type.
+    dtype: precision, see `layers.PRECISIONS`.
   """
 
   num_classes: int = 91
@@ -181,8 +181,9 @@ class ClassMask(nn.Module):
     shape = (1, 1, x.shape[-1], self.num_classes)
     kernel = self.param('kernel', init, shape)
     bias = self.param('bias', nn.initializers.zeros, (self.num_classes,))
-    weights = jnp.take(kernel[0, 0].T, classes, axis=0).astype(self.dtype)
-    logits = jnp.einsum('nhwpc,nc->nhwp', x.astype(self.dtype), weights)
+    products = layers.product_dtype(self.dtype)
+    weights = jnp.take(kernel[0, 0].T, classes, axis=0).astype(products)
+    logits = jnp.einsum('nhwpc,nc->nhwp', x.astype(products), weights)
     return _float32(logits) + jnp.take(bias, classes)[:, None, None, None]
 
 

@@ -1,6 +1,7 @@
 """Convolution, dense and normalisation layers shared by the parts of the model.
 
-Parameters are float32; `dtype` is the type the products are computed in.
+Parameters are float32. `dtype` names the precision of a layer, one of
+`PRECISIONS`: the types that it multiplies in and that it hands on.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,34 @@ import jax
 import jax.numpy as jnp
 
 from maskrcnn_jax.ops import convolution
+
+# Precision -> type of the factors of products, type of what a layer hands on.
+# Habana's TF_BF16_CONVERSION=full is `bfloat16`, its `basic` is
+# `bfloat16_products`: only convolutions and matrix products are in bfloat16.
+PRECISIONS = {
+  'float32': ('float32', 'float32'),
+  'bfloat16': ('bfloat16', 'bfloat16'),
+  'bfloat16_products': ('bfloat16', 'float32'),
+}
+
+
+def product_dtype(precision: str) -> str:
+  """The type of the factors of products."""
+  return _types(precision)[0]
+
+
+def output_dtype(precision: str) -> str:
+  """The type of what a layer hands on."""
+  return _types(precision)[1]
+
+
+def _types(precision):
+  if precision not in PRECISIONS:
+    raise ValueError(
+      f'dtype must be one of {", ".join(PRECISIONS)}, got {precision!r}.'
+    )
+  return PRECISIONS[precision]
+
 
 # Habana's convolutions without a checkpoint: truncated normal, fan in, scale 1.
 variance_scaling = nn.initializers.variance_scaling(
@@ -28,7 +57,7 @@ class Conv(nn.Module):
     use_bias: whether to add a bias.
     frozen: no gradient reaches the parameters.
     kernel_init: initialiser of the `[size, size, in, features]` kernel.
-    dtype: compute type.
+    dtype: precision.
   """
 
   features: int
@@ -46,16 +75,40 @@ class Conv(nn.Module):
     kernel = self.param('kernel', self.kernel_init, shape)
     if self.frozen:
       kernel = jax.lax.stop_gradient(kernel)
+    products = product_dtype(self.dtype)
     outputs = convolution.convolve(
-      inputs.astype(self.dtype),
-      kernel.astype(self.dtype),
+      inputs.astype(products),
+      kernel.astype(products),
       self.stride,
       self.padding,
     )
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, (self.features,))
-      outputs = _add_bias(outputs, bias)
-    return outputs
+      return add_bias(outputs, bias, self.dtype)
+    return outputs.astype(output_dtype(self.dtype))
+
+
+class Dense(nn.Module):
+  """Matrix product with a bias.
+
+  Attributes:
+    features: number of output channels.
+    kernel_init: initialiser of the `[in, features]` kernel.
+    dtype: precision.
+  """
+
+  features: int
+  kernel_init: Callable = variance_scaling
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(self, inputs: jax.Array) -> jax.Array:
+    shape = (inputs.shape[-1], self.features)
+    kernel = self.param('kernel', self.kernel_init, shape)
+    bias = self.param('bias', nn.initializers.zeros, (self.features,))
+    products = product_dtype(self.dtype)
+    outputs = inputs.astype(products) @ kernel.astype(products)
+    return add_bias(outputs, bias, self.dtype)
 
 
 class UpsampleConv(nn.Module):
@@ -74,16 +127,18 @@ class UpsampleConv(nn.Module):
     shape = (2, 2, inputs.shape[-1], self.features)
     kernel = self.param('kernel', self.kernel_init, shape)
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
+    products = product_dtype(self.dtype)
     outputs = convolution.upsample_convolve(
-      inputs.astype(self.dtype), kernel.astype(self.dtype)
+      inputs.astype(products), kernel.astype(products)
     )
-    return _add_bias(outputs, bias)
+    return add_bias(outputs, bias, self.dtype)
 
 
-def _add_bias(outputs, bias):
+def add_bias(outputs: jax.Array, bias: jax.Array, precision: str) -> jax.Array:
+  """Products plus a bias, as a layer of that precision hands them on."""
   # In float32: the gradient of a bias is a sum over all cells, which in
   # bfloat16 was seen to be wrong by a seventh.
-  return (outputs + bias).astype(outputs.dtype)
+  return (outputs + bias).astype(output_dtype(precision))
 
 
 class Norm(nn.Module):
@@ -97,7 +152,7 @@ class Norm(nn.Module):
     epsilon: added to the variance.
     momentum: of the stored statistics of `batch`.
     scale_init: initialiser of the scale of a trainable norm.
-    dtype: type of the result; statistics are float32.
+    dtype: precision of the result; statistics are float32.
   """
 
   kind: str = 'frozen'
@@ -165,8 +220,8 @@ class Norm(nn.Module):
     # One multiplication and one addition, which XLA fuses into the convolution.
     factor = scale * jax.lax.rsqrt(variance + self.epsilon)
     offset = bias - mean * factor
-    # In float32, as in `_add_bias`.
-    return (inputs * factor + offset).astype(self.dtype)
+    # In float32, as in `add_bias`.
+    return (inputs * factor + offset).astype(output_dtype(self.dtype))
 
   def _group(self, inputs, scale, bias):
     batch, height, width, channels = inputs.shape
@@ -188,7 +243,7 @@ class Norm(nn.Module):
     mean = jnp.broadcast_to(mean, (batch, groups, channels // groups))
     offset = bias - mean.reshape(batch, channels) * factor
     x = x * factor[:, None] + offset[:, None]
-    return x.reshape(inputs.shape).astype(self.dtype)
+    return x.reshape(inputs.shape).astype(output_dtype(self.dtype))
 
 
 def _moments(inputs, valid):

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from maskrcnn_jax.models import detections as detections_lib
+from maskrcnn_jax.models import layers, override
 from maskrcnn_jax.models import losses as losses_lib
-from maskrcnn_jax.models import override
 from maskrcnn_jax.models import proposals as proposals_lib
 from maskrcnn_jax.models import targets as targets_lib
 from maskrcnn_jax.models.fpn import FPN
@@ -66,7 +66,9 @@ class MaskRCNN(nn.Module):
     mask_threshold: of mask targets; None leaves them soft.
     pixel_mean: of RGB in 0..1, subtracted.
     pixel_std: of RGB in 0..1, divided by.
-    dtype: compute type of convolutions and dense layers.
+    dtype: precision of convolutions and dense layers: `float32`, `bfloat16`, or
+      `bfloat16_products`, which keeps float32 between them. Parameters, boxes,
+      scores and losses are float32 in each.
   """
 
   num_classes: int = 91
@@ -184,7 +186,8 @@ class MaskRCNN(nn.Module):
     x = image_ops.normalize(
       images, image_sizes, self.pixel_mean, self.pixel_std
     )
-    return self.fpn(self.resnet(x.astype(self.dtype), valid, train))
+    x = x.astype(layers.output_dtype(self.dtype))
+    return self.fpn(self.resnet(x, valid, train))
 
   def sample(self, rpn, canvas, image_sizes, instances, valid) -> SampledRois:
     """RoIs to train on, drawn from the `sampling` stream."""

@@ -57,7 +57,7 @@ class ResNet(nn.Module):
 
   Attributes:
     options: see `ResNetOptions`.
-    dtype: compute type.
+    dtype: precision, see `layers.PRECISIONS`.
   """
 
   options: ResNetOptions = ResNetOptions()

@@ -37,6 +37,8 @@ class RoiAlignOptions:
       before -1 or beyond the map's size, and the edge's value in between.
       False: continued linearly before the first cell, the edge's value beyond
       the last; boxes that are clipped to the image have neither.
+    dtype: features are resampled in this type, and so are their gradients
+      summed up; None: as they come.
   """
 
   samples_per_bin: int = 1
@@ -46,6 +48,7 @@ class RoiAlignOptions:
   level_epsilon: float = 0.0
   min_side: float = 0.0
   zero_outside: bool = False
+  dtype: str | None = None
 
 
 def roi_align(
@@ -63,7 +66,7 @@ def roi_align(
     options: which RoIAlign; the levels in it are not used.
 
   Returns:
-    `[n, rows, columns, channels]` in the dtype of `features`.
+    `[n, rows, columns, channels]` in the options' dtype or that of `features`.
 
   Mask R-CNN, Sec. 3.
   """
@@ -73,7 +76,7 @@ def roi_align(
   height, width, channels = features.shape
   boxes = jax.lax.stop_gradient(boxes)
   rows, columns = _box_taps(boxes, height, width, size, options)
-  flat = jnp.asarray(features).reshape(height * width, channels)
+  flat = jnp.asarray(features, options.dtype).reshape(-1, channels)
   return _weighted_cells(flat, rows, columns, offsets=0, widths=width)
 
 
@@ -93,7 +96,8 @@ def pyramid_roi_align(
     options: which RoIAlign, and its range of levels.
 
   Returns:
-    `[batch, n, rows, columns, channels]` in the dtype of the pyramid.
+    `[batch, n, rows, columns, channels]` in the options' dtype or that of the
+    pyramid.
 
   Raises:
     ValueError: if a level is missing or shapes disagree.
@@ -150,6 +154,7 @@ def _from_levels(maps, boxes, size, options):
   widths = np.array([x.shape[1] for x in maps])
   offsets = np.cumsum([0, *(heights * widths)[:-1]])
   flat = jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in maps])
+  flat = flat.astype(options.dtype or flat.dtype)
   levels = assign_levels(boxes, options)
   own = levels - options.min_level
   heights, widths, offsets = (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from maskrcnn_jax.models import heads
+from maskrcnn_jax.models import heads, layers
 
 
 def blank(head, *arguments):
@@ -105,9 +105,9 @@ def test_mask_of_a_class_is_its_channel_among_all():
   )
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('dtype', layers.PRECISIONS)
 def test_parameters_and_outputs_are_float32(dtype):
-  features = jnp.zeros((1, 2, 14, 14, 8), dtype)
+  features = jnp.zeros((1, 2, 14, 14, 8), layers.output_dtype(dtype))
   key = jax.random.key(0)
   results = [
     jax.eval_shape(module.init_with_output, key, *arguments)

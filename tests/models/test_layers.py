@@ -201,6 +201,32 @@ def test_convolutions_compute_in_their_type_with_float32_parameters():
       assert array.dtype == jnp.float32
 
 
+def test_products_in_bfloat16_between_float32_activations():
+  layer = {'kernel': np.ones((1, 1)), 'bias': np.full(1, 2.0**-12)}
+  layer = {name: x.astype(np.float32) for name, x in layer.items()}
+  conv = {**layer, 'kernel': layer['kernel'][None, None]}
+  x = np.full(
+    (1, 1, 1, 1), 1.0 + 2.0**-10, np.float32
+  )  # Rounds to 1 in bfloat16.
+  for dtype, expected in (
+    ('float32', 1.0 + 2.0**-10 + 2.0**-12),
+    ('bfloat16', 1.0),
+    ('bfloat16_products', 1.0 + 2.0**-12),  # Only the factor was rounded.
+  ):
+    wanted = 'bfloat16' if dtype == 'bfloat16' else 'float32'
+    for module, params in (
+      (layers.Conv(1, dtype=dtype), conv),
+      (layers.Dense(1, dtype=dtype), layer),
+    ):
+      outputs = module.apply({'params': params}, x)
+      assert outputs.dtype == wanted
+      assert float(outputs[0, 0, 0, 0]) == expected
+    norm = layers.Norm('group', dtype=dtype)
+    assert norm.init_with_output(jax.random.key(0), x)[0].dtype == wanted
+  with pytest.raises(ValueError, match="bfloat16_products, got 'half'"):
+    layers.Conv(1, dtype='half').apply({'params': conv}, x)
+
+
 def test_errors_name_the_option():
   x = activations(channels=6)
   with pytest.raises(ValueError, match="'group', got 'layer'"):

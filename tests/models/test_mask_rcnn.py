@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny_model
 
+from maskrcnn_jax.models import layers
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.structures import Instances
 
@@ -84,7 +85,7 @@ def test_parameters_of_the_default_model_are_those_of_the_seed():
   assert set(params) == {'backbone', 'fpn', 'rpn_head', 'box_head', 'mask_head'}
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('dtype', layers.PRECISIONS)
 def test_parameters_and_outputs_are_float32(dtype):
   outputs, variables, detections = shapes_of(dtype)
   for array in jax.tree.leaves((variables, outputs, detections)):
@@ -94,17 +95,17 @@ def test_parameters_and_outputs_are_float32(dtype):
   assert detections.valid.dtype == outputs.rois.valid.dtype == bool
 
 
-def test_pyramid_is_computed_in_the_compute_type():
+def test_pyramid_has_the_type_of_the_precision():
   images, sizes, _ = make_inputs()
   _, variables, _ = shapes_of('bfloat16')
-  for dtype in ('float32', 'bfloat16'):
+  for dtype, (_, activations) in layers.PRECISIONS.items():
     pyramid = jax.eval_shape(
       functools.partial(MaskRCNN(dtype=dtype).apply, method='pyramid'),
       variables,
       images,
       sizes,
     )
-    assert {x.dtype for x in pyramid.values()} == {jnp.dtype(dtype)}
+    assert {x.dtype for x in pyramid.values()} == {jnp.dtype(activations)}
 
 
 def test_config_changes_the_fields_it_names():

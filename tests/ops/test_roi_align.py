@@ -296,6 +296,22 @@ def test_bfloat16_features_keep_their_dtype_and_exact_positions():
   np.testing.assert_allclose(out.astype(jnp.float32), expected, rtol=2**-8)
 
 
+def test_gradients_are_summed_in_the_type_of_the_option():
+  # 300 boxes on one cell: in bfloat16 a sum of ones stops at 256.
+  features = jnp.zeros((4, 4, 1), jnp.bfloat16)
+  boxes = np.tile(np.float32([0, 0, 2, 2]), (300, 1))
+
+  def total(features, dtype):
+    options = RoiAlignOptions(dtype=dtype)
+    out = op.roi_align(features, boxes, 1, options)
+    assert out.dtype == (dtype or features.dtype)
+    return jnp.sum(out.astype(jnp.float32))
+
+  for dtype, expected in ((None, 256.0), ('float32', 300.0)):
+    gradient = jax.grad(total)(features, dtype).astype(jnp.float32)
+    assert np.abs(gradient[1, 1, 0] - expected) <= 1.0
+
+
 def test_errors_say_what_is_wanted():
   pyramid, boxes = random_pyramid(), random_boxes((2, 3))
   with pytest.raises(ValueError, match=r'boxes must be \[batch, n, 4\]'):
