@@ -108,6 +108,12 @@ def get_config():
   inputs.seed = 0
   # uint8 (rounded) or float32.
   inputs.image_dtype = 'uint8'
+  # Threads that read; None: one per CPU, at most 16.
+  inputs.num_threads = ml_collections.config_dict.placeholder(int)
+  # Keep records in memory; None: where there is plenty.
+  inputs.cache = ml_collections.config_dict.placeholder(bool)
+  # The first batch for ever, to measure training without reading.
+  inputs.repeat_first = False
 
   # Fields of OptimizerOptions.
   config.optimizer = optimizer = ml_collections.ConfigDict()

@@ -4,13 +4,14 @@ The order of `order.py` is read by `reader.py`. The global batch does not depend
 on the number of hosts; a host gets its rows of it.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from maskrcnn_jax.datasets import records
-from maskrcnn_jax.input_pipeline import order, reader, transforms
+from maskrcnn_jax.input_pipeline import memory, order, reader, transforms
 
 # So many unreadable rows in a row are no accident; training stops.
 MAX_UNREADABLE = 64
@@ -30,6 +31,7 @@ class TrainBatches:
     batch_size: int,
     start_examples: int,
     salt: int,
+    repeat_first: bool = False,
   ):
     """Wraps a dataset.
 
@@ -38,9 +40,12 @@ class TrainBatches:
       batch_size: rows of the global batch.
       start_examples: examples before the first batch.
       salt: see `order.epoch_order`.
+      repeat_first: return the dataset's first batch for ever.
     """
     self.element_spec = dataset.element_spec
     self._batches = dataset.as_numpy_iterator()
+    if repeat_first:
+      self._batches = itertools.repeat(next(self._batches))
     self._batch_size = batch_size
     self._unreadable = 0
     self.position = {'examples': start_examples, 'salt': salt}
@@ -81,6 +86,8 @@ def train_batches(
   split: str | None = None,
   block_size: int = 1,
   num_threads: int | None = None,
+  cache: bool | None = None,
+  repeat_first: bool = False,
 ) -> TrainBatches:
   """Endless batches for training.
 
@@ -102,6 +109,10 @@ def train_batches(
     split: of a TFDS directory.
     block_size: neighbouring records that stay together in the order.
     num_threads: readers; by default one per CPU, at most 16.
+    cache: keep every record in memory once it was read; None: where there are
+      45 GiB of memory and twice what the records need.
+    repeat_first: the first batch of the run again and again, to train without
+      the cost of reading; the position moves all the same.
 
   Returns:
     An iterator of dicts (the batch table of the README) with `position`.
@@ -109,6 +120,7 @@ def train_batches(
   Raises:
     ValueError: if an argument is wrong; see also `records.index_records`.
   """
+  reader.set_up_tensorflow(num_threads)
   options = transforms.TransformOptions(
     max_instances=max_instances,
     mask_size=mask_size,
@@ -125,8 +137,10 @@ def train_batches(
   choices = order.assign_canvases(index.heights, index.widths, fits)
   batches = order.TrainOrder(choices, batch_size, seed, salt, block_size)
 
+  first = 0 if repeat_first else start_examples
+
   def plan(number):
-    whole = batches.batch(start_examples + int(number) * batch_size)
+    whole = batches.batch(first + int(number) * batch_size)
     return order.host_rows(whole, host_index, host_count)
 
   def seeds(part):
@@ -136,9 +150,13 @@ def train_batches(
   found = reader.places(
     tf.data.Dataset.counter(), plan, seeds, index, canvases, fits
   )
+  if cache is None:
+    cache = memory.fits(int(index.lengths.sum()))
   size = batch_size // host_count
-  dataset = reader.batched(found, index, canvases, size, options, num_threads)
-  return TrainBatches(dataset, batch_size, start_examples, salt)
+  dataset = reader.batched(
+    found, index, canvases, size, options, num_threads, cache
+  )
+  return TrainBatches(dataset, batch_size, start_examples, salt, repeat_first)
 
 
 def eval_batches(
@@ -177,6 +195,7 @@ def eval_batches(
     A finite iterator; rows that hold no image have `valid` False. Every host
     gets the same number of batches, of the same canvases.
   """
+  reader.set_up_tensorflow(num_threads)
   options = transforms.TransformOptions(
     max_instances=max_instances,
     mask_size=mask_size,

@@ -13,9 +13,30 @@ import tensorflow as tf
 from absl import logging
 
 from maskrcnn_jax.datasets import records
-from maskrcnn_jax.input_pipeline import order, transforms
+from maskrcnn_jax.input_pipeline import memory, order, transforms
 
 _PLACE = ('row', 'image_id', 'seed', 'canvas', 'fit')
+
+
+def set_up_tensorflow(num_threads: int | None) -> None:
+  """Keeps TensorFlow modest; before anything else is asked of it.
+
+  It leaves the memory of a GPU to JAX, and with `num_threads` its own pools,
+  which all pipelines share, are no larger.
+  """
+  try:
+    tf.config.set_visible_devices([], 'GPU')
+  except RuntimeError:
+    logging.log_first_n(
+      logging.WARNING, 'TensorFlow was in use before: it may hold the GPU.', 1
+    )
+  if not num_threads:
+    return
+  try:
+    tf.config.threading.set_inter_op_parallelism_threads(num_threads)
+    tf.config.threading.set_intra_op_parallelism_threads(num_threads)
+  except RuntimeError:
+    return  # The pools are those of an earlier pipeline.
 
 
 def places(
@@ -68,6 +89,7 @@ def batched(
   batch_size: int,
   options: transforms.TransformOptions,
   num_threads: int | None,
+  cache: bool = False,
 ) -> tf.data.Dataset:
   """Reads, transforms and batches, with bounded threads, in order.
 
@@ -78,9 +100,10 @@ def batched(
     batch_size: rows of this host.
     options: see there.
     num_threads: readers; None: one per CPU, at most 16.
+    cache: keep what was read in memory.
   """
-  _leave_accelerators()
   num_threads = num_threads or min(os.cpu_count() or 1, 16)
+  read = _record_reader(index, cache)
   static = canvases[0] if len(set(map(tuple, canvases))) == 1 else (None, None)
 
   def keep_shape(row):
@@ -93,7 +116,7 @@ def batched(
     # later rows; here it only empties the first of two alternatives.
     alternatives = tf.data.Dataset.from_tensors(place)
     full = alternatives.filter(lambda p: p['row'] != order.FILLER)
-    full = full.map(lambda p: _load(p, index, options)).ignore_errors()
+    full = full.map(lambda p: _load(p, read, options)).ignore_errors()
     empty = alternatives.map(lambda p: _empty(p, index, options))
     return full.concatenate(empty).take(1)
 
@@ -109,25 +132,28 @@ def batched(
   settings.deterministic = True
   settings.threading.private_threadpool_size = num_threads
   settings.threading.max_intra_op_parallelism = 1
-  return dataset.prefetch(2).with_options(settings)
+  num_ready = 8 if memory.is_plenty() else 2
+  return dataset.prefetch(num_ready).with_options(settings)
 
 
-def _leave_accelerators():
-  """Keeps TensorFlow from taking the memory of a GPU that JAX needs."""
-  try:
-    tf.config.set_visible_devices([], 'GPU')
-  except RuntimeError:
-    logging.log_first_n(
-      logging.WARNING, 'TensorFlow was in use before: it may hold the GPU.', 1
-    )
-
-
-def _load(place, index: records.RecordIndex, options):
-  """Reads and transforms the record of a place."""
+def _record_reader(index: records.RecordIndex, cache: bool) -> Callable:
+  """The serialized record of a row, from memory where it is kept there."""
+  kept = {}
 
   def read(row):
-    return records.read_record(index, int(row))
+    row = int(row)
+    record = kept.get(row)
+    if record is None:
+      record = records.read_record(index, row)
+      if cache:
+        kept[row] = record
+    return record
 
+  return read
+
+
+def _load(place, read: Callable, options):
+  """Reads and transforms the record of a place."""
   serialized = tf.numpy_function(read, [place['row']], tf.string)
   record = records.parse_record(tf.ensure_shape(serialized, []))
   row = transforms.transform(
@@ -159,7 +185,7 @@ def _explain(place, index: records.RecordIndex, options):
   reason = 'it could be read at the second attempt'
   try:
     records.read_record(index, row)
-    _load(place, index, options)
+    _load(place, _record_reader(index, cache=False), options)
   except (tf.errors.OpError, ValueError, OSError) as error:
     reason = getattr(error, 'message', None) or str(error)
     # TensorFlow puts the name of the node around what it has to say.

@@ -1,6 +1,8 @@
 import itertools
 import os
 import pathlib
+import subprocess
+import sys
 
 import example_records
 import numpy as np
@@ -157,6 +159,39 @@ def test_number_of_threads_changes_nothing(pattern):
   )
   for batch, other in zip(one, four):
     assert_equal(batch, other)
+
+
+@pytest.mark.parametrize('cache', [True, False])
+def test_cached_records_are_not_read_again(tmp_path, cache):
+  path = tmp_path / 'a.tfrecord'
+  example_records.write(path, SIZES[:4])
+  iterator = input_pipeline.train_batches(
+    str(path), batch_size=4, cache=cache, num_threads=1, **SMALL
+  )
+  assert next(iterator)['valid'].all()
+  path.unlink()
+  # Some batches may have been read ahead; none from beyond the tenth.
+  later = [next(iterator)['valid'].all() for _ in range(12)]
+  assert later[-1] == cache
+
+
+def test_the_cache_follows_the_memory(pattern, monkeypatch):
+  asked = []
+  monkeypatch.setattr(batches.memory, 'fits', asked.append)
+  input_pipeline.train_batches(pattern, batch_size=2, **SMALL)
+  input_pipeline.train_batches(pattern, batch_size=2, cache=False, **SMALL)
+  assert asked == [int(records.index_records(pattern).lengths.sum())]
+
+
+def test_the_first_batch_of_the_run_is_repeated(pattern):
+  first = next(input_pipeline.train_batches(pattern, batch_size=2, **SMALL))
+  for start in (0, 6):
+    iterator = input_pipeline.train_batches(
+      pattern, batch_size=2, repeat_first=True, start_examples=start, **SMALL
+    )
+    for batch in take(iterator, 3):
+      assert_equal(batch, first)
+    assert iterator.position['examples'] == start + 6
 
 
 def test_evaluation_sees_every_image_once(pattern):
@@ -317,3 +352,28 @@ def test_real_images(tmp_path):
     shares = np.mean(instances['masks'] / 255, axis=(1, 2))
     areas = np.prod(sides, -1) * shares / row['scales'][0] ** 2
     assert np.all(np.abs(areas - expected) < 0.1 * np.array(expected) + 40)
+
+
+def test_threads_are_capped_in_all_pools(pattern):
+  code = (
+    'import collections, pathlib, sys\n'
+    'from maskrcnn_jax import input_pipeline\n'
+    'batches = input_pipeline.train_batches(\n'
+    '  sys.argv[1], ((64, 96),), 2, num_threads=int(sys.argv[2]))\n'
+    'for _ in range(4): next(batches)\n'
+    'names = [p.read_text().strip()\n'
+    '         for p in pathlib.Path("/proc/self/task").glob("*/comm")]\n'
+    'print(names.count("tf_Compute"), len(names))\n'
+  )
+  counts = []
+  for num_threads in ('1', '3'):
+    shown = subprocess.run(
+      [sys.executable, '-c', code, pattern, num_threads],
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+    counts.append([int(word) for word in shown.stdout.split()])
+  (few_shared, few), (more_shared, more) = counts
+  assert (few_shared, more_shared) == (1, 3)
+  assert few < more
