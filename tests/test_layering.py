@@ -43,6 +43,8 @@ ALLOWED = {
   ),
   'maskrcnn_jax/training/metrics': 'numpy tensorboardX tqdm',
   'maskrcnn_jax/visualize': 'numpy PIL .evaluation.pasting .structures',
+  'maskrcnn_jax/weights': 'numpy .weights',
+  'maskrcnn_jax/weights/tensorflow': 'numpy tensorflow .weights',
 }
 
 

@@ -1,0 +1,1 @@
+"""Weights of other systems, one file per foreign format."""
