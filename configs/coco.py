@@ -261,6 +261,8 @@ def get_config(variant='habana_1x'):
   runtime.backend = 'auto'
   # Folder of compiled programs, for a faster next start; '' for none.
   runtime.compilation_cache = '~/.cache/maskrcnn_jax/xla'
+  # HOST:PORT of process 0 under mpirun or srun; None finds it.
+  runtime.coordinator_address = None
 
   VARIANTS[variant](config)
   return config

@@ -170,4 +170,6 @@ def get_config():
   runtime.backend = 'auto'
   # Folder of compiled programs, for a faster next start; '' for none.
   runtime.compilation_cache = '~/.cache/maskrcnn_jax/xla'
+  # HOST:PORT of process 0 under mpirun or srun; None finds it.
+  runtime.coordinator_address = None
   return config

@@ -35,9 +35,15 @@ def main(argv: list[str] | None = None) -> int:
   try:
     args.run(args)
   except Exception as error:
-    if args.debug or not _is_for_user(error):
+    for_user = not args.debug and _is_for_user(error)
+    message = f'maskrcnn-jax {args.verb}: {_message(error)}'
+    from maskrcnn_jax import runtime
+
+    if not for_user:
+      runtime.end_job(traceback.format_exc(), code=1, expected=args.debug)
       raise
-    print(f'maskrcnn-jax {args.verb}: {_message(error)}', file=sys.stderr)
+    runtime.end_job(message, code=2)
+    print(message, file=sys.stderr)
     return 2
   return 0
 
@@ -79,7 +85,10 @@ def _start(args):
   config = config_lib.load_config(args.config, args.override)
   from maskrcnn_jax import runtime
 
-  runtime.pick_backend(config.runtime.backend)
+  num_processes = runtime.start_distributed(
+    config.runtime.get('coordinator_address')
+  )
+  runtime.pick_backend(config.runtime.backend, num_processes)
   runtime.enable_compilation_cache(config.runtime.compilation_cache)
   from maskrcnn_jax.training import loop
 
