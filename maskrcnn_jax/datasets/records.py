@@ -7,6 +7,7 @@ same names, so a TFDS directory is read by the same functions.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import pathlib
@@ -25,6 +26,7 @@ __all__ = [
   'index_records',
   'open_writers',
   'parse_record',
+  'read_objects',
   'read_record',
   'write_records',
 ]
@@ -48,6 +50,27 @@ _FEATURES = {
     'mask': tf.string,
   }.items()
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedObject:
+  """An object as a record holds it.
+
+  Attributes:
+    class_id: 1 or more.
+    class_name: empty if the record has none.
+    box: `(y1, x1, y2, x2)` as shares of height and width.
+    is_crowd: 0 or 1.
+    area: in pixels.
+    mask: PNG file of the full image.
+  """
+
+  class_id: int
+  class_name: str
+  box: tuple[float, float, float, float]
+  is_crowd: int
+  area: float
+  mask: bytes
 
 
 def encode_record(example: ImageExample) -> bytes:
@@ -199,3 +222,29 @@ def read_record(index: RecordIndex, row: int) -> bytes:
       f'read ({error}).'
     ) from error
   return record
+
+
+def read_objects(index: RecordIndex, row: int) -> list[RecordedObject]:
+  """The objects of a row's record, crowds among them.
+
+  Raises:
+    ValueError: if the record is damaged; names file, place and image.
+  """
+  record = read_record(index, row)
+  parsed = parse_record(tf.constant(record))
+  features = tf.train.Example.FromString(record).features.feature
+  texts = features['image/object/class/text'].bytes_list.value
+  names = [text.decode() for text in texts]
+  num_objects = len(parsed['classes'])
+  names += [''] * (num_objects - len(names))
+  return [
+    RecordedObject(
+      class_id=int(parsed['classes'][i]),
+      class_name=names[i],
+      box=tuple(parsed['boxes'][i].numpy().tolist()),
+      is_crowd=int(parsed['is_crowd'][i]),
+      area=float(parsed['area'][i]),
+      mask=parsed['masks'][i].numpy(),
+    )
+    for i in range(num_objects)
+  ]
