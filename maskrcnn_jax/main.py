@@ -85,6 +85,8 @@ def _start(args):
   config = config_lib.load_config(args.config, args.override)
   from maskrcnn_jax import runtime
 
+  if config.runtime.get('deterministic'):
+    runtime.make_deterministic()
   num_processes = runtime.start_distributed(
     config.runtime.get('coordinator_address')
   )

@@ -42,6 +42,9 @@ ALLOWED = {
     ' .datasets .visualize'
   ),
   'maskrcnn_jax/training/metrics': 'numpy tensorboardX tqdm',
+  'maskrcnn_jax/training/pretrained': (
+    'jax numpy .models .training .weights.tensorflow'
+  ),
   'maskrcnn_jax/visualize': 'numpy PIL .evaluation.pasting .structures',
   'maskrcnn_jax/weights': 'numpy .weights',
   'maskrcnn_jax/weights/tensorflow': 'numpy tensorflow .weights',

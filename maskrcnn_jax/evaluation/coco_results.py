@@ -166,14 +166,18 @@ class ResultEncoder:
     rows = {key: np.asarray(batch[key]) for key in keys}
     self._pending.append(self._executor.submit(_encode, detections, rows))
 
+  def collect(self) -> list[dict]:
+    """The results of all batches so far, in the order they were added."""
+    while self._pending:
+      self._results.extend(self._pending.popleft().result())
+    return list(self._results)
+
   def finish(self) -> list[dict]:
-    """The results of all batches, in the order they were added."""
+    """The results of all batches; ends the threads."""
     try:
-      while self._pending:
-        self._results.extend(self._pending.popleft().result())
+      return self.collect()
     finally:
       self._executor.shutdown(cancel_futures=True)
-    return self._results
 
 
 def _encode(detections, rows):

@@ -118,6 +118,33 @@ def check_workdir(workdir, config, step: int | None = None) -> None:
     _check_same_model(workdir, read_config(workdir, step), given)
 
 
+def check_same_model(path, config) -> None:
+  """Raises `WorkdirError` if a checkpoint is of another model.
+
+  Args:
+    path: as in `restore`.
+    config: whose section `model` is compared.
+  """
+  _check_same_model(path, read_config(path), _as_json(config))
+
+
+def is_ours(path) -> bool:
+  """Whether a path is a workdir with a checkpoint, or a checkpoint itself."""
+  path = pathlib.Path(path)
+  return (path / 'state').is_dir() or latest_step(path) is not None
+
+
+def step_of(path) -> int:
+  """The finished steps of the checkpoint that `restore(path)` takes."""
+  return int(_find(path, None).name)
+
+
+def foreign_checkpoints(workdir) -> list[str]:
+  """Checkpoints that a TensorFlow run left in a folder, by prefix."""
+  files = pathlib.Path(workdir).glob('*ckpt*.index')
+  return sorted(str(path.with_suffix('')) for path in files)
+
+
 def claim_workdir(workdir, config) -> None:
   """Writes the config into a workdir that passed `check_workdir`.
 

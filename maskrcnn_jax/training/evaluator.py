@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 import pathlib
@@ -14,12 +15,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from maskrcnn_jax import visualize
-from maskrcnn_jax.datasets import records
+from maskrcnn_jax.datasets import ground_truth, records
 from maskrcnn_jax.evaluation import coco_metrics, coco_results
 from maskrcnn_jax.input_pipeline import batches as input_batches
 from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.training import sharding, train_step
+from maskrcnn_jax.training import seed_names, sharding, summary, train_step
 
 # Pictures of smaller images are enlarged to about this many pixels.
 _PICTURE_SIDE = 512
@@ -31,10 +32,12 @@ class EvaluationOptions:
 
   Attributes:
     file_pattern: record files, or a prepared TFDS directory.
-    annotations_file: COCO json of the same images.
+    annotations_file: COCO json of the same images; '' makes one of the records.
     batch_size: images in a batch over all hosts.
     max_images: take only the first ones; None for all.
     every_steps: evaluate on the way; 0 for only at the end.
+    skip_first: how many of these evaluations are left out.
+    report_every_batches: score what is there so often; 0 for only at the end.
     min_picture_score: detections below are not drawn.
   """
 
@@ -43,7 +46,17 @@ class EvaluationOptions:
   batch_size: int = 4
   max_images: int | None = None
   every_steps: int = 0
+  skip_first: int = 0
+  report_every_batches: int = 0
   min_picture_score: float = 0.5
+
+  def is_due(self, step: int, is_last: bool = False) -> bool:
+    """Whether to evaluate after a step of the run."""
+    if not self.every_steps:
+      return is_last
+    number = -(-step // self.every_steps)  # Of this evaluation, from 1.
+    on_time = step % self.every_steps == 0
+    return (on_time or is_last) and number > self.skip_first
 
 
 class Evaluator:
@@ -66,18 +79,40 @@ class Evaluator:
       EvaluationOptions, config.evaluation, 'evaluation'
     )
     model = MaskRCNN.from_config(config.model)
-    self._num_images = _check(self.options, model.num_classes)
-    self._num_pictures = config.training.get('pictures', 8)
-    self._input = config.input
     self._workdir = pathlib.Path(workdir)
-    self._names = class_names(self.options.annotations_file)
-    self._mesh = sharding.make_mesh()
+    self._mesh = sharding.config_mesh(config)
+    check_batch_size('evaluation', self.options.batch_size, self._mesh)
+    self.annotations_file = self._find_annotations()
+    self._num_images = _check(
+      self.options, self.annotations_file, model.num_classes
+    )
+    self._num_pictures = config.training.get('pictures', 8)
+    self._log_file = config.training.get('log_file')
+    self._input = config.input
+    self._names = class_names(self.annotations_file)
     rows = sharding.batch_sharding(self._mesh)
     self._detect = jax.jit(
       functools.partial(train_step.detect, model),
       in_shardings=(sharding.replicated(self._mesh), rows, rows),
       out_shardings=sharding.replicated(self._mesh),
     )
+
+  def _find_annotations(self) -> str:
+    """The annotations file; made of the records where none is given."""
+    if self.options.annotations_file:
+      return self.options.annotations_file
+    index = records.index_records(self.options.file_pattern)
+    truth = ground_truth.coco_from_records(index, self.options.max_images)
+    text = json.dumps(truth)
+    # The name says what it is made of: it stays as it is, and fits.
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    path = self._workdir / 'eval' / f'ground-truth-{digest}.json'
+    if not path.exists():
+      path.parent.mkdir(parents=True, exist_ok=True)
+      unfinished = path.with_suffix(f'.{jax.process_index()}.unfinished')
+      unfinished.write_text(text, encoding='utf-8')
+      unfinished.replace(path)
+    return str(path)
 
   def __call__(self, step: int, variables, writer) -> dict[str, float]:
     """Detects, scores, and writes detections, numbers and pictures.
@@ -91,16 +126,16 @@ class Evaluator:
       The 24 numbers, `eval/AP` to `eval/mask_ARl`.
     """
     start = time.monotonic()
-    results, image_ids, pictures = self._detect_all(variables)
+    results, image_ids, pictures = self._detect_all(step, variables, writer)
     if jax.process_index() == 0:
       path = self._workdir / 'eval' / f'detections-{step}.json'
       coco_results.write_results(results, path)
       self._write_pictures(step, pictures, writer)
-    values = coco_metrics.evaluate(
-      results, self.options.annotations_file, image_ids
-    )
+    values = coco_metrics.evaluate(results, self.annotations_file, image_ids)
     writer.scalars(step, values)
     writer.flush()
+    if writer.enabled:
+      summary.log(self._log_file, seed_names.evaluated(values))
     seconds = time.monotonic() - start
     writer.say(
       f'step {step}: {len(image_ids)} of {self._num_images} images evaluated '
@@ -109,24 +144,50 @@ class Evaluator:
     writer.say(coco_metrics.format_table(values), file=sys.stdout)
     return values
 
-  def _detect_all(self, variables):
+  def _detect_all(self, step, variables, writer):
     """Results and ids of all images, and pictures of the first ones."""
     variables = jax.device_put(variables, sharding.replicated(self._mesh))
     encoder = coco_results.ResultEncoder()
-    image_ids, pictures = [], []
-    for batch in self._batches():
+    image_ids, pictures, seconds = [], [], []
+    previous, clock = None, time.monotonic()
+    for number, batch in enumerate(writer.progress(self._batches()), start=1):
       images = {k: batch[k] for k in ('images', 'image_sizes')}
       images = sharding.put_batch(images, self._mesh)
       detections = self._detect(
         variables, images['images'], images['image_sizes']
       )
+      # The device has the next batch already when the last one is timed.
+      jax.block_until_ready(previous)
+      seconds.append(time.monotonic() - clock)
+      previous, clock = detections, time.monotonic()
       detections = _own_rows(detections, len(batch['valid']))
       encoder.add(detections, batch)
       image_ids += batch['image_ids'][batch['valid']].tolist()
       pictures += self._draw(
         batch, detections, self._num_pictures - len(pictures)
       )
+      every = self.options.report_every_batches
+      if every and number % every == 0:
+        self._report(step, number, encoder.collect(), image_ids, writer)
+    jax.block_until_ready(previous)
+    self._say_speed([*seconds[1:], time.monotonic() - clock], writer)
     return _gather(encoder.finish()), _gather(image_ids), pictures
+
+  def _report(self, step, number, results, image_ids, writer):
+    """Scores the first batches of an evaluation that goes on."""
+    results, image_ids = _gather(results), _gather(image_ids)
+    values = coco_metrics.evaluate(results, self.annotations_file, image_ids)
+    writer.print(
+      f'step {step}, after {number} batches ({len(image_ids)} images):\n'
+      f'{coco_metrics.format_table(values)}'
+    )
+
+  def _say_speed(self, seconds, writer):
+    lines, logged = summary.inference_lines(seconds, self.options.batch_size)
+    for line in lines:
+      writer.say(line)
+    if writer.enabled:
+      summary.log(self._log_file, logged)
 
   def _batches(self) -> Iterator[dict]:
     """This host's batches of the whole set."""
@@ -173,19 +234,17 @@ def class_names(annotations_file: str | None) -> dict[int, str]:
   return {c['id']: c['name'] for c in categories}
 
 
-def check_batch_size(section: str, batch_size: int) -> None:
-  """Raises if a batch cannot be split evenly over the devices."""
-  if batch_size < 1 or batch_size % jax.device_count():
+def check_batch_size(section: str, batch_size: int, mesh) -> None:
+  """Raises if a batch cannot be split evenly over the devices of a mesh."""
+  if batch_size < 1 or batch_size % mesh.size:
     raise ValueError(
-      f'{section}.batch_size must be a positive multiple of the '
-      f'{jax.device_count()} devices, got {batch_size}.'
+      f'{section}.batch_size must be a positive multiple of the {mesh.size} '
+      f'devices, got {batch_size}.'
     )
 
 
-def _check(options: EvaluationOptions, num_classes: int) -> int:
+def _check(options: EvaluationOptions, file: str, num_classes: int) -> int:
   """Raises if images, annotations and model do not fit; counts the images."""
-  check_batch_size('evaluation', options.batch_size)
-  file = options.annotations_file
   truth = _read_annotations(file)
   for category in truth['categories']:
     if not 1 <= category['id'] < num_classes:

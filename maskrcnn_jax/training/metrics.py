@@ -5,22 +5,25 @@ TensorBoard shows (`train/mask`, `eval/AP`). A resumed run appends; where a step
 occurs twice, the later line holds.
 """
 
-import contextlib
 import json
 import math
 import pathlib
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorboardX
 import tqdm
+from tensorboardX import summary
 
 
 class MetricWriter:
-  """Writes what a run reports; a context manager."""
+  """Writes what a run reports; a context manager.
+
+  Attributes:
+    enabled: whether anything is written or printed.
+  """
 
   def __init__(
     self,
@@ -39,6 +42,7 @@ class MetricWriter:
       enabled: False on all hosts but one; they neither write nor print.
     """
     self._file = self._board = self._bar = None
+    self.enabled = enabled
     if not enabled:
       return
     workdir = pathlib.Path(workdir)
@@ -63,6 +67,24 @@ class MetricWriter:
     for name, value in values.items():
       self._board.add_scalar(name, value, int(step))
 
+  def board_scalars(self, step: int, values: Mapping[str, float]) -> None:
+    """Shows named numbers in TensorBoard alone."""
+    if self._board is not None:
+      for name, value in values.items():
+        self._board.add_scalar(name, value, int(step))
+
+  def hyperparameters(self, values: Mapping[str, Any]) -> None:
+    """Shows what was chosen for a run in TensorBoard's tab for that."""
+    if self._board is None:
+      return
+    plain = {
+      name: value if isinstance(value, bool | int | float) else str(value)
+      for name, value in values.items()
+    }
+    results = dict.fromkeys(('eval/AP', 'eval/mask_AP', 'train/total_loss'))
+    for part in summary.hparams(plain, results):
+      self._board.file_writer.add_summary(part)
+
   def image(self, step: int, name: str, image: np.ndarray) -> None:
     """Shows a picture, `[height, width, 3]` uint8, in TensorBoard."""
     if self._board is not None:
@@ -73,13 +95,36 @@ class MetricWriter:
     if self._bar is not None:
       self._bar.update(step - self._bar.n)
 
-  def show(self, step: int, num_steps: int, loss: float, rate: float) -> None:
-    """Loss and images per second: beside the bar, or as a line without one."""
-    text = f'loss {loss:.4g}, {rate:.3g} images/s'
+  def show(
+    self,
+    step: int,
+    num_steps: int,
+    values: Mapping[str, float],
+    rate: float,
+    note: str = '',
+  ) -> None:
+    """Metrics and images per second, the short form beside the bar.
+
+    Args:
+      step: finished.
+      num_steps: of the run.
+      values: metrics of the step, `total_loss` and `learning_rate` among them.
+      rate: images per second.
+      note: about the rate.
+    """
+    speed = f'{rate:.3g} images/s{note}'
     if self._bar is not None:
-      self._bar.set_postfix_str(text)
-    else:
-      self.say(f'step {step}/{num_steps}: {text}')
+      self._bar.set_postfix_str(f'loss {values["total_loss"]:.4g}, {speed}')
+      return
+    terms = ', '.join(
+      f'{name} {value:.4g}'
+      for name, value in values.items()
+      if name not in ('total_loss', 'learning_rate')
+    )
+    self.say(
+      f'step {step}/{num_steps}: loss {values["total_loss"]:.4g} ({terms}), '
+      f'learning rate {values["learning_rate"]:.4g}, {speed}'
+    )
 
   def say(self, text: str, file=None) -> None:
     """Prints a line, to stderr by default, without breaking the bar."""
@@ -87,6 +132,17 @@ class MetricWriter:
     if self._file is not None:
       tqdm.tqdm.write(text, file=file)
       file.flush()
+
+  def progress(self, batches: Iterable) -> Iterable:
+    """The batches of an evaluation, with a bar of their own in a terminal."""
+    shown = self.enabled and sys.stderr.isatty()
+    return tqdm.tqdm(
+      batches, unit='batch', leave=False, disable=not shown, dynamic_ncols=True
+    )
+
+  def print(self, text: str) -> None:
+    """Prints a result, to stdout."""
+    self.say(text, file=sys.stdout)
 
   def flush(self) -> None:
     """Makes everything so far visible to other programs."""
@@ -102,37 +158,6 @@ class MetricWriter:
     if self._file is not None:
       self._board.close()
       self._file.close()
-
-
-class ImageRate:
-  """Images per second, without the time in which it was paused."""
-
-  def __init__(self, clock=time.monotonic):
-    self._clock = clock
-    self._restart()
-
-  def _restart(self):
-    self._images, self._paused, self._start = 0, 0.0, self._clock()
-
-  def add(self, num_images: int) -> None:
-    """Counts images."""
-    self._images += num_images
-
-  @contextlib.contextmanager
-  def paused(self):
-    """Leaves out the time spent in the context."""
-    start = self._clock()
-    try:
-      yield
-    finally:
-      self._paused += self._clock() - start
-
-  def read(self) -> float:
-    """Images per second since it was last read."""
-    seconds = self._clock() - self._start - self._paused
-    rate = self._images / seconds if seconds > 0 else 0.0
-    self._restart()
-    return rate
 
 
 def means(window: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -27,6 +27,11 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
   return Mesh(np.array(devices[:num_devices]), ('data',))
 
 
+def config_mesh(config) -> Mesh:
+  """The mesh of `runtime.num_devices`; of all devices where it is None."""
+  return make_mesh(config.get('runtime', {}).get('num_devices'))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   """Every device holds the whole array: parameters and their state."""
   return NamedSharding(mesh, PartitionSpec())

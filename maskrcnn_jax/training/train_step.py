@@ -85,22 +85,15 @@ def create_train_state(
   optimizer = Optimizer(options, model.backbone.frozen_stages)
 
   def init(key):
-    params_key, sampling_key = jax.random.split(key)
-    images = jnp.zeros((1, *batch['images'].shape[1:]), jnp.float32)
-    instances = jax.tree.map(
-      lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), batch['instances']
-    )
-    variables = model.init(
-      {'params': params_key, 'sampling': sampling_key},
-      images,
-      jnp.zeros((1, 2)),
-      Instances(**instances),
+    instances = batch['instances']
+    variables = init_variables(
+      model, key, batch['images'].shape[1:3], instances['masks'].shape[1:]
     )
     params = variables['params']
     return TrainState(
       step=jnp.int32(0),
       params=params,
-      batch_stats=variables.get('batch_stats', {}),
+      batch_stats=variables['batch_stats'],
       opt_state=optimizer.transformation(params).init(params),
     )
 
@@ -108,6 +101,36 @@ def create_train_state(
   is_cpu = jax.default_backend() == 'cpu'
   quick = {'xla_backend_optimization_level': 1} if is_cpu else None
   return jax.jit(init, compiler_options=quick)(key), optimizer
+
+
+def init_variables(
+  model: MaskRCNN,
+  key: jax.Array,
+  canvas: tuple[int, int] = (64, 64),
+  masks: tuple[int, int, int] = (1, 28, 28),
+) -> dict[str, Any]:
+  """Fresh `params` and `batch_stats`; neither depends on the sizes.
+
+  Args:
+    model: whose variables are made.
+    key: draws them.
+    canvas: (height, width) of the image that goes through the model.
+    masks: shape of its instances' masks.
+  """
+  params_key, sampling_key = jax.random.split(key)
+  instances = Instances(
+    boxes=jnp.zeros((1, masks[0], 4)),
+    classes=jnp.zeros((1, masks[0]), jnp.int32),
+    masks=jnp.zeros((1, *masks), jnp.uint8),
+    valid=jnp.zeros((1, masks[0]), bool),
+  )
+  variables = model.init(
+    {'params': params_key, 'sampling': sampling_key},
+    jnp.zeros((1, *canvas, 3)),
+    jnp.zeros((1, 2)),
+    instances,
+  )
+  return {'batch_stats': {}, **variables}
 
 
 def training_losses(

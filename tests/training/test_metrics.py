@@ -8,6 +8,13 @@ import pytest
 
 from maskrcnn_jax.training import metrics
 
+VALUES = {
+  'mask': 0.5,
+  'l2_loss': 0.73456,
+  'total_loss': 1.23456,
+  'learning_rate': 0.001,
+}
+
 
 def lines(workdir):
   text = (workdir / 'metrics.jsonl').read_text()
@@ -37,10 +44,14 @@ def test_other_hosts_write_nothing(tmp_path, capsys):
     writer.scalars(1, {'train/mask': 0.5})
     writer.image(1, 'eval/image', np.zeros((8, 9, 3), np.uint8))
     writer.advance(1)
-    writer.show(1, 4, loss=1.0, rate=1.0)
+    writer.show(1, 4, VALUES, rate=1.0)
+    writer.board_scalars(1, {'loss': 1.0})
+    writer.hyperparameters({'model.dtype': 'float32'})
+    writer.print('text')
+    assert list(writer.progress([1, 2])) == [1, 2]
     writer.flush()
   assert not any(tmp_path.iterdir())
-  assert capsys.readouterr().err == ''
+  assert capsys.readouterr() == ('', '')
 
 
 def test_what_is_not_finite_is_valid_json(tmp_path):
@@ -58,35 +69,34 @@ def test_tensorboard_gets_scalars_and_pictures(tmp_path):
   assert b'eval/image' in events
 
 
+def test_tensorboard_gets_what_was_chosen(tmp_path):
+  with metrics.MetricWriter(tmp_path) as writer:
+    writer.hyperparameters({'model.dtype': 'bfloat16', 'input.cache': None})
+    writer.board_scalars(3, {'train/mask_loss': 0.5})
+  events = b''.join(p.read_bytes() for p in tmp_path.glob('events.out.*'))
+  for word in (b'_hparams_', b'model.dtype', b'bfloat16', b'train/mask_loss'):
+    assert word in events
+  assert not lines(tmp_path)
+
+
 def test_without_a_terminal_there_are_plain_lines(tmp_path, capsys):
   with metrics.MetricWriter(tmp_path, num_steps=8) as writer:
     writer.advance(2)
-    writer.show(2, 8, loss=1.23456, rate=7.891)
-  assert capsys.readouterr().err == 'step 2/8: loss 1.235, 7.89 images/s\n'
+    writer.show(2, 8, VALUES, rate=7.891, note=' (warm-up)')
+  assert capsys.readouterr().err == (
+    'step 2/8: loss 1.235 (mask 0.5, l2_loss 0.7346), learning rate 0.001, '
+    '7.89 images/s (warm-up)\n'
+  )
 
 
 def test_the_bar_starts_where_the_run_continues(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr('sys.stderr.isatty', lambda: True)
   with metrics.MetricWriter(tmp_path, num_steps=8, first_step=5) as writer:
     writer.advance(6)
-    writer.show(6, 8, loss=1.25, rate=7.5)
+    writer.show(6, 8, VALUES, rate=7.5)
   error = capsys.readouterr().err
   assert '6/8' in error
-  assert 'loss 1.25, 7.5 images/s' in error
-
-
-def test_the_rate_leaves_out_pauses():
-  now = [100.0]
-  rate = metrics.ImageRate(clock=lambda: now[0])
-  rate.add(8)
-  now[0] += 2.0
-  with rate.paused():
-    now[0] += 10.0
-  assert rate.read() == pytest.approx(4.0)
-  rate.add(3)
-  now[0] += 1.5
-  assert rate.read() == pytest.approx(2.0)
-  assert rate.read() == 0.0
+  assert 'loss 1.235, 7.5 images/s' in error
 
 
 def test_means_over_a_window():

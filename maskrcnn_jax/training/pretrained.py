@@ -1,0 +1,93 @@
+"""Weights that a run does not start from itself: of another program or run."""
+
+import logging
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+
+from maskrcnn_jax.models.mask_rcnn import MaskRCNN
+from maskrcnn_jax.training import checkpoint, train_step
+from maskrcnn_jax.weights import tensorflow as tensorflow_weights
+
+_HOW_TO_GET = (
+  'bash data/download_pretrained_weights.sh fetches those of the seed. To '
+  "train without, set training.pretrained to '' and the backbone free: "
+  'model.backbone.norm=group, model.backbone.frozen_stages=0 (as in '
+  'coco:from_scratch).'
+)
+
+
+def check(prefix: str | None, model: MaskRCNN) -> None:
+  """Raises if a run cannot start from there; warns if it will not learn.
+
+  Args:
+    prefix: of a TensorFlow checkpoint; None or '' for none.
+    model: to be trained.
+  """
+  if prefix:
+    try:
+      tensorflow_weights.kind(prefix)
+    except ValueError as error:
+      raise ValueError(f'training.pretrained: {error} {_HOW_TO_GET}') from error
+  elif model.backbone.norm == 'frozen' or model.backbone.frozen_stages:
+    logging.warning(
+      'The backbone has frozen parts and no pretrained weights: they keep '
+      'random values. Set training.pretrained.'
+    )
+
+
+def start_from(
+  prefix: str, state: train_step.TrainState
+) -> tuple[train_step.TrainState, str]:
+  """A fresh state with the weights of a TensorFlow checkpoint.
+
+  Args:
+    prefix: of a backbone or of a whole Mask R-CNN.
+    state: with initial values.
+
+  Returns:
+    The state, and an account of what went where.
+  """
+  variables, account = tensorflow_weights.load(prefix, state.variables())
+  loaded = jax.tree.map(
+    lambda new, old: jax.device_put(new, old.sharding),
+    variables,
+    state.variables(),
+  )
+  return state.replace(**loaded), str(account)
+
+
+def whole_model(path: str, model: MaskRCNN, config):
+  """All variables of a model, and the steps that made them.
+
+  Args:
+    path: one checkpoint of a run (`WORKDIR/checkpoints/STEP`), a workdir, or
+      the prefix of a TensorFlow checkpoint of a Mask R-CNN.
+    model: that the variables are for.
+    config: of the model, to be compared.
+
+  Returns:
+    The variables; the step, 0 where the path does not say.
+
+  Raises:
+    ValueError: the checkpoint is a backbone's or another model's.
+    FileNotFoundError: there is no checkpoint.
+  """
+  if checkpoint.is_ours(path):
+    checkpoint.check_same_model(path, config)
+    return checkpoint.restore(path)[0], checkpoint.step_of(path)
+  if tensorflow_weights.kind(path) == 'backbone':
+    raise ValueError(
+      f'{path} is a checkpoint of a backbone, which has nothing to detect '
+      'with; evaluation needs one of a Mask R-CNN.'
+    )
+  template = jax.eval_shape(
+    lambda key: train_step.init_variables(model, key), jax.random.key(0)
+  )
+  variables, account = tensorflow_weights.load(path, template)
+  logging.info('%s', account)
+  step = re.search(r'-(\d+)$', pathlib.Path(path).name)
+  variables = jax.tree.map(jnp.asarray, variables)
+  return variables, int(step[1]) if step else 0

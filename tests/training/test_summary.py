@@ -1,0 +1,149 @@
+"""Speed and the account of a run: what is left out, and under which names."""
+
+import json
+
+import pytest
+
+from maskrcnn_jax.training import metrics, seed_names, summary
+
+VALUES = {
+  'rpn_objectness': 1.0,
+  'rpn_box': 2.0,
+  'class': 4.0,
+  'box': 8.0,
+  'mask': 16.0,
+  'l2_loss': 32.0,
+  'total_loss': 63.0,
+  'learning_rate': 0.5,
+  'gradient_norm': 3.0,
+}
+
+
+class Clock:
+  def __init__(self):
+    self.now = 100.0
+
+  def __call__(self):
+    return self.now
+
+
+def entries(path):
+  return [json.loads(line)['data'] for line in path.read_text().splitlines()]
+
+
+def test_the_rate_leaves_out_pauses():
+  clock = Clock()
+  rate = summary.ImageRate(clock)
+  rate.add(8)
+  clock.now += 2.0
+  with rate.paused():
+    clock.now += 10.0
+  assert rate.peek() == rate.read() == pytest.approx(4.0)
+  rate.add(3)
+  clock.now += 1.5
+  assert rate.read() == pytest.approx(2.0)
+  assert rate.read() == 0.0
+
+
+def run_steps(tmp_path, num_steps, capsys):
+  """A run of 4 images a step: 1 s each at first, 0.5 s after the warm-up."""
+  clock, waits = Clock(), []
+  path = tmp_path / 'logs' / 'run.json'
+  with (
+    metrics.MetricWriter(tmp_path) as writer,
+    summary.RunSummary(writer, str(path), clock) as run,
+  ):
+    for step in range(num_steps):
+      clock.now += 1.0 if step < summary.WARMUP_STEPS else 0.5
+      run.add(4, lambda step=step: waits.append(step + 1))
+    with run.paused():
+      clock.now += 50.0
+    run.values = VALUES
+  return capsys.readouterr().out, entries(path), waits
+
+
+def test_throughput_leaves_out_the_first_hundred_steps(tmp_path, capsys):
+  shown, logged, waits = run_steps(tmp_path, 120, capsys)
+  assert waits == [100]  # The clock waited for the device there.
+  assert 'status: SUCCESS' in shown
+  assert '8 images/s (without the first 100 steps)' in shown
+  assert '120 in 0:02:40' in shown
+  assert logged[0] == {
+    'Average_throughput': pytest.approx(8.0),
+    'Total processed steps': 120,
+    'Total_processing_time': pytest.approx(160.0),
+  }
+
+
+def test_a_short_run_is_marked_as_warm_up(tmp_path, capsys):
+  shown, logged, waits = run_steps(tmp_path, 100, capsys)
+  assert waits == [100]
+  assert 'warm-up: a run is measured from step 101 on' in shown
+  assert logged[0]['Average_throughput'] == -1.0
+  shown, logged, _ = run_steps(tmp_path / 'shorter', 10, capsys)
+  assert '4 images/s (warm-up' in shown
+  assert logged[0]['Average_throughput'] == -1.0
+
+
+def test_the_log_has_the_names_of_the_seed(tmp_path, capsys):
+  _, logged, _ = run_steps(tmp_path, 2, capsys)
+  assert logged[1] == {
+    'FastRCNN box loss': 8.0,
+    'FastRCNN class loss': 4.0,
+    'FastRCNN total loss': 12.0,
+    'L2 loss': 32.0,
+    'Learning rate': 0.5,
+    'Mask loss': 16.0,
+    'RPN box loss': 2.0,
+    'RPN score loss': 1.0,
+    'RPN total loss': 3.0,
+    'Total loss': 63.0,
+  }
+  shown = seed_names.tensorboard(VALUES)
+  assert shown['train/fastRCNN_total_loss'] == 12.0
+  assert shown['train/rpn_total_loss'] == 3.0
+  assert shown['loss'] == shown['train/total_loss'] == 63.0
+  assert len(shown) == 11
+  assert seed_names.logged({}) == {}
+
+
+def test_a_failure_is_reported_and_passed_on(tmp_path, capsys):
+  path = tmp_path / 'run.json'
+  with (
+    pytest.raises(FloatingPointError),
+    metrics.MetricWriter(tmp_path) as writer,
+    summary.RunSummary(writer, str(path)),
+  ):
+    raise FloatingPointError('step 3')
+  assert 'status: FAILURE, FloatingPointError' in capsys.readouterr().out
+  assert len(entries(path)) == 1
+
+
+def test_the_log_is_appended_to(tmp_path):
+  path = tmp_path / 'run.json'
+  path.write_text('{"data": "of an earlier run"}\n')
+  summary.log(str(path), {'eval/AP': 0.5}, {})
+  assert entries(path) == ['of an earlier run', {'eval/AP': 0.5}]
+  summary.log(None, {'eval/AP': 0.5})
+  line = json.loads(path.read_text().splitlines()[-1])
+  assert line['step'] == [] and line['type'] == 'LOG'
+
+
+def test_speed_of_inference():
+  lines, logged = summary.inference_lines([9.0, 0.5, 0.5, 1.0], batch_size=2)
+  assert '3 images/s' in lines[0]
+  assert '50 % 0.5' in lines[0] and '100 % 1' in lines[0]
+  # As in the seed: -1 up to a hundred batches, and the time is the total.
+  assert logged == {
+    'avg_inference_throughput': -1.0,
+    'avg_inference_time': 11.0,
+  }
+  assert summary.inference_lines([1.0], 2)[0] == []
+  _, logged = summary.inference_lines([1.0] * 100 + [0.5] * 4 + [7.0], 2)
+  assert logged['avg_inference_throughput'] == 4.0
+
+
+def test_accuracy_is_the_mask_ap():
+  values = {'eval/AP': 0.5, 'eval/mask_AP': 0.25}
+  assert seed_names.evaluated(values)['accuracy'] == 0.25
+  assert seed_names.evaluated({'eval/AP': 0.5})['accuracy'] == 0.5
