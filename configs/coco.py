@@ -2,12 +2,22 @@
 
 Variants, as in `--config=coco:nvidia_1x`:
   habana_1x: Habana's recipe for one device, the default.
+  habana_1x_batch12: the same with 12 images a step.
+  habana_8x, habana_8x_batch12: the same for eight devices.
+  NAME_bf16 of each of these: in bfloat16, as Habana recommends.
   nvidia_1x: NVIDIA's system, from which Habana's descends; eight devices.
   torchvision: maskrcnn_resnet50_fpn, 26 epochs on eight devices.
+  from_scratch: Habana's recipe without pretrained weights, with group norm.
   overfit: a handful of images learnt by heart on a CPU.
 """
 
+import functools
+
 import ml_collections
+
+# Where data/download_pretrained_weights.sh puts them.
+_GOOGLE_BACKBONE = 'weights/resnet/resnet-nhwc-2018-02-07/model.ckpt-112603'
+_NVIDIA_BACKBONE = 'weights/rn50_tf_amp_ckpt_v20.06.0/nvidia_rn50_tf_amp'
 
 
 def get_config(variant='habana_1x'):
@@ -204,6 +214,9 @@ def get_config(variant='habana_1x'):
   config.optimizer = optimizer = ml_collections.ConfigDict()
   # After warm-up, for the whole batch.
   optimizer.learning_rate = 0.005
+  # The batch that this rate is for; for another the rate grows in proportion,
+  # unless it is given too. None: never.
+  optimizer.tuned_batch_size = 4
   # Steps of linear warm-up.
   optimizer.warmup_steps = 1000
   # Where warm-up starts.
@@ -239,12 +252,20 @@ def get_config(variant='habana_1x'):
   training.keep_checkpoints = 3
   # Images of an evaluation that are drawn with their detections.
   training.pictures = 8
+  # Prefix of a TensorFlow checkpoint to start from; '' for random values.
+  training.pretrained = _GOOGLE_BACKBONE
+  # TensorBoard scalars under the seed's names, this often; None: not.
+  training.summary_every_steps = ml_collections.config_dict.placeholder(int)
+  # JSON lines that sum up the run; None: none.
+  training.log_file = ml_collections.config_dict.placeholder(str)
+  # First and last step to trace for TensorBoard's profiler; None: no trace.
+  training.profile = ml_collections.config_dict.placeholder(tuple)
 
   # Fields of EvaluationOptions; canvases and resizing are those of the input.
   config.evaluation = evaluation = ml_collections.ConfigDict()
   # Record files, or a TFDS directory with its split.
   evaluation.file_pattern = 'local/coco/val*.tfrecord'
-  # Ground truth for pycocotools.
+  # Ground truth for pycocotools; '' makes it of the records.
   evaluation.annotations_file = 'local/coco/annotations/instances_val2017.json'
   # Images per step over all devices and hosts.
   evaluation.batch_size = 4
@@ -252,6 +273,10 @@ def get_config(variant='habana_1x'):
   evaluation.max_images = ml_collections.config_dict.placeholder(int)
   # How often train_and_eval evaluates besides at the end; 0: not at all.
   evaluation.every_steps = 29_568
+  # How many of these evaluations are left out, the first ones.
+  evaluation.skip_first = 0
+  # Score what is there after so many batches; 0: only at the end.
+  evaluation.report_every_batches = 0
   # Detections below are not drawn.
   evaluation.min_picture_score = 0.5
 
@@ -262,15 +287,35 @@ def get_config(variant='habana_1x'):
   # Folder of compiled programs, for a faster next start; '' for none.
   runtime.compilation_cache = '~/.cache/maskrcnn_jax/xla'
   # HOST:PORT of process 0 under mpirun or srun; None finds it.
-  runtime.coordinator_address = None
+  runtime.coordinator_address = ml_collections.config_dict.placeholder(str)
+  # Take the first few devices only; None: all.
+  runtime.num_devices = ml_collections.config_dict.placeholder(int)
+  # The same bits on a GPU in every run, somewhat slower; a CPU gives them.
+  runtime.deterministic = False
 
   VARIANTS[variant](config)
   return config
 
 
-def _habana_1x(config):
-  """The fields as they stand: one device, 12.17 epochs of 118287 images."""
-  del config
+def _habana(config, devices=1, batch_size=4, dtype='float32'):
+  """Habana's recipes, all of them 12.17 epochs of 118287 images.
+
+  Args:
+    config: of one device and 4 images; its warm-up stays as it is.
+    devices: that share a step.
+    batch_size: of each of them, 4 or 12.
+    dtype: of the model.
+  """
+  steps = 360_000 * 4 // (devices * batch_size)
+  config.model.dtype = dtype
+  config.input.batch_size = devices * batch_size
+  config.evaluation.batch_size = 4 * devices
+  config.optimizer.tuned_batch_size = devices * batch_size
+  config.optimizer.learning_rate = 0.005 * devices * batch_size / 4
+  # Two thirds and eight ninths of the steps, rounded up.
+  config.optimizer.decay_steps = (-(-steps * 2 // 3), -(-steps * 8 // 9))
+  config.training.num_steps = steps
+  config.evaluation.every_steps = 29_568 * 4 // (devices * batch_size)
 
 
 def _nvidia_1x(config):
@@ -279,8 +324,10 @@ def _nvidia_1x(config):
   config.model.backbone.padding = 'same'
   config.model.backbone.norm_epsilon = 1e-5
   config.model.backbone.norm_momentum = 0.9
+  config.training.pretrained = _NVIDIA_BACKBONE
   # Boundaries at 0.3, 8 and 10 epochs, counted in steps of the global batch.
   config.input.batch_size = 32
+  config.optimizer.tuned_batch_size = 32
   config.optimizer.learning_rate = 0.04
   config.optimizer.warmup_steps = 1108
   config.optimizer.decay_steps = (29_571, 36_964)
@@ -328,8 +375,10 @@ def _torchvision(config):
   config.input.resize.fit_size = (800, 1333)
   config.input.resize.exact_sizes = True
   config.input.resize.half_pixel_masks = False
+  config.training.pretrained = ''
   # 26 epochs of 117266 images with objects, 8 devices with 2 images each.
   config.input.batch_size = 16
+  config.optimizer.tuned_batch_size = 16
   config.optimizer.learning_rate = 0.02
   config.optimizer.warmup_learning_rate = 2e-5
   config.optimizer.decay_steps = (16 * 7329, 22 * 7329)
@@ -339,13 +388,19 @@ def _torchvision(config):
   config.evaluation.every_steps = 7329
 
 
-def _overfit(config):
-  """Eight images, trained from nothing until they are known by heart."""
+def _from_scratch(config):
+  """For data or devices without the pretrained weights at hand."""
   # Group norm needs no statistics, so it trains from any initial values and
   # two images make a batch.
   config.model.backbone.norm = 'group'
   config.model.backbone.norm_epsilon = 1e-5
   config.model.backbone.frozen_stages = 0
+  config.training.pretrained = ''
+
+
+def _overfit(config):
+  """Eight images, trained from nothing until they are known by heart."""
+  _from_scratch(config)
   # Half the channels of the pyramid and its heads, a quarter of their work.
   config.model.pyramid_channels = 128
   config.model.mask_channels = 128
@@ -359,6 +414,7 @@ def _overfit(config):
   # A tenth of the pixels.
   config.input.canvases = ((320, 320),)
   config.input.batch_size = 2
+  config.optimizer.tuned_batch_size = 2
   config.input.max_instances = 16
   config.input.file_pattern = 'local/overfit/train*.tfrecord'
   config.input.flip = False
@@ -374,8 +430,17 @@ def _overfit(config):
 
 
 VARIANTS = {
-  'habana_1x': _habana_1x,
+  'habana_1x': _habana,
+  'habana_1x_batch12': functools.partial(_habana, batch_size=12),
+  'habana_8x': functools.partial(_habana, devices=8),
+  'habana_8x_batch12': functools.partial(_habana, devices=8, batch_size=12),
   'nvidia_1x': _nvidia_1x,
   'torchvision': _torchvision,
+  'from_scratch': _from_scratch,
   'overfit': _overfit,
+}
+VARIANTS |= {
+  f'{name}_bf16': functools.partial(recipe, dtype='bfloat16')
+  for name, recipe in VARIANTS.items()
+  if name.startswith('habana_')
 }

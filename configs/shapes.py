@@ -119,6 +119,9 @@ def get_config():
   config.optimizer = optimizer = ml_collections.ConfigDict()
   # After warm-up, for the whole batch.
   optimizer.learning_rate = 0.08
+  # The batch that this rate is for; for another the rate grows in proportion,
+  # unless it is given too. None: never.
+  optimizer.tuned_batch_size = 8
   # Steps of linear warm-up.
   optimizer.warmup_steps = 200
   # Where warm-up starts.
@@ -148,12 +151,20 @@ def get_config():
   training.keep_checkpoints = 2
   # Images of an evaluation that are drawn with their detections.
   training.pictures = 8
+  # Prefix of a TensorFlow checkpoint to start from; '' for random values.
+  training.pretrained = ''
+  # TensorBoard scalars under the seed's names, this often; None: not.
+  training.summary_every_steps = ml_collections.config_dict.placeholder(int)
+  # JSON lines that sum up the run; None: none.
+  training.log_file = ml_collections.config_dict.placeholder(str)
+  # First and last step to trace for TensorBoard's profiler; None: no trace.
+  training.profile = ml_collections.config_dict.placeholder(tuple)
 
   # Fields of EvaluationOptions; canvases and resizing are those of the input.
   config.evaluation = evaluation = ml_collections.ConfigDict()
   # Record files, or a TFDS directory with its split.
   evaluation.file_pattern = 'local/shapes:val'
-  # Ground truth for pycocotools.
+  # Ground truth for pycocotools; '' makes it of the records.
   evaluation.annotations_file = 'local/shapes/annotations_val.json'
   # Images per step over all devices and hosts.
   evaluation.batch_size = 20
@@ -161,6 +172,10 @@ def get_config():
   evaluation.max_images = ml_collections.config_dict.placeholder(int)
   # How often train_and_eval evaluates besides at the end; 0: not at all.
   evaluation.every_steps = 0
+  # How many of these evaluations are left out, the first ones.
+  evaluation.skip_first = 0
+  # Score what is there after so many batches; 0: only at the end.
+  evaluation.report_every_batches = 0
   # Detections below are not drawn.
   evaluation.min_picture_score = 0.5
 
@@ -171,5 +186,9 @@ def get_config():
   # Folder of compiled programs, for a faster next start; '' for none.
   runtime.compilation_cache = '~/.cache/maskrcnn_jax/xla'
   # HOST:PORT of process 0 under mpirun or srun; None finds it.
-  runtime.coordinator_address = None
+  runtime.coordinator_address = ml_collections.config_dict.placeholder(str)
+  # Take the first few devices only; None: all.
+  runtime.num_devices = ml_collections.config_dict.placeholder(int)
+  # The same bits on a GPU in every run, somewhat slower; a CPU gives them.
+  runtime.deterministic = False
   return config

@@ -9,6 +9,7 @@ optional `:variant` behind it.
 import ast
 import difflib
 import importlib.util
+import logging
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,6 +31,8 @@ _WANTED = {
 
 def load_config(name: str, overrides: Sequence[str] = ()):
   """The locked config of that name, changed by overrides.
+
+  The learning rate follows the batch, see `apply_linear_rule`.
 
   Args:
     name: `shapes`, `coco:habana_1x`, or the path of a config file, also with
@@ -58,7 +61,44 @@ def load_config(name: str, overrides: Sequence[str] = ()):
   config = module.get_config(variant) if variant else module.get_config()
   config.lock()
   apply_overrides(config, overrides)
+  given = {override.partition('=')[0] for override in overrides}
+  apply_linear_rule(config, 'optimizer.learning_rate' in given)
   return config
+
+
+def apply_linear_rule(config, rate_is_given: bool = False) -> None:
+  """Makes the learning rate fit the batch, and says so.
+
+  It grows in proportion to the batch, as does the rate that the warm-up starts
+  with (Goyal et al. 2017). The lengths of the schedule stay.
+
+  Args:
+    config: changed in place; `optimizer.tuned_batch_size` becomes the batch.
+    rate_is_given: the rate was chosen for this batch and stays.
+  """
+  optimizer = config.get('optimizer', {})
+  tuned = optimizer.get('tuned_batch_size')
+  batch_size = config.get('input', {}).get('batch_size')
+  if not tuned or not batch_size or tuned == batch_size:
+    return
+  optimizer.tuned_batch_size = batch_size
+  if rate_is_given:
+    return
+  ratio = batch_size / tuned
+  rate = optimizer.learning_rate
+  for name in ('learning_rate', 'warmup_learning_rate'):
+    if name in optimizer:
+      optimizer[name] *= ratio
+  logging.info(
+    'The learning rate %g is for batches of %d; for %d it is %g (linear rule). '
+    'As many epochs as before are %g times the steps: training.num_steps, '
+    'optimizer.decay_steps and evaluation.every_steps are not changed.',
+    rate,
+    tuned,
+    batch_size,
+    optimizer.learning_rate,
+    1 / ratio,
+  )
 
 
 def find_config(name: str) -> tuple[pathlib.Path, str]:

@@ -28,7 +28,11 @@ SHIPPED = [
   'coco',
   'coco:habana_1x',
   'coco:nvidia_1x',
+  'coco:habana_1x_batch12',
+  'coco:habana_8x',
+  'coco:habana_8x_batch12_bf16',
   'coco:torchvision',
+  'coco:from_scratch',
   'coco:overfit',
 ]
 
@@ -125,7 +129,7 @@ def test_a_folder_does_not_hide_a_shipped_config(tmp_path, monkeypatch):
   'name, message',
   [
     ('shape', "no config 'shape'; did you mean 'shapes'.*coco, shapes"),
-    ('coco:habana', "no variant 'habana'; did you mean 'habana_1x'"),
+    ('coco:habana_2x', "no variant 'habana_2x'; did you mean 'habana_8x'"),
     ('none/such.py', 'neither a file nor'),
   ],
 )
@@ -184,3 +188,57 @@ def test_a_wrong_override_names_the_field_and_what_it_takes(
 ):
   with pytest.raises(ValueError, match=message):
     config_lib.apply_overrides(config, [text])
+
+
+@pytest.mark.parametrize(
+  'name, expected',
+  [
+    ('habana_1x', (4, 0.005, (240_000, 320_000), 360_000)),
+    ('habana_1x_batch12', (12, 0.015, (80_000, 106_667), 120_000)),
+    ('habana_8x', (32, 0.04, (30_000, 40_000), 45_000)),
+    ('habana_8x_batch12', (96, 0.12, (10_000, 13_334), 15_000)),
+  ],
+)
+@pytest.mark.parametrize('suffix', ['', '_bf16'])
+def test_recipes_are_those_of_the_seeds_readme(name, expected, suffix):
+  config = config_lib.load_config(f'coco:{name}{suffix}')
+  batch_size, rate, decay_steps, num_steps = expected
+  assert config.input.batch_size == batch_size
+  assert config.optimizer.learning_rate == pytest.approx(rate)
+  assert config.optimizer.decay_steps == decay_steps
+  assert config.optimizer.warmup_steps == 1000
+  assert config.training.num_steps == num_steps
+  # A cycle of train_and_eval is about one epoch.
+  assert config.evaluation.every_steps * batch_size == 29_568 * 4
+  assert config.model.dtype == ('bfloat16' if suffix else 'float32')
+
+
+def test_the_learning_rate_follows_the_batch_and_says_so(caplog):
+  caplog.set_level('INFO')
+  config = config_lib.load_config('coco', ['input.batch_size=16'])
+  assert config.optimizer.learning_rate == pytest.approx(0.02)
+  assert config.optimizer.tuned_batch_size == 16
+  assert '0.005 is for batches of 4; for 16 it is 0.02' in caplog.text
+  assert config.training.num_steps == 360_000
+  assert config.optimizer.decay_steps == (240_000, 320_000)
+  config_lib.apply_linear_rule(config)  # Once is enough.
+  assert config.optimizer.learning_rate == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(
+  'overrides',
+  [
+    ['input.batch_size=16', 'optimizer.learning_rate=0.03'],
+    ['optimizer.learning_rate=0.03'],
+    [
+      'optimizer.learning_rate=0.03',
+      'input.batch_size=8',
+      'optimizer.tuned_batch_size=None',
+    ],
+  ],
+)
+def test_a_rate_that_is_given_stays(overrides, caplog):
+  caplog.set_level('INFO')
+  config = config_lib.load_config('coco', overrides)
+  assert config.optimizer.learning_rate == 0.03
+  assert not caplog.text

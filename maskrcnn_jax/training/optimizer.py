@@ -15,6 +15,8 @@ class OptimizerOptions:
 
   Attributes:
     learning_rate: after the warm-up.
+    tuned_batch_size: the batch that the rate is for; `config.load_config` makes
+      the rate fit another. None: it never does.
     warmup_steps: the rate rises linearly over this many steps.
     warmup_learning_rate: at step 0.
     decay_steps: where the rate falls.
@@ -31,6 +33,7 @@ class OptimizerOptions:
   """
 
   learning_rate: float = 0.005
+  tuned_batch_size: int | None = None
   warmup_steps: int = 1000
   warmup_learning_rate: float = 0.0
   decay_steps: tuple[int, ...] = (240000, 320000)
