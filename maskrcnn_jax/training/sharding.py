@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 # What a batch holds for the host alone.
@@ -40,6 +41,26 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Every device holds its rows of the first axis: batches."""
   return NamedSharding(mesh, PartitionSpec('data'))
+
+
+def put_replicated(tree: Any, mesh: Mesh) -> Any:
+  """A tree of arrays, whole on every device.
+
+  Of several processes, the first tells its values to the others: their own may
+  differ in the last digit, as random values do on another kind of CPU.
+
+  Args:
+    tree: `jax.Array`s of this process, or such as this function returned.
+    mesh: of all devices of all hosts.
+  """
+  everywhere = replicated(mesh)
+  own = all(x.is_fully_addressable for x in jax.tree.leaves(tree))
+  if jax.process_count() == 1 or not own:
+    return jax.device_put(tree, everywhere)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(everywhere, x),
+    multihost_utils.broadcast_one_to_all(tree),
+  )
 
 
 def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
