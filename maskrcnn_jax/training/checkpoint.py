@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 # As many differences as an error names.
 _NUM_NAMED = 5
@@ -108,8 +109,10 @@ def check_workdir(workdir, config, step: int | None = None) -> None:
 
   Raises:
     FileNotFoundError: there is no checkpoint of that step.
-    WorkdirError: the workdir holds a run of another model.
+    WorkdirError: the workdir holds a run of another model, or the hosts do not
+      share it.
   """
+  _check_shared(workdir)
   given = _as_json(config)
   path = _config_path(workdir)
   if path.exists():
@@ -151,15 +154,16 @@ def claim_workdir(workdir, config) -> None:
   A later run with other settings outside `model` leaves `config.json` as it is
   and adds `config-from-step-STEP.json`.
   """
+  if jax.process_index() != 0:
+    return
   path = _config_path(workdir)
   given = _as_json(config)
   if path.exists():
     if _read_json(path) == given:
       return
     path = path.with_name(f'config-from-step-{latest_step(workdir) or 0}.json')
-  if jax.process_index() == 0:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(given, indent=2) + '\n')
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(given, indent=2) + '\n')
 
 
 def latest_step(workdir) -> int | None:
@@ -302,6 +306,20 @@ def _abstract(target):
     ),
     target,
   )
+
+
+def _check_shared(workdir) -> None:
+  """Raises if the hosts do not see the same newest checkpoint."""
+  if jax.process_count() == 1:
+    return
+  steps = multihost_utils.process_allgather(
+    np.array(latest_step(workdir) or 0)
+  ).tolist()
+  if len({*steps}) > 1:
+    raise WorkdirError(
+      f'{workdir} has {min(steps)} finished steps as one process sees it and '
+      f'{max(steps)} as another does: the processes must share the folder.'
+    )
 
 
 def _check_same_tensors(path, target, config_differences: list[str]) -> None:
