@@ -123,19 +123,28 @@ class Evaluator:
       writer: `metrics.MetricWriter`.
 
     Returns:
-      The 24 numbers, `eval/AP` to `eval/mask_ARl`.
+      The 24 numbers, `eval/AP` to `eval/mask_ARl`; {} on all hosts but the
+      first, which scores while the others wait.
     """
     start = time.monotonic()
     results, image_ids, pictures = self._detect_all(step, variables, writer)
+    values = {}
     if jax.process_index() == 0:
-      path = self._workdir / 'eval' / f'detections-{step}.json'
-      coco_results.write_results(results, path)
-      self._write_pictures(step, pictures, writer)
+      values = self._score(step, results, image_ids, pictures, writer, start)
+    # At the end of a run, a host that waits long for the last one gives up.
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices(f'evaluated {step}')
+    return values
+
+  def _score(self, step, results, image_ids, pictures, writer, start):
+    """Writes the results and pictures of all hosts; the 24 numbers."""
+    path = self._workdir / 'eval' / f'detections-{step}.json'
+    coco_results.write_results(results, path)
+    self._write_pictures(step, pictures, writer)
     values = coco_metrics.evaluate(results, self.annotations_file, image_ids)
     writer.scalars(step, values)
     writer.flush()
-    if writer.enabled:
-      summary.log(self._log_file, seed_names.evaluated(values))
+    summary.log(self._log_file, seed_names.evaluated(values))
     seconds = time.monotonic() - start
     writer.say(
       f'step {step}: {len(image_ids)} of {self._num_images} images evaluated '
@@ -145,8 +154,9 @@ class Evaluator:
     return values
 
   def _detect_all(self, step, variables, writer):
-    """Results and ids of all images, and pictures of the first ones."""
-    variables = jax.device_put(variables, sharding.replicated(self._mesh))
+    """Results and ids of all images, and pictures of this host's first ones."""
+    variables = sharding.put_replicated(variables, self._mesh)
+    num_pictures = self._num_pictures if jax.process_index() == 0 else 0
     encoder = coco_results.ResultEncoder()
     image_ids, pictures, seconds = [], [], []
     previous, clock = None, time.monotonic()
@@ -163,9 +173,7 @@ class Evaluator:
       detections = _own_rows(detections, len(batch['valid']))
       encoder.add(detections, batch)
       image_ids += batch['image_ids'][batch['valid']].tolist()
-      pictures += self._draw(
-        batch, detections, self._num_pictures - len(pictures)
-      )
+      pictures += self._draw(batch, detections, num_pictures - len(pictures))
       every = self.options.report_every_batches
       if every and number % every == 0:
         self._report(step, number, encoder.collect(), image_ids, writer)
@@ -176,6 +184,8 @@ class Evaluator:
   def _report(self, step, number, results, image_ids, writer):
     """Scores the first batches of an evaluation that goes on."""
     results, image_ids = _gather(results), _gather(image_ids)
+    if jax.process_index() > 0:
+      return
     values = coco_metrics.evaluate(results, self.annotations_file, image_ids)
     writer.print(
       f'step {step}, after {number} batches ({len(image_ids)} images):\n'
@@ -291,7 +301,7 @@ def _own_rows(detections, num_rows: int):
 
 
 def _gather(values: list) -> list:
-  """The values of all hosts, in the order of the hosts."""
+  """The values of all hosts in their order; [] on all but the first."""
   if jax.process_count() == 1:
     return values
   text = np.frombuffer(json.dumps(values).encode(), np.uint8)
@@ -299,5 +309,7 @@ def _gather(values: list) -> list:
   padded = np.zeros(np.max(lengths), np.uint8)
   padded[: len(text)] = text
   texts = multihost_utils.process_allgather(padded)
+  if jax.process_index() != 0:
+    return []
   parts = [json.loads(bytes(t[:n])) for t, n in zip(texts, lengths)]
   return list(itertools.chain.from_iterable(parts))
