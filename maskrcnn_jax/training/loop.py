@@ -104,8 +104,8 @@ def train_and_evaluate(config, workdir) -> dict[str, float]:
     workdir: directory of the run; made if missing.
 
   Returns:
-    The 24 numbers of the last evaluation; empty if `evaluation.skip_first`
-    leaves it out.
+    The 24 numbers of the last evaluation; {} on all hosts but the first, or if
+    `evaluation.skip_first` leaves it out.
 
   Raises:
     ValueError: an input is wrong, or the workdir holds another model.
@@ -134,7 +134,7 @@ def evaluate(
       of a whole Mask R-CNN by TensorFlow.
 
   Returns:
-    The 24 numbers, `eval/AP` to `eval/mask_ARl`.
+    The 24 numbers, `eval/AP` to `eval/mask_ARl`; {} on all hosts but the first.
 
   Raises:
     FileNotFoundError: the workdir holds no such checkpoint.
@@ -185,7 +185,7 @@ def _train(config, workdir, evaluator: Evaluator | None) -> None:
   state, optimizer = step_lib.create_train_state(
     model, config.optimizer, first[0], init_key
   )
-  state = jax.device_put(state, sharding.replicated(mesh))
+  state = sharding.put_replicated(state, mesh)
   restored = checkpoint.restore_latest(workdir, state, config)
   account = ''
   if restored:
