@@ -96,6 +96,10 @@ def start_distributed(coordinator_address: str | None = None) -> int:
     raise ValueError(
       f'runtime.coordinator_address must be HOST:PORT, got {address!r}.'
     )
+  if launch.rank != 0:
+    # Process 0 alone has something to say there, but gloo, which JAX uses on
+    # the CPU, greets in every process.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   is_local = address is not None and address.startswith(f'{_LOCAL_HOST}:')
   own_device = 'JAX_LOCAL_DEVICE_IDS' not in os.environ
   try:
