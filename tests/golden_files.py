@@ -36,3 +36,9 @@ def relative_error(actual, expected):
     raise ValueError(f'Shapes differ: {actual.shape} and {expected.shape}.')
   largest = max(float(np.max(np.abs(expected), initial=0.0)), 1e-30)
   return float(np.max(np.abs(actual - expected), initial=0.0)) / largest
+
+
+def assert_near(actual, expected, tolerance, name=''):
+  """Fails where `relative_error` is above the tolerance."""
+  error = relative_error(actual, expected)
+  assert error <= tolerance, f'{name} is off by {error:.2g}'

@@ -6,9 +6,7 @@ random there, sampled anchors and RoIs, is injected.
 """
 
 import dataclasses
-import functools
 import json
-from typing import Any
 
 import golden_files
 import jax
@@ -16,126 +14,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import recorded_model
+import recorded_run
+from golden_files import assert_near
+from recorded_run import FORWARD, GRADIENT, MANIFESTS
 
-from maskrcnn_jax.config import load_config
 from maskrcnn_jax.models import proposals as proposals_lib
 from maskrcnn_jax.models import targets as targets_lib
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.models.targets import RPNTargets
 from maskrcnn_jax.ops import images as image_ops
-from maskrcnn_jax.structures import Instances, SampledRois
+from maskrcnn_jax.structures import Instances
 from maskrcnn_jax.training import optimizer as optimizer_lib
-from maskrcnn_jax.training import train_step as train_step_lib
-
-CONFIGS = {'hb': 'coco:habana_1x', 'nv': 'coco:nvidia_1x'}
-MANIFESTS = golden_files.files('11_model_*_manifest.npz')
-CASES = [(path, variant) for path in MANIFESTS for variant in CONFIGS]
-# Names of the losses there.
-LOSSES = {
-  'rpn_objectness': 'rpn_score_loss',
-  'rpn_box': 'rpn_box_loss',
-  'class': 'fast_rcnn_class_loss',
-  'box': 'fast_rcnn_box_loss',
-  'mask': 'mask_rcnn_loss',
-}
-
-# Shares of the largest magnitude of an array. Where a ReLU or a comparison of
-# IoUs is on its edge, machines differ; see tests/golden/README.md for what was
-# seen.
-FORWARD = 1e-4
-LOSS = 1e-5
-GRADIENT = 1e-3
-
-
-@dataclasses.dataclass
-class Case:
-  """A variant of a recorded model.
-
-  Attributes:
-    model: of the variant's config.
-    optimizer: options of the variant's config.
-    variables: made by formula.
-    inputs: arrays of the inputs file, `images` included.
-    files: arrays of the files `eval`, `rpn` and `train` of the variant.
-  """
-
-  model: MaskRCNN
-  optimizer: optimizer_lib.OptimizerOptions
-  variables: dict[str, Any]
-  inputs: dict[str, np.ndarray]
-  files: dict[str, dict[str, np.ndarray]]
-
-  @property
-  def canvas(self):
-    return self.inputs['images'].shape[1:3]
-
-  @property
-  def image_sizes(self):
-    return self.inputs['image_info'][:, :2]
-
-  @property
-  def pixels(self):
-    """The images before they were normalised."""
-    model, images = self.model, self.inputs['images'].astype(np.float64)
-    pixels = 255.0 * (images * model.pixel_std + np.asarray(model.pixel_mean))
-    return pixels.astype(np.float32)
-
-
-@functools.cache
-def formula_variables(manifest):
-  return recorded_model.variables(golden_files.load(manifest))
-
-
-def load_inputs(manifest):
-  inputs = golden_files.load(sibling(manifest, 'inputs'))
-  if 'images' not in inputs:
-    params = json.loads(str(inputs['meta']))['params']
-    inputs['images'] = recorded_model.images(
-      params['image_seed'], params['size'], params['valid']
-    )
-  return inputs
-
-
-def sibling(manifest, kind):
-  return manifest.with_name(manifest.name.replace('manifest', kind))
-
-
-def make_model(variant):
-  config = load_config(CONFIGS[variant])
-  model = MaskRCNN.from_config(config.model)
-  if variant == 'nv':
-    # There all anchors of a level go through NMS. The config cuts them, for
-    # memory; on this canvas all fit.
-    model = model.clone(
-      train_proposals=dataclasses.replace(
-        model.train_proposals, pre_nms_top_k=None
-      ),
-      test_proposals=dataclasses.replace(
-        model.test_proposals, pre_nms_top_k=None
-      ),
-    )
-  return model, optimizer_lib.OptimizerOptions(**config.optimizer)
 
 
 @pytest.fixture(
   name='case',
   scope='module',
-  params=CASES,
+  params=recorded_run.CASES,
   ids=lambda case: f'{case[0].stem.removesuffix("_manifest")}-{case[1]}',
 )
 def fixture_case(request):
-  manifest, variant = request.param
-  model, optimizer = make_model(variant)
-  return Case(
-    model=model,
-    optimizer=optimizer,
-    variables=formula_variables(manifest),
-    inputs=load_inputs(manifest),
-    files={
-      kind: golden_files.load(sibling(manifest, f'{variant}_{kind}'))
-      for kind in ('eval', 'rpn', 'train')
-    },
-  )
+  return recorded_run.load_case(*request.param)
 
 
 def inspect(model, images, image_sizes, rois):
@@ -187,82 +85,17 @@ def fixture_detected(case):
   )
 
 
-def make_instances(inputs):
-  """Ground truth; recorded masks have a border of two zeros."""
-  num = int(inputs['n_gt'].max())
-  valid = np.arange(num) < inputs['n_gt'][:, None]
-  masks = np.zeros((*valid.shape, 112, 112), np.float32)
-  for image, count in enumerate(inputs['n_gt']):
-    cut = inputs[f'cropped_gt_masks_b{image}']
-    masks[image, :count] = cut[:count, 2:-2, 2:-2]
-  return Instances(
-    boxes=np.where(valid[..., None], inputs['gt_boxes'][:, :num], 0.0),
-    classes=np.where(valid, inputs['gt_classes'][:, :num, 0], 0).astype(int),
-    masks=masks,
-    valid=valid,
-  )
-
-
-def make_rois(recorded):
-  """Recorded RoIs with foreground first, and where each of them was."""
-  order = np.argsort(recorded['s_class_targets'] <= 0, axis=1, kind='stable')
-
-  def reorder(name):
-    return np.stack([x[i] for x, i in zip(recorded[name], order)])
-
-  classes = reorder('s_class_targets')
-  rois = SampledRois(
-    boxes=reorder('s_rois'),
-    classes=np.maximum(classes, 0).astype(np.int32),
-    instance_indices=np.where(classes > 0, reorder('s_label_map'), 0),
-    valid=classes >= 0,
-  )
-  return rois, order
-
-
-def make_rpn_targets(inputs, anchors):
-  """Recorded targets, level by level."""
-  ends = np.cumsum([len(boxes) for boxes in anchors.values()])[:-1]
-
-  def split(values):
-    return dict(zip(anchors, np.split(values, ends, axis=1)))
-
-  deltas = inputs['rpn_box_targets']
-  return RPNTargets(
-    labels=split(inputs['rpn_score_targets']),
-    matched=split(np.any(deltas != 0.0, axis=-1)),
-    box_deltas=split(deltas),
-  )
-
-
-def trainable_parameters(case):
-  return optimizer_lib.trainable_parameters(
-    case.variables['params'], case.model.backbone.frozen_stages
-  )
-
-
 @pytest.fixture(name='trained', scope='module')
 def fixture_trained(case):
   """Losses, their gradients and those of the weight decay."""
-  model = case.model
-  instances = make_instances(case.inputs)
-  rois, _ = make_rois(case.files['train'])
-  targets = make_rpn_targets(case.inputs, model.anchor_boxes(case.canvas))
-  trainable = trainable_parameters(case)
+  inputs = recorded_run.make_train_inputs(case)
+  trainable = recorded_run.trainable_parameters(case)
 
   @jax.jit
-  def run(params, batch_stats, images, image_sizes, instances, rois, targets):
+  def run(params, batch_stats, inputs):
     def loss(params):
-      outputs = model.apply(
-        {'params': params, 'batch_stats': batch_stats},
-        images,
-        image_sizes,
-        instances,
-        rois=rois,
-      )
-      valid = jnp.ones(len(images), bool)
-      losses = train_step_lib.training_losses(
-        model, outputs, instances, valid, targets
+      losses, outputs = recorded_run.training_losses(
+        case.model, {'params': params, 'batch_stats': batch_stats}, inputs
       )
       return sum(losses.values()), (losses, outputs)
 
@@ -279,19 +112,7 @@ def fixture_trained(case):
       'total': jax.tree.map(jnp.add, gradients, decay_gradients),
     }
 
-  return run(
-    **case.variables,
-    images=case.pixels,
-    image_sizes=case.image_sizes,
-    instances=instances,
-    rois=rois,
-    targets=targets,
-  )
-
-
-def assert_near(actual, expected, tolerance, name=''):
-  error = golden_files.relative_error(actual, expected)
-  assert error <= tolerance, f'{name} is off by {error:.2g}'
+  return run(**case.variables, inputs=inputs)
 
 
 def assert_same_proposals(boxes, scores, expected_boxes, expected_scores):
@@ -325,8 +146,8 @@ def test_weights_are_the_recorded_ones(path):
 
 @pytest.mark.parametrize('path', MANIFESTS, ids=lambda path: path.stem)
 def test_every_variable_has_its_recorded_shape(path):
-  model, _ = make_model('hb')
-  expected = formula_variables(path)
+  model, _ = recorded_run.make_model('hb')
+  expected = recorded_run.formula_variables(path)
   instances = Instances(
     boxes=jnp.zeros((1, 1, 4)),
     classes=jnp.ones((1, 1), jnp.int32),
@@ -350,7 +171,8 @@ def test_every_variable_has_its_recorded_shape(path):
 def test_the_same_variables_are_trained(path):
   entries = recorded_model.manifest(golden_files.load(path))
   trainable = optimizer_lib.trainable_parameters(
-    formula_variables(path)['params'], MaskRCNN().backbone.frozen_stages
+    recorded_run.formula_variables(path)['params'],
+    MaskRCNN().backbone.frozen_stages,
   )
   for entry in entries:
     ours = recorded_model.collection(entry) == 'params'
@@ -360,7 +182,7 @@ def test_the_same_variables_are_trained(path):
 
 @pytest.mark.parametrize('path', MANIFESTS, ids=lambda path: path.stem)
 def test_images_follow_from_their_formula(path):
-  inputs = golden_files.load(sibling(path, 'inputs'))
+  inputs = golden_files.load(recorded_run.sibling(path, 'inputs'))
   params = json.loads(str(inputs['meta']))['params']
   images = recorded_model.images(
     params['image_seed'], params['size'], params['valid']
@@ -386,24 +208,9 @@ def test_normalized_images(case, detected):
 @pytest.mark.slow
 @pytest.mark.parametrize('part, prefix', [('features', 'C'), ('pyramid', 'P')])
 def test_feature_maps(case, detected, part, prefix):
-  recorded = case.files['eval']
   levels = [2, 3, 4, 5] if prefix == 'C' else [2, 3, 4, 5, 6]
   assert sorted(detected[part]) == levels
-  for level in levels:
-    actual = np.asarray(detected[part][level], np.float64)
-    expected = recorded[f'{prefix}{level}_slice']
-    step = [max(1, size // 6) for size in actual.shape[1:3]]
-    channels = expected.shape[-1]
-    cut = actual[:, :: step[0], :: step[1], :channels]
-    assert_near(cut, expected, FORWARD, f'{prefix}{level}')
-    for moment in ('mean', 'std'):
-      expected = recorded[f'{prefix}{level}_{moment}_f64']
-      assert_near(
-        getattr(actual, moment)(axis=(0, 1, 2)),
-        expected,
-        FORWARD,
-        f'{moment} of {prefix}{level}',
-      )
+  recorded_run.assert_maps(detected[part], case.files['eval'], prefix)
 
 
 @pytest.mark.slow
@@ -476,8 +283,8 @@ def test_detections(case, detected):
 @pytest.mark.slow
 def test_targets_of_recorded_rois(case):
   recorded, model = case.files['train'], case.model
-  instances = make_instances(case.inputs)
-  rois, order = make_rois(recorded)
+  instances = recorded_run.make_instances(case.inputs)
+  rois, order = recorded_run.make_rois(recorded)
   foreground = rois.classes > 0
   deltas = targets_lib.roi_box_targets(
     rois, instances, model.box_weights, model.plus_one
@@ -499,7 +306,7 @@ def test_targets_of_recorded_rois(case):
 @pytest.mark.slow
 def test_training_outputs(case, trained):
   recorded, outputs = case.files['train'], trained['outputs']
-  _, order = make_rois(recorded)
+  _, order = recorded_run.make_rois(recorded)
   back = np.argsort(order, axis=1)[..., None]
   logits = np.take_along_axis(np.asarray(outputs.box.class_logits), back, 1)
   deltas = np.asarray(outputs.box.box_deltas)
@@ -519,11 +326,7 @@ def test_training_outputs(case, trained):
 
 @pytest.mark.slow
 def test_losses(case, trained):
-  recorded, losses = case.files['train'], trained['losses']
-  for name, recorded_name in LOSSES.items():
-    assert_near(losses[name], recorded[recorded_name], LOSS, name)
-  assert_near(losses['l2_loss'], recorded['l2_regularization_loss'], LOSS)
-  assert_near(sum(losses.values()), recorded['total_loss'], LOSS)
+  recorded_run.assert_losses(trained['losses'], case.files['train'])
 
 
 @pytest.mark.slow
@@ -576,7 +379,7 @@ def test_factor_of_bias_gradients(case):
     case.optimizer, learning_rate=1.0, warmup_steps=0
   )
   transformation = optimizer_lib.make_optimizer(
-    options, trainable_parameters(case)
+    options, recorded_run.trainable_parameters(case)
   )
   ones = jax.tree.map(lambda _: jnp.ones(1), case.variables['params'])
   updates, _ = transformation.update(
