@@ -132,7 +132,10 @@ def _hint(classes, wanted, excess):
       f'is for {wanted.shape[0]}: set model.num_classes.'
     )
   if excess:
-    return '\nIt is of a deeper network: set model.backbone.depth.'
+    return (
+      '\nIt is of a larger network: see model.backbone.depth and '
+      'model.mask_convs.'
+    )
   return ''
 
 

@@ -126,19 +126,21 @@ def _read(checkpoint, names):
   for name, theirs in names.items():
     if theirs not in checkpoint.keys:
       continue
-    array = np.asarray(_tensor(checkpoint, checkpoint.keys[theirs]))
+    tensor = _tensor(
+      checkpoint.prefix, checkpoint.reader, checkpoint.keys[theirs]
+    )
+    array = np.asarray(tensor)
     swap = name == _DECONV and array.ndim == 4
     arrays[name] = np.swapaxes(array, 2, 3) if swap else array
   return arrays
 
 
-def _tensor(checkpoint, key):
+def _tensor(prefix, reader, key):
   import tensorflow as tf
 
   try:
-    return checkpoint.reader.get_tensor(key)
+    return reader.get_tensor(key)
   except (tf.errors.OpError, IndexError) as error:  # IndexError: cut short.
-    prefix = checkpoint.prefix
     files = sorted(map(str, _siblings(prefix, '.data-*')))
     if not files:
       raise ValueError(
@@ -164,8 +166,7 @@ def _open(prefix) -> _Checkpoint:
     ) from error
   keys = {key: key for key in reader.get_variable_to_shape_map()}
   if _OBJECT_GRAPH in keys:
-    graph = _tensor(_Checkpoint(prefix, reader, keys, None), _OBJECT_GRAPH)
-    keys = _names_of_keys(graph, keys)
+    keys = _names_of_keys(_tensor(prefix, reader, _OBJECT_GRAPH), keys)
   layout = tensorflow_names.find_layout(keys)
   if layout is None:
     mentioned = ', '.join(sorted(keys)[:_NUM_MENTIONED])

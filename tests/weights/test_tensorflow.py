@@ -16,8 +16,28 @@ from maskrcnn_jax.weights import account as account_lib
 from maskrcnn_jax.weights import tensorflow as tensorflow_lib
 
 PREFIX = 'model.ckpt-112603'
-BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 WIDTH = 8
+# Layers of the tiny model outside of its backbone: ours, and Habana's.
+HEADS = {
+  'fpn/lateral2': 'fpn/l2',
+  'fpn/lateral3': 'fpn/l3',
+  'fpn/lateral4': 'fpn/l4',
+  'fpn/lateral5': 'fpn/l5',
+  'fpn/output2': 'fpn/post_hoc_d2',
+  'fpn/output3': 'fpn/post_hoc_d3',
+  'fpn/output4': 'fpn/post_hoc_d4',
+  'fpn/output5': 'fpn/post_hoc_d5',
+  'rpn_head/conv': 'rpn_head/rpn',
+  'rpn_head/objectness': 'rpn_head/rpn-class',
+  'rpn_head/box_deltas': 'rpn_head/rpn-box',
+  'box_head/fc6': 'box_head/fc6',
+  'box_head/fc7': 'box_head/fc7',
+  'box_head/class_logits': 'box_head/class-predict',
+  'box_head/box_deltas': 'box_head/box-predict',
+  'mask_head/conv1': 'mask_head/mask-conv-l0',
+  'mask_head/deconv': 'mask_head/conv5-mask',
+  'mask_head/mask_logits': 'mask_head/mask_fcn_logits',
+}
 # What Google's checkpoint also holds.
 CLASSIFIER = {
   'dense/kernel': np.zeros((4, 7), np.float32),
@@ -52,32 +72,20 @@ def fixture_variables():
   return make_variables()
 
 
-def conv_shapes(depth):
-  """Kernels of a bottleneck ResNet in the order of their calls."""
-  shapes = [(7, 7, 3, WIDTH)]
-  channels = WIDTH
-  for stage, blocks in enumerate(BLOCKS[depth]):
-    inner = WIDTH * 2**stage
-    for block in range(blocks):
-      if block == 0:
-        shapes.append((1, 1, channels, 4 * inner))
-      shapes.append((1, 1, channels, inner))
-      shapes.append((3, 3, inner, inner))
-      shapes.append((1, 1, inner, 4 * inner))
-      channels = 4 * inner
-  return shapes
+def google_tensors(depth=50):
+  return tensorflow_checkpoint.google_backbone(depth, WIDTH)
 
 
-def google_tensors(depth=50, seed=0):
-  """A backbone under Google's names, of random numbers."""
-  rng = np.random.default_rng(seed)
-  tensors = {}
-  for index, shape in enumerate(conv_shapes(depth)):
-    end = f'_{index}' if index else ''
-    tensors[f'conv2d{end}/kernel'] = rng.normal(size=shape)
-    for name in ('gamma', 'beta', 'moving_mean', 'moving_variance'):
-      tensors[f'batch_normalization{end}/{name}'] = rng.normal(size=shape[-1])
-  return {name: x.astype(np.float32) for name, x in tensors.items()}
+def habana_tensors(variables):
+  """A whole Mask R-CNN under Habana's names, of random numbers."""
+  rng = np.random.default_rng(0)
+  shapes = account_lib.flatten(variables)
+  tensors = {f'resnet50/{k}': x for k, x in google_tensors().items()}
+  for ours, theirs in HEADS.items():
+    for leaf in ('kernel', 'bias'):
+      shape = shapes[f'{ours}/{leaf}'].shape
+      tensors[f'{theirs}/{leaf}'] = rng.normal(size=shape).astype(np.float32)
+  return tensors
 
 
 @pytest.fixture(name='google')
@@ -173,6 +181,39 @@ def test_trainable_norm_has_scale_and_bias_among_the_parameters(google):
     np.testing.assert_array_equal(array, theirs)
 
 
+def test_a_whole_model(tmp_path, variables):
+  tensors = habana_tensors(variables)
+  prefix = write(tmp_path, tensors)
+  loaded, account = tensorflow_lib.load(prefix, variables)
+  assert account.kind == tensorflow_lib.kind(prefix) == 'model'
+  assert not (account.surplus or account.bookkeeping or account.initial)
+  arrays = account_lib.flatten(loaded)
+  for ours, theirs in HEADS.items():
+    assert account.loaded[f'{ours}/bias'] == f'{theirs}/bias'
+    kernel = tensors[f'{theirs}/kernel']
+    if ours == 'mask_head/deconv':
+      kernel = kernel.transpose(0, 1, 3, 2)
+    np.testing.assert_array_equal(arrays[f'{ours}/kernel'], kernel)
+
+
+def test_another_number_of_classes_is_named(tmp_path, variables):
+  tensors = habana_tensors(variables)
+  other = make_variables(num_classes=91)
+  message = error(write(tmp_path, tensors), other)
+  assert 'mask_head/mask_logits/kernel <- mask_head/mask_fcn_logits/' in message
+  assert message.endswith(
+    'It was trained for 4 classes with background, the model is for 91: set '
+    'model.num_classes.'
+  )
+
+
+def test_a_longer_mask_head_is_not_half_used(tmp_path, variables):
+  tensors = habana_tensors(variables)
+  tensors['mask_head/mask-conv-l1/bias'] = np.zeros(16, np.float32)
+  message = error(write(tmp_path, tensors), variables)
+  assert 'mask_head/mask-conv-l1/bias: the model has no such layer' in message
+
+
 def test_group_norm_has_no_place_for_statistics(google):
   message = error(google, make_variables(norm='group'))
   assert "group norm: set model.backbone.norm to 'frozen' or 'batch'" in message
@@ -223,7 +264,7 @@ def test_a_long_list_of_errors_is_cut(tmp_path, variables):
 
 def test_a_deeper_backbone_is_not_half_used(tmp_path, variables):
   message = error(write(tmp_path, google_tensors(depth=101)), variables)
-  assert 'set model.backbone.depth' in message
+  assert 'It is of a larger network: see model.backbone.depth' in message
 
 
 def test_a_prefix_may_have_the_suffix_of_one_of_its_files(google, variables):
