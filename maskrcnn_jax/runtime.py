@@ -34,6 +34,7 @@ _LAUNCHERS = {
   'slurm': ('SLURM_STEP_NUM_TASKS', 'SLURM_PROCID', 'SLURM_LOCALID'),
 }
 _LOCAL_HOST = '127.0.0.1'
+_STDOUT, _STDERR = 1, 2
 _MEETING_SECONDS = 60  # For the first process of a machine to tell its port.
 _HESITATION_SECONDS = 3  # See `end_job`.
 
@@ -99,7 +100,7 @@ def start_distributed(coordinator_address: str | None = None) -> int:
   if launch.rank != 0:
     # Process 0 alone has something to say there, but gloo, which JAX uses on
     # the CPU, greets in every process.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _mute(_STDOUT)
   is_local = address is not None and address.startswith(f'{_LOCAL_HOST}:')
   own_device = 'JAX_LOCAL_DEVICE_IDS' not in os.environ
   try:
@@ -135,7 +136,10 @@ def end_job(message: str, code: int, expected: bool = True) -> None:
   launch = find_launch()
   if launch is None:
     return
+  # JAX itself ends a process that lost process 0, with a long trace.
+  stderr = _mute(_STDERR)
   time.sleep(_HESITATION_SECONDS * ((launch.rank > 0) + 2 * (not expected)))
+  os.dup2(stderr, _STDERR)
   print(message, file=sys.stderr)
   sys.stdout.flush()
   sys.stderr.flush()
@@ -211,6 +215,15 @@ def enable_compilation_cache(folder: str) -> None:
     return
   path = pathlib.Path(folder).expanduser()
   jax.config.update('jax_compilation_cache_dir', str(path))
+
+
+def _mute(descriptor: int) -> int:
+  """Drops what is written there from now on; returns the former descriptor."""
+  former = os.dup(descriptor)
+  nowhere = os.open(os.devnull, os.O_WRONLY)
+  os.dup2(nowhere, descriptor)
+  os.close(nowhere)
+  return former
 
 
 def _find_address(launch: Launch) -> str | None:
