@@ -21,6 +21,7 @@ REQUIREMENTS = [
   'optax>=0.2.5,<0.3',  # Losses and update rules; 0.2.5 knows jax 0.8.
   'orbax-checkpoint>=0.11.25,<0.13',  # Checkpoints of the asynchronous kind.
   'pillow>=11,<14',  # Decodes images, draws pictures; 11 has wheels for 3.13.
+  'pyyaml>=6.0,<7',  # The seed's params.yaml.
   'pycocotools>=2.0.8,<3',  # RLE and COCOeval; 2.0.8 is the first for NumPy 2.
   'tensorboardX>=2.6.2.2,<3',  # Event files without TensorFlow.
   'tensorflow-datasets>=4.9.7,<5',  # Builders in data/; reads prepared sets.

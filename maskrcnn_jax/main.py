@@ -1,20 +1,14 @@
 """The `maskrcnn-jax` command: a verb and flags become one function call.
 
-Everything heavy is imported inside the verb, so `--help` is instant. What our
-own checks or the system refuse ends as a message and exit code 2; `--debug`
-shows the traceback.
+Everything heavy is imported inside the verb, so `--help` is instant.
 """
 
 import argparse
 import difflib
-import logging
-import os
-import pathlib
 import re
 import sys
-import traceback
 
-_OVERRIDE = re.compile(r'--config\.([^=]+)(=.*)?$', re.DOTALL)
+from maskrcnn_jax import command_line
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,28 +18,18 @@ def main(argv: list[str] | None = None) -> int:
     argv: the arguments after the command's name; those of the process if None.
   """
   argv = sys.argv[1:] if argv is None else argv
-  args = _parser().parse_args(_fold_overrides(argv))
-  logging.basicConfig(level=logging.INFO, format='%(message)s')
-  for noisy in ('absl', 'jax', 'orbax'):
-    logging.getLogger(noisy).setLevel(logging.WARNING)
-  # TensorFlow only reads data: it need not talk about devices, and without
-  # oneDNN it resizes alike on every CPU.
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+  parser = _parser()
   try:
-    args.run(args)
-  except Exception as error:
-    for_user = not args.debug and _is_for_user(error)
-    message = f'maskrcnn-jax {args.verb}: {_message(error)}'
-    from maskrcnn_jax import runtime
-
-    if not for_user:
-      runtime.end_job(traceback.format_exc(), code=1, expected=args.debug)
-      raise
-    runtime.end_job(message, code=2)
-    print(message, file=sys.stderr)
-    return 2
-  return 0
+    overrides, rest = command_line.split_overrides(argv)
+  except ValueError as error:
+    parser.error(str(error))
+  args = parser.parse_args(rest)
+  if overrides and 'config' not in args:
+    parser.error(f'{args.verb} takes no --config.{overrides[0]}.')
+  args.override = overrides
+  return command_line.run(
+    f'maskrcnn-jax {args.verb}', lambda: args.run(args), args.debug
+  )
 
 
 def _prepare(args) -> None:
@@ -70,7 +54,7 @@ def _train(args) -> None:
 
 def _eval(args) -> None:
   config, loop = _start(args)
-  loop.evaluate(config, args.workdir, args.step)
+  loop.evaluate(config, args.workdir, args.step, args.checkpoint)
 
 
 def _train_and_eval(args) -> None:
@@ -85,13 +69,7 @@ def _start(args):
   config = config_lib.load_config(args.config, args.override)
   from maskrcnn_jax import runtime
 
-  if config.runtime.get('deterministic'):
-    runtime.make_deterministic()
-  num_processes = runtime.start_distributed(
-    config.runtime.get('coordinator_address')
-  )
-  runtime.pick_backend(config.runtime.backend, num_processes)
-  runtime.enable_compilation_cache(config.runtime.compilation_cache)
+  runtime.start(config.runtime)
   from maskrcnn_jax.training import loop
 
   return config, loop
@@ -145,11 +123,9 @@ def _parser() -> _Parser:
       metavar='NAME[:VARIANT]',
       help='a shipped config such as shapes or coco:habana_1x, or a path',
     )
-    verb.add_argument(
+    verb.add_argument(  # For the help; `split_overrides` takes these out.
       '--config.SECTION.FIELD',
       dest='override',
-      action='append',
-      default=[],
       metavar='VALUE',
       help='change a field, such as --config.input.batch_size=8',
     )
@@ -158,6 +134,12 @@ def _parser() -> _Parser:
     )
     if name == 'eval':
       verb.add_argument('--step', type=int, help='checkpoint; default: newest')
+      verb.add_argument(
+        '--checkpoint',
+        metavar='PATH',
+        help='evaluate this instead: a checkpoint of another run, or one of a '
+        'Mask R-CNN by TensorFlow',
+      )
   return parser
 
 
@@ -190,45 +172,9 @@ def _add_verb(verbs, name, run, words):
   return verb
 
 
-def _fold_overrides(argv: list[str]) -> list[str]:
-  """Turns `--config.a.b=v` and `--config.a.b v` into the one override flag."""
-  folded = []
-  pending = None
-  for text in argv:
-    match = _OVERRIDE.match(text)
-    if pending:
-      folded.append(f'--config.SECTION.FIELD={pending}={text}')
-      pending = None
-    elif match and match[2] is None:
-      pending = match[1]
-    elif match:
-      folded.append(f'--config.SECTION.FIELD={match[1]}{match[2]}')
-    else:
-      folded.append(text)
-  return folded + ([f'--config.{pending}'] if pending else [])
-
-
 def _suggest(given: str, known: list[str]) -> str:
   near = difflib.get_close_matches(given, known, n=1)
   return f'; did you mean {near[0]}?' if near else '.'
-
-
-def _is_for_user(error: Exception) -> bool:
-  """Whether the system or a check of ours raised it: anything else is a bug."""
-  if isinstance(error, OSError):
-    return True
-  frames = traceback.extract_tb(error.__traceback__)
-  package = pathlib.Path(__file__).resolve().parent
-  ours = package in pathlib.Path(frames[-1].filename).resolve().parents
-  in_config = any(frame.name == 'get_config' for frame in frames)
-  return (ours or in_config) and frames[-1].line.startswith('raise')
-
-
-def _message(error: Exception) -> str:
-  if isinstance(error, OSError) and error.strerror:
-    where = f': {error.filename}' if error.filename else ''
-    return f'{error.strerror}{where}'
-  return str(error)
 
 
 if __name__ == '__main__':

@@ -10,6 +10,8 @@ import pathlib
 import socket
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 
@@ -54,6 +56,27 @@ class Launch:
   num_processes: int
   rank: int
   local_rank: int
+
+
+def start(section: Mapping[str, Any]) -> int:
+  """Everything that has to be done before a device is touched.
+
+  Args:
+    section: `runtime` of a config.
+
+  Returns:
+    The number of processes.
+
+  Raises:
+    ValueError: there is no such backend, or the address is wrong.
+    RuntimeError: the processes did not find each other.
+  """
+  if section.get('deterministic'):
+    make_deterministic()
+  num_processes = start_distributed(section.get('coordinator_address'))
+  pick_backend(section.get('backend', 'auto'), num_processes)
+  enable_compilation_cache(section.get('compilation_cache', ''))
+  return num_processes
 
 
 def find_launch() -> Launch | None:

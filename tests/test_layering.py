@@ -21,11 +21,16 @@ ALLOWED = {
   'maskrcnn_jax/input_pipeline': (
     'numpy absl tensorflow .datasets .input_pipeline'
   ),
-  'maskrcnn_jax/main': '.config .datasets .runtime .training.loop',
+  'maskrcnn_jax/command_line': '.runtime',
+  'maskrcnn_jax/main': (
+    '.command_line .config .datasets .runtime .training.loop'
+  ),
   'maskrcnn_jax/models': 'jax numpy flax .ops .models .structures',
   'maskrcnn_jax/models/losses': 'jax numpy flax optax .ops .models .structures',
   'maskrcnn_jax/ops': 'jax numpy .ops',
   'maskrcnn_jax/runtime': 'jax',
+  'maskrcnn_jax/seed_command': ('yaml .config .runtime .seed_flags .training'),
+  'maskrcnn_jax/seed_flags': 'absl.flags .command_line .seed_command',
   'maskrcnn_jax/structures': 'jax numpy flax.struct',
   'maskrcnn_jax/training': (
     'jax numpy flax optax ml_collections .models .structures .training'

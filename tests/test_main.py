@@ -61,7 +61,7 @@ def test_a_misspelt_command_line_says_what_was_meant(argv, message, capsys):
   'flags, message',
   [
     (['--config=shape'], "no config 'shape'; did you mean 'shapes'"),
-    (['--config=coco:habana'], "did you mean 'habana_1x'"),
+    (['--config=coco:nvidia'], "did you mean 'nvidia_1x'"),
     (
       ['--config=shapes', '--config.input.batchsize=2'],
       "no field 'batchsize' in input; did you mean 'batch_size'",

@@ -120,7 +120,6 @@ def train_batches(
   Raises:
     ValueError: if an argument is wrong; see also `records.index_records`.
   """
-  reader.set_up_tensorflow(num_threads)
   options = transforms.TransformOptions(
     max_instances=max_instances,
     mask_size=mask_size,
@@ -128,7 +127,10 @@ def train_batches(
     image_dtype=image_dtype,
     resize=transforms.ResizeOptions(**(resize or {})),
   )
-  fits = _check_arguments(canvases, batch_size, host_index, host_count, options)
+  fits = _check_arguments(
+    canvases, batch_size, host_index, host_count, options, num_threads
+  )
+  reader.set_up_tensorflow(num_threads)
   if start_examples < 0:
     raise ValueError(
       f'start_examples must not be negative, got {start_examples}.'
@@ -195,7 +197,6 @@ def eval_batches(
     A finite iterator; rows that hold no image have `valid` False. Every host
     gets the same number of batches, of the same canvases.
   """
-  reader.set_up_tensorflow(num_threads)
   options = transforms.TransformOptions(
     max_instances=max_instances,
     mask_size=mask_size,
@@ -204,7 +205,10 @@ def eval_batches(
     with_instances=with_instances,
     resize=transforms.ResizeOptions(**(resize or {})),
   )
-  fits = _check_arguments(canvases, batch_size, host_index, host_count, options)
+  fits = _check_arguments(
+    canvases, batch_size, host_index, host_count, options, num_threads
+  )
+  reader.set_up_tensorflow(num_threads)
   index = records.index_records(file_pattern, split)
   heights, widths = index.heights[:max_images], index.widths[:max_images]
   choices = order.assign_canvases(heights, widths, fits)
@@ -224,9 +228,11 @@ def eval_batches(
 
 
 def _check_arguments(
-  canvases, batch_size: int, host_index: int, host_count: int, options
+  canvases, batch_size, host_index, host_count, options, num_threads
 ) -> list[tuple[int, int]]:
   """Raises for arguments that cannot work; the fit size of every canvas."""
+  if num_threads is not None and num_threads < 1:
+    raise ValueError(f'num_threads must be 1 or more, got {num_threads}.')
   if not len(canvases):
     raise ValueError('canvases must name at least one (height, width).')
   for canvas in canvases:

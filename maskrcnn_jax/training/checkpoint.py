@@ -148,22 +148,33 @@ def foreign_checkpoints(workdir) -> list[str]:
   return sorted(str(path.with_suffix('')) for path in files)
 
 
-def claim_workdir(workdir, config) -> None:
+def claim_workdir(
+  workdir, config, notes: Mapping[str, str] | None = None
+) -> None:
   """Writes the config into a workdir that passed `check_workdir`.
 
   A later run with other settings outside `model` leaves `config.json` as it is
-  and adds `config-from-step-STEP.json`.
+  and adds `config-from-step-STEP.json`; so it is with the notes.
+
+  Args:
+    workdir: directory of the run; made if missing.
+    config: of the run.
+    notes: further texts to keep, by file name.
   """
   if jax.process_index() != 0:
     return
-  path = _config_path(workdir)
-  given = _as_json(config)
-  if path.exists():
-    if _read_json(path) == given:
-      return
-    path = path.with_name(f'config-from-step-{latest_step(workdir) or 0}.json')
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(given, indent=2) + '\n')
+  config_text = json.dumps(_as_json(config), indent=2) + '\n'
+  texts = {_config_path(workdir).name: config_text, **(notes or {})}
+  for name, text in texts.items():
+    path = pathlib.Path(workdir) / name
+    if path.exists():
+      if path.read_text() == text:
+        continue
+      path = path.with_stem(
+        f'{path.stem}-from-step-{latest_step(workdir) or 0}'
+      )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
 
 
 def latest_step(workdir) -> int | None:

@@ -50,6 +50,12 @@ class EvaluationOptions:
   report_every_batches: int = 0
   min_picture_score: float = 0.5
 
+  def __post_init__(self):
+    if self.max_images is not None and self.max_images < 1:
+      raise ValueError(
+        f'evaluation.max_images must be at least 1, got {self.max_images}.'
+      )
+
   def is_due(self, step: int, is_last: bool = False) -> bool:
     """Whether to evaluate after a step of the run."""
     if not self.every_steps:

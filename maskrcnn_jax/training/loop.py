@@ -82,26 +82,30 @@ class TrainingOptions:
         )
 
 
-def train(config, workdir) -> None:
+def train(config, workdir, notes: Mapping[str, str] | None = None) -> None:
   """Trains up to `config.training.num_steps`, or continues to.
 
   Args:
     config: a ConfigDict with the sections `model, input, optimizer, training`.
     workdir: directory of the run; made if missing.
+    notes: texts by file name, kept in the workdir beside the config.
 
   Raises:
     ValueError: an input is wrong, or the workdir holds another model.
     NonFiniteError: training diverged.
   """
-  _train(config, workdir, evaluator=None)
+  _train(config, workdir, None, notes)
 
 
-def train_and_evaluate(config, workdir) -> dict[str, float]:
+def train_and_evaluate(
+  config, workdir, notes: Mapping[str, str] | None = None
+) -> dict[str, float]:
   """Trains, evaluating on the way and at the end.
 
   Args:
     config: a ConfigDict with all sections.
     workdir: directory of the run; made if missing.
+    notes: see `train`.
 
   Returns:
     The 24 numbers of the last evaluation; {} on all hosts but the first, or if
@@ -114,7 +118,7 @@ def train_and_evaluate(config, workdir) -> dict[str, float]:
   """
   checkpoint.check_workdir(workdir, config)
   evaluator = Evaluator(config, workdir)
-  _train(config, workdir, evaluator)
+  _train(config, workdir, evaluator, notes)
   step = checkpoint.latest_step(workdir)
   if not evaluator.options.is_due(step, is_last=True):
     return {}
@@ -163,7 +167,7 @@ def _evaluate(evaluator, workdir, step, variables) -> dict[str, float]:
     return evaluator(step, variables, writer)
 
 
-def _train(config, workdir, evaluator: Evaluator | None) -> None:
+def _train(config, workdir, evaluator: Evaluator | None, notes) -> None:
   """The loop over the steps; leaves the last state as a checkpoint."""
   training = override.make(TrainingOptions, config.training, 'training')
   num_steps = training.num_steps
@@ -185,14 +189,13 @@ def _train(config, workdir, evaluator: Evaluator | None) -> None:
   state, optimizer = step_lib.create_train_state(
     model, config.optimizer, first[0], init_key
   )
+  account = ''
+  if training.pretrained and not done:
+    state, account = pretrained.start_from(training.pretrained, state)
   state = sharding.put_replicated(state, mesh)
   restored = checkpoint.restore_latest(workdir, state, config)
-  account = ''
-  if restored:
-    state = restored.state
-  elif training.pretrained:
-    state, account = pretrained.start_from(training.pretrained, state)
-  checkpoint.claim_workdir(workdir, config)
+  state = restored.state if restored else state
+  checkpoint.claim_workdir(workdir, config, notes)
   classes = class_names(_annotations_file(config, evaluator))
   compiled, window, flags = {}, [], collections.deque()
   with (

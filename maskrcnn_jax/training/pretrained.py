@@ -51,12 +51,7 @@ def start_from(
     The state, and an account of what went where.
   """
   variables, account = tensorflow_weights.load(prefix, state.variables())
-  loaded = jax.tree.map(
-    lambda new, old: jax.device_put(new, old.sharding),
-    variables,
-    state.variables(),
-  )
-  return state.replace(**loaded), str(account)
+  return state.replace(**jax.tree.map(jnp.asarray, variables)), str(account)
 
 
 def whole_model(path: str, model: MaskRCNN, config):

@@ -1,0 +1,8 @@
+"""The command line of Habana's Mask R-CNN: see docs/coming_from_the_seed.md."""
+
+import sys
+
+from maskrcnn_jax import seed_flags
+
+if __name__ == '__main__':
+  sys.exit(seed_flags.main(sys.argv[1:]))

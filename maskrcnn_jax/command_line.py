@@ -1,0 +1,99 @@
+"""What the commands share: fields of the config as flags, errors, log lines.
+
+What our own checks or the system refuse ends as a message and exit code 2;
+`--debug` shows the traceback.
+"""
+
+import logging
+import os
+import pathlib
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+_OVERRIDE = re.compile(r'--config\.([^=]+)(=.*)?$', re.DOTALL)
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Takes `--config.a.b=v` and `--config.a.b v` out of a command line.
+
+  Args:
+    argv: arguments.
+
+  Returns:
+    Texts `a.b=v`, and the other arguments.
+
+  Raises:
+    ValueError: the last one has no value.
+  """
+  overrides, rest, words = [], [], iter(argv)
+  for word in words:
+    match = _OVERRIDE.match(word)
+    if match is None:
+      rest.append(word)
+      continue
+    value = match[2] or f'={next(words, "")}'
+    if value == '=' and match[2] is None:
+      raise ValueError(f'{word} needs a value, as in {word}=VALUE.')
+    overrides.append(f'{match[1]}{value}')
+  return overrides, rest
+
+
+def run(name: str, function: Callable[[], None], debug: bool = False) -> int:
+  """Runs a command and returns its exit code.
+
+  Args:
+    name: of the command, for messages.
+    function: does it.
+    debug: show the traceback of an error that is the user's.
+  """
+  _set_up_logging()
+  # So that what was begun is closed, and the account of the run is given.
+  signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+  try:
+    function()
+  except Exception as error:
+    for_user = not debug and _is_for_user(error)
+    message = f'{name}: {_message(error)}'
+    from maskrcnn_jax import runtime
+
+    if not for_user:
+      runtime.end_job(traceback.format_exc(), code=1, expected=debug)
+      raise
+    runtime.end_job(message, code=2)
+    print(message, file=sys.stderr)
+    return 2
+  return 0
+
+
+def _set_up_logging() -> None:
+  # Of the processes of a job the first one speaks; all of them warn.
+  rank = os.environ.get('OMPI_COMM_WORLD_RANK', '0')
+  level = logging.INFO if rank == '0' else logging.WARNING
+  logging.basicConfig(level=level, format='%(message)s')
+  for noisy in ('absl', 'jax', 'orbax'):
+    logging.getLogger(noisy).setLevel(logging.WARNING)
+  # TensorFlow only reads data: it need not talk about devices, and without
+  # oneDNN it resizes alike on every CPU.
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+
+
+def _is_for_user(error: Exception) -> bool:
+  """Whether the system or a check of ours raised it: anything else is a bug."""
+  if isinstance(error, OSError):
+    return True
+  frames = traceback.extract_tb(error.__traceback__)
+  package = pathlib.Path(__file__).resolve().parent
+  ours = package in pathlib.Path(frames[-1].filename).resolve().parents
+  in_config = any(frame.name == 'get_config' for frame in frames)
+  return (ours or in_config) and frames[-1].line.startswith('raise')
+
+
+def _message(error: Exception) -> str:
+  if isinstance(error, OSError) and error.strerror:
+    where = f': {error.filename}' if error.filename else ''
+    return f'{error.strerror}{where}'
+  return str(error)
