@@ -8,6 +8,7 @@ same names, so a TFDS directory is read by the same functions.
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import os
 import pathlib
@@ -124,6 +125,7 @@ def open_writers(
 
   Raises:
     FileExistsError: if there is a file of that name.
+    OSError: if the disk is full; holds the name of the file.
   """
   finals = [pathlib.Path(path) for path in paths]
   for path in finals:
@@ -140,6 +142,14 @@ def open_writers(
       ]
     for path, final in zip(unfinished, finals):
       os.rename(path, final)
+  except tf.errors.ResourceExhaustedError as error:
+    # TensorFlow's error for a full disk or quota says which file in its text.
+    failed = [final for final in finals if f'{final}{mark}' in str(error)]
+    raise OSError(
+      errno.ENOSPC,
+      os.strerror(errno.ENOSPC),
+      str(failed[0] if failed else finals[0]),
+    ) from error
   finally:
     for path in unfinished:
       path.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+import small_disk
 import tensorflow as tf
 
 from maskrcnn_jax.datasets import (
@@ -260,3 +261,16 @@ def test_nothing_is_left_of_a_failed_file(tmp_path):
   with pytest.raises(RuntimeError):
     records.write_records(tmp_path / 'a.tfrecord', fail())
   assert not list(tmp_path.iterdir())
+
+
+def test_full_disk_is_named_and_nothing_is_left(tmp_path):
+  with small_disk.mounted(tmp_path / 'disk', 2**20) as disk:
+    paths = [disk / f'{k}.tfrecord' for k in range(3)]
+    with (
+      pytest.raises(OSError, match=r'No space left .*/\d\.tfrecord') as caught,
+      records.open_writers(paths) as writers,
+    ):
+      for k in range(30):
+        writers[k % 3].write(bytes(100_000))
+    assert caught.value.filename in map(str, paths)
+    assert not list(disk.iterdir())
