@@ -1,0 +1,317 @@
+"""COCO 2017 from a server of this machine to records."""
+
+import hashlib
+import importlib.util
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import coco_archives
+import file_server
+import pytest
+import small_disk
+import tensorflow as tf
+
+from maskrcnn_jax.datasets import records
+
+FOLDER = pathlib.Path(__file__).parents[2] / 'data'
+SCRIPT = FOLDER / 'download_and_preprocess_coco.sh'
+sys.path.insert(0, str(FOLDER))
+
+import coco2017  # noqa: E402
+import download  # noqa: E402
+import transfer  # noqa: E402
+
+TRAIN = 'zips/train2017.zip'
+ARCHIVES = coco_archives.make()
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+  """Serves COCO, and points the command at it."""
+  monkeypatch.setattr(transfer, '_BACKOFF_SECONDS', 0.01)
+  monkeypatch.setenv('DOWNLOAD_BACKOFF_SECONDS', '0.05')
+  monkeypatch.setenv('PYTHON', sys.executable)
+  with file_server.serve(ARCHIVES) as served:
+    monkeypatch.setenv('COCO_URL', served.url)
+    _use_table(monkeypatch, tmp_path, coco_archives.table(ARCHIVES))
+    yield served
+
+
+def _use_table(monkeypatch, tmp_path, text):
+  (tmp_path / 'files.txt').write_text(f'# Made by a test.\n\n{text}\n')
+  monkeypatch.setenv('COCO_FILES', str(tmp_path / 'files.txt'))
+
+
+def _main(folder, *stages):
+  coco2017.main([str(folder), *stages])
+
+
+def _script(*arguments):
+  command = ['bash', str(SCRIPT), *map(str, arguments)]
+  return subprocess.run(command, capture_output=True, text=True)
+
+
+def _visible(folder):
+  """Names of the files that a user sees, without the records."""
+  return {
+    str(path.relative_to(folder))
+    for path in folder.rglob('[!.]*')
+    if path.is_file() and path.suffix != '.tfrecord'
+  }
+
+
+EXPECTED = (
+  {f'annotations/{name}' for name in coco_archives.JSON_FILES}
+  | {f'raw-data/{path.rpartition("/")[2]}' for path in ARCHIVES}
+  | {
+    f'raw-data/{split}2017/{first + k:012d}.jpg'
+    for split, first, count in (
+      ('train', 100, 5),
+      ('val', 200, 3),
+      ('test', 300, 2),
+    )
+    for k in range(count)
+  }
+)
+
+
+@pytest.mark.slow
+def test_script_makes_everything_and_then_nothing(server, tmp_path):
+  folder = tmp_path / 'a b' / 'coco'
+  server.cuts[TRAIN] = [1000, 2000]
+  done = _script(folder)
+  assert done.returncode == 0, done.stderr
+  assert _visible(folder) == EXPECTED
+  for path, content in ARCHIVES.items():
+    assert (folder / 'raw-data' / path.split('/')[1]).read_bytes() == content
+  index = records.index_records(f'{folder}/train-*.tfrecord')
+  assert [pathlib.Path(file).name for file in index.files] == [
+    f'train-{k:05d}-of-00005.tfrecord' for k in range(5)
+  ]
+  assert list(index.image_ids) == list(range(100, 105))
+  assert len(records.index_records(f'{folder}/val-*.tfrecord')) == 3
+  record = records.read_record(index, 1)
+  features = tf.train.Example.FromString(record).features.feature
+  captions = features['image/caption'].bytes_list.value
+  assert list(captions) == [b'rings on picture 1', b'squares on picture 1']
+
+  server.requests.clear()
+  times = {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
+  start = time.monotonic()
+  again = _script(folder)
+  assert time.monotonic() - start < 1.5
+  assert again.returncode == 0, again.stderr
+  assert not server.requests
+  assert 'Extracting' not in again.stdout and 'Writing' not in again.stdout
+  del times[folder / 'raw-data' / '.lock']
+  for path, written in times.items():
+    assert path.stat().st_mtime_ns == written, path
+
+
+def test_usage(tmp_path):
+  done = _script()
+  assert done.returncode == 2 and not done.stdout
+  assert 'usage: download_and_preprocess_coco.sh' in done.stderr
+  done = _script(tmp_path / 'new', 'dowload')
+  assert done.returncode == 2 and "no stage 'dowload'" in done.stderr
+  assert not (tmp_path / 'new').exists()
+
+
+def test_stages_alone(server, tmp_path):
+  folder = tmp_path / 'coco'
+  for stage in ('extract', 'val'):
+    with pytest.raises(download.DownloadError, match=r'stages? download'):
+      _main(folder, stage)
+  _main(folder, 'download')
+  assert _visible(folder) == {x for x in EXPECTED if x.endswith('.zip')}
+  _main(folder, 'extract')
+  assert _visible(folder) == EXPECTED
+  assert len(server.requests) == 5
+  # A zip that was removed after it was extracted is not missed.
+  (folder / 'raw-data' / 'train2017.zip').unlink()
+  _main(folder, 'download', 'extract')
+  assert len(server.requests) == 5
+
+
+def test_a_lost_file_is_extracted_again_and_others_stay(server, tmp_path):
+  folder = tmp_path / 'coco'
+  _main(folder, 'extract', 'download')
+  images = folder / 'raw-data' / 'train2017'
+  first, second = images / '000000000100.jpg', images / '000000000101.jpg'
+  content = first.read_bytes()
+  first.unlink()
+  changed = second.read_bytes()[::-1]
+  second.write_bytes(changed)
+  _main(folder, 'extract')
+  assert first.read_bytes() == content and second.read_bytes() == changed
+  first.unlink()
+  second.write_bytes(b'mine')
+  with pytest.raises(download.DownloadError, match=r'000101\.jpg has 4'):
+    _main(folder, 'extract')
+  assert second.read_bytes() == b'mine'
+
+
+def test_corrupt_zip_is_named_and_fetched_once_more(server, tmp_path, capsys):
+  bad = coco_archives.damage(ARCHIVES[TRAIN])
+  server.files[TRAIN] = [bad, ARCHIVES[TRAIN]]
+  _main(tmp_path / 'coco', 'download')
+  found = hashlib.sha256(bad).hexdigest()
+  printed = capsys.readouterr().out
+  assert f'train2017.zip.part (from {server.url}/{TRAIN}) has' in printed
+  assert f'{found}, expected' in printed and 'once more' in printed
+  assert len(server.requests) == 6
+
+
+def test_corrupt_zip_without_a_known_checksum(
+  server, tmp_path, monkeypatch, capsys
+):
+  _use_table(monkeypatch, tmp_path, coco_archives.table(ARCHIVES, False))
+  server.files[TRAIN] = coco_archives.damage(ARCHIVES[TRAIN])
+  message = r'train2017/0+100\.jpg cannot be read .* wrong twice'
+  with pytest.raises(download.DownloadError, match=message):
+    _main(tmp_path / 'coco', 'download')
+  assert len(server.requests) == 6
+
+
+def test_zip_that_goes_bad_on_the_disk(server, tmp_path, capsys):
+  folder = tmp_path / 'coco'
+  _main(folder, 'download')
+  path = folder / 'raw-data' / 'train2017.zip'
+  bad = coco_archives.damage(ARCHIVES[TRAIN])
+  path.write_bytes(bad)
+  download.mark_verified(path)  # As if it had happened unseen.
+  _main(folder, 'extract')
+  printed = capsys.readouterr().out
+  assert f'{path} is a damaged zip file: train2017/000000000100.jpg' in printed
+  assert path.with_name('train2017.zip.bad').read_bytes() == bad
+  assert path.read_bytes() == ARCHIVES[TRAIN]
+  assert (folder / 'raw-data' / 'train2017' / '000000000100.jpg').exists()
+
+
+def test_too_little_space_is_said_before_anything_is_asked(
+  server, tmp_path, monkeypatch
+):
+  text = coco_archives.table(ARCHIVES)
+  huge = text.replace(f' {len(ARCHIVES[TRAIN])} ', f' {10**15} ')
+  _use_table(monkeypatch, tmp_path, huge)
+  message = r'needed \(download 1000000.0 GB, extract .*, train .*, val .*\)'
+  with pytest.raises(download.DownloadError, match=message):
+    _main(tmp_path / 'coco')
+  assert not server.requests
+
+
+def test_a_table_with_a_bad_line_is_named(server, tmp_path, monkeypatch):
+  _use_table(monkeypatch, tmp_path, 'zips/train2017.zip 12 md6:00')
+  with pytest.raises(ValueError, match=r'files.txt: expected PATH BYTES'):
+    _main(tmp_path / 'coco')
+
+
+def test_full_disk_while_downloading(server, tmp_path, monkeypatch):
+  _use_table(monkeypatch, tmp_path, coco_archives.table(ARCHIVES, False))
+  with small_disk.mounted(tmp_path / 'disk', 2**20) as disk:
+    _main(disk, 'download')
+    for path in (disk / 'raw-data').glob('*train2017.zip*'):
+      path.unlink()
+    server.requests.clear()
+    part = disk / 'raw-data' / 'train2017.zip.part'
+    with small_disk.nearly_full(disk, 2 * small_disk.PAGE):
+      message = f'The disk is full: {part} could not be written'
+      with pytest.raises(download.DownloadError, match=message):
+        _main(disk, 'download')
+    have = part.stat().st_size
+    assert 0 < have < len(ARCHIVES[TRAIN])
+    _main(disk, 'download')
+    assert [asked for *_, asked in server.requests] == [None, f'bytes={have}-']
+    zip_file = disk / 'raw-data' / 'train2017.zip'
+    assert zip_file.read_bytes() == ARCHIVES[TRAIN]
+
+
+@pytest.mark.slow
+def test_full_disk_while_extracting_and_converting(
+  server, tmp_path, monkeypatch
+):
+  _use_table(monkeypatch, tmp_path, coco_archives.table(ARCHIVES, False))
+  with small_disk.mounted(tmp_path / 'disk', 2**20) as disk:
+    _main(disk, 'download')
+    for stage, name in (('extract', 'train2017/'), ('train', 'train-0000')):
+      with small_disk.nearly_full(disk, 2 * small_disk.PAGE):
+        done = _script(disk, stage)
+      assert done.returncode == 1
+      assert f'The disk is full: {disk}' in done.stderr
+      assert name in done.stderr.splitlines()[-1]
+      assert not list(disk.rglob('*unfinished*'))
+      _main(disk, stage)
+    assert len(records.index_records(f'{disk}/train-*.tfrecord')) == 5
+
+
+def test_ctrl_c_does_not_wait_for_the_network(server, tmp_path):
+  server.stalls[TRAIN] = 5000
+  folder = tmp_path / 'coco'
+  command = ['bash', str(SCRIPT), str(folder), 'download']
+  process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+  part = folder / 'raw-data' / 'train2017.zip.part'
+  deadline = time.monotonic() + 30
+  while transfer.size_of(part) < 5000 and time.monotonic() < deadline:
+    time.sleep(0.02)
+  start = time.monotonic()
+  process.send_signal(signal.SIGINT)
+  _, errors = process.communicate(timeout=30)
+  assert process.returncode == 130 and 'run it again' in errors
+  assert time.monotonic() - start < 5
+  del server.stalls[TRAIN]
+  _main(folder, 'download')
+  assert server.requests[-1] == ('GET', TRAIN, 'bytes=5000-')
+
+
+def test_two_runs_at_a_time_are_refused(server, tmp_path):
+  (tmp_path / 'coco' / 'raw-data').mkdir(parents=True)
+  with (
+    download.only_run(tmp_path / 'coco' / 'raw-data'),
+    pytest.raises(download.DownloadError, match='Another run is at work'),
+  ):
+    _main(tmp_path / 'coco', 'download')
+
+
+def test_half_a_set_of_records_is_refused(server, tmp_path):
+  folder = tmp_path / 'coco'
+  _main(folder, 'download', 'extract')
+  (folder / 'val-00001-of-00003.tfrecord').touch()
+  with pytest.raises(download.DownloadError, match='not a whole set'):
+    _main(folder, 'val')
+
+
+def test_records_need_their_packages_before_the_download(
+  server, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(coco2017, '_PACKAGES', ('os', 'no_such_package'))
+  with pytest.raises(download.DownloadError, match='lacks no_such_package'):
+    _main(tmp_path / 'coco')
+  assert not server.requests
+
+
+def test_sizes_and_checksums_are_those_of_tensorflow_datasets(tmp_path):
+  package = importlib.util.find_spec('tensorflow_datasets').origin
+  table = pathlib.Path(package).parent / 'url_checksums' / 'coco.txt'
+  published = {}
+  for line in table.read_text().splitlines():
+    url, size, digest, *_ = line.split('\t')
+    published[url] = int(size), f'sha256:{digest}'
+  archives = coco2017.list_archives(
+    tmp_path, 'http://images.cocodataset.org', coco2017.FILES
+  )
+  assert len(archives) == 5
+  for archive in archives:
+    assert (archive.size, archive.digest) == published[archive.url]
+
+
+def test_the_script_takes_the_interpreter_that_is_named(tmp_path):
+  environment = os.environ | {'PYTHON': str(tmp_path / 'none')}
+  command = ['bash', str(SCRIPT), str(tmp_path)]
+  done = subprocess.run(
+    command, env=environment, capture_output=True, text=True
+  )
+  assert done.returncode == 1 and 'set PYTHON' in done.stderr
