@@ -33,7 +33,7 @@ def test(path: pathlib.Path) -> None:
 
 
 def extract(
-  path: pathlib.Path, folder: pathlib.Path, top: str
+  path: pathlib.Path, folder: pathlib.Path, top: str | None = None
 ) -> list[pathlib.PurePosixPath]:
   """Extracts a zip; a file that is there already stays as it is.
 
@@ -43,7 +43,7 @@ def extract(
   Args:
     path: the zip.
     folder: the folder that the names are relative to.
-    top: the one folder that all members must be in.
+    top: the one folder that all members must be in; None: any.
 
   Returns:
     The names of the files.
@@ -58,8 +58,9 @@ def extract(
     members = [each for each in archive.infolist() if not each.is_dir()]
     names = [pathlib.PurePosixPath(member.filename) for member in members]
     for name in names:
-      if name.parts[0] != top or '..' in name.parts:
-        raise DamagedZipError(f'{path} holds {name}, which is not in {top}/.')
+      inside = not name.is_absolute() and '..' not in name.parts
+      if not inside or top not in (None, name.parts[0]):
+        raise DamagedZipError(f'{path} holds {name}, outside of {top or "."}/.')
     for parent in {name.parent for name in names}:
       (folder / parent).mkdir(parents=True, exist_ok=True)
     executor = concurrent.futures.ThreadPoolExecutor(_THREADS)

@@ -12,6 +12,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 ALLOWED = {
   'configs': 'ml_collections',
   'data': 'numpy PIL pycocotools tensorflow_datasets .datasets',
+  'data/extract_backbone': 'tensorflow',
   'maskrcnn_jax/__init__': '',
   'maskrcnn_jax/config': 'ml_collections',
   'maskrcnn_jax/datasets': 'numpy pycocotools PIL tqdm .datasets',
