@@ -18,6 +18,9 @@ ALLOWED = {
   'maskrcnn_jax/datasets': 'numpy pycocotools PIL tqdm .datasets',
   'maskrcnn_jax/datasets/prepare': 'tqdm .datasets',
   'maskrcnn_jax/datasets/records': 'numpy tensorflow .datasets',
+  'maskrcnn_jax/datasets/tfds_features': (
+    'numpy tensorflow_datasets .datasets'
+  ),
   'maskrcnn_jax/evaluation': 'numpy pycocotools .evaluation .structures',
   'maskrcnn_jax/input_pipeline': (
     'numpy absl tensorflow .datasets .input_pipeline'

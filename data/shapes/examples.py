@@ -1,45 +1,29 @@
 """Pictures of shapes as examples of a data set and as COCO annotations."""
 
-import hashlib
-
 import drawing
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from maskrcnn_jax.datasets import masks
+from maskrcnn_jax.datasets.examples import ImageExample
 
 
-def make_example(seed: int, index: int) -> dict:
-  """Picture `index` of a series, with the features of our records."""
+def make_example(seed: int, index: int) -> ImageExample:
+  """Picture `index` of a series and the shapes in it."""
   picture = drawing.draw(seed, index)
-  encoded = drawing.encode_image(picture.image)
-  objects = [
-    {
-      'bbox': dict(zip(('ymin', 'xmin', 'ymax', 'xmax'), box / drawing.SIZE)),
-      'class': {
-        'label': class_id,
-        'text': drawing.CLASS_NAMES[class_id - 1],
-      },
-      'is_crowd': 0,
-      'area': np.count_nonzero(mask),
-      'mask': masks.encode_mask(mask),
-    }
-    for box, class_id, mask in zip(
-      picture.boxes, picture.classes, picture.masks
-    )
-  ]
-  return {
-    'image': {
-      'encoded': encoded,
-      'format': 'jpeg',
-      'filename': f'shapes-{seed}-{index:06d}.jpg',
-      'source_id': str(index + 1),
-      'key': {'sha256': hashlib.sha256(encoded).hexdigest()},
-      'height': drawing.SIZE,
-      'width': drawing.SIZE,
-      'object': objects,
-    }
-  }
+  return ImageExample(
+    encoded=drawing.encode_image(picture.image),
+    filename=f'shapes-{seed}-{index:06d}.jpg',
+    image_id=index + 1,
+    height=drawing.SIZE,
+    width=drawing.SIZE,
+    boxes=picture.boxes.astype(np.float64),
+    classes=picture.classes,
+    class_names=[drawing.CLASS_NAMES[k - 1] for k in picture.classes],
+    is_crowd=np.zeros(len(picture.classes), bool),
+    areas=picture.masks.sum(axis=(1, 2), dtype=np.float64),
+    masks=[masks.encode_mask(mask) for mask in picture.masks],
+  )
 
 
 def coco_annotations(seed: int, count: int) -> dict:

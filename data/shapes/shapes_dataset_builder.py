@@ -1,9 +1,4 @@
-"""Shapes as a TFDS data set, with the feature names of our records.
-
-TFDS joins nested names with a slash, so `image -> object -> mask` is stored as
-`image/object/mask`: the parser of `maskrcnn_jax.datasets.records` reads these
-files like any other record.
-"""
+"""Shapes as a TFDS data set, with the feature names of our records."""
 
 import concurrent.futures
 import functools
@@ -12,8 +7,9 @@ from typing import ClassVar
 
 import drawing
 import examples
-import numpy as np
 import tensorflow_datasets as tfds
+
+from maskrcnn_jax.datasets import tfds_features
 
 _DESCRIPTION = 'Flat shapes on textured grounds, with visible masks.'
 
@@ -39,7 +35,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     return tfds.core.DatasetInfo(
       builder=self,
       description=_DESCRIPTION,
-      features=tfds.features.FeaturesDict({'image': _image_features()}),
+      features=tfds_features.features(drawing.SIZE, drawing.SIZE),
       metadata=tfds.core.MetadataDict(
         splits={name: list(value) for name, value in self._splits.items()}
       ),
@@ -59,28 +55,5 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     with concurrent.futures.ProcessPoolExecutor(
       self._num_workers, mp_context=context
     ) as pool:
-      yield from enumerate(pool.map(make, range(count), chunksize=32))
-
-
-def _image_features():
-  picture = (drawing.SIZE, drawing.SIZE)
-  box_sides = dict.fromkeys(('xmin', 'xmax', 'ymin', 'ymax'), np.float32)
-  mask = tfds.features.Image(shape=(*picture, 1), encoding_format='png')
-  return {
-    'encoded': tfds.features.Image(shape=(*picture, 3), encoding_format='jpeg'),
-    'format': tfds.features.Text(),
-    'filename': tfds.features.Text(),
-    'source_id': tfds.features.Text(),
-    'key': {'sha256': tfds.features.Text()},
-    'height': np.int64,
-    'width': np.int64,
-    'object': tfds.features.Sequence(
-      {
-        'bbox': box_sides,
-        'class': {'label': np.int64, 'text': tfds.features.Text()},
-        'is_crowd': np.int64,
-        'area': np.float32,
-        'mask': mask,
-      }
-    ),
-  }
+      for example in pool.map(make, range(count), chunksize=32):
+        yield example.image_id - 1, tfds_features.to_features(example)

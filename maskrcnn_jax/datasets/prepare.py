@@ -14,7 +14,7 @@ import itertools
 import multiprocessing
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from maskrcnn_jax.datasets import annotations, examples
 
@@ -104,7 +104,7 @@ def prepare(
   files = _name_files(stem, len(dataset.images), num_shards)
   findings = list(dataset.findings)
   counts = collections.Counter()
-  made = _make_examples(dataset, images_dir, num_workers or os.cpu_count())
+  made = make_examples(dataset, images_dir, num_workers)
   with records.open_writers(files) as writers:
     for writer, (example, found) in zip(itertools.cycle(writers), made):
       findings += found
@@ -114,6 +114,39 @@ def prepare(
     annotations.raise_errors(findings)
   seconds = time.monotonic() - start
   return Summary(tuple(files), findings=findings, seconds=seconds, **counts)
+
+
+def make_examples(
+  dataset: annotations.CocoDataset,
+  images_dir: str | os.PathLike,
+  num_workers: int | None = None,
+) -> Iterator[tuple[examples.ImageExample | None, list[annotations.Finding]]]:
+  """Yields what `examples.make_example` returns, in the order of the json.
+
+  Args:
+    dataset: what to read.
+    images_dir: folder of the images.
+    num_workers: processes; by default one per core.
+  """
+  import tqdm
+
+  tasks = (
+    (
+      image,
+      dataset.annotations.get(image.image_id, ()),
+      dataset.captions.get(image.image_id, ()),
+    )
+    for image in dataset.images
+  )
+  make = functools.partial(
+    _make_chunk, class_names=dataset.class_names, images_dir=images_dir
+  )
+  num_workers = num_workers or os.cpu_count()
+  with tqdm.tqdm(total=len(dataset.images), unit='image') as bar:
+    for chunk in _map_in_order(make, tasks, num_workers):
+      for result in chunk:
+        bar.update()
+        yield result
 
 
 def _take(dataset, image_ids):
@@ -158,28 +191,6 @@ def _name_files(stem, num_images, num_shards):
     f'{stem}-{shard:05d}-of-{num_shards:05d}{_SUFFIX}'
     for shard in range(num_shards)
   ]
-
-
-def _make_examples(dataset, images_dir, num_workers):
-  """Yields what `examples.make_example` returns, image by image, in order."""
-  import tqdm
-
-  tasks = (
-    (
-      image,
-      dataset.annotations.get(image.image_id, ()),
-      dataset.captions.get(image.image_id, ()),
-    )
-    for image in dataset.images
-  )
-  make = functools.partial(
-    _make_chunk, class_names=dataset.class_names, images_dir=images_dir
-  )
-  with tqdm.tqdm(total=len(dataset.images), unit='image') as bar:
-    for chunk in _map_in_order(make, tasks, num_workers):
-      for result in chunk:
-        bar.update()
-        yield result
 
 
 def _make_chunk(tasks, class_names, images_dir):

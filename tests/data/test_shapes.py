@@ -1,4 +1,3 @@
-import hashlib
 import json
 import pathlib
 import subprocess
@@ -152,10 +151,3 @@ def test_coco_annotations_fit_the_pictures(tmp_path):
       np.testing.assert_array_equal(truth.annToMask(entry), mask)
       assert entry['bbox'] == [x1, y1, x2 - x1, y2 - y1]
       assert entry['area'] == mask.sum()
-
-
-def test_examples_name_their_bytes():
-  example = shapes_examples.make_example(0, 0)['image']
-  digest = hashlib.sha256(example['encoded']).hexdigest()
-  assert example['key']['sha256'] == digest
-  assert example['source_id'] == '1'
