@@ -69,7 +69,7 @@ def list_archives(
     table: text with lines `PATH BYTES CHECKSUM`, `-` where one is not known.
 
   Raises:
-    ValueError: if a line is not of that form.
+    DownloadError: if a line is not of that form.
   """
   archives = []
   for line in pathlib.Path(table).read_text().splitlines():
@@ -79,7 +79,9 @@ def list_archives(
       r'(\S+)\s+(\d+|-)\s+((?:md5|sha256):[0-9a-f]+|-)', line
     )
     if not match:
-      raise ValueError(f'{table}: expected PATH BYTES CHECKSUM, got {line!r}.')
+      raise DownloadError(
+        f'{table}: expected PATH BYTES CHECKSUM, got {line!r}.'
+      )
     path, size, digest = match.groups()
     archives.append(
       download.File(
