@@ -122,6 +122,7 @@ def _parse(arguments):
     'stages',
     metavar='STAGE',
     nargs='*',
+    default=[],
     help=f'{", ".join(STAGES)}; by default all',
   )
   options = parser.parse_args(arguments)

@@ -38,7 +38,14 @@ def main(arguments=None):
     description='Downloads pre-trained ResNet-50 backbones.',
   )
   add = parser.add_argument
-  add('folder', metavar='DIR', nargs='?', default='weights', type=pathlib.Path)
+  add(
+    'folder',
+    metavar='DIR',
+    nargs='?',
+    default='weights',
+    type=pathlib.Path,
+    help='folder to fill; by default weights',
+  )
   add('--nvidia', action='store_true', help="also NVIDIA's checkpoint")
   options = parser.parse_args(arguments)
   folder = options.folder.absolute()

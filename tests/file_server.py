@@ -12,6 +12,7 @@ class Server:
   Attributes:
     files: contents by path. A list is served one by one, the last forever.
     cuts: bytes after which an answer breaks off, by path, one for each request.
+    refusals: HTTP errors to answer with first, by path.
     stalls: bytes after which an answer stands still, by path.
     headers: more headers of the answers, by path.
     ranges: whether a part may be asked for.
@@ -21,6 +22,7 @@ class Server:
   def __init__(self, files, url):
     self.files = dict(files)
     self.cuts = collections.defaultdict(list)
+    self.refusals = collections.defaultdict(list)
     self.stalls = {}
     self.closing = threading.Event()
     self.headers = collections.defaultdict(dict)
@@ -56,6 +58,9 @@ def serve(files):
 def _answer(handler, server):
   path, asked = handler.path.lstrip('/'), handler.headers.get('Range')
   server.requests.append((handler.command, path, asked))
+  if server.refusals[path]:
+    handler.send_error(server.refusals[path].pop(0))
+    return
   content = server.files.get(path)
   if isinstance(content, list):
     content = content.pop(0) if len(content) > 1 else content[0]

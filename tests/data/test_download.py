@@ -13,6 +13,7 @@ FOLDER = pathlib.Path(__file__).parents[2] / 'data'
 sys.path.insert(0, str(FOLDER))
 
 import download  # noqa: E402
+import progress  # noqa: E402
 import transfer  # noqa: E402
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -42,6 +43,14 @@ def test_goes_on_where_the_connection_broke(server, tmp_path):
   assert file.path.read_bytes() == CONTENT
   assert not file.part.exists()
   assert _ranges(server) == [None, 'bytes=100000-', 'bytes=150000-']
+
+
+def test_waits_for_a_busy_server(server, tmp_path):
+  server.refusals['a/b.bin'] = [503, 429]
+  file = _file(server, tmp_path, digest=SHA256)
+  download.download([file])
+  assert file.path.read_bytes() == CONTENT
+  assert len(server.requests) == 3
 
 
 def test_goes_on_from_an_earlier_run(server, tmp_path):
@@ -167,3 +176,21 @@ def test_an_unreachable_server_is_named(tmp_path, monkeypatch):
     download.DownloadError, match=f'{closed.url}/x: .*refused'
   ):
     download.download([file])
+
+
+def test_progress_is_printed(server, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(progress, '_SECONDS_IN_LOG', 0)
+  file = _file(server, tmp_path, len(CONTENT), SHA256)
+  download.download([file])
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[-2].startswith('300 kB of 300 kB, ')
+  assert lines[-2].endswith('/s, 0 min left')
+  assert lines[-1] == f'{file.path} is complete and verified.'
+
+
+@pytest.mark.parametrize(
+  'count, text',
+  [(0, '0 bytes'), (999, '999 bytes'), (1234, '1.23 kB'), (27e9, '27.0 GB')],
+)
+def test_sizes_for_people(count, text):
+  assert progress.size_text(count) == text
