@@ -148,7 +148,7 @@ def only_run(folder: pathlib.Path):
 
 
 def run(main) -> None:
-  """Runs a command and ends the process with its exit status."""
+  """Runs a command; what stops it becomes a message and an exit status."""
   try:
     main()
   except DownloadError as error:

@@ -107,7 +107,7 @@ def test_script_makes_everything_and_then_nothing(server, tmp_path):
   times = {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
   start = time.monotonic()
   again = _script(folder)
-  assert time.monotonic() - start < 1.5
+  assert time.monotonic() - start < 2.5  # A fraction of it, if left alone.
   assert again.returncode == 0, again.stderr
   assert not server.requests
   assert 'Extracting' not in again.stdout and 'Writing' not in again.stdout

@@ -11,6 +11,7 @@ import file_server
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_checkpoint
 
 FOLDER = pathlib.Path(__file__).parents[2] / 'data'
 SCRIPT = FOLDER / 'download_pretrained_weights.sh'
@@ -28,12 +29,7 @@ def _save(prefix, names):
   """Writes a checkpoint; returns its tensors."""
   rng = np.random.default_rng(len(names))
   tensors = {x: rng.random((2, 3), np.float32) for x in names}
-  tf.raw_ops.SaveV2(
-    prefix=str(prefix),
-    tensor_names=list(tensors),
-    shape_and_slices=[''] * len(tensors),
-    tensors=list(tensors.values()),
-  )
+  tensorflow_checkpoint.write_named(prefix, tensors)
   return tensors
 
 
@@ -96,6 +92,8 @@ def _main(folder, *flags):
 
 
 def test_names_of_the_backbone():
+  written = tensorflow_checkpoint.google_backbone(50, 4)
+  assert set(written) == set(extract_backbone.tpu_names())
   for names in (extract_backbone.tpu_names(), extract_backbone.nvidia_names()):
     assert len(set(names)) == len(names) == 265
 
@@ -141,7 +139,7 @@ def test_script_does_nothing_a_second_time(server, tmp_path):
   command = ['bash', str(SCRIPT), '--nvidia', str(tmp_path)]
   done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
-  assert time.monotonic() - start < 1.5
+  assert time.monotonic() - start < 2.5  # A fraction of it, if left alone.
   assert done.stdout == f'{tmp_path}: done.\n'
   assert not server.requests
 
