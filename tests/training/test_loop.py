@@ -4,20 +4,16 @@ import copy
 import json
 import pathlib
 
-import example_records
 import jax
-import ml_collections
 import numpy as np
 import pytest
+import tiny_run
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
-from pycocotools import mask as coco_mask
 
-from maskrcnn_jax.datasets import records
 from maskrcnn_jax.input_pipeline import batches as input_batches
 from maskrcnn_jax.training import checkpoint, loop
 
-SIZES = ((48, 64), (64, 40), (32, 32))
 LOSSES = ('rpn_objectness', 'rpn_box', 'class', 'box', 'mask')
 
 
@@ -41,94 +37,12 @@ def fast_compilation(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def dataset(tmp_path_factory):
-  """Three images with 1, 2 and 0 objects: record pattern and COCO json."""
-  folder = tmp_path_factory.mktemp('dataset')
-  images, annotations, contents = [], [], []
-  for index, size in enumerate(SIZES):
-    image_id, count = 7 + index, (index + 1) % 3
-    image, boxes, masks = example_records.rectangles(*size, count, index)
-    encoded = example_records.png(image)
-    contents.append(
-      example_records.record(encoded, image_id, size, boxes, masks)
-    )
-    images.append({'id': image_id, 'height': size[0], 'width': size[1]})
-    for class_id, (box, mask) in enumerate(zip(boxes.tolist(), masks), 1):
-      rle = coco_mask.encode(np.asfortranarray(mask))
-      annotations.append(
-        {
-          'id': len(annotations) + 1,
-          'image_id': image_id,
-          'category_id': class_id,
-          'bbox': [box[1], box[0], box[3] - box[1], box[2] - box[0]],
-          'area': float(mask.sum()),
-          'iscrowd': 0,
-          'segmentation': {**rle, 'counts': rle['counts'].decode()},
-        }
-      )
-  names = ('disc', 'star')
-  truth = {
-    'images': images,
-    'annotations': annotations,
-    'categories': [{'id': i, 'name': n} for i, n in enumerate(names, 1)],
-  }
-  (folder / 'truth.json').write_text(json.dumps(truth))
-  records.write_records(folder / 'train.tfrecord', contents)
-  return str(folder / '*.tfrecord'), str(folder / 'truth.json')
+  return tiny_run.write_dataset(tmp_path_factory.mktemp('dataset'))
 
 
 @pytest.fixture
 def config(dataset):
-  return make_config(*dataset)
-
-
-def make_config(pattern, annotations_file):
-  """A model and a run as small as they can be."""
-  devices = jax.device_count()
-  proposals = {'pre_nms_top_k': 16, 'post_nms_top_k': 8}
-  return ml_collections.ConfigDict(
-    {
-      'model': {
-        'num_classes': 3,
-        'backbone': {
-          'depth': 18,
-          'width': 4,
-          'norm': 'group',
-          'frozen_stages': 0,
-        },
-        'pyramid_channels': 8,
-        'box_channels': 8,
-        'mask_channels': 8,
-        'mask_convs': 1,
-        'train_proposals': proposals,
-        'test_proposals': proposals,
-        'rpn_targets': {'num_samples': 16},
-        'sampling': {'num_rois': 8, 'foreground_fraction': 0.5},
-        'detections': {'max_detections': 4},
-      },
-      'input': {
-        'file_pattern': pattern,
-        'canvases': ((64, 64),),
-        'batch_size': max(2, devices),
-        'max_instances': 4,
-        'mask_size': 28,
-        'image_dtype': 'float32',  # Can hold a NaN.
-      },
-      'optimizer': {'learning_rate': 0.01, 'warmup_steps': 0},
-      'training': {
-        'num_steps': 4,
-        'log_every_steps': 1,
-        'checkpoint_every_steps': 2,
-        'keep_checkpoints': 5,
-        'pictures': 2,
-      },
-      'evaluation': {
-        'file_pattern': pattern,
-        'annotations_file': annotations_file,
-        'batch_size': max(2, devices),
-        'min_picture_score': 0.0,
-      },
-    }
-  )
+  return tiny_run.make_config(*dataset)
 
 
 def with_steps(config, num_steps):
@@ -148,7 +62,7 @@ def lines(workdir, key):
 def run(tmp_path_factory, dataset):
   """A run of four steps without interruption, evaluated on the way."""
   workdir = tmp_path_factory.mktemp('run')
-  config = make_config(*dataset)
+  config = tiny_run.make_config(*dataset)
   config.evaluation.every_steps = 3
   return workdir, loop.train_and_evaluate(config, workdir)
 
