@@ -152,8 +152,9 @@ def run(command: Command) -> None:
   for line in _opening(command, config, num_devices):
     logging.info('%s', line)
   if values['mode'] == 'eval':
+    # Its default is a backbone, for training.
     source = values['checkpoint'] if 'checkpoint' in command.given else None
-    loop.evaluate(config, workdir, source=source)
+    loop.evaluate(config, workdir, source=source or None)
     return
   notes = {'params.yaml': _params(values, config)}
   if values['mode'] == 'train' and not values['eval_after_training']:

@@ -3,6 +3,7 @@
 What the flags do is watched in `test_seed_command.py`.
 """
 
+import pathlib
 import subprocess
 import sys
 
@@ -365,6 +366,24 @@ def test_a_wrong_value_names_its_flag(argv, message):
 def test_a_list_of_operations_for_bfloat16_is_refused():
   with pytest.raises(ValueError, match=r"full, basic, 1 or 0, got 'ops\.json'"):
     config_of(environ={'TF_BF16_CONVERSION': 'ops.json'})
+
+
+def test_the_page_has_a_row_for_every_flag():
+  page = pathlib.Path(__file__).parent.parent / 'docs/coming_from_the_seed.md'
+  rows = {
+    line.split('|')[1].strip(' `'): line
+    for line in page.read_text().splitlines()
+    if line.startswith('| `')
+  }
+  for flag in seed_flags.FLAGS:
+    row = rows[flag.name]
+    if flag.default not in (None, ''):
+      assert f'| `{flag.default}` |' in row
+    for field in [flag.field, *MAPPED[flag.name][1]]:
+      # A few flags name a field only with its value.
+      assert field.rpartition('.')[2] in row or flag.name == 'mode', row
+    if flag.replaced:
+      assert flag.replaced.rstrip('.') in row
 
 
 def test_help_is_instant_grouped_and_shows_defaults():
