@@ -260,6 +260,8 @@ def get_config(variant='habana_1x'):
   training.log_file = ml_collections.config_dict.placeholder(str)
   # First and last step to trace for TensorBoard's profiler; None: no trace.
   training.profile = ml_collections.config_dict.placeholder(tuple)
+  # So many steps in a row that are not finite make the run go back.
+  training.max_bad_steps = 5
 
   # Fields of EvaluationOptions; canvases and resizing are those of the input.
   config.evaluation = evaluation = ml_collections.ConfigDict()

@@ -50,7 +50,7 @@ def run(name: str, function: Callable[[], None], debug: bool = False) -> int:
     debug: show the traceback of an error that is the user's.
   """
   _set_up_logging()
-  # So that what was begun is closed, and the account of the run is given.
+  # So that what was begun is closed; a run of training saves, see `stopping`.
   signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
   try:
     function()

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from maskrcnn_jax.training import seed_names
+from maskrcnn_jax.training import seed_names, stopping
 
 WARMUP_STEPS = 100
 _LATENCY_PERCENTS = (50, 90, 95, 99, 100)
@@ -124,6 +124,8 @@ class RunSummary:
     rate = self._whole.peek()
     seconds = self._clock() - self._start
     status = 'SUCCESS' if kind is None else f'FAILURE, {kind.__name__}'
+    if isinstance(error, stopping.Stopped):
+      status = 'STOPPED by SIGTERM; the same command goes on from here'
     self._writer.print('\n'.join(self._lines(status, rate, seconds)))
     if self._writer.enabled:
       log(

@@ -3,6 +3,7 @@
 import copy
 import json
 import pathlib
+import signal
 
 import jax
 import numpy as np
@@ -12,7 +13,13 @@ from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from maskrcnn_jax.input_pipeline import batches as input_batches
-from maskrcnn_jax.training import checkpoint, loop
+from maskrcnn_jax.training import (
+  checkpoint,
+  evaluator,
+  health,
+  loop,
+  stopping,
+)
 
 LOSSES = ('rpn_objectness', 'rpn_box', 'class', 'box', 'mask')
 
@@ -107,7 +114,8 @@ def test_a_run_draws_the_images_as_fed(run):
 def test_a_run_leaves_its_checkpoints_and_config(run, config):
   workdir, _ = run
   steps = sorted(int(p.name) for p in (workdir / 'checkpoints').iterdir())
-  assert steps == [2, 4]
+  # Every second one, and the one that was evaluated.
+  assert steps == [2, 3, 4]
   position = checkpoint.read_position(workdir)
   assert position == {'examples': 4 * config.input.batch_size, 'salt': 0}
   assert checkpoint.read_classes(workdir) == {1: 'disc', 2: 'star'}
@@ -162,12 +170,20 @@ def test_a_workdir_of_another_model_is_left_alone(run, config):
   assert {p: p.stat().st_mtime_ns for p in workdir.rglob('*')} == before
 
 
-def poisoned(train_batches, position):
-  """`train_batches` with a NaN in the image at a position."""
+def poison(monkeypatch, is_bad):
+  """Puts NaN into the images of batches, and notes what was asked for.
+
+  Args:
+    monkeypatch: of the test.
+    is_bad: whether a batch is poisoned, by its position (examples before it)
+      and the salt.
+  """
+  train_batches, salts = input_batches.train_batches, []
 
   class Batches:
     def __init__(self, **kwargs):
       self.batches = train_batches(**kwargs)
+      salts.append(kwargs['salt'])
 
     @property
     def position(self):
@@ -177,31 +193,139 @@ def poisoned(train_batches, position):
       return self
 
     def __next__(self):
+      before = self.position
       batch = next(self.batches)
-      if self.position['examples'] == position:
+      if is_bad(before['examples'] // len(batch['valid']), before['salt']):
         ids = 1000 + np.arange(len(batch['valid']))
         return batch | {'images': batch['images'] * np.nan, 'image_ids': ids}
       return batch
 
-  return Batches
+  monkeypatch.setattr(input_batches, 'train_batches', Batches)
+  return salts
 
 
-def test_a_poisoned_batch_stops_the_run(config, tmp_path, monkeypatch):
+def test_a_step_that_is_not_finite_is_skipped_and_named(
+  config, tmp_path, monkeypatch, capsys
+):
+  poison(monkeypatch, lambda step, salt: step == 2)
+  loop.train(config, tmp_path)
+  (line,) = (
+    line
+    for line in capsys.readouterr().err.splitlines()
+    if line.startswith('WARNING: step')
+  )
+  ids = [1000 + i for i in range(config.input.batch_size)]
+  assert line.startswith('WARNING: step 3: loss term ')
+  assert 'rpn_box is nan' in line
+  assert f'images {ids}. The update was skipped, 1 in a row' in line
+  assert line.endswith('First tensor that is not finite: images[0]')
+  reported = lines(tmp_path, 'train/total_loss')
+  # The step counts, though its metrics are of no use.
+  assert sorted(reported) == [1, 2, 4]
+  assert reported[4]['train/skipped_steps'] == 1
+  assert checkpoint.latest_step(tmp_path) == 4
+  variables, _ = checkpoint.restore(tmp_path)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(variables))
+
+
+def test_bad_steps_in_a_row_rewind_to_the_last_checkpoint_and_other_data(
+  config, tmp_path, monkeypatch, capsys
+):
+  salts = poison(monkeypatch, lambda step, salt: salt == 0 and step >= 3)
+  config.training.max_bad_steps = 3
+  loop.train(with_steps(config, 8), tmp_path)
+  error = capsys.readouterr().err
+  assert error.count('The update was skipped') == 3
+  # Checkpoints are written every two steps: the newest one is of step 4.
+  assert 'going back to step 4, and on with other data (salt 1)' in error
+  assert salts == [0, 0, 1]
+  assert checkpoint.latest_step(tmp_path) == 8
+  assert checkpoint.read_position(tmp_path)['salt'] == 1
+  variables, _ = checkpoint.restore(tmp_path)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(variables))
+
+
+def test_what_goes_wrong_with_other_data_too_stops_the_run(
+  config, tmp_path, monkeypatch, capsys
+):
   size = config.input.batch_size
-  fake = poisoned(input_batches.train_batches, 3 * size)
-  monkeypatch.setattr(input_batches, 'train_batches', fake)
+  poison(monkeypatch, lambda step, salt: step >= 2)
+  config.training.max_bad_steps = 2
   config.training.log_every_steps = 100
-  config.training.checkpoint_every_steps = 2
-  with pytest.raises(loop.NonFiniteError) as error:
+  with pytest.raises(health.NonFiniteError) as error:
     loop.train(with_steps(config, 9), tmp_path)
   message = str(error.value)
-  assert message.startswith('step 3: loss term ')
-  assert 'rpn_box is nan' in message
+  assert message.startswith('2 steps in a row were not finite, and so were')
+  assert 'step 3: loss term ' in message and 'step 4: loss term' in message
   assert str([1000 + i for i in range(size)]) in message
+  assert 'status: FAILURE, NonFiniteError' in capsys.readouterr().out
   assert checkpoint.latest_step(tmp_path) == 2
   variables, _ = checkpoint.restore(tmp_path)
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(variables))
   assert checkpoint.read_position(tmp_path)['examples'] == 2 * size
+
+
+def test_without_a_checkpoint_a_run_starts_anew_with_other_data(
+  config, tmp_path, monkeypatch, capsys
+):
+  poison(monkeypatch, lambda step, salt: salt == 0)
+  config.training.max_bad_steps = 1
+  loop.train(with_steps(config, 2), tmp_path)
+  assert 'going back to step 0' in capsys.readouterr().err
+  position = checkpoint.read_position(tmp_path)
+  assert position == {'examples': 2 * config.input.batch_size, 'salt': 1}
+
+
+def test_termination_saves_and_the_same_command_goes_on(
+  run, config, tmp_path, monkeypatch, capsys
+):
+  train_batches = input_batches.train_batches
+
+  def terminating(**kwargs):
+    batches = train_batches(**kwargs)
+    advance = type(batches).__next__
+
+    class Batches(type(batches)):
+      def __next__(self):
+        if self.position['examples'] == 2 * config.input.batch_size:
+          signal.raise_signal(signal.SIGTERM)
+        return advance(self)
+
+    batches.__class__ = Batches
+    return batches
+
+  before = signal.getsignal(signal.SIGTERM)
+  monkeypatch.setattr(input_batches, 'train_batches', terminating)
+  config.training.checkpoint_every_steps = 100
+  with pytest.raises(stopping.Stopped) as stopped:
+    loop.train(config, tmp_path)
+  assert stopped.value.code == 0
+  assert signal.getsignal(signal.SIGTERM) == before
+  shown = capsys.readouterr().out
+  assert 'STOPPED by SIGTERM; the same command goes on from here' in shown
+  assert checkpoint.latest_step(tmp_path) == 3
+  monkeypatch.undo()
+  loop.train(config, tmp_path)
+  states = [checkpoint.restore(w)[0] for w in (run[0], tmp_path)]
+  jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_termination_during_an_evaluation_ends_at_once(
+  config, tmp_path, monkeypatch
+):
+  config.evaluation.every_steps = 3
+  config.training.checkpoint_every_steps = 100
+
+  def evaluator_that_is_terminated(self, step, variables, writer):
+    signal.raise_signal(signal.SIGTERM)
+    raise AssertionError('It went on.')
+
+  monkeypatch.setattr(
+    evaluator.Evaluator, '__call__', evaluator_that_is_terminated
+  )
+  with pytest.raises(stopping.Stopped):
+    loop.train_and_evaluate(config, tmp_path)
+  assert checkpoint.latest_step(tmp_path) == 3  # What is evaluated is saved.
 
 
 @pytest.mark.slow

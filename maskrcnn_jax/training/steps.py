@@ -1,0 +1,287 @@
+"""The steps of a run: what happens in each, and what is done about bad ones.
+
+A step that is not finite is skipped and named; several in a row end the pass,
+so that `loop.py` can go back to the newest checkpoint.
+"""
+
+import collections
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from maskrcnn_jax.input_pipeline import batches as input_batches
+from maskrcnn_jax.models.mask_rcnn import MaskRCNN
+from maskrcnn_jax.training import (
+  checkpoint,
+  diagnosis,
+  health,
+  metrics,
+  seed_names,
+  sharding,
+  stopping,
+  summary,
+  tracing,
+)
+from maskrcnn_jax.training import train_step as step_lib
+from maskrcnn_jax.training.evaluator import Evaluator
+
+# Steps that may run before the flag of a step is read, so that the device
+# always has work while the host waits.
+_FLAG_LAG = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingOptions:
+  """The section `training` of a config.
+
+  Attributes:
+    num_steps: length of the run.
+    seed: of the initial parameters and of the sampling of RoIs.
+    log_every_steps: metrics are means over so many steps.
+    checkpoint_every_steps: the end of the run is always saved.
+    keep_checkpoints: how many stay on disk, the newest.
+    pictures: how many images of an evaluation are drawn.
+    pretrained: prefix of a TensorFlow checkpoint, of a backbone or of a whole
+      Mask R-CNN, that a run starts from; None or '' for random values.
+    summary_every_steps: TensorBoard also shows metrics of single steps under
+      the seed's names, this often; None: not.
+    log_file: JSON lines that sum up the run under the seed's names; None: none.
+    profile: first and last step to trace for TensorBoard's profiler, counted
+      from the start of the process; None: no trace.
+    max_bad_steps: so many steps in a row that are not finite make the run go
+      back to its newest checkpoint, and on with other data; the second time it
+      stops. Fewer are skipped.
+  """
+
+  num_steps: int
+  seed: int = 0
+  log_every_steps: int = 50
+  checkpoint_every_steps: int = 1000
+  keep_checkpoints: int = 3
+  pictures: int = 8
+  pretrained: str | None = None
+  summary_every_steps: int | None = None
+  log_file: str | None = None
+  profile: tuple[int, int] | None = None
+  max_bad_steps: int = 5
+
+  def __post_init__(self):
+    for name in (
+      'num_steps',
+      'log_every_steps',
+      'checkpoint_every_steps',
+      'max_bad_steps',
+    ):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f'training.{name} must be at least 1, got {getattr(self, name)}.'
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What stays as it is when a run goes back."""
+
+  config: Any
+  workdir: Any
+  training: TrainingOptions
+  mesh: Any
+  model: MaskRCNN
+  optimizer: step_lib.Optimizer
+  key: jax.Array
+  evaluator: Evaluator | None
+  classes: dict[int, str]
+  first_step: int
+  compiled: dict
+  saved: checkpoint.CheckpointWriter
+  writer: metrics.MetricWriter
+  summary: summary.RunSummary
+  trace: tracing.Trace
+  health: health.Health
+  stop: stopping.Termination
+
+
+def run_steps(run: Run, state, done: int, position) -> None:
+  """The loop over the steps.
+
+  Raises:
+    Rewind: too many steps in a row were not finite.
+    Stopped: SIGTERM asked for it.
+  """
+  training, config = run.training, run.config
+  batches = train_batches(config, position, run.model.num_classes)
+  window, flags = [], collections.deque()
+  steps = range(done + 1, training.num_steps + 1)
+  for step, (batch, position) in zip(steps, batches):
+    inputs = state, sharding.put_batch(batch, run.mesh), run.key
+    canvas = batch['images'].shape[1:3]
+    if canvas not in run.compiled:
+      with run.summary.paused():
+        run.compiled[canvas] = _compile(run, inputs)
+    run.trace.before(step - run.first_step)
+    state, values = run.compiled[canvas](*inputs)
+    run.trace.after(step - run.first_step, values)
+    run.summary.add(
+      len(batch['valid']) * jax.process_count(),
+      functools.partial(jax.block_until_ready, values),
+    )
+    flags.append((step, batch['image_ids'], inputs[1], values))
+    last = step == training.num_steps
+    log = last or step % training.log_every_steps == 0
+    show = _is_due(step, training.summary_every_steps)
+    # The end is evaluated from its checkpoint.
+    evaluator = run.evaluator
+    look = evaluator and not last and evaluator.options.is_due(step)
+    save = last or look or step % training.checkpoint_every_steps == 0
+    stop = not last and run.stop.requested(step)
+    # What is saved, logged or evaluated is known to be finite.
+    settled = log or save or show or stop
+    window += _settle(run, flags, state, 0 if settled else _FLAG_LAG)
+    run.writer.advance(step)
+    if show and values['finite']:
+      named = {**seed_names.tensorboard(values), **run.summary.seed_rates()}
+      run.writer.board_scalars(step, named)
+    if log and window:
+      _log(run, step, window)
+      window = []
+    if save or stop:
+      run.saved.save(step, state, position, config, run.classes)
+    if stop:
+      raise stopping.Stopped(f'step {step}')
+    if look:
+      with run.summary.paused(), run.stop.at_once():
+        look_at(evaluator, run.workdir, step, state.variables(), run.writer)
+
+
+def look_at(evaluator, workdir, step, variables, writer) -> dict[str, float]:
+  """Evaluates, and says so where the result is far below earlier ones."""
+  values = evaluator(step, variables, writer)
+  message = values and health.fallen_score(workdir, step, values)
+  if message:
+    writer.say(f'WARNING: {message}')
+  return values
+
+
+def _settle(run: Run, flags: collections.deque, state, lag: int) -> list[dict]:
+  """Reads the flags of steps but the last `lag`; metrics of the finite ones.
+
+  Raises:
+    Rewind: too many steps in a row were not finite.
+  """
+  finite = []
+  while len(flags) > lag:
+    step, image_ids, batch, values = flags.popleft()
+    values = dict(values)
+    if values.pop('finite'):
+      finite.append(values)
+      message = run.health.good_step(step, values, image_ids.tolist())
+    else:
+      image_ids = np.asarray(_from_all_hosts(image_ids)).reshape(-1).tolist()
+      message = run.health.bad_step(step, values, image_ids)
+      if run.health.is_first_in_a_row():
+        message += f'. {_first_nonfinite(run, step, batch, state)}'
+    if message:
+      run.writer.say(f'WARNING: {message}')
+    if run.health.must_rewind():
+      raise health.Rewind
+  return finite
+
+
+def _first_nonfinite(run: Run, step: int, batch, state) -> str:
+  """Names the tensor where a step went wrong, seen by doing it again."""
+  # The keys of `train_step`, for the same RoIs.
+  key = jax.random.fold_in(run.key, step - 1)
+  _, sampling_key = jax.random.split(key)
+  name = diagnosis.first_nonfinite(
+    run.model, state.variables(), batch, sampling_key
+  )
+  if name is None:
+    return 'All tensors of the forward pass are finite: it is a gradient'
+  return f'First tensor that is not finite: {name}'
+
+
+def _from_all_hosts(array: np.ndarray) -> np.ndarray:
+  if jax.process_count() == 1:
+    return array
+  return multihost_utils.process_allgather(array)
+
+
+def train_batches(
+  config, position: Mapping[str, int], num_classes: int
+) -> Iterator[tuple[dict, dict]]:
+  """This host's batches from a position on, each with the one after it."""
+  batches = input_batches.train_batches(
+    **config.input,
+    start_examples=position['examples'],
+    salt=position['salt'],
+    host_index=jax.process_index(),
+    host_count=jax.process_count(),
+  )
+  for batch in batches:
+    _check_classes(batch, num_classes)
+    yield batch, dict(batches.position)
+
+
+def _compile(run: Run, inputs):
+  """The training step for the shapes of the inputs; replaces the state."""
+  writer, mesh = run.writer, run.mesh
+  height, width = inputs[1]['images'].shape[1:3]
+  writer.say(f'compiling the step for {height}x{width}, once per canvas')
+  start = time.monotonic()
+  replicated = sharding.replicated(mesh)
+  step = jax.jit(
+    functools.partial(step_lib.train_step, run.model, run.optimizer),
+    in_shardings=(replicated, sharding.batch_sharding(mesh), replicated),
+    out_shardings=replicated,
+    donate_argnums=0,
+  )
+  compiled = step.lower(*inputs).compile()
+  writer.say(
+    f'compiled in {time.monotonic() - start:.0f} s'
+    f'{_operations(compiled, len(inputs[1]["images"]), mesh)}'
+  )
+  return compiled
+
+
+def _operations(compiled, batch_size, mesh) -> str:
+  """What the compiler counts for an image, in words; '' if it does not say."""
+  costs = compiled.cost_analysis() or {}
+  # The compiler counts what one device does.
+  count = costs.get('flops', 0) * mesh.size / batch_size
+  return f', {count / 1e9:.3g} GFLOP an image' if count > 0 else ''
+
+
+def _check_classes(batch: Mapping, num_classes: int) -> None:
+  """Raises for an instance whose class the model does not have."""
+  classes = batch['instances']['classes']
+  rows = np.flatnonzero(np.max(classes, axis=1, initial=0) >= num_classes)
+  if rows.size:
+    raise ValueError(
+      f'Image {batch["image_ids"][rows[0]]} has class '
+      f'{np.max(classes[rows[0]])}; model.num_classes is {num_classes}, so '
+      f'classes may be 1 to {num_classes - 1}.'
+    )
+
+
+def _log(run: Run, step: int, window) -> None:
+  """Reports a window of steps."""
+  values = metrics.means(window)
+  # Read after the values: they are there when the device has done the steps.
+  rate = run.summary.window_rate()
+  run.summary.values = values
+  named = {**values, 'images_per_second': rate}
+  if run.health.skipped:
+    named['skipped_steps'] = run.health.skipped
+  run.writer.scalars(step, {f'train/{k}': v for k, v in named.items()})
+  note = '' if run.summary.is_warm() else ' (warm-up)'
+  run.writer.show(step, run.training.num_steps, values, rate, note)
+
+
+def _is_due(step: int, every_steps: int | None) -> bool:
+  return bool(every_steps) and step % every_steps == 0
