@@ -234,13 +234,7 @@ def _compile(run: Run, inputs):
   height, width = inputs[1]['images'].shape[1:3]
   writer.say(f'compiling the step for {height}x{width}, once per canvas')
   start = time.monotonic()
-  replicated = sharding.replicated(mesh)
-  step = jax.jit(
-    functools.partial(step_lib.train_step, run.model, run.optimizer),
-    in_shardings=(replicated, sharding.batch_sharding(mesh), replicated),
-    out_shardings=replicated,
-    donate_argnums=0,
-  )
+  step = step_lib.jit_train_step(run.model, run.optimizer, mesh)
   compiled = step.lower(*inputs).compile()
   writer.say(
     f'compiled in {time.monotonic() - start:.0f} s'

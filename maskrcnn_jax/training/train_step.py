@@ -16,6 +16,7 @@ from maskrcnn_jax.models import targets as targets_lib
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN, TrainOutputs
 from maskrcnn_jax.structures import Detections, Instances
 from maskrcnn_jax.training import optimizer as optimizer_lib
+from maskrcnn_jax.training import sharding
 
 
 @flax.struct.dataclass
@@ -76,31 +77,54 @@ def create_train_state(
     batch: of the shapes to come; only its shapes count.
     key: initialises the parameters.
   """
+  optimizer = make_optimizer(model, optimizer_config)
+  init = functools.partial(init_state, model, optimizer, batch)
+  # What runs once is not worth the seconds that a CPU optimises it for.
+  is_cpu = jax.default_backend() == 'cpu'
+  quick = {'xla_backend_optimization_level': 1} if is_cpu else None
+  return jax.jit(init, compiler_options=quick)(key), optimizer
+
+
+def make_optimizer(
+  model: MaskRCNN, optimizer_config: Mapping[str, Any]
+) -> Optimizer:
+  """What updates a state of the model; see `create_train_state`."""
   options = optimizer_lib.OptimizerOptions()
   options = optimizer_lib.OptimizerOptions(
     **override.changes(options, optimizer_config, 'optimizer')
   )
   # Read from the backbone, so that what stops the gradient and what skips the
   # update cannot disagree.
-  optimizer = Optimizer(options, model.backbone.frozen_stages)
+  return Optimizer(options, model.backbone.frozen_stages)
 
-  def init(key):
-    instances = batch['instances']
-    variables = init_variables(
-      model, key, batch['images'].shape[1:3], instances['masks'].shape[1:]
-    )
-    params = variables['params']
-    return TrainState(
-      step=jnp.int32(0),
-      params=params,
-      batch_stats=variables['batch_stats'],
-      opt_state=optimizer.transformation(params).init(params),
-    )
 
-  # What runs once is not worth the seconds that a CPU optimises it for.
-  is_cpu = jax.default_backend() == 'cpu'
-  quick = {'xla_backend_optimization_level': 1} if is_cpu else None
-  return jax.jit(init, compiler_options=quick)(key), optimizer
+def init_state(
+  model: MaskRCNN,
+  optimizer: Optimizer,
+  batch: Mapping[str, Any],
+  key: jax.Array,
+) -> TrainState:
+  """A fresh state; `create_train_state` compiles it, `plan` wants its shapes.
+
+  Args:
+    model: whose parameters are made.
+    optimizer: as `make_optimizer` made it.
+    batch: of the shapes to come; only its shapes count.
+    key: initialises the parameters.
+  """
+  variables = init_variables(
+    model,
+    key,
+    batch['images'].shape[1:3],
+    batch['instances']['masks'].shape[1:],
+  )
+  params = variables['params']
+  return TrainState(
+    step=jnp.int32(0),
+    params=params,
+    batch_stats=variables['batch_stats'],
+    opt_state=optimizer.transformation(params).init(params),
+  )
 
 
 def init_variables(
@@ -273,6 +297,26 @@ def train_step(
     'finite': finite,
   }
   return kept.replace(step=state.step + 1), metrics
+
+
+def jit_train_step(model: MaskRCNN, optimizer: Optimizer, mesh):
+  """`train_step` of state, batch and key, split over the devices of a mesh.
+
+  The state is whole on every device and replaced by the new one; each device
+  has its rows of the batch.
+
+  Args:
+    model: to train.
+    optimizer: as `create_train_state` made it.
+    mesh: of `sharding.make_mesh`, also of devices that are only described.
+  """
+  replicated = sharding.replicated(mesh)
+  return jax.jit(
+    functools.partial(train_step, model, optimizer),
+    in_shardings=(replicated, sharding.batch_sharding(mesh), replicated),
+    out_shardings=replicated,
+    donate_argnums=0,
+  )
 
 
 @functools.partial(jax.jit, static_argnames='model')
