@@ -16,9 +16,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 HOST_KEYS = ('image_ids', 'original_sizes', 'scales')
 
 
-def make_mesh(num_devices: int | None = None) -> Mesh:
-  """A mesh with one axis, `data`, over all devices or the first few."""
-  devices = jax.devices()
+def make_mesh(num_devices: int | None = None, devices=None) -> Mesh:
+  """A mesh with one axis, `data`, over all devices or the first few.
+
+  Args:
+    num_devices: how many; None: all.
+    devices: to take them from, also such as are only described, to compile for
+      them; None: those of this run.
+  """
+  devices = jax.devices() if devices is None else devices
   num_devices = len(devices) if num_devices is None else num_devices
   if not 1 <= num_devices <= len(devices):
     raise ValueError(
