@@ -81,10 +81,10 @@ def apply_linear_rule(config, rate_is_given: bool = False) -> None:
   batch_size = config.get('input', {}).get('batch_size')
   if not tuned or not batch_size or tuned == batch_size:
     return
+  ratio = linear_ratio(config, batch_size)
   optimizer.tuned_batch_size = batch_size
   if rate_is_given:
     return
-  ratio = batch_size / tuned
   rate = optimizer.learning_rate
   for name in ('learning_rate', 'warmup_learning_rate'):
     if name in optimizer:
@@ -99,6 +99,12 @@ def apply_linear_rule(config, rate_is_given: bool = False) -> None:
     optimizer.learning_rate,
     1 / ratio,
   )
+
+
+def linear_ratio(config, batch_size: int) -> float:
+  """How often the config's learning rate fits a batch; 1 without a rule."""
+  tuned = config.get('optimizer', {}).get('tuned_batch_size')
+  return batch_size / tuned if tuned else 1.0
 
 
 def find_config(name: str) -> tuple[pathlib.Path, str]:
