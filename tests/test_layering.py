@@ -32,6 +32,8 @@ ALLOWED = {
   'maskrcnn_jax/models': 'jax numpy flax .ops .models .structures',
   'maskrcnn_jax/models/losses': 'jax numpy flax optax .ops .models .structures',
   'maskrcnn_jax/ops': 'jax numpy .ops',
+  'maskrcnn_jax/planning': '',
+  'maskrcnn_jax/planning/topologies': 'jax',
   'maskrcnn_jax/runtime': 'jax',
   'maskrcnn_jax/seed_command': ('yaml .config .runtime .seed_flags .training'),
   'maskrcnn_jax/seed_flags': 'absl.flags .command_line .seed_command',
