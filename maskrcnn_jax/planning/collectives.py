@@ -1,0 +1,209 @@
+"""What devices send each other, read from the text of a compiled program.
+
+The text is that of XLA's optimised HLO: computations of one instruction a line,
+`%name = type opcode(%operand, ...), attribute=...`. Only what this file needs
+of it is read, so a line of another form is passed over.
+"""
+
+import dataclasses
+import math
+import re
+
+KINDS = (
+  'all-gather',
+  'all-reduce',
+  'all-to-all',
+  'collective-broadcast',
+  'collective-permute',
+  'ragged-all-to-all',
+  'reduce-scatter',
+)
+_COMPUTATION = re.compile(r'(ENTRY )?%?([\w.-]+) (?:\(.*)?\{$')
+_INSTRUCTION = re.compile(r'\s+(?:ROOT )?%?([\w.-]+) = ')
+_OPCODE = re.compile(r' *([\w-]+)\(')
+_ARRAY = re.compile(r'\b([a-z]+\d*\w*)\[([\d,<=]*)\]')
+_CALLED = re.compile(
+  r'\b(?:calls|to_apply|true_computation|false_computation|body|condition|'
+  r'branch_computations|called_computations)=(\{[^}]*\}|%?[\w.-]+)'
+)
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """One instruction that moves data between devices.
+
+  Attributes:
+    kind: of `KINDS`.
+    bytes: of the whole array on one device: what an all-reduce adds up, what an
+      all-gather leaves, what other kinds take.
+    source: the operation of the program that it comes from; '' if not told.
+    times: how often it runs in a step; None: in a loop of unknown length.
+  """
+
+  kind: str
+  bytes: int
+  source: str
+  times: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+  opcode: str
+  type: str
+  operands: tuple[str, ...]
+  line: str
+
+
+def find_collectives(text: str) -> list[Collective]:
+  """The collectives that a program runs, in the order of its computations.
+
+  Args:
+    text: of `jax.stages.Compiled.as_text`.
+
+  Raises:
+    ValueError: the text is no program.
+  """
+  entry, computations = _read(text)
+  if entry is None:
+    raise ValueError('The text has no line `ENTRY ... {`: it is no program.')
+  found = []
+  _visit(entry, 1, computations, found)
+  return found
+
+
+def _visit(name, times, computations, found) -> None:
+  """Adds the collectives of a computation that runs so many times a step."""
+  instructions = computations.get(name, {})
+  for instruction in instructions.values():
+    kind, is_start = instruction.opcode, False
+    if kind.endswith('-start'):
+      kind, is_start = kind.removesuffix('-start'), True
+    if kind in KINDS:
+      size = _payload(kind, instruction, instructions, is_start)
+      source = _OP_NAME.search(instruction.line)
+      source = source[1] if source else ''
+      found.append(Collective(kind, size, source, times))
+      continue  # What it applies adds two numbers.
+    inner = times
+    if kind == 'while':
+      trips = _TRIPS.search(instruction.line)
+      known = trips is not None and times is not None
+      inner = times * int(trips[1]) if known else None
+    for called in _CALLED.findall(instruction.line):
+      for callee in re.findall(r'[\w.-]+', called):
+        _visit(callee, inner, computations, found)
+
+
+def _payload(kind, instruction, instructions, is_start) -> int:
+  operands = sum(
+    _size(instructions[x].type)
+    for x in instruction.operands
+    if x in instructions
+  )
+  if kind == 'all-gather':
+    # The started form hands on its operands beside the result.
+    return _size(instruction.type) - (operands if is_start else 0)
+  return operands or _size(instruction.type)
+
+
+def _size(type_: str) -> int:
+  """Bytes of the arrays in the text of a type, without what layouts pad."""
+  return sum(
+    -(-_bits(dtype) * math.prod(_dimensions(sides)) // 8)
+    for dtype, sides in _ARRAY.findall(type_)
+  )
+
+
+def _bits(dtype: str) -> int:
+  if dtype == 'pred':
+    return 8
+  number = re.match(r'[a-z]+(\d+)', dtype)  # As in f32, bf16, u8, f8e4m3fn.
+  return int(number[1]) if number else 0
+
+
+def _dimensions(sides: str) -> list[int]:
+  return [int(side) for side in sides.replace('<=', '').split(',') if side]
+
+
+def _read(text: str):
+  """Name of the entry, and the instructions of every computation by name."""
+  entry, computations, current = None, {}, {}
+  for line in text.splitlines():
+    if not line.startswith(' '):
+      header = _COMPUTATION.match(line)
+      if header:
+        current = computations.setdefault(header[2], {})
+        entry = header[2] if header[1] else entry
+      continue
+    name = _INSTRUCTION.match(line)
+    instruction = _instruction(line, name.end()) if name else None
+    if instruction:
+      current[name[1]] = instruction
+  return entry, computations
+
+
+def _instruction(line: str, start: int) -> _Instruction | None:
+  """The instruction whose type starts there."""
+  if line[start : start + 1] == '(':
+    end = _closing(line, start)
+  else:
+    end = line.find(' ', start)
+  opcode = _OPCODE.match(line, end) if end > 0 else None
+  if opcode is None:
+    return None
+  closing = _closing(line, opcode.end() - 1)
+  operands = re.findall(r'%([\w.-]+)', line[opcode.end() : closing])
+  return _Instruction(
+    opcode[1], line[start:end], tuple(operands), line[closing:]
+  )
+
+
+def _closing(line: str, start: int) -> int:
+  """Behind the bracket that closes the one at `start`."""
+  depth = 0
+  for index in range(start, len(line)):
+    depth += (line[index] == '(') - (line[index] == ')')
+    if depth == 0:
+      return index + 1
+  return len(line)
+
+
+def summary(collectives: list[Collective]) -> list[dict]:
+  """Collectives of one kind, source and number of times as one row.
+
+  Args:
+    collectives: see `find_collectives`.
+
+  Returns:
+    Dicts of `kind`, `source`, `times`, `count` of instructions and `bytes`, as
+    often as they run; where that is not known, of a single time. Most bytes
+    first.
+  """
+  groups = {}
+  for x in collectives:
+    count, total = groups.get((x.kind, x.source, x.times), (0, 0))
+    total += x.bytes * (x.times or 1)
+    groups[x.kind, x.source, x.times] = (count + 1, total)
+  names = ('kind', 'source', 'times', 'count', 'bytes')
+  rows = [dict(zip(names, (*key, *sums))) for key, sums in groups.items()]
+  return sorted(rows, key=lambda row: -row['bytes'])
+
+
+def sent_bytes(rows: list[dict], num_devices: int) -> float:
+  """Bytes that a device sends in a step, along rings of all devices.
+
+  An all-reduce goes round twice, once to add and once to tell; other kinds go
+  round once. Loops of unknown length are left out.
+
+  Args:
+    rows: see `summary`.
+    num_devices: in a ring.
+  """
+  rounds = sum(
+    row['bytes'] * (2 if row['kind'] == 'all-reduce' else 1)
+    for row in rows
+    if row['times'] is not None
+  )
+  return rounds * (num_devices - 1) / num_devices
