@@ -42,7 +42,7 @@ EXTRAS = {
   ],
   'notebook': ['jupyterlab>=4,<5', 'matplotlib>=3.9,<4'],
   'cuda': ['jax[cuda12]>=0.8,<0.13'],
-  'tpu': ['jax[tpu]>=0.8,<0.13'],
+  'tpu': ['jax[tpu]>=0.8,<0.13'],  # On any machine also `plan` for TPUs.
 }
 
 setuptools.setup(

@@ -62,6 +62,30 @@ def _train_and_eval(args) -> None:
   loop.train_and_evaluate(config, args.workdir)
 
 
+def _plan(args) -> None:
+  from maskrcnn_jax.planning import topologies
+
+  topologies.check_names(args.topology)
+  topologies.prepare(args.topology)
+  from maskrcnn_jax import config as config_lib
+
+  config = config_lib.load_config(args.config, args.override)
+  if 'here' in args.topology:
+    from maskrcnn_jax import runtime
+
+    runtime.pick_backend(config.get('runtime', {}).get('backend', 'auto'))
+  from maskrcnn_jax import plan
+
+  given = {override.partition('=')[0] for override in args.override}
+  plan.plan(
+    config,
+    args.topology,
+    args.batch_per_device,
+    args.output,
+    'optimizer.learning_rate' in given,
+  )
+
+
 def _start(args):
   """The config and the loop, once the backend is chosen."""
   from maskrcnn_jax import config as config_lib
@@ -117,18 +141,7 @@ def _parser() -> _Parser:
     ('train_and_eval', _train_and_eval, 'train, evaluating on the way'),
   ):
     verb = _add_verb(parser.verbs, name, run, words)
-    verb.add_argument(
-      '--config',
-      required=True,
-      metavar='NAME[:VARIANT]',
-      help='a shipped config such as shapes or coco:habana_1x, or a path',
-    )
-    verb.add_argument(  # For the help; `split_overrides` takes these out.
-      '--config.SECTION.FIELD',
-      dest='override',
-      metavar='VALUE',
-      help='change a field, such as --config.input.batch_size=8',
-    )
+    _add_config(verb)
     verb.add_argument(
       '--workdir', required=True, help='checkpoints, metrics and pictures'
     )
@@ -140,7 +153,44 @@ def _parser() -> _Parser:
         help='evaluate this instead: a checkpoint of another run, or one of a '
         'Mask R-CNN by TensorFlow',
       )
+  _add_plan(parser.verbs)
   return parser
+
+
+def _add_config(verb) -> None:
+  verb.add_argument(
+    '--config',
+    required=True,
+    metavar='NAME[:VARIANT]',
+    help='a shipped config such as shapes or coco:habana_1x, or a path',
+  )
+  verb.add_argument(  # For the help; `split_overrides` takes these out.
+    '--config.SECTION.FIELD',
+    dest='override',
+    metavar='VALUE',
+    help='change a field, such as --config.input.batch_size=8',
+  )
+
+
+def _add_plan(verbs) -> None:
+  verb = _add_verb(
+    verbs, 'plan', _plan, 'compile the training step for devices one has not'
+  )
+  _add_config(verb)
+  verb.add_argument(
+    '--topology',
+    required=True,
+    type=lambda text: text.split(','),
+    metavar='NAME,NAME,...',
+    help='slices of TPUs such as v5e:4x4 or v5p:2x2x1, here, cpu:8',
+  )
+  verb.add_argument(
+    '--batch_per_device',
+    type=lambda text: [int(word) for word in text.split(',')],
+    metavar='N,N,...',
+    help='images; by default what the batch of the config gives each device',
+  )
+  verb.add_argument('--output', help='folder of plan.json and plan.png')
 
 
 def _add_prepare(verbs) -> None:

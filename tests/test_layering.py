@@ -27,12 +27,17 @@ ALLOWED = {
   ),
   'maskrcnn_jax/command_line': '.runtime',
   'maskrcnn_jax/main': (
-    '.command_line .config .datasets .runtime .training.loop'
+    '.command_line .config .datasets .plan .planning.topologies .runtime'
+    ' .training.loop'
   ),
   'maskrcnn_jax/models': 'jax numpy flax .ops .models .structures',
   'maskrcnn_jax/models/losses': 'jax numpy flax optax .ops .models .structures',
   'maskrcnn_jax/ops': 'jax numpy .ops',
+  'maskrcnn_jax/plan': (
+    'jax .config .input_pipeline .models.mask_rcnn .planning .training'
+  ),
   'maskrcnn_jax/planning': '',
+  'maskrcnn_jax/planning/report': 'PIL',
   'maskrcnn_jax/planning/topologies': 'jax',
   'maskrcnn_jax/runtime': 'jax',
   'maskrcnn_jax/seed_command': ('yaml .config .runtime .seed_flags .training'),
