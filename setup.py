@@ -36,6 +36,7 @@ REQUIREMENTS = [
 EXTRAS = {
   'test': [
     'hypothesis>=6.100,<7',  # Properties of order and round trips.
+    'psutil>=5.9,<8',  # Finds the processes to kill.
     'pytest>=8,<10',
     'ruff==0.17.*',  # Formatting may change between series.
     'setuptools>=77',  # Builds the wheel that the packaging test looks into.
