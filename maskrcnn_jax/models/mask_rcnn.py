@@ -21,6 +21,7 @@ from maskrcnn_jax.models.heads import (
   RPNHead,
   RPNOutputs,
 )
+from maskrcnn_jax.models.layout import Layout
 from maskrcnn_jax.models.resnet import ResNet, ResNetOptions
 from maskrcnn_jax.ops import anchors as anchor_ops
 from maskrcnn_jax.ops import images as image_ops
@@ -69,6 +70,7 @@ class MaskRCNN(nn.Module):
     dtype: precision of convolutions and dense layers: `float32`, `bfloat16`, or
       `bfloat16_products`, which keeps float32 between them. Parameters, boxes,
       scores and losses are float32 in each.
+    layout: places arrays, without changing values; not of a config.
   """
 
   num_classes: int = 91
@@ -100,6 +102,7 @@ class MaskRCNN(nn.Module):
   pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
   pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
   dtype: str = 'float32'
+  layout: Layout = Layout()
 
   def setup(self):
     self.resnet = ResNet(self.backbone, dtype=self.dtype, name='backbone')
@@ -134,7 +137,9 @@ class MaskRCNN(nn.Module):
       rois: RoIs to use instead of sampling from the `sampling` stream.
     """
     pyramid = self.pyramid(images, image_sizes, valid, train=True)
-    rpn = self.rpn_head(pyramid)
+    rpn = self.layout.whole(self.rpn_head(pyramid))
+    # A RoI may be anywhere in the image.
+    pyramid = self.layout.whole(pyramid)
     if rois is None:
       rois = self.sample(rpn, images.shape[1:3], image_sizes, instances, valid)
     box = self.box_head(self.align(pyramid, rois.boxes, self.box_size))
@@ -154,8 +159,10 @@ class MaskRCNN(nn.Module):
       `[batch, max_detections]`, boxes in pixels of the canvas.
     """
     pyramid = self.pyramid(images, image_sizes)
+    rpn = self.layout.whole(self.rpn_head(pyramid))
+    pyramid = self.layout.whole(pyramid)
     proposals = proposals_lib.propose(
-      self.rpn_head(pyramid),
+      rpn,
       self.anchor_boxes(images.shape[1:3]),
       image_sizes,
       self.test_proposals,
@@ -187,7 +194,8 @@ class MaskRCNN(nn.Module):
       images, image_sizes, self.pixel_mean, self.pixel_std
     )
     x = x.astype(layers.output_dtype(self.dtype))
-    return self.fpn(self.resnet(x, valid, train))
+    split = self.layout.split
+    return split(self.fpn(split(self.resnet(split(x), valid, train))))
 
   def sample(self, rpn, canvas, image_sizes, instances, valid) -> SampledRois:
     """RoIs to train on, drawn from the `sampling` stream."""

@@ -218,7 +218,7 @@ def loss_fn(
   instances = Instances(**batch['instances'])
   instances = instances.replace(valid=instances.valid & valid[:, None])
   outputs, updated = model.apply(
-    {'params': params, 'batch_stats': batch_stats},
+    {'params': model.layout.parameters(params), 'batch_stats': batch_stats},
     batch['images'],
     batch['image_sizes'],
     instances,
