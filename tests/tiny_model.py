@@ -28,7 +28,13 @@ def jit(function, **options):
   return jax.jit(function, compiler_options=QUICK, **options)
 
 
-def make_model(norm='group', frozen_stages=0, **options):
+def make_model(
+  norm='group',
+  frozen_stages=0,
+  padding='symmetric',
+  pool_padding='same',
+  **options,
+):
   """ResNet-18 with 8 channels in the stem, and heads to match."""
   proposals = {'pre_nms_top_k': 64, 'post_nms_top_k': 32}
   config = {
@@ -39,6 +45,8 @@ def make_model(norm='group', frozen_stages=0, **options):
       'norm': norm,
       'norm_epsilon': 1e-5,
       'frozen_stages': frozen_stages,
+      'padding': padding,
+      'pool_padding': pool_padding,
     },
     'pyramid_channels': 16,
     'max_level': 5,
@@ -62,7 +70,13 @@ def make_state(model, batch, seed=0, **optimizer):
   )
 
 
-def make_batch(counts=(2, 3), seed=0, max_instances=4, dtype=np.float32):
+def make_batch(
+  counts=(2, 3),
+  seed=0,
+  max_instances=4,
+  dtype=np.float32,
+  canvas=(CANVAS, CANVAS),
+):
   """Images of noise with brighter ellipses.
 
   Args:
@@ -70,26 +84,29 @@ def make_batch(counts=(2, 3), seed=0, max_instances=4, dtype=np.float32):
     seed: of image i is (seed, i), so that a longer batch begins like a shorter.
     max_instances: rows of `instances`.
     dtype: of the images.
+    canvas: (height, width), at least 48 pixels each.
 
   Returns:
     What `train_step` takes: the batch without what only the host needs.
   """
   rows = [
-    _make_image(np.random.default_rng([seed, i]), count, max_instances, dtype)
+    _make_image(
+      np.random.default_rng([seed, i]), count, max_instances, dtype, canvas
+    )
     for i, count in enumerate(counts)
   ]
   return jax.tree.map(lambda *x: np.stack(x), *rows)
 
 
-def _make_image(rng, count, max_instances, dtype):
+def _make_image(rng, count, max_instances, dtype, canvas):
   # The last rows and columns are padding.
-  height, width = rng.integers(CANVAS - 12, CANVAS + 1, 2)
-  image = np.zeros([CANVAS, CANVAS, 3])
+  height, width = rng.integers(-12, 1, 2) + canvas
+  image = np.zeros([*canvas, 3])
   image[:height, :width] = rng.integers(0, 128, [height, width, 3])
   boxes = np.zeros([max_instances, 4], np.float32)
   masks = np.zeros([max_instances, MASK_SIZE, MASK_SIZE], np.uint8)
   classes = np.zeros(max_instances, np.int32)
-  rows, columns = np.mgrid[:CANVAS, :CANVAS] + 0.5
+  rows, columns = np.mgrid[: canvas[0], : canvas[1]] + 0.5
   for index in range(count):
     sides = rng.integers(12, 36, 2)
     start = rng.integers(0, [height - sides[0] + 1, width - sides[1] + 1])
