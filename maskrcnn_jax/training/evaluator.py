@@ -84,9 +84,9 @@ class Evaluator:
     self.options = override.make(
       EvaluationOptions, config.evaluation, 'evaluation'
     )
-    model = MaskRCNN.from_config(config.model)
-    self._workdir = pathlib.Path(workdir)
     self._mesh = sharding.config_mesh(config)
+    model = sharding.lay_out(MaskRCNN.from_config(config.model), self._mesh)
+    self._workdir = pathlib.Path(workdir)
     check_batch_size('evaluation', self.options.batch_size, self._mesh)
     self.annotations_file = self._find_annotations()
     self._num_images = _check(
@@ -96,11 +96,12 @@ class Evaluator:
     self._log_file = config.training.get('log_file')
     self._input = config.input
     self._names = class_names(self.annotations_file)
-    rows = sharding.batch_sharding(self._mesh)
+    everywhere = sharding.replicated(self._mesh)
+    inputs = sharding.input_shardings(self._mesh)
     self._detect = jax.jit(
       functools.partial(train_step.detect, model),
-      in_shardings=(sharding.replicated(self._mesh), rows, rows),
-      out_shardings=sharding.replicated(self._mesh),
+      in_shardings=(everywhere, inputs['images'], inputs['image_sizes']),
+      out_shardings=everywhere,
     )
 
   def _find_annotations(self) -> str:
@@ -252,10 +253,14 @@ def class_names(annotations_file: str | None) -> dict[int, str]:
 
 def check_batch_size(section: str, batch_size: int, mesh) -> None:
   """Raises if a batch cannot be split evenly over the devices of a mesh."""
-  if batch_size < 1 or batch_size % mesh.size:
+  parts = sharding.num_parts(mesh)
+  if batch_size < 1 or batch_size % parts:
+    what = f'the {parts} devices'
+    if parts < mesh.size:
+      what = f'{parts}, the {mesh.size} devices by runtime.spatial'
     raise ValueError(
-      f'{section}.batch_size must be a positive multiple of the {mesh.size} '
-      f'devices, got {batch_size}.'
+      f'{section}.batch_size must be a positive multiple of {what}, got '
+      f'{batch_size}.'
     )
 
 

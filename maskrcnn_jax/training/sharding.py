@@ -1,9 +1,12 @@
 """Devices: the mesh, how arrays lie on it, host batches as global arrays.
 
 The only file that knows devices. The step is written for the global batch; the
-compiler splits it.
+compiler splits it. The mesh has two axes: `data` splits the rows of a batch,
+`spatial` the height of an image.
 """
 
+import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,17 +15,33 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from maskrcnn_jax.models.layout import Layout
+from maskrcnn_jax.models.mask_rcnn import MaskRCNN
+
 # What a batch holds for the host alone.
 HOST_KEYS = ('image_ids', 'original_sizes', 'scales')
+# Pixels to a row of the coarsest map that the backbone makes.
+_STRIDE = 32
 
 
-def make_mesh(num_devices: int | None = None, devices=None) -> Mesh:
-  """A mesh with one axis, `data`, over all devices or the first few.
+def make_mesh(
+  num_devices: int | None = None, spatial: int = 1, devices=None
+) -> Mesh:
+  """A mesh over all devices or the first few.
 
   Args:
-    num_devices: how many; None: all.
+    num_devices: in all; None: as many as there are.
+    spatial: how many share an image, each with a part of its height.
     devices: to take them from, also such as are only described, to compile for
       them; None: those of this run.
+
+  Returns:
+    A mesh with the axes `data` and `spatial`, of num_devices / spatial and
+    spatial devices.
+
+  Raises:
+    ValueError: there are not so many devices, or `spatial` does not divide
+      them, in all or in each process.
   """
   devices = jax.devices() if devices is None else devices
   num_devices = len(devices) if num_devices is None else num_devices
@@ -31,12 +50,62 @@ def make_mesh(num_devices: int | None = None, devices=None) -> Mesh:
       f'num_devices must be 1 to {len(devices)}, the devices there are, got '
       f'{num_devices}.'
     )
-  return Mesh(np.array(devices[:num_devices]), ('data',))
+  if spatial < 1 or num_devices % spatial:
+    raise ValueError(
+      f'spatial must divide the number of devices, {num_devices}, got '
+      f'{spatial}.'
+    )
+  grid = np.array(devices[:num_devices]).reshape(-1, spatial)
+  for row in grid:
+    # The input pipeline reads whole images.
+    if len({device.process_index for device in row}) > 1:
+      raise ValueError(
+        'spatial must divide the number of devices of every process, for a '
+        'process holds whole images: this one has '
+        f'{jax.local_device_count()}, got {spatial}.'
+      )
+  return Mesh(grid, ('data', 'spatial'))
 
 
 def config_mesh(config) -> Mesh:
-  """The mesh of `runtime.num_devices`; of all devices where it is None."""
-  return make_mesh(config.get('runtime', {}).get('num_devices'))
+  """The mesh of `runtime.num_devices` and `runtime.spatial`.
+
+  Raises:
+    ValueError: as `make_mesh`; or a canvas of the input cannot be split so.
+  """
+  runtime = config.get('runtime', {})
+  mesh = make_mesh(runtime.get('num_devices'), runtime.get('spatial', 1))
+  for canvas in config.get('input', {}).get('canvases', ()):
+    check_canvas(canvas, mesh)
+  return mesh
+
+
+def check_canvas(canvas: tuple[int, int], mesh: Mesh) -> None:
+  """Raises if the devices of an image cannot have equal parts of its height.
+
+  Args:
+    canvas: (height, width).
+    mesh: whose axis `spatial` splits the height.
+  """
+  spatial, (height, width) = mesh.shape['spatial'], canvas
+  multiple = _STRIDE * spatial
+  if spatial == 1 or height % multiple == 0:
+    return
+  below = height // multiple * multiple
+  heights = f'{below} or {below + multiple}' if below else f'{multiple}'
+  rows = height // _STRIDE
+  divisors = [str(n) for n in range(1, rows + 1) if rows % n == 0]
+  raise ValueError(
+    f'The canvas {height}x{width} cannot be split by runtime.spatial='
+    f'{spatial}: its height must be a multiple of {multiple} pixels, '
+    f'{_STRIDE} for each device. A height of {heights} would fit; for this '
+    f'one, runtime.spatial may be {", ".join(divisors)}.'
+  )
+
+
+def num_parts(mesh: Mesh) -> int:
+  """Into how many parts the rows of a batch are split."""
+  return mesh.shape['data']
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -47,6 +116,45 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Every device holds its rows of the first axis: batches."""
   return NamedSharding(mesh, PartitionSpec('data'))
+
+
+def image_sharding(mesh: Mesh) -> NamedSharding:
+  """Every device holds its part of the height of its rows: images, maps."""
+  return NamedSharding(mesh, PartitionSpec('data', 'spatial'))
+
+
+def input_shardings(mesh: Mesh) -> dict[str, NamedSharding]:
+  """Of each entry of a batch for the training step."""
+  rows = batch_sharding(mesh)
+  others = ('image_sizes', 'instances', 'valid')
+  return {'images': image_sharding(mesh), **dict.fromkeys(others, rows)}
+
+
+def lay_out(model: MaskRCNN, mesh: Mesh) -> MaskRCNN:
+  """The model with its arrays placed on a mesh; its values do not change.
+
+  Args:
+    model: any.
+    mesh: for batches that it divides.
+  """
+  layout = Layout()
+  if mesh.shape['spatial'] > 1:
+    layout = dataclasses.replace(
+      layout,
+      split=_Constraint(image_sharding(mesh)),
+      whole=_Constraint(batch_sharding(mesh)),
+    )
+  return model.clone(layout=layout)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Constraint:
+  """Places every array of a tree alike; can be hashed, as models must be."""
+
+  sharding: NamedSharding
+
+  def __call__(self, tree):
+    return jax.lax.with_sharding_constraint(tree, self.sharding)
 
 
 def put_replicated(tree: Any, mesh: Mesh) -> Any:
@@ -73,24 +181,32 @@ def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
   """The part of a host's batch that devices need, as global arrays.
 
   Args:
-    batch: this host's rows, NumPy.
+    batch: this host's rows, NumPy, with the whole of their images.
     mesh: of all devices of all hosts.
 
   Returns:
     The same structure without `HOST_KEYS`.
 
   Raises:
-    ValueError: if the rows cannot be split evenly over the devices.
+    ValueError: if the rows, or the height of the images, cannot be split evenly
+      over the devices.
   """
-  local_devices = max(len(mesh.local_devices), 1)
+  spatial = mesh.shape['spatial']
+  parts = max(len(mesh.local_devices) // spatial, 1)
   rows = len(batch['images'])
-  if rows % local_devices:
+  if rows % parts:
+    shared = f', {spatial} to an image' if spatial > 1 else ''
     raise ValueError(
       f'batch_size must be a multiple of the number of devices: {rows} rows '
-      f'on this host for {local_devices} devices.'
+      f'on this host for {parts * spatial} devices{shared}.'
     )
-  sharding = batch_sharding(mesh)
-  arrays = {key: x for key, x in batch.items() if key not in HOST_KEYS}
-  return jax.tree.map(
-    lambda x: jax.make_array_from_process_local_data(sharding, x), arrays
-  )
+  check_canvas(batch['images'].shape[1:3], mesh)
+  shardings = input_shardings(mesh)
+  return {
+    key: jax.tree.map(
+      functools.partial(jax.make_array_from_process_local_data, shardings[key]),
+      value,
+    )
+    for key, value in batch.items()
+    if key not in HOST_KEYS
+  }
