@@ -20,8 +20,13 @@ from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 
 # What a batch holds for the host alone.
 HOST_KEYS = ('image_ids', 'original_sizes', 'scales')
+# What of the train state is split over `data`.
+SHARD_STATE = ('none', 'optimizer', 'all')
 # Pixels to a row of the coarsest map that the backbone makes.
 _STRIDE = 32
+# Arrays with fewer entries stay whole: with ResNet-50 a quarter of the arrays,
+# a thousandth of the bytes, and each would be a message of its own.
+_SMALLEST_SPLIT = 2**14
 
 
 def make_mesh(
@@ -80,6 +85,17 @@ def config_mesh(config) -> Mesh:
   return mesh
 
 
+def config_shard_state(config) -> str:
+  """`runtime.shard_state`, one of `SHARD_STATE`."""
+  kind = config.get('runtime', {}).get('shard_state', 'none')
+  if kind not in SHARD_STATE:
+    raise ValueError(
+      f'runtime.shard_state must be one of {", ".join(SHARD_STATE)}, got '
+      f'{kind!r}.'
+    )
+  return kind
+
+
 def check_canvas(canvas: tuple[int, int], mesh: Mesh) -> None:
   """Raises if the devices of an image cannot have equal parts of its height.
 
@@ -130,12 +146,50 @@ def input_shardings(mesh: Mesh) -> dict[str, NamedSharding]:
   return {'images': image_sharding(mesh), **dict.fromkeys(others, rows)}
 
 
-def lay_out(model: MaskRCNN, mesh: Mesh) -> MaskRCNN:
+def state_shardings(
+  state: Any, mesh: Mesh, kind: str, smallest: int = _SMALLEST_SPLIT
+) -> Any:
+  """Shardings in the structure of a train state.
+
+  Args:
+    state: a `TrainState`, or its shapes.
+    mesh: whose axis `data` splits arrays.
+    kind: `none`, every device holds all of the state; `optimizer`, each a part
+      of the optimizer's arrays (ZeRO, stage 1); `all`, also of the parameters.
+    smallest: arrays with fewer entries are not split.
+  """
+  whole = jax.tree.map(lambda _: replicated(mesh), state)
+  parts = jax.tree.map(lambda x: _part(x.shape, mesh, smallest), state)
+  if kind != 'none':
+    whole = whole.replace(opt_state=parts.opt_state)
+  if kind == 'all':
+    whole = whole.replace(params=parts.params)
+  return whole
+
+
+def _part(shape, mesh: Mesh, smallest: int) -> NamedSharding:
+  """Splits the largest axis that `data` divides, of equal ones the last."""
+  size = mesh.shape['data']
+  axes = [i for i, length in enumerate(shape) if length % size == 0]
+  if size == 1 or not axes or np.prod(shape) < smallest:
+    return replicated(mesh)
+  axis = max(axes, key=lambda i: (shape[i], i))
+  return NamedSharding(mesh, PartitionSpec(*[None] * axis, 'data'))
+
+
+def lay_out(
+  model: MaskRCNN,
+  mesh: Mesh,
+  shard_state: str = 'none',
+  smallest: int = _SMALLEST_SPLIT,
+) -> MaskRCNN:
   """The model with its arrays placed on a mesh; its values do not change.
 
   Args:
     model: any.
     mesh: for batches that it divides.
+    shard_state: see `state_shardings`.
+    smallest: see `state_shardings`.
   """
   layout = Layout()
   if mesh.shape['spatial'] > 1:
@@ -144,6 +198,8 @@ def lay_out(model: MaskRCNN, mesh: Mesh) -> MaskRCNN:
       split=_Constraint(image_sharding(mesh)),
       whole=_Constraint(batch_sharding(mesh)),
     )
+  if shard_state != 'none':
+    layout = dataclasses.replace(layout, parameters=_Gather(mesh, smallest))
   return model.clone(layout=layout)
 
 
@@ -157,23 +213,67 @@ class _Constraint:
     return jax.lax.with_sharding_constraint(tree, self.sharding)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Gather:
+  """Parameters whole on every device, their gradients in parts.
+
+  Left alone, the compiler would sum up whole gradients on every device before
+  it takes a part of them.
+  """
+
+  mesh: Mesh
+  smallest: int
+
+  def __call__(self, params):
+    return jax.tree.map(
+      lambda x: _gathered(
+        x, replicated(self.mesh), _part(x.shape, self.mesh, self.smallest)
+      ),
+      params,
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gathered(x, whole, part):
+  del part
+  return jax.lax.with_sharding_constraint(x, whole)
+
+
+def _gathered_forward(x, whole, part):
+  return _gathered(x, whole, part), None
+
+
+def _gathered_backward(unused_whole, part, unused_residuals, gradient):
+  return (jax.lax.with_sharding_constraint(gradient, part),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
+
+
 def put_replicated(tree: Any, mesh: Mesh) -> Any:
-  """A tree of arrays, whole on every device.
+  """A tree of arrays, whole on every device; see `put`."""
+  return put(tree, jax.tree.map(lambda _: replicated(mesh), tree))
+
+
+def put(tree: Any, shardings: Any) -> Any:
+  """A tree of arrays, placed.
 
   Of several processes, the first tells its values to the others: their own may
   differ in the last digit, as random values do on another kind of CPU.
 
   Args:
     tree: `jax.Array`s of this process, or such as this function returned.
-    mesh: of all devices of all hosts.
+    shardings: for each of them, of all devices of all hosts.
   """
-  everywhere = replicated(mesh)
   own = all(x.is_fully_addressable for x in jax.tree.leaves(tree))
   if jax.process_count() == 1 or not own:
-    return jax.device_put(tree, everywhere)
+    return jax.device_put(tree, shardings)
   return jax.tree.map(
-    lambda x: jax.make_array_from_process_local_data(everywhere, x),
+    lambda x, sharding: jax.make_array_from_callback(
+      x.shape, sharding, lambda index: x[index]
+    ),
     multihost_utils.broadcast_one_to_all(tree),
+    shardings,
   )
 
 
