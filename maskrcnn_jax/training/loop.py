@@ -127,6 +127,7 @@ def _train(config, workdir, evaluator: Evaluator | None, notes) -> None:
   num_steps = training.num_steps
   checkpoint.check_workdir(workdir, config)
   mesh = sharding.config_mesh(config)
+  shard_state = sharding.config_shard_state(config)
   check_batch_size('input', config.input.batch_size, mesh)
   done = checkpoint.latest_step(workdir) or 0
   if done >= num_steps:
@@ -147,15 +148,15 @@ def _train(config, workdir, evaluator: Evaluator | None, notes) -> None:
   def resume():
     """State, optimizer, finished steps, data position, what was loaded."""
     fresh, optimizer = create()
-    state = sharding.put_replicated(fresh, mesh)
+    places = sharding.state_shardings(fresh, mesh, shard_state)
+    state = sharding.put(fresh, places)
     restored = checkpoint.restore_latest(workdir, state, config)
     if restored:
       return restored.state, optimizer, restored.step, restored.position, ''
     if not training.pretrained:
       return state, optimizer, 0, _START, ''
     state, account = pretrained.start_from(training.pretrained, fresh)
-    state = sharding.put_replicated(state, mesh)
-    return state, optimizer, 0, _START, account
+    return sharding.put(state, places), optimizer, 0, _START, account
 
   state, optimizer, done, position, account = resume()
   checkpoint.claim_workdir(workdir, config, notes)
@@ -171,7 +172,7 @@ def _train(config, workdir, evaluator: Evaluator | None, notes) -> None:
       workdir=workdir,
       training=training,
       mesh=mesh,
-      model=model,
+      model=sharding.lay_out(model, mesh, shard_state),
       optimizer=optimizer,
       key=key,
       evaluator=evaluator,

@@ -234,7 +234,8 @@ def _compile(run: Run, inputs):
   height, width = inputs[1]['images'].shape[1:3]
   writer.say(f'compiling the step for {height}x{width}, once per canvas')
   start = time.monotonic()
-  step = step_lib.jit_train_step(run.model, run.optimizer, mesh)
+  places = jax.tree.map(lambda x: x.sharding, inputs[0])
+  step = step_lib.jit_train_step(run.model, run.optimizer, mesh, places)
   compiled = step.lower(*inputs).compile()
   writer.say(
     f'compiled in {time.monotonic() - start:.0f} s'

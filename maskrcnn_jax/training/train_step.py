@@ -299,22 +299,26 @@ def train_step(
   return kept.replace(step=state.step + 1), metrics
 
 
-def jit_train_step(model: MaskRCNN, optimizer: Optimizer, mesh):
+def jit_train_step(
+  model: MaskRCNN, optimizer: Optimizer, mesh, state_shardings: Any = None
+):
   """`train_step` of state, batch and key, split over the devices of a mesh.
 
-  The state is whole on every device and replaced by the new one; each device
-  has its rows of the batch.
+  The state is replaced by the new one; each device has its part of the batch.
 
   Args:
-    model: to train.
+    model: to train, as `sharding.lay_out` made it for the mesh.
     optimizer: as `create_train_state` made it.
     mesh: of `sharding.make_mesh`, also of devices that are only described.
+    state_shardings: of `sharding.state_shardings`; None: the state is whole on
+      every device.
   """
   replicated = sharding.replicated(mesh)
+  state = replicated if state_shardings is None else state_shardings
   return jax.jit(
     functools.partial(train_step, model, optimizer),
-    in_shardings=(replicated, sharding.batch_sharding(mesh), replicated),
-    out_shardings=replicated,
+    in_shardings=(state, sharding.input_shardings(mesh), replicated),
+    out_shardings=(state, replicated),
     donate_argnums=0,
   )
 
