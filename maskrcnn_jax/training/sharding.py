@@ -24,6 +24,9 @@ HOST_KEYS = ('image_ids', 'original_sizes', 'scales')
 SHARD_STATE = ('none', 'optimizer', 'all')
 # Pixels to a row of the coarsest map that the backbone makes.
 _STRIDE = 32
+# Maps with fewer rows than a 3x3 kernel are not split: XLA (jax 0.10.2) then
+# splits the kernel as well, and adds up the gradient of the map over `data`.
+_SMALLEST_HEIGHT = 3
 # Arrays with fewer entries stay whole: with ResNet-50 a quarter of the arrays,
 # a thousandth of the bytes, and each would be a message of its own.
 _SMALLEST_SPLIT = 2**14
@@ -105,17 +108,22 @@ def check_canvas(canvas: tuple[int, int], mesh: Mesh) -> None:
   """
   spatial, (height, width) = mesh.shape['spatial'], canvas
   multiple = _STRIDE * spatial
-  if spatial == 1 or height % multiple == 0:
-    return
-  below = height // multiple * multiple
-  heights = f'{below} or {below + multiple}' if below else f'{multiple}'
   rows = height // _STRIDE
-  divisors = [str(n) for n in range(1, rows + 1) if rows % n == 0]
+  if spatial == 1 or (height % multiple == 0 and rows >= _SMALLEST_HEIGHT):
+    return
+  least = -(-_SMALLEST_HEIGHT // spatial) * multiple
+  below = max(height // multiple * multiple, least)
+  above = max(-(-height // multiple) * multiple, least)
+  heights = ' or '.join(str(x) for x in sorted({below, above}))
+  divisors = [1]
+  if rows >= _SMALLEST_HEIGHT:
+    divisors = [n for n in range(1, rows + 1) if rows % n == 0]
   raise ValueError(
     f'The canvas {height}x{width} cannot be split by runtime.spatial='
     f'{spatial}: its height must be a multiple of {multiple} pixels, '
-    f'{_STRIDE} for each device. A height of {heights} would fit; for this '
-    f'one, runtime.spatial may be {", ".join(divisors)}.'
+    f'{_STRIDE} for each device, and at least {_SMALLEST_HEIGHT * _STRIDE}. '
+    f'A height of {heights} would fit; for this one, runtime.spatial may be '
+    f'{", ".join(map(str, divisors))}.'
   )
 
 
@@ -195,8 +203,8 @@ def lay_out(
   if mesh.shape['spatial'] > 1:
     layout = dataclasses.replace(
       layout,
-      split=_Constraint(image_sharding(mesh)),
-      whole=_Constraint(batch_sharding(mesh)),
+      split=_Split(mesh),
+      whole=_Whole(mesh),
     )
   if shard_state != 'none':
     layout = dataclasses.replace(layout, parameters=_Gather(mesh, smallest))
@@ -204,13 +212,32 @@ def lay_out(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Constraint:
-  """Places every array of a tree alike; can be hashed, as models must be."""
+class _Split:
+  """Places maps in parts of their height where that can be done evenly.
 
-  sharding: NamedSharding
+  Like `_Whole` it can be hashed, as models must be.
+  """
+
+  mesh: Mesh
 
   def __call__(self, tree):
-    return jax.lax.with_sharding_constraint(tree, self.sharding)
+    return jax.tree.map(self._place, tree)
+
+  def _place(self, x):
+    even = x.shape[1] % self.mesh.shape['spatial'] == 0
+    even = even and x.shape[1] >= _SMALLEST_HEIGHT
+    place = image_sharding if even else batch_sharding
+    return jax.lax.with_sharding_constraint(x, place(self.mesh))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Whole:
+  """Places arrays so that every device has all of its images."""
+
+  mesh: Mesh
+
+  def __call__(self, tree):
+    return jax.lax.with_sharding_constraint(tree, batch_sharding(self.mesh))
 
 
 @dataclasses.dataclass(frozen=True)
