@@ -186,11 +186,19 @@ def _add_plan(verbs) -> None:
   )
   verb.add_argument(
     '--batch_per_device',
-    type=lambda text: [int(word) for word in text.split(',')],
+    type=_whole_numbers,
     metavar='N,N,...',
     help='images; by default what the batch of the config gives each device',
   )
   verb.add_argument('--output', help='folder of plan.json and plan.png')
+
+
+def _whole_numbers(text: str) -> list[int]:
+  if not re.fullmatch(r'\d+(,\d+)*', text):
+    raise argparse.ArgumentTypeError(
+      f'must be whole numbers such as 4,8,12, got {text!r}.'
+    )
+  return [int(word) for word in text.split(',')]
 
 
 def _add_prepare(verbs) -> None:
@@ -203,7 +211,7 @@ def _add_prepare(verbs) -> None:
   verb.add_argument('--captions', help='COCO json of captions')
   verb.add_argument(
     '--image_ids',
-    type=lambda text: [int(word) for word in text.split(',')],
+    type=_whole_numbers,
     metavar='ID,ID,...',
     help='take these images only',
   )

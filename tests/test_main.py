@@ -46,6 +46,10 @@ def test_help_of_a_verb(verb, capsys):
       '--annotations',
     ),
     (
+      ['plan', '--config=shapes', '--topology=here', '--batch_per_device=4,x'],
+      "must be whole numbers such as 4,8,12, got '4,x'",
+    ),
+    (
       ['train', '--config=shapes', '--workdir=w', '--config.input.flip'],
       '--config.input.flip',
     ),

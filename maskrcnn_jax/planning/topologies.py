@@ -5,6 +5,7 @@ they make the program that its devices would run, and say what it needs.
 """
 
 import dataclasses
+import importlib.util
 import math
 import os
 import re
@@ -169,6 +170,11 @@ def find(name: str, num_devices: int | None = None) -> Topology:
         f'XLA_FLAGS=--xla_force_host_platform_device_count={count}.'
       )
     return _topology(name, devices[:count])
+  if importlib.util.find_spec('libtpu') is None:
+    raise RuntimeError(
+      f'{name} needs the compiler for TPUs, which runs on any machine: pip '
+      'install "maskrcnn-jax[tpu]".'
+    )
   sides = _sides(text) + [1] * 3
   # Four chips of a host form a square; a smaller slice has a smaller one.
   host = (min(sides[0], 2), min(sides[1], 2), 1)
@@ -179,12 +185,7 @@ def find(name: str, num_devices: int | None = None) -> Topology:
       chips_per_host_bounds=host,
       **dict(CHIPS[kind].options),
     )
-  except (RuntimeError, NotImplementedError) as error:
-    if 'libtpu' in str(error) or isinstance(error, NotImplementedError):
-      raise RuntimeError(
-        f'{name} needs the compiler for TPUs, which runs without a TPU: pip '
-        f'install "maskrcnn-jax[tpu]" ({error})'
-      ) from error
+  except RuntimeError as error:
     raise ValueError(f'{name}: {error} Known are {KNOWN}.') from error
   return _topology(name, slice_.devices)
 

@@ -1,5 +1,7 @@
 """Topologies: what is known, and what is said of what is not."""
 
+import importlib.util
+
 import jax
 import pytest
 
@@ -43,3 +45,11 @@ def test_devices_that_are_here():
 def test_more_cpu_devices_than_jax_has():
   with pytest.raises(ValueError, match='needs 512 CPU devices'):
     topologies.find('cpu:512')
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec('libtpu') is not None, reason='libtpu is installed'
+)
+def test_what_is_missing_is_named():
+  with pytest.raises(RuntimeError, match=r'maskrcnn-jax\[tpu\]'):
+    topologies.find('v5e:4x4')
