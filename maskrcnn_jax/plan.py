@@ -134,10 +134,15 @@ def lower_step(config, spec, topology: topologies.Topology):
 
   key = jax.eval_shape(lambda: jax.random.key(0))
   state = jax.eval_shape(init, key)
-  mesh = sharding.make_mesh(devices=topology.devices)
-  return train_step.jit_train_step(model, optimizer, mesh).lower(
-    state, batch, key
+  mesh = sharding.make_mesh(
+    spatial=config.get('runtime', {}).get('spatial', 1),
+    devices=topology.devices,
   )
+  shard_state = sharding.config_shard_state(config)
+  model = sharding.lay_out(model, mesh, shard_state)
+  places = sharding.state_shardings(state, mesh, shard_state)
+  step = train_step.jit_train_step(model, optimizer, mesh, places)
+  return step.lower(state, batch, key)
 
 
 def _batch_spec(config, canvas, batch_size):
