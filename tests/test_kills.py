@@ -33,7 +33,7 @@ def victims(process):
     return [
       each
       for each in family
-      if str(seed_runs.SCRIPT) in each.cmdline() and 'mpirun' != each.name()
+      if str(seed_runs.SCRIPT) in each.cmdline() and each.name() != 'mpirun'
     ]
   except psutil.NoSuchProcess:
     return []

@@ -50,9 +50,9 @@ ALLOWED = {
     'jax numpy flax orbax ml_collections .config .models .structures .training'
   ),
   'maskrcnn_jax/training/loop': (
-    'jax numpy ml_collections .models .structures .training .input_pipeline'
-    ' .evaluation .datasets'
+    'jax ml_collections .models .structures .training'
   ),
+  'maskrcnn_jax/training/steps': 'jax numpy .models .training .input_pipeline',
   'maskrcnn_jax/training/evaluator': (
     'jax numpy .models .structures .training .input_pipeline .evaluation'
     ' .datasets .visualize'
