@@ -187,8 +187,16 @@ def get_config():
   runtime.backend = 'auto'
   # Folder of compiled programs, for a faster next start; '' for none.
   runtime.compilation_cache = '~/.cache/maskrcnn_jax/xla'
-  # HOST:PORT of process 0 under mpirun or srun; None finds it.
+  # Library of a PJRT plugin for hpu; None: one that is installed.
+  runtime.plugin_path = ml_collections.config_dict.placeholder(str)
+  # HOST:PORT of process 0; None finds it under mpirun and srun.
   runtime.coordinator_address = ml_collections.config_dict.placeholder(str)
+  # Processes of the job and number of this one, where no launcher says them.
+  runtime.num_processes = ml_collections.config_dict.placeholder(int)
+  # From 0; process 0 prints and writes.
+  runtime.process_id = ml_collections.config_dict.placeholder(int)
+  # A process that is silent for so long ends the others.
+  runtime.heartbeat_seconds = 100
   # Take the first few devices only; None: all.
   runtime.num_devices = ml_collections.config_dict.placeholder(int)
   # The same bits on a GPU in every run, somewhat slower; a CPU gives them.

@@ -13,6 +13,8 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
+from maskrcnn_jax import launcher
+
 _OVERRIDE = re.compile(r'--config\.([^=]+)(=.*)?$', re.DOTALL)
 
 
@@ -49,7 +51,11 @@ def run(name: str, function: Callable[[], None], debug: bool = False) -> int:
     function: does it.
     debug: show the traceback of an error that is the user's.
   """
-  _set_up_logging()
+  try:
+    _set_up_logging()
+  except ValueError as error:
+    print(f'{name}: {error}', file=sys.stderr)
+    return 2
   # So that what was begun is closed; a run of training saves, see `stopping`.
   signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
   try:
@@ -70,8 +76,9 @@ def run(name: str, function: Callable[[], None], debug: bool = False) -> int:
 
 def _set_up_logging() -> None:
   # Of the processes of a job the first one speaks; all of them warn.
-  rank = os.environ.get('OMPI_COMM_WORLD_RANK', '0')
-  level = logging.INFO if rank == '0' else logging.WARNING
+  launch = launcher.find_launch()
+  is_first = launch is None or launch.rank == 0
+  level = logging.INFO if is_first else logging.WARNING
   logging.basicConfig(level=level, format='%(message)s')
   for noisy in ('absl', 'jax', 'orbax'):
     logging.getLogger(noisy).setLevel(logging.WARNING)

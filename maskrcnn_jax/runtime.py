@@ -3,7 +3,6 @@
 All before any array is made.
 """
 
-import dataclasses
 import logging
 import os
 import pathlib
@@ -15,47 +14,17 @@ from typing import Any
 
 import jax
 
-BACKENDS = ('auto', 'cpu', 'gpu', 'tpu', 'hpu')
+from maskrcnn_jax import backends, roll_call
+from maskrcnn_jax.launcher import Launch, find_launch
 
-# What brings each backend; JAX finds an installed one by itself.
-_INSTALL = {
-  'gpu': 'pip install "maskrcnn-jax[cuda]"',
-  'tpu': 'pip install "maskrcnn-jax[tpu]"',
-  'hpu': "install Intel Gaudi's JAX plugin",
-}
-
-# Size of the job, number of this process, its number on its machine. Open MPI
-# comes first, for mpirun inside of a SLURM job inherits SLURM's variables;
-# those of a SLURM step are not there in a batch script that starts no step.
-_LAUNCHERS = {
-  'ompi': (
-    'OMPI_COMM_WORLD_SIZE',
-    'OMPI_COMM_WORLD_RANK',
-    'OMPI_COMM_WORLD_LOCAL_RANK',
-  ),
-  'slurm': ('SLURM_STEP_NUM_TASKS', 'SLURM_PROCID', 'SLURM_LOCALID'),
-}
 _LOCAL_HOST = '127.0.0.1'
+_LOCAL_NAMES = (_LOCAL_HOST, 'localhost')
 _STDOUT, _STDERR = 1, 2
 _MEETING_SECONDS = 60  # For the first process of a machine to tell its port.
 _HESITATION_SECONDS = 3  # See `end_job`.
-
-
-@dataclasses.dataclass(frozen=True)
-class Launch:
-  """This process among those that a launcher started as one job.
-
-  Attributes:
-    launcher: `ompi` or `slurm`.
-    num_processes: of the job.
-    rank: of this process; process 0 alone prints and writes.
-    local_rank: of this process on its machine.
-  """
-
-  launcher: str
-  num_processes: int
-  rank: int
-  local_rank: int
+_HEARTBEAT_SECONDS = 100  # JAX's own.
+# What errors of collectives and of JAX's coordination say.
+_LOST = ('Gloo', 'NCCL', 'UNAVAILABLE', 'heartbeat')
 
 
 def start(section: Mapping[str, Any]) -> int:
@@ -68,40 +37,52 @@ def start(section: Mapping[str, Any]) -> int:
     The number of processes.
 
   Raises:
-    ValueError: there is no such backend, or the address is wrong.
+    ValueError: there is no such backend, or the job is not described fully.
     RuntimeError: the processes did not find each other.
   """
   if section.get('deterministic'):
     make_deterministic()
-  num_processes = start_distributed(section.get('coordinator_address'))
-  pick_backend(section.get('backend', 'auto'), num_processes)
+  _describe_job(section)
+  num_processes = start_distributed(
+    section.get('coordinator_address'),
+    section.get('heartbeat_seconds') or _HEARTBEAT_SECONDS,
+  )
+  backends.pick_backend(
+    section.get('backend', 'auto'), num_processes, section.get('plugin_path')
+  )
   enable_compilation_cache(section.get('compilation_cache', ''))
   return num_processes
 
 
-def find_launch() -> Launch | None:
-  """What the environment says about a job of several processes.
+def _describe_job(section: Mapping[str, Any]) -> None:
+  """Puts a job described in the config where launchers describe one."""
+  names = {'num_processes': 'JAX_NUM_PROCESSES', 'process_id': 'JAX_PROCESS_ID'}
+  given = {name: section.get(name) for name in names}
+  missing = [name for name, value in given.items() if value is None]
+  if len(missing) == 1:
+    (other,) = {*names} - {*missing}
+    raise ValueError(
+      f'runtime.{other} is {given[other]}, but runtime.{missing[0]} is not set.'
+    )
+  if not missing:
+    os.environ.update({names[name]: str(given[name]) for name in names})
 
-  Returns:
-    None where this process is the only one, also under `mpirun --np 1`.
-  """
-  for launcher, names in _LAUNCHERS.items():
-    if all(name in os.environ for name in names):
-      launch = Launch(launcher, *(int(os.environ[name]) for name in names))
-      return launch if launch.num_processes > 1 else None
-  return None
 
+def start_distributed(
+  coordinator_address: str | None = None,
+  heartbeat_seconds: int = _HEARTBEAT_SECONDS,
+) -> int:
+  """Joins the processes of the job that this one is of; waits for all.
 
-def start_distributed(coordinator_address: str | None = None) -> int:
-  """Joins the processes that `mpirun` or `srun` started; waits for all.
-
-  Each then drives one GPU, that of its local rank, unless
-  `JAX_LOCAL_DEVICE_IDS` says otherwise. Gaudi's driver reads the local rank of
-  Open MPI by itself, and a CPU is one device.
+  Where the launcher starts a process per device, each drives one GPU, that of
+  its local rank, unless `JAX_LOCAL_DEVICE_IDS` says otherwise; elsewhere each
+  drives all of its machine. Gaudi's driver reads the local rank of Open MPI by
+  itself.
 
   Args:
     coordinator_address: `HOST:PORT`, a free port on the machine of process 0;
-      None finds one.
+      None finds one, under Open MPI and SLURM.
+    heartbeat_seconds: a process that was silent for so long ends the others.
 
   Returns:
     The number of processes; 1 without a launcher.
@@ -112,6 +93,7 @@ def start_distributed(coordinator_address: str | None = None) -> int:
   """
   launch = find_launch()
   if launch is None:
+    _check_alone()
     return 1
   address = coordinator_address or os.environ.get('JAX_COORDINATOR_ADDRESS')
   if address is None:
@@ -124,23 +106,48 @@ def start_distributed(coordinator_address: str | None = None) -> int:
     # Process 0 alone has something to say there, but gloo, which JAX uses on
     # the CPU, greets in every process.
     _mute(_STDOUT)
-  is_local = address is not None and address.startswith(f'{_LOCAL_HOST}:')
-  own_device = 'JAX_LOCAL_DEVICE_IDS' not in os.environ
+    logging.getLogger().setLevel(logging.WARNING)
+  _join(launch, address, heartbeat_seconds)
+  return launch.num_processes
+
+
+def _check_alone() -> None:
+  """Raises where half of a job is described: each would train it all."""
+  number = os.environ.get('JAX_NUM_PROCESSES', '1')
+  if number != '1':
+    raise ValueError(
+      f'JAX_NUM_PROCESSES is {number}, but nothing says which of them this is: '
+      'set JAX_PROCESS_ID, or let Kubernetes set JOB_COMPLETION_INDEX.'
+    )
+
+
+def _join(launch: Launch, address: str | None, heartbeat_seconds: int) -> None:
+  local_ids = None
+  if launch.local_rank is not None and 'JAX_LOCAL_DEVICE_IDS' not in os.environ:
+    local_ids = [launch.local_rank]
+  is_local = address and address.rpartition(':')[0] in _LOCAL_NAMES
   try:
     jax.distributed.initialize(
       address,
       launch.num_processes,
       launch.rank,
-      local_device_ids=[launch.local_rank] if own_device else None,
+      local_device_ids=local_ids,
+      # With an address there is nothing left to detect; in a pod JAX would
+      # want to ask Kubernetes, with a package and a permission for it.
+      cluster_detection_method='deactivate' if address else None,
       # JAX would listen to all machines.
       coordinator_bind_address=address if is_local else None,
+      heartbeat_timeout_seconds=heartbeat_seconds,
     )
+    names = roll_call.introduce()
   except Exception as error:
     raise RuntimeError(
-      f'Process {launch.rank} of {launch.num_processes} did not reach the '
-      f'others through {address or "the address that JAX found"}: {error}'
+      f'{launch} did not reach the others through '
+      f'{address or "the address that JAX found"}: {error}'
     ) from error
-  return launch.num_processes
+  # JAX names a process that went silent by its number.
+  if launch.rank == 0:
+    logging.info('%d processes: %s', launch.num_processes, '; '.join(names))
 
 
 def end_job(message: str, code: int, expected: bool = True) -> None:
@@ -148,7 +155,8 @@ def end_job(message: str, code: int, expected: bool = True) -> None:
 
   An ordinary exit would wait for the other processes, which wait for this one.
   Where all fail alike, or one because another did, the one that knows best
-  speaks first, and the launcher ends the others while they hesitate.
+  speaks first, and the launcher ends the others while they hesitate. Where it
+  does not, a process that lost another one says which.
 
   Args:
     message: for stderr.
@@ -159,59 +167,37 @@ def end_job(message: str, code: int, expected: bool = True) -> None:
   launch = find_launch()
   if launch is None:
     return
-  # JAX itself ends a process that lost process 0, with a long trace.
-  stderr = _mute(_STDERR)
-  time.sleep(_HESITATION_SECONDS * ((launch.rank > 0) + 2 * (not expected)))
-  os.dup2(stderr, _STDERR)
+  seconds = _HESITATION_SECONDS * ((launch.rank > 0) + 2 * (not expected))
+  if not expected and any(word in message for word in _LOST):
+    message = _name_the_lost(launch, message, seconds)
+  else:
+    # JAX itself ends a process that lost process 0, with a long trace.
+    stderr = _mute(_STDERR)
+    time.sleep(seconds)
+    os.dup2(stderr, _STDERR)
   print(message, file=sys.stderr)
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)
 
 
-def pick_backend(name: str = 'auto', num_processes: int | None = None) -> str:
-  """Makes JAX compute on a backend, and says which one.
-
-  Args:
-    name: `auto` takes the accelerator that JAX finds, and the CPU with a
-      warning where there is none; every other name insists on that backend.
-    num_processes: how many must have joined, see `start_distributed`; None
-      takes any number.
-
-  Returns:
-    The name of the backend in use, for example `cpu`.
-
-  Raises:
-    ValueError: the name is unknown, there is no such backend, or not all
-      processes have it.
-  """
-  if name not in BACKENDS:
-    raise ValueError(
-      f'runtime.backend must be one of {", ".join(BACKENDS)}, got {name!r}.'
-    )
-  if name == 'cpu':  # Leaves an accelerator to others.
-    jax.config.update('jax_platforms', 'cpu')
-  found = jax.default_backend()
-  if name == 'auto' and found == 'cpu' and jax.process_index() == 0:
-    logging.warning(
-      'JAX finds no accelerator here; computing on the CPU (%d devices).',
-      jax.device_count(),
-    )
-  if name not in ('auto', found):
-    raise ValueError(
-      f'runtime.backend is {name!r}, but JAX finds only {_found()}.'
-      + (f' To use it, {_INSTALL[name]}.' if name in _INSTALL else '')
-      + ' Or set runtime.backend to auto.'
-    )
-  # A backend counts the processes that have it, so one that is missing
-  # anywhere, or does not join processes, is seen here without communication.
-  if num_processes not in (None, jax.process_count()):
-    raise ValueError(
-      f'{jax.process_count()} of {num_processes} processes compute together '
-      f'on {found}: all of them need the same backend, and it must be able to '
-      'join processes. Set runtime.backend to one that all have.'
-    )
-  return found
+def _name_the_lost(launch: Launch, message: str, seconds: float) -> str:
+  """Takes the place of a traceback that ends in a collective."""
+  own = message.strip().splitlines()[-1]
+  start = time.monotonic()
+  lines = roll_call.call(f'failed: {own}', seconds)
+  # Under mpirun and srun the one that knows more may still speak.
+  if launch.local_rank is not None:
+    time.sleep(max(0.0, seconds - time.monotonic() + start))
+  silent = [
+    line for line in lines if not line.partition(': ')[2].startswith('failed')
+  ]
+  if not silent:
+    return message
+  return (
+    f'{launch}: {own}\nLost: {"; ".join(silent)}. Start the same command again '
+    'in all processes to go on from the last checkpoint.'
+  )
 
 
 def make_deterministic() -> None:
@@ -251,8 +237,14 @@ def _mute(descriptor: int) -> int:
 
 def _find_address(launch: Launch) -> str | None:
   """Where process 0 is reached; None leaves it to JAX to find out."""
-  if launch.launcher != 'ompi':
+  if launch.launcher == 'slurm':
     return None
+  if launch.launcher != 'ompi':
+    raise ValueError(
+      'The processes do not know where to meet: set '
+      'runtime.coordinator_address, or JAX_COORDINATOR_ADDRESS, to HOST:PORT, '
+      'a free port on the machine of process 0.'
+    )
   folder = os.environ.get('PMIX_SERVER_TMPDIR')
   num_local = int(os.environ.get('OMPI_COMM_WORLD_LOCAL_SIZE', 0))
   if folder and num_local == launch.num_processes:
@@ -290,10 +282,3 @@ def _meet(path: pathlib.Path, rank: int) -> str:
       )
     time.sleep(0.05)
   return path.read_text()
-
-
-def _found() -> str:
-  """Devices in words, for example `2 cpu (cpu)`."""
-  devices = jax.devices()
-  kinds = sorted({device.device_kind for device in devices})
-  return f'{len(devices)} {devices[0].platform} ({", ".join(kinds)})'

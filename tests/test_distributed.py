@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from maskrcnn_jax import runtime
+from maskrcnn_jax import backends, launcher, runtime
 from maskrcnn_jax.training import checkpoint
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -23,6 +23,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 MPIRUN = ('mpirun', '--allow-run-as-root', '--oversubscribe', '--bind-to')
 MPIRUN += ('none', '--np', '2')
 LAUNCHER_NAMES = ('OMPI_', 'PMIX_', 'SLURM_', 'JAX_COORDINATOR')
+LAUNCHER_NAMES += ('JAX_NUM_PROCESSES', 'JAX_PROCESS_ID', 'JOB_COMPLETION')
 # Relative difference of losses. In the first step one and two processes only
 # add in another order; rounding grows from there (measured: 2e-7 and 2e-6).
 FIRST_STEP = 1e-5
@@ -62,23 +63,34 @@ def slurm_step(num_tasks):
   }
 
 
+def numbered(num_processes, **variables):
+  """What one sets by hand, or in the template of a pod."""
+  variables = {name: str(value) for name, value in variables.items()}
+  return {'JAX_NUM_PROCESSES': str(num_processes), **variables}
+
+
 @pytest.mark.parametrize(
   'variables, expected',
   [
     ({}, None),
     (launched(1, 0), None),
-    (launched(2, 1), runtime.Launch('ompi', 2, 1, 1)),
+    (launched(2, 1), launcher.Launch('ompi', 2, 1, 1)),
     (
       {**launched(8, 5), 'OMPI_COMM_WORLD_LOCAL_RANK': '1'},
-      runtime.Launch('ompi', 8, 5, 1),
+      launcher.Launch('ompi', 8, 5, 1),
     ),
     (slurm_step(1), None),
-    (slurm_step(4), runtime.Launch('slurm', 4, 1, 0)),
+    (slurm_step(4), launcher.Launch('slurm', 4, 1, 0)),
     # A batch script that did not start a step with srun.
     ({'SLURM_NTASKS': '4', 'SLURM_PROCID': '0', 'SLURM_LOCALID': '0'}, None),
+    (numbered(2, JAX_PROCESS_ID=1), launcher.Launch('explicit', 2, 1)),
+    (numbered(1, JAX_PROCESS_ID=0), None),
+    (numbered(4, JOB_COMPLETION_INDEX=3), launcher.Launch('kubernetes', 4, 3)),
+    # An indexed job whose pods have nothing to do with each other.
+    ({'JOB_COMPLETION_INDEX': '3'}, None),
     # mpirun in a SLURM job.
     ({**slurm_step(4), **launched(1, 0)}, None),
-    ({**slurm_step(4), **launched(2, 0)}, runtime.Launch('ompi', 2, 0, 0)),
+    ({**slurm_step(4), **launched(2, 0)}, launcher.Launch('ompi', 2, 0, 0)),
   ],
 )
 def test_a_launch_of_several_processes_is_found(
@@ -86,7 +98,30 @@ def test_a_launch_of_several_processes_is_found(
 ):
   for name, value in variables.items():
     no_launcher.setenv(name, value)
-  assert runtime.find_launch() == expected
+  assert launcher.find_launch() == expected
+
+
+@pytest.mark.parametrize(
+  'variables, message',
+  [
+    (numbered(2, JAX_PROCESS_ID=2), 'PROCESS_ID must be less than .* 2; got 2'),
+    (numbered('two', JAX_PROCESS_ID=0), "must be a whole number, got 'two'"),
+    (numbered(2), 'nothing says which of them this is: set JAX_PROCESS_ID'),
+    (numbered(2, JAX_PROCESS_ID=0), r'set runtime\.coordinator_address'),
+  ],
+)
+def test_half_a_description_of_a_job_is_an_error(
+  variables, message, no_launcher
+):
+  for name, value in variables.items():
+    no_launcher.setenv(name, value)
+  with pytest.raises(ValueError, match=message):
+    runtime.start_distributed()
+
+
+def test_the_config_describes_a_job_in_full_or_not_at_all(no_launcher):
+  with pytest.raises(ValueError, match=r'num_processes is 2, but .*process_id'):
+    runtime.start({'num_processes': 2})
 
 
 def test_a_single_process_starts_and_ends_by_itself(no_launcher):
@@ -107,7 +142,7 @@ def test_open_mpi_5_needs_an_address_on_several_machines(no_launcher):
 
 def test_all_processes_must_have_the_backend(no_launcher):
   with pytest.raises(ValueError, match='1 of 2 processes compute together'):
-    runtime.pick_backend('auto', num_processes=2)
+    backends.pick_backend('auto', num_processes=2)
 
 
 def environment(**variables):
@@ -130,9 +165,9 @@ def environment(**variables):
 
 
 JOIN = """
-from maskrcnn_jax import runtime
+from maskrcnn_jax import backends, runtime
 number = runtime.start_distributed()
-runtime.pick_backend('cpu', number)
+backends.pick_backend('cpu', number)
 import jax
 print(number, jax.process_index(), jax.device_count(), jax.local_device_count())
 """
@@ -344,8 +379,8 @@ def test_resume_gives_the_same_losses_bit_by_bit(config, two, tmp_path):
 def test_the_global_batch_is_that_of_one_process(tmp_path):
   pattern, _ = tiny_run.write_dataset(tmp_path)
   program = [sys.executable, '-c', BATCHES, pattern, str(tmp_path / 'ids')]
-  for launcher in ((), MPIRUN):
-    done = execute([*launcher, *program])
+  for prefix in ((), MPIRUN):
+    done = execute([*prefix, *program])
     assert done.returncode == 0, done.stderr
   (whole,), parts = (
     [json.loads(p.read_text()) for p in sorted(tmp_path.glob(f'ids-{n}-*'))]
@@ -393,10 +428,10 @@ del found  # Its threads need the interpreter to end.
 @pytest.mark.slow
 def test_processes_bound_to_cores_find_a_finished_run(config, two):
   """The form of the reference, without its number of cores a process."""
-  launcher = ('mpirun', '--allow-run-as-root', '--bind-to', 'core', '--np', '2')
-  if execute([*launcher, 'true']).returncode:
+  bound = ('mpirun', '--allow-run-as-root', '--bind-to', 'core', '--np', '2')
+  if execute([*bound, 'true']).returncode:
     pytest.skip('mpirun finds fewer than two cores')
-  done = execute([*launcher, *command('train', config, two[0])])
+  done = execute([*bound, *command('train', config, two[0])])
   assert done.returncode == 0, done.stderr
   assert done.stdout.count('4 of 4 steps: nothing to train') == 1
 

@@ -25,7 +25,9 @@ ALLOWED = {
   'maskrcnn_jax/input_pipeline': (
     'numpy absl tensorflow .datasets .input_pipeline'
   ),
-  'maskrcnn_jax/command_line': '.runtime',
+  'maskrcnn_jax/backends': 'jax',
+  'maskrcnn_jax/command_line': '.launcher .runtime',
+  'maskrcnn_jax/launcher': '',
   'maskrcnn_jax/main': (
     '.command_line .config .datasets .plan .planning.topologies .runtime'
     ' .training.loop'
@@ -39,7 +41,8 @@ ALLOWED = {
   'maskrcnn_jax/planning': '',
   'maskrcnn_jax/planning/report': 'PIL',
   'maskrcnn_jax/planning/topologies': 'jax',
-  'maskrcnn_jax/runtime': 'jax',
+  'maskrcnn_jax/roll_call': 'jax',
+  'maskrcnn_jax/runtime': 'jax .backends .launcher .roll_call',
   'maskrcnn_jax/seed_command': ('yaml .config .runtime .seed_flags .training'),
   'maskrcnn_jax/seed_flags': 'absl.flags .command_line .seed_command',
   'maskrcnn_jax/structures': 'jax numpy flax.struct',
