@@ -64,6 +64,7 @@ ALLOWED = {
   'maskrcnn_jax/training/pretrained': (
     'jax numpy .models .training .weights.tensorflow'
   ),
+  'maskrcnn_jax/training/watchdog': '.roll_call',
   'maskrcnn_jax/visualize': 'numpy PIL .evaluation.pasting .structures',
   'maskrcnn_jax/weights': 'numpy .weights',
   'maskrcnn_jax/weights/tensorflow': 'numpy tensorflow .weights',

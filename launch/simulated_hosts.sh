@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Runs a command as N processes on this machine, as if each were a host with CPU
+# devices of its own: for trying what a job on several machines does.
+#   bash launch/simulated_hosts.sh N COMMAND ...
+#   DEVICES=2 bash launch/simulated_hosts.sh 2 maskrcnn-jax train ...
+# DEVICES is the number of devices of each host, 1 if not set. Process 0 is shown
+# as it is, the others with [INDEX] before their lines, on stderr. The exit code
+# is that of the first process that fails; the others are then ended. Needs bash
+# 5.1.
+set -euo pipefail
+
+if (($# < 2)) || [[ ! $1 =~ ^[1-9][0-9]*$ ]]; then
+  echo 'usage: bash launch/simulated_hosts.sh N COMMAND ...' >&2
+  exit 2
+fi
+num=$1
+shift
+grace=5 # Seconds between SIGTERM and SIGKILL.
+
+# A port that nobody listens to.
+port=$((20000 + RANDOM % 12000))
+while (: < "/dev/tcp/127.0.0.1/$port") 2> /dev/null; do
+  port=$((port + 1))
+done
+export JAX_PLATFORMS=cpu
+export JAX_COORDINATOR_ADDRESS=127.0.0.1:$port JAX_NUM_PROCESSES=$num
+export XLA_FLAGS="${XLA_FLAGS:-} \
+--xla_force_host_platform_device_count=${DEVICES:-1}"
+
+pids=()
+running() {
+  local pid
+  for pid in "${pids[@]}"; do
+    ! kill -0 "$pid" 2> /dev/null || return 0
+  done
+  return 1
+}
+end_all() {
+  kill "${pids[@]}" 2> /dev/null || true
+  local end=$((SECONDS + grace))
+  while running && ((SECONDS < end)); do
+    sleep 0.1
+  done
+  kill -9 "${pids[@]}" 2> /dev/null || true
+}
+trap 'end_all; exit 143' TERM
+trap 'end_all; exit 130' INT
+
+for ((i = 0; i < num; ++i)); do
+  if ((i == 0)); then
+    JAX_PROCESS_ID=$i "$@" &
+  else
+    JAX_PROCESS_ID=$i "$@" > >(sed -u "s/^/[$i] /" >&2) 2>&1 &
+  fi
+  pids+=($!)
+done
+
+status=0
+for ((left = num; left > 0; --left)); do
+  ended=0
+  wait -n -p pid "${pids[@]}" || ended=$?
+  for i in "${!pids[@]}"; do
+    if [[ ${pids[i]} == "$pid" ]]; then
+      unset "pids[i]"
+      break
+    fi
+  done
+  if ((ended != 0)); then
+    status=$ended
+    echo "simulated_hosts.sh: process $i of $num ended with $status" \
+      "(128 + N is signal N); ending the others." >&2
+    ((left == 1)) || end_all
+    break
+  fi
+done
+exit "$status"
