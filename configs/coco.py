@@ -298,6 +298,8 @@ def get_config(variant='habana_1x'):
   runtime.process_id = ml_collections.config_dict.placeholder(int)
   # A process that is silent for so long ends the others.
   runtime.heartbeat_seconds = 100
+  # A job without progress for so long ends and says where it stood; 0: never.
+  runtime.watchdog_seconds = 1800
   # Take the first few devices only; None: all.
   runtime.num_devices = ml_collections.config_dict.placeholder(int)
   # The same bits on a GPU in every run, somewhat slower; a CPU gives them.

@@ -8,7 +8,7 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -121,20 +121,26 @@ class Evaluator:
       unfinished.replace(path)
     return str(path)
 
-  def __call__(self, step: int, variables, writer) -> dict[str, float]:
+  def __call__(
+    self, step: int, variables, writer, feed: Callable[[str], None]
+  ) -> dict[str, float]:
     """Detects, scores, and writes detections, numbers and pictures.
 
     Args:
       step: names the files.
       variables: of the model.
       writer: `metrics.MetricWriter`.
+      feed: is told of progress, see `watchdog.Watchdog`.
 
     Returns:
       The 24 numbers, `eval/AP` to `eval/mask_ARl`; {} on all hosts but the
       first, which scores while the others wait.
     """
     start = time.monotonic()
-    results, image_ids, pictures = self._detect_all(step, variables, writer)
+    results, image_ids, pictures = self._detect_all(
+      step, variables, writer, feed
+    )
+    feed(f'evaluation of step {step}: scoring')
     values = {}
     if jax.process_index() == 0:
       values = self._score(step, results, image_ids, pictures, writer, start)
@@ -160,7 +166,7 @@ class Evaluator:
     writer.say(coco_metrics.format_table(values), file=sys.stdout)
     return values
 
-  def _detect_all(self, step, variables, writer):
+  def _detect_all(self, step, variables, writer, feed):
     """Results and ids of all images, and pictures of this host's first ones."""
     variables = sharding.put_replicated(variables, self._mesh)
     num_pictures = self._num_pictures if jax.process_index() == 0 else 0
@@ -168,6 +174,7 @@ class Evaluator:
     image_ids, pictures, seconds = [], [], []
     previous, clock = None, time.monotonic()
     for number, batch in enumerate(writer.progress(self._batches()), start=1):
+      feed(f'evaluation of step {step}: batch {number}')
       images = {k: batch[k] for k in ('images', 'image_sizes')}
       images = sharding.put_batch(images, self._mesh)
       detections = self._detect(

@@ -22,6 +22,7 @@ from maskrcnn_jax.training import (
   stopping,
   summary,
   tracing,
+  watchdog,
 )
 from maskrcnn_jax.training import train_step as step_lib
 from maskrcnn_jax.training.evaluator import (
@@ -76,7 +77,8 @@ def train_and_evaluate(
   step = checkpoint.latest_step(workdir)
   if not evaluator.options.is_due(step, is_last=True):
     return {}
-  return _evaluate(evaluator, workdir, step, checkpoint.restore(workdir)[0])
+  variables, _ = checkpoint.restore(workdir)
+  return _evaluate(evaluator, workdir, step, variables, config)
 
 
 def evaluate(
@@ -101,7 +103,8 @@ def evaluate(
   if source is not None:
     model = MaskRCNN.from_config(config.model)
     variables, step = pretrained.whole_model(source, model, config)
-    return _evaluate(Evaluator(config, workdir), workdir, step, variables)
+    evaluator = Evaluator(config, workdir)
+    return _evaluate(evaluator, workdir, step, variables, config)
   checkpoint.check_workdir(workdir, config, step)
   if step is None:
     step = checkpoint.latest_step(workdir)
@@ -113,12 +116,21 @@ def evaluate(
     )
   evaluator = Evaluator(config, workdir)
   variables, _ = checkpoint.restore(workdir, step)
-  return _evaluate(evaluator, workdir, step, variables)
+  return _evaluate(evaluator, workdir, step, variables, config)
 
 
-def _evaluate(evaluator, workdir, step, variables) -> dict[str, float]:
-  with metrics.MetricWriter(workdir, enabled=_is_first_host()) as writer:
-    return steps.look_at(evaluator, workdir, step, variables, writer)
+def _evaluate(evaluator, workdir, step, variables, config) -> dict[str, float]:
+  with (
+    metrics.MetricWriter(workdir, enabled=_is_first_host()) as writer,
+    _watchdog(config) as watch,
+  ):
+    return steps.look_at(
+      evaluator, workdir, step, variables, writer, watch.feed
+    )
+
+
+def _watchdog(config) -> watchdog.Watchdog:
+  return watchdog.Watchdog(config.get('runtime', {}).get('watchdog_seconds', 0))
 
 
 def _train(config, workdir, evaluator: Evaluator | None, notes) -> None:
@@ -166,6 +178,7 @@ def _train(config, workdir, evaluator: Evaluator | None, notes) -> None:
     summary.RunSummary(writer, training.log_file) as account_of_run,
     trace,
     stopping.Termination() as stop,
+    _watchdog(config) as watch,
   ):
     run = steps.Run(
       config=config,
@@ -185,6 +198,7 @@ def _train(config, workdir, evaluator: Evaluator | None, notes) -> None:
       trace=trace,
       health=health.Health(training.max_bad_steps),
       stop=stop,
+      watch=watch,
     )
     _say_start(run, state, account)
     while True:

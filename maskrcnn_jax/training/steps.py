@@ -27,6 +27,7 @@ from maskrcnn_jax.training import (
   stopping,
   summary,
   tracing,
+  watchdog,
 )
 from maskrcnn_jax.training import train_step as step_lib
 from maskrcnn_jax.training.evaluator import Evaluator
@@ -105,6 +106,7 @@ class Run:
   trace: tracing.Trace
   health: health.Health
   stop: stopping.Termination
+  watch: watchdog.Watchdog
 
 
 def run_steps(run: Run, state, done: int, position) -> None:
@@ -119,10 +121,11 @@ def run_steps(run: Run, state, done: int, position) -> None:
   window, flags = [], collections.deque()
   steps = range(done + 1, training.num_steps + 1)
   for step, (batch, position) in zip(steps, batches):
+    run.watch.feed(f'step {step}: training')
     inputs = state, sharding.put_batch(batch, run.mesh), run.key
     canvas = batch['images'].shape[1:3]
     if canvas not in run.compiled:
-      with run.summary.paused():
+      with run.summary.paused(), run.watch.paused():
         run.compiled[canvas] = _compile(run, inputs)
     run.trace.before(step - run.first_step)
     state, values = run.compiled[canvas](*inputs)
@@ -156,12 +159,22 @@ def run_steps(run: Run, state, done: int, position) -> None:
       raise stopping.Stopped(f'step {step}')
     if look:
       with run.summary.paused(), run.stop.at_once():
-        look_at(evaluator, run.workdir, step, state.variables(), run.writer)
+        look_at(
+          evaluator,
+          run.workdir,
+          step,
+          state.variables(),
+          run.writer,
+          run.watch.feed,
+        )
+    run.watch.feed(f'step {step + 1}: reading')
 
 
-def look_at(evaluator, workdir, step, variables, writer) -> dict[str, float]:
+def look_at(
+  evaluator, workdir, step, variables, writer, feed
+) -> dict[str, float]:
   """Evaluates, and says so where the result is far below earlier ones."""
-  values = evaluator(step, variables, writer)
+  values = evaluator(step, variables, writer, feed)
   message = values and health.fallen_score(workdir, step, values)
   if message:
     writer.say(f'WARNING: {message}')

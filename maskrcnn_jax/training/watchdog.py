@@ -27,24 +27,24 @@ class Watchdog:
 
   def __init__(
     self,
-    seconds: float | None,
+    seconds: float,
     answer_seconds: float = _ANSWER_SECONDS,
     end: Callable[[int], None] = os._exit,
   ):
     """Starts nothing yet; see `__enter__`.
 
     Args:
-      seconds: without progress, until the job is ended; None: never.
+      seconds: without progress, until the job is ended; 0: never.
       answer_seconds: to wait for other processes to say where they are.
       end: ends the process, given an exit code; an ordinary exit would wait
         for the other processes.
 
     Raises:
-      ValueError: seconds is not positive.
+      ValueError: seconds is negative.
     """
-    if seconds is not None and seconds <= 0:
+    if seconds < 0:
       raise ValueError(
-        f'runtime.watchdog_seconds must be positive or None, got {seconds}.'
+        f'runtime.watchdog_seconds must not be negative, got {seconds}.'
       )
     self._seconds = seconds
     self._answer_seconds = answer_seconds
@@ -57,7 +57,7 @@ class Watchdog:
     )
 
   def __enter__(self) -> 'Watchdog':
-    if self._seconds is not None:
+    if self._seconds:
       self._fed = time.monotonic()
       self._thread.start()
     return self

@@ -316,7 +316,7 @@ def test_termination_during_an_evaluation_ends_at_once(
   config.evaluation.every_steps = 3
   config.training.checkpoint_every_steps = 100
 
-  def evaluator_that_is_terminated(self, step, variables, writer):
+  def evaluator_that_is_terminated(self, step, variables, writer, feed):
     signal.raise_signal(signal.SIGTERM)
     raise AssertionError('It went on.')
 
