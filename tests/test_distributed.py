@@ -420,7 +420,6 @@ for _, batch in zip(range(6), found):
   sums.append(np.asarray(total(images)).tolist())
 path = pathlib.Path(f'{sys.argv[2]}-{number}-{jax.process_index()}')
 path.write_text(json.dumps({'ids': ids, 'sums': sums}))
-del found  # Its threads need the interpreter to end.
 """
 
 

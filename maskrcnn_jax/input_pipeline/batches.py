@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from maskrcnn_jax.datasets import records
 from maskrcnn_jax.input_pipeline import memory, order, reader, transforms
+from maskrcnn_jax.input_pipeline.delivery import DeliveredBatches
 
 # So many unreadable rows in a row are no accident; training stops.
 MAX_UNREADABLE = 64
@@ -43,7 +44,7 @@ class TrainBatches:
       repeat_first: return the dataset's first batch for ever.
     """
     self.element_spec = dataset.element_spec
-    self._batches = dataset.as_numpy_iterator()
+    self._batches = DeliveredBatches(dataset)
     if repeat_first:
       self._batches = itertools.repeat(next(self._batches))
     self._batch_size = batch_size
@@ -224,7 +225,7 @@ def eval_batches(
   found = reader.places(numbers, plan, seeds, index, canvases, fits)
   size = batch_size // host_count
   dataset = reader.batched(found, index, canvases, size, options, num_threads)
-  return dataset.as_numpy_iterator()
+  return DeliveredBatches(dataset)
 
 
 def _check_arguments(

@@ -1,0 +1,68 @@
+"""Iterators that are still open do not keep the interpreter from ending."""
+
+import subprocess
+import sys
+
+import example_records
+import pytest
+
+from maskrcnn_jax import input_pipeline
+from maskrcnn_jax.input_pipeline import delivery
+
+# Reading sleeps, so that the threads are in Python when the script ends.
+SCRIPT = """
+import sys, time
+from maskrcnn_jax import input_pipeline
+from maskrcnn_jax.datasets import records
+read_record = records.read_record
+def read_slowly(*arguments):
+  time.sleep(float(sys.argv[2]))
+  return read_record(*arguments)
+records.read_record = read_slowly
+left_open = input_pipeline.train_batches(
+  sys.argv[1], ((64, 96),), 2, num_threads=2, cache=False)
+also_open = input_pipeline.eval_batches(sys.argv[1], ((64, 96),), 2)
+next(left_open), next(also_open)
+print('end of the script', flush=True)
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+  return example_records.write(tmp_path / 'a.tfrecord', [(40, 60)] * 6)
+
+
+def end_with_open_iterators(path, seconds):
+  # A hang runs into the time limit.
+  done = subprocess.run(
+    [sys.executable, '-c', SCRIPT, path, str(seconds)],
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout == 'end of the script\n'
+  assert 'Traceback' not in done.stderr
+
+
+def test_a_script_ends_while_its_iterators_are_open(path):
+  end_with_open_iterators(path, 0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seconds', [0, 0.02, 0.2])
+def test_scripts_end_wherever_the_threads_are(path, seconds):
+  end_with_open_iterators(path, seconds)
+
+
+def test_closed_iterators_end(path):
+  options = {'canvases': ((64, 96),), 'batch_size': 2}
+  train = input_pipeline.train_batches(path, **options)
+  evaluation = input_pipeline.eval_batches(path, **options)
+  next(train), next(evaluation)
+  delivery.close_all()
+  for iterator in (train, evaluation):
+    with pytest.raises(StopIteration):
+      next(iterator)
+  # Others can be opened after that.
+  assert len(list(input_pipeline.eval_batches(path, **options))) == 3
