@@ -87,9 +87,9 @@ def plan_step(
 
   Returns:
     A row of JSON values. Bytes and operations are of one device and one step
-    unless the name says otherwise. `memory` has `needed`, of `capacity`, and
-    `fits`; where the step does not fit, what only a compiled program tells is
-    None.
+    unless the name says otherwise. `memory` has `needed`, all that is
+    allocated, of `capacity`, and `fits`; `peak` is what is in use at once.
+    Where the step does not fit, what only a compiled program tells is None.
   """
   num_devices = len(topology.devices)
   batch_size = batch_per_device * num_devices

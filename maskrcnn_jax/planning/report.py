@@ -61,6 +61,7 @@ def _memory_cells(row) -> dict[str, str]:
     'arguments': _gib(memory.get('arguments')),
     'temporaries': _gib(memory.get('temporaries')),
     'program': _gib(memory.get('program')),
+    'peak': _gib(memory.get('peak')),
     'needed GiB': _gib(memory['needed']),
     'there is': _gib(memory['capacity']),
     'fits': 'yes' if memory['fits'] else 'NO',
@@ -127,7 +128,10 @@ def _gib(value) -> str:
 
 
 def _number(value, unit: float = 1.0) -> str:
-  return '-' if value is None else f'{value / unit:.3g}'
+  if value is None:
+    return '-'
+  value /= unit
+  return f'{value:,.0f}' if value >= 1000 else f'{value:.3g}'
 
 
 def _table(cells: Sequence[dict[str, str]]) -> str:
