@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from maskrcnn_jax.models import layers
+from maskrcnn_jax.models.layout import Layout
 
 
 class FPN(nn.Module):
@@ -15,11 +16,13 @@ class FPN(nn.Module):
     max_level: the coarsest level made. Levels above the backbone's last are
       that one subsampled by 2 each time (FPN, Sec. 4.1: P6).
     dtype: precision, see `layers.PRECISIONS`.
+    layout: places maps.
   """
 
   channels: int = 256
   max_level: int = 6
   dtype: str = 'float32'
+  layout: Layout = Layout()
 
   @nn.compact
   def __call__(self, features: dict[int, jax.Array]) -> dict[int, jax.Array]:
@@ -45,7 +48,9 @@ class FPN(nn.Module):
       if level <= self.max_level
     }
     for level in range(levels[-1] + 1, self.max_level + 1):
-      pyramid[level] = pyramid[level - 1][:, ::2, ::2]
+      # The few rows of the coarse levels do not split evenly.
+      below = self.layout.whole(self.layout.split(pyramid[level - 1]))
+      pyramid[level] = below[:, ::2, ::2]
     return pyramid
 
   def _conv(self, size, name):

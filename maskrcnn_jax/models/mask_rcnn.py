@@ -106,7 +106,9 @@ class MaskRCNN(nn.Module):
 
   def setup(self):
     self.resnet = ResNet(self.backbone, dtype=self.dtype, name='backbone')
-    self.fpn = FPN(self.pyramid_channels, self.max_level, dtype=self.dtype)
+    self.fpn = FPN(
+      self.pyramid_channels, self.max_level, self.dtype, self.layout
+    )
     self.rpn_head = RPNHead(
       anchor_ops.anchors_per_cell(self.anchors),
       self.pyramid_channels,
