@@ -302,6 +302,11 @@ def get_config(variant='habana_1x'):
   runtime.watchdog_seconds = 1800
   # Take the first few devices only; None: all.
   runtime.num_devices = ml_collections.config_dict.placeholder(int)
+  # Devices that share an image, each with a part of its height.
+  runtime.spatial = 1
+  # What each device holds only a part of: none, optimizer (its state), or all
+  # (the parameters too).
+  runtime.shard_state = 'none'
   # The same bits on a GPU in every run, somewhat slower; a CPU gives them.
   runtime.deterministic = False
 
