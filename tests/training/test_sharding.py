@@ -1,19 +1,13 @@
 """Devices: eight compute what one computes; what they send each other."""
 
-import json
-import os
-import pathlib
 import re
-import subprocess
-import sys
 
 import jax
 import pytest
+from eight_devices import NUM_DEVICES, check_same, compare, run_on_eight
 
 from maskrcnn_jax.training import sharding
 
-ROOT = pathlib.Path(__file__).parents[2]
-NUM_DEVICES = 8
 # Of the largest entry of each array.
 TOLERANCE = 1e-5
 
@@ -24,100 +18,23 @@ CASES = {
   'frozen': {'norm': 'frozen', 'frozen_stages': 2},
 }
 
-SETUP = """
-import functools, json, re, sys
-import jax
-import numpy as np
-import tiny_model
-from maskrcnn_jax.training import sharding, train_step
-"""
-
-# A step with random sampling, on one device and on eight with one image each:
-# the largest difference of every metric, gradient, parameter and statistic.
-COMPARE = r"""
-model = tiny_model.make_model(**json.loads(sys.argv[1]))
-# One image a device, one of them a filler, one without objects.
-batch = tiny_model.make_batch((2, 3, 1, 0, 4, 2, 1, 3))
-batch['valid'][6] = False
-state, optimizer = tiny_model.make_state(model, batch)
-results = []
-for num_devices in (1, 8):
-  mesh = sharding.make_mesh(num_devices)
-  replicated = sharding.replicated(mesh)
-  step = jax.jit(
-    functools.partial(train_step.train_step, model, optimizer),
-    in_shardings=(replicated, sharding.batch_sharding(mesh), replicated),
-    out_shardings=replicated,
-  )
-  inputs = jax.device_put(state, replicated), sharding.put_batch(batch, mesh)
-  key = jax.device_put(jax.random.key(1), replicated)
-  # Not tiny_model.jit: sums that are not vectorised lose digits.
-  compiled = step.lower(*inputs, key).compile()
-  results.append(jax.device_get(compiled(*inputs, key)))
-
-
-def difference(expected, actual):
-  expected, actual = np.float64(expected), np.float64(actual)
-  largest = max(np.max(np.abs(expected)), 1e-30)
-  return np.max(np.abs(expected - actual)) / largest
-
-
-differences = jax.tree_util.tree_leaves_with_path(
-  jax.tree.map(difference, *results)
-)
-print(json.dumps({
-  'differences': {jax.tree_util.keystr(k): float(x) for k, x in differences},
-  'metrics': {k: float(x) for k, x in results[0][1].items()},
-  'collectives': [
-    line.strip() for line in compiled.as_text().splitlines()
-    if re.search(r' (all-|collective-|reduce-scatter)[a-z-]*\(', line)
-  ],
-}))
-"""
-
-
-def run_on_eight(script, *args):
-  """What a script prints, as JSON, where the CPU shows itself as 8 devices."""
-  paths = [str(ROOT), str(ROOT / 'tests'), os.environ.get('PYTHONPATH', '')]
-  env = {
-    **os.environ,
-    'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count={NUM_DEVICES}',
-    'PYTHONPATH': os.pathsep.join(filter(None, paths)),
-  }
-  done = subprocess.run(
-    [sys.executable, '-c', SETUP + script, *map(json.dumps, args)],
-    env=env,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr
-  return json.loads(done.stdout)
-
 
 @pytest.fixture(scope='module', params=CASES.values(), ids=CASES)
 def compared(request):
-  return run_on_eight(COMPARE, request.param)
+  # One image a device.
+  counts = (2, 3, 1, 0, 4, 2, 1, 3)
+  return compare(request.param, counts, (64, 64), [{'num_devices': 8}])
 
 
 @pytest.mark.slow
 def test_losses_gradients_and_updates_are_those_of_one_device(compared):
-  assert compared['metrics']['finite']
-  for name in ('rpn_box', 'box', 'mask', 'learning_rate'):
-    assert compared['metrics'][name] > 0, name
-  differences = compared['differences']
-  # The momentum of the first step is the gradient.
-  assert sum('trace' in name for name in differences) > 30
-  assert sum('params' in name for name in differences) > 40
-  wrong = {k: x for k, x in differences.items() if not x <= TOLERANCE}
-  assert not wrong
+  check_same(compared, compared['reports'][0], TOLERANCE)
 
 
 @pytest.mark.slow
 def test_devices_send_sums_and_scores_only(compared):
   """Neither images nor activations travel."""
-  for line in compared['collectives']:
+  for line in compared['reports'][0]['collectives']:
     if ' all-reduce(' in line:
       continue
     # XLA has top_k see the whole batch: a score per anchor or candidate.
