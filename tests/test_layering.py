@@ -52,6 +52,10 @@ ALLOWED = {
   'maskrcnn_jax/training/checkpoint': (
     'jax numpy flax orbax ml_collections .config .models .structures .training'
   ),
+  'maskrcnn_jax/training/checkpoint_layout': (
+    'jax numpy orbax ml_collections .training.checkpoint_health'
+  ),
+  'maskrcnn_jax/training/checkpoint_writer': 'jax numpy orbax .training',
   'maskrcnn_jax/training/loop': (
     'jax ml_collections .models .structures .training'
   ),

@@ -1,13 +1,17 @@
-"""Checkpoints: everything a resume needs; the only file that knows Orbax.
+"""Checkpoints: everything a resume needs, and nothing that is not so.
 
-`WORKDIR/checkpoints/STEP` holds four items: `state` (the train state),
-`position` (examples consumed and salt of the input), `config`, and `classes`
-(id -> name).
-`WORKDIR/config.json` says whose workdir it is before the first checkpoint.
+`WORKDIR/checkpoints/STEP` holds five items: `state` (the train state),
+`position` (examples consumed and salt of the input), `config`, `classes`
+(id -> name) and `health` (checksums of all of it, compared whenever something
+is read). `WORKDIR/config.json` says whose workdir it is before the first
+checkpoint. Only the files `checkpoint*.py` know Orbax; callers need this
+one alone.
 """
 
+import contextlib
 import dataclasses
 import json
+import logging
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -19,12 +23,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-# As many differences as an error names.
-_NUM_NAMED = 5
-
-
-class WorkdirError(ValueError):
-  """The workdir belongs to a run of another model."""
+from maskrcnn_jax.training import checkpoint_health as health_lib
+from maskrcnn_jax.training import checkpoint_layout as layout
+from maskrcnn_jax.training import checkpoint_match as match
+from maskrcnn_jax.training.checkpoint_health import DamagedError
+from maskrcnn_jax.training.checkpoint_match import WorkdirError
+from maskrcnn_jax.training.checkpoint_writer import (
+  CheckpointWriter as CheckpointWriter,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,61 +50,6 @@ class Restored:
   classes: dict[int, str]
 
 
-class CheckpointWriter:
-  """Saves in the background and keeps the newest; a context manager.
-
-  Leaving the context waits for the last save. A save first copies the state to
-  the host, so the step may donate it right after.
-  """
-
-  def __init__(self, workdir, keep: int = 3):
-    """Opens `workdir` for saving.
-
-    Args:
-      workdir: directory of the run; made if missing.
-      keep: how many checkpoints stay on disk.
-    """
-    if keep < 1:
-      raise ValueError(f'keep must be at least 1, got {keep}.')
-    policy = ocp.checkpoint_managers.LatestN(keep)
-    self._manager = ocp.CheckpointManager(
-      _checkpoints(workdir),
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=policy, cleanup_tmp_directories=True
-      ),
-      handler_registry=_handler_registry(),
-    )
-
-  def save(
-    self,
-    step: int,
-    state,
-    position: Mapping[str, int],
-    config,
-    classes: Mapping[int, str],
-  ) -> None:
-    """Starts to save; a step that is saved already stays as it is."""
-    if step in self._manager.all_steps():
-      return
-    items = ocp.args.Composite(
-      state=ocp.args.StandardSave(state),
-      position=ocp.args.JsonSave({k: int(v) for k, v in position.items()}),
-      config=ocp.args.JsonSave(_as_json(config)),
-      classes=ocp.args.JsonSave({str(k): v for k, v in classes.items()}),
-    )
-    self._manager.save(step, args=items)
-
-  def wait(self) -> None:
-    """Returns when everything is on disk."""
-    self._manager.wait_until_finished()
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *unused_error):
-    self._manager.close()
-
-
 def check_workdir(workdir, config, step: int | None = None) -> None:
   """Checks that a workdir is empty or of the same model; changes nothing.
 
@@ -109,16 +60,23 @@ def check_workdir(workdir, config, step: int | None = None) -> None:
 
   Raises:
     FileNotFoundError: there is no checkpoint of that step.
+    DamagedError: that step is damaged.
     WorkdirError: the workdir holds a run of another model, or the hosts do not
       share it.
   """
   _check_shared(workdir)
-  given = _as_json(config)
+  given = layout.as_json(config)
   path = _config_path(workdir)
   if path.exists():
-    _check_same_model(workdir, _read_json(path), given)
-  if step is not None or latest_step(workdir) is not None:
-    _check_same_model(workdir, read_config(workdir, step), given)
+    match.check_model(workdir, _read_json(path), given)
+  if step is not None:
+    match.check_model(workdir, read_config(workdir, step), given)
+    return
+  for newest in reversed(layout.steps(workdir)):
+    # Of a damaged one, whoever restores it says more.
+    with contextlib.suppress(DamagedError):
+      match.check_model(workdir, read_config(workdir, newest), given)
+      return
 
 
 def check_same_model(path, config) -> None:
@@ -128,7 +86,7 @@ def check_same_model(path, config) -> None:
     path: as in `restore`.
     config: whose section `model` is compared.
   """
-  _check_same_model(path, read_config(path), _as_json(config))
+  match.check_model(path, read_config(path), layout.as_json(config))
 
 
 def is_ours(path) -> bool:
@@ -139,7 +97,7 @@ def is_ours(path) -> bool:
 
 def step_of(path) -> int:
   """The finished steps of the checkpoint that `restore(path)` takes."""
-  return int(_find(path, None).name)
+  return int(layout.find(path, None).name)
 
 
 def foreign_checkpoints(workdir) -> list[str]:
@@ -163,7 +121,7 @@ def claim_workdir(
   """
   if jax.process_index() != 0:
     return
-  config_text = json.dumps(_as_json(config), indent=2) + '\n'
+  config_text = json.dumps(layout.as_json(config), indent=2) + '\n'
   texts = {_config_path(workdir).name: config_text, **(notes or {})}
   for name, text in texts.items():
     path = pathlib.Path(workdir) / name
@@ -178,12 +136,20 @@ def claim_workdir(
 
 
 def latest_step(workdir) -> int | None:
-  """The newest complete checkpoint of a workdir; None if it has none."""
-  return max(_steps(_checkpoints(workdir)), default=None)
+  """The newest complete checkpoint of a workdir; None if it has none.
+
+  It may still be damaged: what a run continues from, `restore_latest` says.
+  """
+  return max(layout.steps(workdir), default=None)
 
 
 def restore_latest(workdir, target, config) -> Restored | None:
-  """The newest checkpoint of a workdir; None if it has none.
+  """The newest sound checkpoint of a workdir; None if it has none at all.
+
+  A checkpoint that cannot be read, or is not what was saved, is named in a
+  warning and renamed to `STEP.damaged`, and the one before is taken: the
+  finished steps are those of the result, not `latest_step` of before. All
+  processes take the same one.
 
   Args:
     workdir: directory of the run.
@@ -193,19 +159,24 @@ def restore_latest(workdir, target, config) -> Restored | None:
 
   Raises:
     WorkdirError: the checkpoint holds another model or optimizer.
+    DamagedError: all checkpoints are damaged.
   """
-  step = latest_step(workdir)
-  if step is None:
-    return None
-  path = _checkpoints(workdir) / str(step)
-  saved, given = read_config(path), _as_json(config)
-  _check_same_model(workdir, saved, given)
-  _check_same_tensors(path, target, _differences(saved, given))
-  state = ocp.Checkpointer(ocp.StandardCheckpointHandler()).restore(
-    path / 'state', args=ocp.args.StandardRestore(_abstract(target))
-  )
-  position = _read_item(path, 'position')
-  return Restored(step, state, position, read_classes(path))
+  damage = []
+  while (step := latest_step(workdir)) is not None:
+    path = layout.directory(workdir) / str(step)
+    restored, reason = _restore_sound(path, target, config)
+    if not reason:
+      return restored
+    damage.append(f'step {step}: {reason}')
+    _set_aside(path, reason)
+  damage = damage or [str(path) for path in layout.damaged(workdir)]
+  if damage:
+    raise DamagedError(
+      f'{workdir} holds damaged checkpoints only:\n{match.listed(damage)}\n'
+      'They are kept under the ending .damaged. To train from the start, take '
+      'another workdir or move them away.'
+    )
+  return None
 
 
 def restore(path, step: int | None = None):
@@ -218,96 +189,111 @@ def restore(path, step: int | None = None):
   Returns:
     The variables that `MaskRCNN.apply` and `detect` take (`params` and
     `batch_stats`), on the default device, and the config as a ConfigDict.
+
+  Raises:
+    FileNotFoundError: there is no such checkpoint.
+    DamagedError: it is not what was saved.
   """
-  path = _find(path, step)
-  tree = _tensors(path)
-  wanted = {k: tree[k] for k in ('params', 'batch_stats') if tree.get(k)}
-  item = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), wanted)
-  restore_args = jax.tree.map(
-    lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item
-  )
-  variables = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(
-    path / 'state',
-    args=ocp.args.PyTreeRestore(
-      item=item, restore_args=restore_args, partial_restore=True
-    ),
-  )
+  path = layout.find(path, step)
   config = ml_collections.ConfigDict(_with_tuples(read_config(path)))
-  return jax.tree.map(jnp.asarray, {'batch_stats': {}, **variables}), config
+  with health_lib.naming_damage(path / 'state'):
+    health, tree = layout.read_health(path), layout.tensors(path)
+    if health:
+      found = health_lib.shapes(tree)
+      health_lib.check_shapes(health, path / 'state', found)
+    wanted = {k: tree[k] for k in ('params', 'batch_stats') if tree.get(k)}
+    item = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), wanted
+    )
+    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+    restore_args = jax.tree.map(lambda _: as_numpy, item)
+    variables = ocp.PyTreeCheckpointHandler().restore(
+      path / 'state',
+      args=ocp.args.PyTreeRestore(
+        item=item, restore_args=restore_args, partial_restore=True
+      ),
+    )
+    variables = jax.tree.map(jnp.asarray, variables)
+    if health:
+      health_lib.check_tensors(health, path / 'state', variables)
+  return {'batch_stats': {}, **variables}, config
 
 
 def read_config(path, step: int | None = None) -> dict[str, Any]:
   """The config of a checkpoint, in the types of JSON."""
-  return _read_item(_find(path, step), 'config')
+  return layout.read_item(layout.find(path, step), 'config')
 
 
 def read_classes(path, step: int | None = None) -> dict[int, str]:
   """The class names of a checkpoint by id; empty if none were known."""
-  names = _read_item(_find(path, step), 'classes')
+  names = layout.read_item(layout.find(path, step), 'classes')
   return {int(k): v for k, v in names.items()}
 
 
 def read_position(path, step: int | None = None) -> dict[str, int]:
   """Where the input of a checkpoint continues: `examples` and `salt`."""
-  return _read_item(_find(path, step), 'position')
+  return layout.read_item(layout.find(path, step), 'position')
+
+
+def _restore_sound(path, target, config) -> tuple[Restored | None, str]:
+  """What is in a checkpoint, or why it is damaged; alike in all processes."""
+  restored = health = None
+  reason = ''
+  try:
+    restored, health = _restore(path, target, config)
+  except DamagedError as error:
+    reason = str(error)
+  # The checksums are computed by all processes together, or by none.
+  reason = layout.agree(reason)
+  if not reason and health:
+    try:
+      health_lib.check_tensors(health, path / 'state', restored.state)
+    except DamagedError as error:
+      reason = str(error)
+    reason = layout.agree(reason)
+  elif not reason and jax.process_index() == 0:
+    logging.warning(
+      '%s has no checksums, as an older version saved it: its numbers are '
+      'taken as they are.',
+      path,
+    )
+  return restored, reason
+
+
+def _restore(path, target, config) -> tuple[Restored, dict | None]:
+  """What is in a checkpoint, whose tensors are still to be checked."""
+  saved, given = read_config(path), layout.as_json(config)
+  position, classes = read_position(path), read_classes(path)
+  with health_lib.naming_damage(path / 'state'):
+    health = layout.read_health(path)
+    shapes = health_lib.shapes(layout.tensors(path))
+    if health:
+      health_lib.check_shapes(health, path / 'state', shapes)
+  match.check_model(path, saved, given)
+  match.check_tensors(path, shapes, target, match.differences(saved, given))
+  with health_lib.naming_damage(path / 'state'):
+    # A Checkpointer would wait for the other processes, which may have failed.
+    state = ocp.StandardCheckpointHandler().restore(
+      path / 'state', args=ocp.args.StandardRestore(_abstract(target))
+    )
+  return Restored(int(path.name), state, position, classes), health
+
+
+def _set_aside(path: pathlib.Path, reason: str) -> None:
+  if jax.process_index() == 0:
+    new = layout.set_aside(path, reason)
+    logging.warning(
+      'Step %s is damaged, so the checkpoint before is taken: %s It is now %s.',
+      path.name,
+      reason,
+      new,
+    )
+  # Nobody may look for the newest one before.
+  layout.agree('')
 
 
 def _config_path(workdir) -> pathlib.Path:
   return pathlib.Path(workdir) / 'config.json'
-
-
-def _checkpoints(workdir) -> pathlib.Path:
-  return pathlib.Path(workdir).absolute() / 'checkpoints'
-
-
-def _steps(directory: pathlib.Path) -> list[int]:
-  return ocp.path.step.checkpoint_steps(directory)
-
-
-def _find(path, step: int | None) -> pathlib.Path:
-  """The checkpoint that is meant by a workdir or a checkpoint directory."""
-  path = pathlib.Path(path).absolute()
-  if step is None and (path / 'state').is_dir():
-    return path
-  steps = sorted(_steps(_checkpoints(path)))
-  if not steps:
-    raise FileNotFoundError(
-      f'{path} holds no checkpoint; wanted a workdir with checkpoints/STEP, or '
-      'one such directory.'
-    )
-  if step is not None and step not in steps:
-    raise FileNotFoundError(
-      f'{path} holds no checkpoint of step {step}; it has {steps}.'
-    )
-  return _checkpoints(path) / str(steps[-1] if step is None else step)
-
-
-def _handler_registry():
-  registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-  registry.add('state', ocp.args.StandardSave, ocp.StandardCheckpointHandler())
-  for name in ('position', 'config', 'classes'):
-    registry.add(name, ocp.args.JsonSave, ocp.JsonCheckpointHandler())
-  return registry
-
-
-def _read_item(path: pathlib.Path, name: str):
-  return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path / name)
-
-
-def _tensors(path: pathlib.Path):
-  """Shapes and dtypes of a saved state as nested dicts and lists."""
-  return ocp.StandardCheckpointHandler().metadata(path / 'state').tree
-
-
-def _shapes(tree) -> dict[str, str]:
-  """`params/fpn/...` -> `float32[3, 3, 256, 256]`."""
-  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-  return {
-    jax.tree_util.keystr(keys, simple=True, separator='/'): (
-      f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}'
-    )
-    for keys, leaf in leaves
-  }
 
 
 def _abstract(target):
@@ -331,52 +317,6 @@ def _check_shared(workdir) -> None:
       f'{workdir} has {min(steps)} finished steps as one process sees it and '
       f'{max(steps)} as another does: the processes must share the folder.'
     )
-
-
-def _check_same_tensors(path, target, config_differences: list[str]) -> None:
-  differences = _differences(_shapes(_tensors(path)), _shapes(target))
-  if differences:
-    raise WorkdirError(
-      f'{path} does not fit this model and optimizer: {len(differences)} '
-      f'tensors differ:\n{_listed(differences)}\nThe configs differ in:\n'
-      f'{_listed(config_differences)}\nNothing was changed; take another '
-      'workdir or the config of that run.'
-    )
-
-
-def _check_same_model(workdir, saved, given) -> None:
-  differences = _differences(
-    {'model': saved.get('model')}, {'model': given.get('model')}
-  )
-  if differences:
-    raise WorkdirError(
-      f'{workdir} holds a run of another model:\n{_listed(differences)}\n'
-      'Nothing was changed; take another workdir or the config of that run.'
-    )
-
-
-def _differences(saved, given, prefix: str = '') -> list[str]:
-  """One line for every leaf of two nested dicts that is not the same."""
-  if not (isinstance(saved, Mapping) and isinstance(given, Mapping)):
-    same = saved == given
-    return [] if same else [f'{prefix[:-1]}: saved {saved}, given {given}']
-  lines = []
-  for key in sorted({*saved, *given}):
-    pair = (side.get(key, 'nothing') for side in (saved, given))
-    lines += _differences(*pair, prefix=f'{prefix}{key}.')
-  return lines
-
-
-def _listed(lines: list[str]) -> str:
-  shown = [f'  {line}' for line in lines[:_NUM_NAMED]] or ['  nothing']
-  if len(lines) > _NUM_NAMED:
-    shown.append(f'  and {len(lines) - _NUM_NAMED} more')
-  return '\n'.join(shown)
-
-
-def _as_json(config) -> dict[str, Any]:
-  """A config in the types of JSON, as it will be read back."""
-  return json.loads(json.dumps(ml_collections.ConfigDict(config).to_dict()))
 
 
 def _with_tuples(value):

@@ -3,64 +3,18 @@
 import dataclasses
 import json
 
-import flax.struct
 import jax
-import jax.numpy as jnp
-import ml_collections
-import numpy as np
-import optax
 import pytest
+from tiny_checkpoint import (
+  CLASSES,
+  POSITION,
+  assert_same,
+  make_config,
+  make_state,
+  save,
+)
 
 from maskrcnn_jax.training import checkpoint
-
-POSITION = {'examples': 24, 'salt': 1}
-CLASSES = {1: 'disc', 7: 'star'}
-
-
-@flax.struct.dataclass
-class State:
-  step: jax.Array
-  params: dict
-  batch_stats: dict
-  opt_state: tuple
-
-
-def make_state(width=3, step=0, scale=1.0):
-  params = {
-    'fpn': {'kernel': scale * jnp.arange(2.0 * width).reshape(2, width)},
-    'head': {'bias': jnp.full((width,), scale)},
-  }
-  decayed = {'fpn': {'kernel': True}, 'head': {'bias': False}}
-  optimizer = optax.chain(
-    optax.masked(optax.add_decayed_weights(1e-4), decayed), optax.trace(0.9)
-  )
-  return State(
-    step=jnp.asarray(step, jnp.int32),
-    params=params,
-    batch_stats={'norm': {'mean': jnp.full((width,), 2.0)}},
-    opt_state=optimizer.init(params),
-  )
-
-
-def make_config(depth=18, num_steps=10):
-  return ml_collections.ConfigDict(
-    {
-      'model': {'depth': depth, 'anchors': {'aspects': ((1, 1), (1.4, 0.7))}},
-      'training': {'num_steps': num_steps},
-    }
-  )
-
-
-def save(workdir, steps=(4,), config=None, keep=3, **kwargs):
-  with checkpoint.CheckpointWriter(workdir, keep) as writer:
-    for step in steps:
-      state = make_state(step=step, **kwargs)
-      writer.save(step, state, POSITION, config or make_config(), CLASSES)
-
-
-def assert_same(left, right):
-  assert jax.tree.structure(left) == jax.tree.structure(right)
-  jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
 def test_everything_comes_back(tmp_path):
@@ -95,11 +49,14 @@ def test_a_saved_step_is_not_overwritten(tmp_path):
   assert_same(variables['params'], make_state(scale=1.0).params)
 
 
-def test_a_torn_save_does_not_count(tmp_path):
+def test_a_save_that_was_cut_off_is_named_and_removed(tmp_path, caplog):
   save(tmp_path)
   torn = tmp_path / 'checkpoints' / '9.orbax-checkpoint-tmp'
   (torn / 'state').mkdir(parents=True)
   assert checkpoint.latest_step(tmp_path) == 4
+  save(tmp_path, steps=(5,))
+  assert f'{torn} is a save that was cut off' in caplog.text
+  assert not torn.exists()
 
 
 def test_a_donated_state_is_saved_as_it_was(tmp_path):
