@@ -55,6 +55,9 @@ ALLOWED = {
   'maskrcnn_jax/training/checkpoint_layout': (
     'jax numpy orbax ml_collections .training.checkpoint_health'
   ),
+  'maskrcnn_jax/training/checkpoint_policy': (
+    'orbax .training.checkpoint_layout'
+  ),
   'maskrcnn_jax/training/checkpoint_writer': 'jax numpy orbax .training',
   'maskrcnn_jax/training/loop': (
     'jax ml_collections .models .structures .training'

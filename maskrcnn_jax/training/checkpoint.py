@@ -28,6 +28,7 @@ from maskrcnn_jax.training import checkpoint_layout as layout
 from maskrcnn_jax.training import checkpoint_match as match
 from maskrcnn_jax.training.checkpoint_health import DamagedError
 from maskrcnn_jax.training.checkpoint_match import WorkdirError
+from maskrcnn_jax.training.checkpoint_policy import best_step as best_step
 from maskrcnn_jax.training.checkpoint_writer import (
   CheckpointWriter as CheckpointWriter,
 )

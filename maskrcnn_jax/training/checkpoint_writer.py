@@ -10,27 +10,47 @@ from collections.abc import Mapping
 import jax
 import orbax.checkpoint as ocp
 
-from maskrcnn_jax.training import checkpoint_health, checkpoint_layout
+from maskrcnn_jax.training import (
+  checkpoint_health,
+  checkpoint_layout,
+  checkpoint_policy,
+)
 
 
 class CheckpointWriter:
-  """Saves in the background and keeps the newest; a context manager.
+  """Saves in the background and keeps what a policy says; a context manager.
 
   Leaving the context waits for the last save. A save first copies the state to
   the host, so the step may donate it right after.
   """
 
-  def __init__(self, workdir, keep: int = 3):
+  def __init__(
+    self,
+    workdir,
+    keep: int = 3,
+    keep_best: str | None = None,
+    keep_every_hours: float | None = None,
+  ):
     """Opens `workdir` for saving; removes saves that were cut off.
 
     Args:
       workdir: directory of the run; made if missing.
       keep: how many of the newest checkpoints stay on disk.
+      keep_best: a key of `metrics.jsonl`; the checkpoint with its highest value
+        stays too, see `best_step`. None: no such.
+      keep_every_hours: the oldest checkpoint stays too, and of the later ones
+        always the next that is so many hours younger. None: no such.
     """
     if keep < 1:
       raise ValueError(f'keep must be at least 1, got {keep}.')
+    if keep_every_hours is not None and keep_every_hours <= 0:
+      raise ValueError(
+        f'keep_every_hours must be positive, got {keep_every_hours}.'
+      )
     self._workdir = workdir
-    self._policy = ocp.checkpoint_managers.LatestN(keep)
+    self._policy = checkpoint_policy.preservation(
+      workdir, keep, keep_best, keep_every_hours
+    )
     if jax.process_index() == 0:
       for path in checkpoint_layout.unfinished(workdir):
         logging.warning(
