@@ -32,6 +32,10 @@ from maskrcnn_jax.training.checkpoint_policy import best_step as best_step
 from maskrcnn_jax.training.checkpoint_writer import (
   CheckpointWriter as CheckpointWriter,
 )
+from maskrcnn_jax.training.checkpoint_writer import SaveError as SaveError
+from maskrcnn_jax.training.checkpoint_writer import (
+  check_can_save as check_can_save,
+)
 
 
 @dataclasses.dataclass(frozen=True)

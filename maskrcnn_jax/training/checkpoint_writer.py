@@ -1,13 +1,16 @@
-"""Saves the states of a run in the background.
+"""Saves the states of a run in the background; says early what cannot be saved.
 
 A save is atomic: Orbax writes `STEP.orbax-checkpoint-tmp` and renames it. Older
 checkpoints are removed only after that.
 """
 
 import logging
+import shutil
+import tempfile
 from collections.abc import Mapping
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from maskrcnn_jax.training import (
@@ -15,6 +18,15 @@ from maskrcnn_jax.training import (
   checkpoint_layout,
   checkpoint_policy,
 )
+
+# Beside the numbers, a checkpoint has descriptions: of every tensor, and of
+# itself. Measured: 1.1 KB and 30 KB; file systems round up.
+_BYTES_PER_TENSOR = 2048
+_BYTES_PER_CHECKPOINT = 2**17
+
+
+class SaveError(OSError):
+  """A checkpoint cannot be written; the message says where and why."""
 
 
 class CheckpointWriter:
@@ -51,6 +63,7 @@ class CheckpointWriter:
     self._policy = checkpoint_policy.preservation(
       workdir, keep, keep_best, keep_every_hours
     )
+    self._last_step = None
     if jax.process_index() == 0:
       for path in checkpoint_layout.unfinished(workdir):
         logging.warning(
@@ -65,10 +78,65 @@ class CheckpointWriter:
     position: Mapping[str, int],
     config,
     classes: Mapping[int, str],
-  ) -> None:
-    """Starts to save; a step that is saved already stays as it is."""
+  ) -> bool:
+    """Starts to save; a step that is saved already stays as it is.
+
+    Waits for the save before. Where the disk is too full for one more, or was
+    for the one before, it warns, so that training can go on and save later.
+
+    Args:
+      step: finished steps.
+      state: the train state.
+      position: `examples` and `salt` of the next batch.
+      config: of the run.
+      classes: name of every class id.
+
+    Returns:
+      Whether there is or will be a checkpoint of the step; False if the disk is
+      too full.
+
+    Raises:
+      SaveError: this save or the one before failed for another reason.
+    """
+    return self._save(step, state, position, config, classes)
+
+  def wait(self) -> None:
+    """Returns when everything is on disk.
+
+    Raises:
+      SaveError: the last save failed.
+    """
+    trouble = self._settle()
+    if trouble:
+      raise SaveError(trouble)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, error_type, *unused_error):
+    trouble = ''
+    try:
+      self._manager.wait_until_finished()
+    except Exception as error:
+      trouble = self._trouble(error)
+    # Not `_settle`: an error may have brought this process here alone.
+    self._close()
+    if trouble and error_type is None:
+      raise SaveError(trouble)
+    if trouble:
+      # The error that ends the run matters more.
+      logging.warning('%s', trouble)
+
+  def _save(self, step, state, position, config, classes) -> bool:
+    trouble = self._settle()
+    if trouble and not _is_full(trouble):
+      raise SaveError(trouble)
+    if trouble:
+      logging.warning('%s Training goes on.', trouble)
     if step in self._manager.all_steps():
-      return
+      return True
+    if not self._has_room(step, state):
+      return False
     items = {
       'position': {k: int(v) for k, v in position.items()},
       'config': checkpoint_layout.as_json(config),
@@ -77,17 +145,18 @@ class CheckpointWriter:
     items['health'] = checkpoint_health.describe(state, items)
     args = {name: ocp.args.JsonSave(item) for name, item in items.items()}
     args['state'] = ocp.args.StandardSave(state)
-    self._manager.save(step, args=ocp.args.Composite(**args))
-
-  def wait(self) -> None:
-    """Returns when everything is on disk."""
-    self._manager.wait_until_finished()
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *unused_error):
-    self._manager.close()
+    self._last_step = step
+    try:
+      self._manager.save(step, args=ocp.args.Composite(**args))
+    except Exception as error:
+      trouble = self._trouble(error)
+      # Other processes may be past it: they cannot be asked to try again.
+      if jax.process_count() > 1 or not _is_full(trouble):
+        raise SaveError(trouble) from error
+      logging.warning('%s Training goes on.', trouble)
+      self._reopen()
+      return False
+    return True
 
   def _open(self) -> ocp.CheckpointManager:
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
@@ -102,3 +171,120 @@ class CheckpointWriter:
       ),
       handler_registry=registry,
     )
+
+  def _settle(self) -> str:
+    """Waits for the save in the background; what went wrong in any process."""
+    trouble = ''
+    try:
+      self._manager.wait_until_finished()
+    # Whatever a thread of another package ends with.
+    except Exception as error:
+      trouble = self._trouble(error)
+    trouble = checkpoint_layout.agree(trouble)
+    if trouble:
+      self._reopen()
+    return trouble
+
+  def _trouble(self, error: Exception) -> str:
+    path = checkpoint_layout.directory(self._workdir) / str(self._last_step)
+    reason = checkpoint_health.in_short(error)
+    return (
+      f'Step {self._last_step} could not be saved as {path}: {reason}. Older '
+      'checkpoints are as they were.'
+    )
+
+  def _reopen(self) -> None:
+    """Clears up after a failed save, so that the next one starts afresh."""
+    # A manager whose thread failed no longer knows the checkpoints that it was
+    # about to remove.
+    self._close()
+    self._manager = self._open()
+
+  def _close(self) -> None:
+    try:
+      self._manager.close()
+    except Exception as error:
+      # It tells once more what `wait_until_finished` has told.
+      logging.debug('At the end of the writer: %s', error)
+    if jax.process_index() == 0 and self._last_step is not None:
+      for path in checkpoint_layout.unfinished(self._workdir, self._last_step):
+        shutil.rmtree(path, ignore_errors=True)
+
+  def _has_room(self, step: int, state) -> bool:
+    """Whether the disk takes one more; of several processes, the first asks."""
+    trouble = ''
+    if jax.process_index() == 0:
+      needed, free = checkpoint_bytes(state), _free_bytes(self._workdir)
+      if free < needed:
+        trouble = (
+          f'Step {step} is not saved: a checkpoint needs {needed:,} bytes, and '
+          f'{checkpoint_layout.directory(self._workdir)} has {free:,} left. '
+          'Training goes on.'
+        )
+        logging.warning('%s', trouble)
+    return not checkpoint_layout.agree(trouble)
+
+
+def check_can_save(workdir, state, keep: int = 3) -> None:
+  """Raises before work is lost: can the checkpoints of a run be written?
+
+  Args:
+    workdir: directory of the run; made if missing.
+    state: the train state, or its shapes.
+    keep: how many checkpoints will stay; there is one more during a save.
+
+  Raises:
+    SaveError: the folder cannot be written, or the disk is too small.
+  """
+  trouble = ''
+  # The processes share the folder.
+  if jax.process_index() == 0:
+    trouble = _why_not(workdir, checkpoint_bytes(state), keep)
+  trouble = checkpoint_layout.agree(trouble)
+  if trouble:
+    raise SaveError(trouble)
+
+
+def _why_not(workdir, size: int, keep: int) -> str:
+  """Why checkpoints of a size cannot be written; '' if they can."""
+  folder = checkpoint_layout.directory(workdir)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+      file.write(bytes(1))
+  except OSError as error:
+    return (
+      f'{folder} cannot be written ({error.strerror}), so no checkpoint of '
+      'this run could be saved. Nothing was trained.'
+    )
+  # Those of the run so far are among the ones that will be there.
+  count = max(1, keep + 1 - len(checkpoint_layout.steps(workdir)))
+  free = _free_bytes(workdir)
+  if free >= count * size:
+    return ''
+  return (
+    f'{folder} has {free:,} bytes left, and {count} more checkpoints of '
+    f'{size:,} bytes need {count * size:,}. Nothing was trained; free some '
+    f'space, or keep fewer than {keep}.'
+  )
+
+
+def checkpoint_bytes(state) -> int:
+  """At most so many bytes are on disk for a checkpoint of a state."""
+  leaves = jax.tree.leaves(state)
+  numbers = sum(x.size * np.dtype(x.dtype).itemsize for x in leaves)
+  return numbers + _BYTES_PER_TENSOR * len(leaves) + _BYTES_PER_CHECKPOINT
+
+
+def _free_bytes(workdir) -> int:
+  folder = checkpoint_layout.directory(workdir)
+  while not folder.exists():
+    folder = folder.parent
+  return shutil.disk_usage(folder).free
+
+
+def _is_full(trouble: str) -> bool:
+  """Whether a disk without space is behind it."""
+  # The library that writes the tensors tells it in words only.
+  texts = ('No space left on device', 'Disk quota exceeded')
+  return any(text in trouble for text in texts)
