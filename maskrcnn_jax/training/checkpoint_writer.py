@@ -17,6 +17,7 @@ from maskrcnn_jax.training import (
   checkpoint_health,
   checkpoint_layout,
   checkpoint_policy,
+  checkpoint_signals,
 )
 
 # Beside the numbers, a checkpoint has descriptions: of every tensor, and of
@@ -33,7 +34,8 @@ class CheckpointWriter:
   """Saves in the background and keeps what a policy says; a context manager.
 
   Leaving the context waits for the last save. A save first copies the state to
-  the host, so the step may donate it right after.
+  the host, so the step may donate it right after. SIGTERM and SIGINT are heard
+  between these, not in them.
   """
 
   def __init__(
@@ -98,7 +100,8 @@ class CheckpointWriter:
     Raises:
       SaveError: this save or the one before failed for another reason.
     """
-    return self._save(step, state, position, config, classes)
+    with checkpoint_signals.deferred():
+      return self._save(step, state, position, config, classes)
 
   def wait(self) -> None:
     """Returns when everything is on disk.
@@ -106,7 +109,8 @@ class CheckpointWriter:
     Raises:
       SaveError: the last save failed.
     """
-    trouble = self._settle()
+    with checkpoint_signals.deferred():
+      trouble = self._settle()
     if trouble:
       raise SaveError(trouble)
 
@@ -115,12 +119,13 @@ class CheckpointWriter:
 
   def __exit__(self, error_type, *unused_error):
     trouble = ''
-    try:
-      self._manager.wait_until_finished()
-    except Exception as error:
-      trouble = self._trouble(error)
-    # Not `_settle`: an error may have brought this process here alone.
-    self._close()
+    with checkpoint_signals.deferred():
+      try:
+        self._manager.wait_until_finished()
+      except Exception as error:
+        trouble = self._trouble(error)
+      # Not `_settle`: an error may have brought this process here alone.
+      self._close()
     if trouble and error_type is None:
       raise SaveError(trouble)
     if trouble:

@@ -9,7 +9,7 @@ import jax
 import pytest
 from tiny_checkpoint import assert_same, make_config
 
-from maskrcnn_jax.training import checkpoint
+from maskrcnn_jax.training import checkpoint, checkpoint_signals
 
 # A save of such a process takes about so long.
 SAVE_SECONDS = 0.2
@@ -61,6 +61,16 @@ def test_a_killed_save_costs_only_itself(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_terminated_save_is_finished_or_absent(tmp_path):
+  draw = random.Random(0)
+  for _ in range(6):
+    moment = draw.uniform(0.0, 3 * SAVE_SECONDS)
+    begun = interrupted(tmp_path, signal.SIGTERM, moment)
+    assert check_newest(tmp_path) >= begun
+    assert not unfinished(tmp_path)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('layout', ['replicated', 'sharded'])
 def test_a_state_moves_to_other_numbers_of_devices(tmp_path, layout):
   for num_devices in (8, 1, 4):
@@ -91,3 +101,22 @@ def test_a_sharded_state_comes_back_whole_and_the_other_way(tmp_path):
     assert restored.step == step
     assert_same(restored.state, state)
     assert restored.state.params['fpn']['kernel'].sharding == second
+
+
+def test_a_signal_waits_until_the_save_is_handed_over(tmp_path):
+  def leave(number, frame):
+    raise SystemExit(number)
+
+  before = signal.signal(signal.SIGTERM, leave)
+  try:
+    with (
+      pytest.raises(SystemExit),
+      checkpoint.CheckpointWriter(tmp_path) as writer,
+      checkpoint_signals.deferred(),
+    ):
+      signal.raise_signal(signal.SIGTERM)
+      checkpoint_process.save(writer, 1, checkpoint_process.state_of(1))
+    assert signal.getsignal(signal.SIGTERM) is leave
+  finally:
+    signal.signal(signal.SIGTERM, before)
+  assert check_newest(tmp_path) == 1
