@@ -147,8 +147,12 @@ def get_config():
   training.log_every_steps = 20
   # Checkpoints are written this often, and at the end.
   training.checkpoint_every_steps = 350
-  # How many of them stay.
+  # How many of them stay, the newest.
   training.keep_checkpoints = 2
+  # The best by a number like 'eval/mask_AP' stays too; None: no.
+  training.keep_best = ml_collections.config_dict.placeholder(str)
+  # One in so many hours of training stays too; None: no.
+  training.keep_every_hours = ml_collections.config_dict.placeholder(float)
   # Images of an evaluation that are drawn with their detections.
   training.pictures = 8
   # Prefix of a TensorFlow checkpoint to start from; '' for random values.

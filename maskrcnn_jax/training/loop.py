@@ -171,9 +171,10 @@ def _train(config, workdir, evaluator: Evaluator | None, notes) -> None:
     return sharding.put(state, places), optimizer, 0, _START, account
 
   state, optimizer, done, position, account = resume()
+  checkpoint.check_can_save(workdir, state, training.keep_checkpoints)
   checkpoint.claim_workdir(workdir, config, notes)
   with (
-    checkpoint.CheckpointWriter(workdir, training.keep_checkpoints) as saved,
+    checkpoint.CheckpointWriter(workdir, **training.kept()) as saved,
     metrics.MetricWriter(workdir, num_steps, done, _is_first_host()) as writer,
     summary.RunSummary(writer, training.log_file) as account_of_run,
     trace,

@@ -47,6 +47,10 @@ class TrainingOptions:
     log_every_steps: metrics are means over so many steps.
     checkpoint_every_steps: the end of the run is always saved.
     keep_checkpoints: how many stay on disk, the newest.
+    keep_best: a number of the evaluations on the way, such as 'eval/mask_AP':
+      the checkpoint where it was highest stays too; None: no such.
+    keep_every_hours: one checkpoint stays for so many hours of training; None:
+      no such.
     pictures: how many images of an evaluation are drawn.
     pretrained: prefix of a TensorFlow checkpoint, of a backbone or of a whole
       Mask R-CNN, that a run starts from; None or '' for random values.
@@ -65,6 +69,8 @@ class TrainingOptions:
   log_every_steps: int = 50
   checkpoint_every_steps: int = 1000
   keep_checkpoints: int = 3
+  keep_best: str | None = None
+  keep_every_hours: float | None = None
   pictures: int = 8
   pretrained: str | None = None
   summary_every_steps: int | None = None
@@ -83,6 +89,14 @@ class TrainingOptions:
         raise ValueError(
           f'training.{name} must be at least 1, got {getattr(self, name)}.'
         )
+
+  def kept(self) -> dict:
+    """Which checkpoints stay, as `CheckpointWriter` takes it."""
+    return {
+      'keep': self.keep_checkpoints,
+      'keep_best': self.keep_best,
+      'keep_every_hours': self.keep_every_hours,
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +132,7 @@ def run_steps(run: Run, state, done: int, position) -> None:
   """
   training, config = run.training, run.config
   batches = train_batches(config, position, run.model.num_classes)
-  window, flags = [], collections.deque()
+  window, flags, is_saved = [], collections.deque(), True
   steps = range(done + 1, training.num_steps + 1)
   for step, (batch, position) in zip(steps, batches):
     run.watch.feed(f'step {step}: training')
@@ -153,8 +167,15 @@ def run_steps(run: Run, state, done: int, position) -> None:
     if log and window:
       _log(run, step, window)
       window = []
-    if save or stop:
-      run.saved.save(step, state, position, config, run.classes)
+    # What a full disk did not take is tried again before long.
+    if save or stop or (log and not is_saved):
+      is_saved = run.saved.save(step, state, position, config, run.classes)
+    if (last or stop) and not is_saved:
+      raise checkpoint.SaveError(
+        f'Step {step} could not be saved in {run.workdir}, whose disk is full. '
+        'Free some space and run the same command: it goes on from the newest '
+        'checkpoint.'
+      )
     if stop:
       raise stopping.Stopped(f'step {step}')
     if look:
