@@ -201,6 +201,8 @@ def get_config(variant='habana_1x'):
   inputs.cache = ml_collections.config_dict.placeholder(bool)
   # The first batch for ever, to measure training without reading.
   inputs.repeat_first = False
+  # Share of rows without image, or without all objects, that stops the run.
+  inputs.max_unreadable_share = 0.05
   # Fields of ResizeOptions.
   inputs.resize = resize = ml_collections.ConfigDict()
   # (shorter, longer) sides to fit into; None: the canvas.

@@ -4,7 +4,6 @@ The order of `order.py` is read by `reader.py`. The global batch does not depend
 on the number of hosts; a host gets its rows of it.
 """
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -14,8 +13,6 @@ from maskrcnn_jax.datasets import records
 from maskrcnn_jax.input_pipeline import memory, order, reader, transforms
 from maskrcnn_jax.input_pipeline.delivery import DeliveredBatches
 
-# So many unreadable rows in a row are no accident; training stops.
-MAX_UNREADABLE = 64
 CANVAS_MULTIPLE = 32  # The network halves its input five times.
 
 
@@ -23,6 +20,7 @@ class TrainBatches:
   """Endless batches of one host.
 
   Attributes:
+    element_spec: of a batch.
     position: `examples` and `salt` of the next batch, to resume from.
   """
 
@@ -33,38 +31,35 @@ class TrainBatches:
     start_examples: int,
     salt: int,
     repeat_first: bool = False,
+    max_unreadable_share: float = 0.05,
   ):
     """Wraps a dataset.
 
     Args:
-      dataset: endless batches of this host's rows.
+      dataset: endless batches of this host's rows, see `reader.batched`.
       batch_size: rows of the global batch.
       start_examples: examples before the first batch.
       salt: see `order.epoch_order`.
       repeat_first: return the dataset's first batch for ever.
+      max_unreadable_share: see `train_batches`.
     """
-    self.element_spec = dataset.element_spec
-    self._batches = DeliveredBatches(dataset)
-    if repeat_first:
-      self._batches = itertools.repeat(next(self._batches))
+    self._batches = DeliveredBatches(dataset, repeat_first)
+    self.element_spec = self._batches.element_spec
     self._batch_size = batch_size
-    self._unreadable = 0
+    self._max_unreadable_share = max_unreadable_share
     self.position = {'examples': start_examples, 'salt': salt}
 
   def __iter__(self) -> Iterator[dict]:
     return self
 
+  @property
+  def counts(self) -> dict[str, int]:
+    """How many images and objects this process left out so far, by kind."""
+    return self._batches.counts
+
   def __next__(self) -> dict:
     batch = next(self._batches)
-    if np.any(batch['valid']):
-      self._unreadable = 0
-    else:
-      self._unreadable += len(batch['valid'])
-    if self._unreadable >= MAX_UNREADABLE:
-      raise RuntimeError(
-        f'The last {self._unreadable} records could not be read; the log names '
-        'each of them and the reason.'
-      )
+    self._batches.tally.check(self._max_unreadable_share)
     examples = self.position['examples'] + self._batch_size
     self.position = {**self.position, 'examples': examples}
     return batch
@@ -89,8 +84,12 @@ def train_batches(
   num_threads: int | None = None,
   cache: bool | None = None,
   repeat_first: bool = False,
+  max_unreadable_share: float = 0.05,
 ) -> TrainBatches:
   """Endless batches for training.
+
+  A row whose image cannot be used has `valid` False; an object that cannot be
+  used is left out. Both are counted, and the first of each kind logged.
 
   Args:
     file_pattern: record files, or a prepared TFDS directory.
@@ -114,9 +113,13 @@ def train_batches(
       45 GiB of memory and twice what the records need.
     repeat_first: the first batch of the run again and again, to train without
       the cost of reading; the position moves all the same.
+    max_unreadable_share: the run stops when more of its rows have no image, or
+      lost all their objects; of at least `faults.MIN_ROWS` rows. It stops too
+      at `faults.MAX_LOST_IN_A_ROW` such rows without a break.
 
   Returns:
-    An iterator of dicts (the batch table of the README) with `position`.
+    An iterator of dicts (the batch table of the README) with `position` and
+    `counts`.
 
   Raises:
     ValueError: if an argument is wrong; see also `records.index_records`.
@@ -135,6 +138,10 @@ def train_batches(
   if start_examples < 0:
     raise ValueError(
       f'start_examples must not be negative, got {start_examples}.'
+    )
+  if not 0.0 <= max_unreadable_share <= 1.0:
+    raise ValueError(
+      f'max_unreadable_share must be in 0..1, got {max_unreadable_share}.'
     )
   index = records.index_records(file_pattern, split)
   choices = order.assign_canvases(index.heights, index.widths, fits)
@@ -159,7 +166,14 @@ def train_batches(
   dataset = reader.batched(
     found, index, canvases, size, options, num_threads, cache
   )
-  return TrainBatches(dataset, batch_size, start_examples, salt, repeat_first)
+  return TrainBatches(
+    dataset,
+    batch_size,
+    start_examples,
+    salt,
+    repeat_first,
+    max_unreadable_share,
+  )
 
 
 def eval_batches(
@@ -176,7 +190,7 @@ def eval_batches(
   resize: Mapping | None = None,
   split: str | None = None,
   num_threads: int | None = None,
-) -> Iterator[dict]:
+) -> DeliveredBatches:
   """Every image once, never mirrored; the last batches are filled up.
 
   Args:
@@ -195,8 +209,9 @@ def eval_batches(
     num_threads: see `train_batches`.
 
   Returns:
-    A finite iterator; rows that hold no image have `valid` False. Every host
-    gets the same number of batches, of the same canvases.
+    A finite iterator with `counts`, as `train_batches`, but nothing stops it.
+    Rows that hold no image have `valid` False. Every host gets the same number
+    of batches, of the same canvases.
   """
   options = transforms.TransformOptions(
     max_instances=max_instances,

@@ -4,8 +4,11 @@ An example is a dict: `image` [h, w, 3] uint8, `boxes` [n, 4] normalised,
 `classes` [n] int32 and `masks` [n, h, w] uint8.
 """
 
+import numpy as np
 import tensorflow as tf
 from absl import logging
+
+from maskrcnn_jax.input_pipeline.faults import ObjectFault
 
 
 def decode_image(encoded):
@@ -33,19 +36,49 @@ def decode_masks(encoded, image_size):
   return masks
 
 
-def select_instances(record, max_instances: int):
-  """Rows of a record's objects to train on, in their order, int32.
+def mask_faults(encoded, image_size):
+  """Codes of what is wrong with each mask, `[n]` int32 of `ObjectFault`.
 
-  Crowds and boxes without area are left out; of more than `max_instances`
-  the largest boxes stay, which is logged once.
+  Slow, in Python: for records that `decode_masks` refuses.
+  """
+
+  def fault(png):
+    try:
+      mask = tf.io.decode_png(png, channels=1)
+    except tf.errors.OpError:
+      return ObjectFault.UNUSABLE_MASK
+    same = mask.shape[:2] == tuple(image_size)
+    return ObjectFault.NONE if same else ObjectFault.OTHER_SIZE_MASK
+
+  return np.array([fault(png) for png in encoded], np.int32)
+
+
+def object_faults(record):
+  """Codes of what is wrong with each class and box, `[n]` int32.
+
+  Crowds, which nothing is learnt from, have no faults.
   """
   boxes = record['boxes']
-  sides = boxes[:, 2:] - boxes[:, :2]
-  usable = tf.reduce_all(sides > 0.0, axis=-1)
-  usable &= ~tf.cast(record['is_crowd'], tf.bool)
+  has_area = tf.reduce_all(boxes[:, 2:] - boxes[:, :2] > 0.0, axis=-1)
+  is_finite = tf.reduce_all(tf.math.is_finite(boxes), axis=-1)
+  codes = tf.where(record['classes'] >= 1, 0, int(ObjectFault.UNUSABLE_CLASS))
+  codes = tf.where(has_area, codes, int(ObjectFault.ZERO_AREA_BOX))
+  codes = tf.where(is_finite, codes, int(ObjectFault.UNUSABLE_BOX))
+  return tf.where(tf.cast(record['is_crowd'], tf.bool), 0, codes)
+
+
+def select_instances(record, faults, max_instances: int):
+  """Rows of a record's objects to train on, in their order, int32.
+
+  Crowds and objects with a fault are left out; of more than `max_instances` the
+  largest boxes stay, which is logged once.
+  """
+  boxes = record['boxes']
+  usable = (faults == 0) & ~tf.cast(record['is_crowd'], tf.bool)
   rows = tf.cast(tf.where(usable)[:, 0], tf.int32)
 
   def largest():
+    sides = boxes[:, 2:] - boxes[:, :2]
     areas = tf.gather(tf.reduce_prod(sides, axis=-1), rows)
     number = tf.numpy_function(_say_dropped, [tf.size(rows)], tf.int32)
     with tf.control_dependencies([number]):
@@ -66,26 +99,44 @@ def select_instances(record, max_instances: int):
   return tf.cond(tf.size(rows) > max_instances, largest, lambda: rows)
 
 
-def decode(record, max_instances: int, with_instances: bool = True):
+def decode(
+  record,
+  max_instances: int,
+  with_instances: bool = True,
+  careful: bool = False,
+):
   """Decodes a parsed record into an example.
 
   Args:
     record: see `datasets.records.parse_record`.
     max_instances: see `select_instances`.
     with_instances: decode the objects too.
+    careful: try each mask first, slowly, instead of refusing the record for
+      one that cannot be decoded or has another size.
 
   Returns:
     `image`; with instances also `boxes`, `classes`, `masks` of those that
-    `select_instances` keeps.
+    `select_instances` keeps, `numbers`, their rows in the record, and `faults`,
+    codes of `ObjectFault` for all objects of the record.
   """
   image = decode_image(record['encoded'])
   if not with_instances:
     return {'image': image}
-  rows = select_instances(record, max_instances)
+  image_size = tf.shape(image)[:2]
+  faults = object_faults(record)
+  if careful:
+    of_masks = tf.numpy_function(
+      mask_faults, [record['masks'], image_size], tf.int32
+    )
+    of_masks = tf.where(tf.cast(record['is_crowd'], tf.bool), 0, of_masks)
+    faults = tf.where(faults == 0, of_masks, faults)
+  rows = select_instances(record, faults, max_instances)
   encoded_masks = tf.gather(record['masks'], rows)
   return {
     'image': image,
     'boxes': tf.gather(record['boxes'], rows),
     'classes': tf.cast(tf.gather(record['classes'], rows), tf.int32),
-    'masks': decode_masks(encoded_masks, tf.shape(image)[:2]),
+    'masks': decode_masks(encoded_masks, image_size),
+    'numbers': rows,
+    'faults': faults,
   }

@@ -1,7 +1,7 @@
 """A tf.data pipeline from places in the order to batches of one host.
 
 Records are read by offset. One that cannot be read keeps its place, as a row
-whose `valid` is False.
+whose `valid` is False; `faults` of a row says why, or what its objects lack.
 """
 
 import os
@@ -13,9 +13,24 @@ import tensorflow as tf
 from absl import logging
 
 from maskrcnn_jax.datasets import records
-from maskrcnn_jax.input_pipeline import memory, order, transforms
+from maskrcnn_jax.input_pipeline import (
+  decoding,
+  faults,
+  memory,
+  order,
+  transforms,
+)
+from maskrcnn_jax.input_pipeline.faults import ImageFault, ObjectFault
 
 _PLACE = ('row', 'image_id', 'seed', 'canvas', 'fit')
+_OBJECT_REASONS = {
+  ObjectFault.UNUSABLE_CLASS: 'its class is {label}, wanted 1 or more',
+  ObjectFault.ZERO_AREA_BOX: 'its box {box} has no area',
+  ObjectFault.UNUSABLE_BOX: 'its box {box} is not finite',
+  ObjectFault.UNUSABLE_MASK: 'its mask is no PNG file that can be decoded',
+  ObjectFault.OTHER_SIZE_MASK: "its mask has not the image's size",
+  ObjectFault.EMPTY_MASK: 'its mask has no pixel in its box {box}',
+}
 
 
 def set_up_tensorflow(num_threads: int | None) -> None:
@@ -101,6 +116,10 @@ def batched(
     options: see there.
     num_threads: readers; None: one per CPU, at most 16.
     cache: keep what was read in memory.
+
+  Returns:
+    Batches of the README's table, and `faults`, `[batch]` strings of
+    `faults.encode`.
   """
   num_threads = num_threads or min(os.cpu_count() or 1, 16)
   read = _record_reader(index, cache)
@@ -113,12 +132,17 @@ def batched(
   def one_row(place):
     """The row of one place: what can be read, or else zeros."""
     # An error inside tf.data would end the iterator or, ignored, shift all
-    # later rows; here it only empties the first of two alternatives.
-    alternatives = tf.data.Dataset.from_tensors(place)
-    full = alternatives.filter(lambda p: p['row'] != order.FILLER)
-    full = full.map(lambda p: _load(p, read, options)).ignore_errors()
-    empty = alternatives.map(lambda p: _empty(p, index, options))
-    return full.concatenate(empty).take(1)
+    # later rows; here it only empties one of the first alternatives.
+    place = tf.data.Dataset.from_tensors(place)
+    exists = place.filter(lambda p: p['row'] != order.FILLER)
+    full, careful = (
+      exists.map(
+        lambda p, c=c: _load(p, read, index, options, careful=c)
+      ).ignore_errors()
+      for c in (False, True)
+    )
+    empty = place.map(lambda p: _empty(p, index, options))
+    return full.concatenate(careful).concatenate(empty).take(1)
 
   dataset = found.interleave(
     one_row,
@@ -152,45 +176,86 @@ def _record_reader(index: records.RecordIndex, cache: bool) -> Callable:
   return read
 
 
-def _load(place, read: Callable, options):
+def _load(place, read: Callable, index, options, careful: bool):
   """Reads and transforms the record of a place."""
   serialized = tf.numpy_function(read, [place['row']], tf.string)
   record = records.parse_record(tf.ensure_shape(serialized, []))
   row = transforms.transform(
-    record, place['canvas'], place['fit'], place['seed'], options
+    record, place['canvas'], place['fit'], place['seed'], options, careful
   )
-  return row | {'image_ids': place['image_id']}
+
+  def describe(row, codes, boxes, classes):
+    return _describe_objects(index, int(row), codes, boxes, classes)
+
+  found = [place['row'], row['faults'], record['boxes'], record['classes']]
+  text = tf.cond(
+    tf.reduce_any(row['faults'] > 0),
+    lambda: tf.numpy_function(describe, found, tf.string),
+    lambda: tf.constant(b''),
+  )
+  return row | {
+    'image_ids': place['image_id'],
+    'faults': tf.ensure_shape(text, []),
+  }
+
+
+def _describe_objects(index, row: int, codes, boxes, classes) -> bytes:
+  """The text on the objects of a record that are left out."""
+  found = []
+  for number in np.flatnonzero(codes):
+    fault = ObjectFault(codes[number])
+    reason = _OBJECT_REASONS[fault].format(
+      label=classes[number], box=tuple(boxes[number].tolist())
+    )
+    found.append(
+      (
+        fault,
+        f'{index.place(row)}, image {index.image_ids[row]}, object {number} '
+        f'(from 0) is left out: {reason}.',
+      )
+    )
+  return faults.encode(found)
 
 
 def _empty(place, index: records.RecordIndex, options):
-  """A row without an image; logs why, unless the place is a filler."""
+  """A row without an image that says why, unless the place is a filler."""
 
-  def explain(row, *rest):
-    if row != order.FILLER:
-      values = map(tf.constant, (row, *rest))
-      _explain(dict(zip(_PLACE, values)), index, options)
-    return np.int64(row)
+  def describe(row):
+    if row == order.FILLER:
+      return b''
+    fault, reason = _find_fault(index, int(row))
+    return faults.encode(
+      [
+        (
+          fault,
+          f'{index.place(row)}, image {index.image_ids[row]} is left out: '
+          f'{reason}',
+        )
+      ]
+    )
 
-  arguments = [place[key] for key in _PLACE]
-  row = tf.numpy_function(explain, arguments, tf.int64)
-  with tf.control_dependencies([row]):
-    image_id = tf.identity(place['image_id'])
-  empty = transforms.empty_row(place['canvas'], options)
-  return empty | {'image_ids': image_id}
+  text = tf.numpy_function(describe, [place['row']], tf.string)
+  return transforms.empty_row(place['canvas'], options) | {
+    'image_ids': place['image_id'],
+    'faults': tf.ensure_shape(text, []),
+  }
 
 
-def _explain(place, index: records.RecordIndex, options):
-  """Logs the reason why a record cannot be used, found by trying again."""
-  row = int(place['row'])
-  reason = 'it could be read at the second attempt'
+def _find_fault(index: records.RecordIndex, row: int):
+  """Kind and reason of a record that cannot be used, found by trying again."""
+  kind = ImageFault.UNREADABLE_RECORD
   try:
-    records.read_record(index, row)
-    _load(place, _record_reader(index, cache=False), options)
+    serialized = records.read_record(index, row)
+    kind = ImageFault.UNUSABLE_RECORD
+    record = records.parse_record(tf.constant(serialized))
+    kind = ImageFault.UNUSABLE_IMAGE
+    decoding.decode_image(record['encoded'])
   except (tf.errors.OpError, ValueError, OSError) as error:
-    reason = getattr(error, 'message', None) or str(error)
+    cause = error.__cause__ or error
+    if isinstance(cause, tf.errors.DataLossError):
+      kind = ImageFault.DAMAGED_RECORD
+    reason = getattr(cause, 'message', None) or str(cause)
     # TensorFlow puts the name of the node around what it has to say.
-    reason = re.sub(r'\{\{.*?\}\} ?| ?name: *$', '', reason)
-  image_id = int(index.image_ids[row])
-  logging.warning(
-    '%s, image %d is left out: %s', index.place(row), image_id, reason
-  )
+    return kind, re.sub(r'\{\{.*?\}\} ?| ?name: *$', '', reason)
+  # Storage that failed for a moment, for all that is known.
+  return ImageFault.UNREADABLE_RECORD, 'it could be read at the next attempt.'

@@ -11,6 +11,7 @@ import dataclasses
 import tensorflow as tf
 
 from maskrcnn_jax.input_pipeline import decoding
+from maskrcnn_jax.input_pipeline.faults import ObjectFault
 
 IMAGE_DTYPES = ('uint8', 'float32')
 OUTSIDE = -1  # In a pixel map: the canvas shows no pixel of the image here.
@@ -213,7 +214,16 @@ def finish_image(image, canvas, image_dtype: str):
 
 
 def finish_instances(example, options: TransformOptions):
-  """Cuts the masks and pads to `max_instances` rows."""
+  """Cuts the masks and pads to `max_instances` rows.
+
+  Args:
+    example: see `resize`.
+    options: see there.
+
+  Returns:
+    The instances of a row, and `[n]` bool, whether each object of the example
+    is among them: one whose mask shows no pixel in its box is not.
+  """
   crops = cut_masks(
     example['masks'],
     example['boxes'],
@@ -221,17 +231,21 @@ def finish_instances(example, options: TransformOptions):
     example['columns'],
     options.mask_size,
   )
-  count = tf.shape(example['boxes'])[0]
+  crops = tf.cast(crops * 255.0 + 0.5, tf.uint8)
+  shown = tf.reduce_any(crops > 0, axis=[1, 2])
+  kept = tf.where(shown)[:, 0]
   length = [options.max_instances]
-  return {
-    'boxes': _pad(example['boxes'], length),
-    'classes': _pad(example['classes'], length),
-    'masks': _pad(tf.cast(crops * 255.0 + 0.5, tf.uint8), length),
-    'valid': tf.range(options.max_instances) < count,
+  values = {'masks': crops} | {x: example[x] for x in ('boxes', 'classes')}
+  instances = {
+    name: _pad(tf.gather(value, kept), length) for name, value in values.items()
   }
+  count = tf.size(kept, tf.int32)
+  return instances | {'valid': tf.range(options.max_instances) < count}, shown
 
 
-def transform(record, canvas, fit, seed, options: TransformOptions):
+def transform(
+  record, canvas, fit, seed, options: TransformOptions, careful: bool = False
+):
   """One row of a batch from one record.
 
   Args:
@@ -240,26 +254,34 @@ def transform(record, canvas, fit, seed, options: TransformOptions):
     fit: `[2]` int32, see `fit_size`.
     seed: `[2]` int64 of the example's random draws.
     options: see there.
+    careful: see `decoding.decode`.
 
   Returns:
-    The keys of the batch without `image_ids`.
+    The keys of the batch without `image_ids`, and `faults`, `[num_objects]`
+    int32 codes of what is wrong with the objects of the record.
   """
   if options.flip:
     flip = tf.random.stateless_uniform([], seed) < 0.5
   else:
     flip = tf.constant(False)
   example = decoding.decode(
-    record, options.max_instances, options.with_instances
+    record, options.max_instances, options.with_instances, careful
   )
-  example = resize(example, canvas, fit, flip, options.resize)
+  resized = resize(example, canvas, fit, flip, options.resize)
   row = {
-    'images': finish_image(example['image'], canvas, options.image_dtype),
+    'images': finish_image(resized['image'], canvas, options.image_dtype),
     'valid': tf.constant(True),
+    'faults': tf.zeros([0], tf.int32),
   }
   for key in ('image_sizes', 'original_sizes', 'scales'):
-    row[key] = example[key]
+    row[key] = resized[key]
   if options.with_instances:
-    row['instances'] = finish_instances(example, options)
+    row['instances'], shown = finish_instances(resized, options)
+    row['faults'] = tf.tensor_scatter_nd_max(
+      example['faults'],
+      example['numbers'][:, None],
+      tf.where(shown, 0, int(ObjectFault.EMPTY_MASK)),
+    )
   return row
 
 

@@ -273,6 +273,7 @@ def run(serialized, canvas, seed=(0, 0), **options):
 def test_crowds_and_empty_boxes_are_left_out_and_the_largest_kept():
   image, boxes, masks = example_records.rectangles(64, 64, 7)
   boxes[:, :] = [[0, 0, s, s] for s in (10, 40, 20, 60, 30, 50, 0)]
+  masks[:] = 1
   serialized = example_records.record(
     example_records.png(image),
     1,

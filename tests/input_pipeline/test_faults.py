@@ -1,0 +1,388 @@
+"""Bad records are masked, counted and named, and too many stop the run."""
+
+import itertools
+import re
+
+import example_records
+import numpy as np
+import pytest
+
+from maskrcnn_jax import input_pipeline
+from maskrcnn_jax.datasets import records
+from maskrcnn_jax.input_pipeline import faults
+
+SIZE = (60, 80)
+CANVAS = ((64, 96),)
+SMALL = {'canvases': CANVAS, 'mask_size': 14, 'num_threads': 2}
+NAN, INF = float('nan'), float('inf')
+
+
+def contents(index, count=3, change=None):
+  """A record with the id 70 + index.
+
+  Args:
+    index: of the record; draws it.
+    count: of its objects.
+    change: called with the keyword arguments of `example_records.record`.
+  """
+  image, boxes, masks = example_records.rectangles(*SIZE, count, index)
+  values = {
+    'encoded': example_records.jpeg(image),
+    'image_id': 70 + index,
+    'size': SIZE,
+    'boxes': boxes,
+    'masks': list(masks),
+    'classes': list(range(1, count + 1)),
+  }
+  if change:
+    change(values)
+  return example_records.record(**values)
+
+
+def half_image(values):
+  values['encoded'] = values['encoded'][: len(values['encoded']) // 2]
+
+
+def write(path, changes):
+  """A file of records, each with its change."""
+  records.write_records(
+    path, [contents(i, change=change) for i, change in enumerate(changes)]
+  )
+  return str(path)
+
+
+def change_byte(path, index, row, offset):
+  """Flips a byte of a record's frame; from the end if the offset is below 0."""
+  size = 12 + int(index.lengths[row]) + 4
+  data = bytearray(path.read_bytes())
+  data[int(index.offsets[row]) + offset % size] ^= 1
+  path.write_bytes(data)
+
+
+def assert_only_row_is_empty(batch, row):
+  expected = np.arange(4) != row
+  np.testing.assert_array_equal(batch['valid'], expected)
+  np.testing.assert_array_equal(batch['image_ids'], [70, 71, 72, 73])
+  assert not np.any(batch['images'][row])
+  # What is beside it is what it always was.
+  assert np.all(batch['instances']['valid'][expected, :3])
+  for value in batch['instances'].values():
+    assert not np.any(value[row])
+
+
+def test_truncated_image_empties_its_row(tmp_path, caplog):
+  path = write(tmp_path / 'x.tfrecord', [None, half_image, None, None])
+  iterator = input_pipeline.eval_batches(path, with_instances=True, **SMALL)
+  (batch,) = iterator
+  assert_only_row_is_empty(batch, 1)
+  assert iterator.counts == {'unusable_image': 1}
+  (message,) = [m for m in caplog.messages if 'left out' in m]
+  assert f'{path} at byte' in message
+  assert 'image 71 is left out' in message
+  assert 'JPEG' in message
+  assert '{{' not in message
+
+
+def test_damaged_records_empty_their_rows(tmp_path, caplog):
+  # Length, its checksum, the first and the last byte of the record, its
+  # checksum.
+  offsets = [0, 8, 12, -5, -1]
+  path = tmp_path / 'x.tfrecord'
+  write(path, [None] * 6)
+  index = records.index_records(str(path))
+  iterator = input_pipeline.eval_batches(str(path), batch_size=6, **SMALL)
+  # After the index was made: only reading can find it.
+  for row, offset in enumerate(offsets):
+    change_byte(path, index, row, offset)
+  (batch,) = iterator
+  np.testing.assert_array_equal(batch['valid'], np.arange(6) == 5)
+  np.testing.assert_array_equal(batch['image_ids'], 70 + np.arange(6))
+  assert iterator.counts == {'damaged_record': 5}
+  messages = [m for m in caplog.messages if 'left out' in m]
+  for row, message in enumerate(messages):
+    assert f'{index.place(row)}, image {70 + row} is left out' in message
+    assert message.count(str(path)) == 1
+
+
+@pytest.mark.parametrize('damage', ['removed', 'cut'])
+def test_missing_records_empty_their_rows(tmp_path, damage):
+  path = tmp_path / 'x.tfrecord'
+  write(path, [None] * 4)
+  index = records.index_records(str(path))
+  iterator = input_pipeline.eval_batches(
+    str(path), with_instances=True, **SMALL
+  )
+  if damage == 'removed':
+    path.unlink()
+  else:
+    path.write_bytes(path.read_bytes()[: index.offsets[3]])
+  (batch,) = iterator
+  lost = 4 if damage == 'removed' else 1
+  np.testing.assert_array_equal(batch['valid'], np.arange(4) < 4 - lost)
+  assert iterator.counts == {'unreadable_record': lost}
+
+
+def test_record_of_another_schema_empties_its_row(tmp_path):
+  path = tmp_path / 'x.tfrecord'
+  write(path, [None, lambda values: values['masks'].pop(), None, None])
+  iterator = input_pipeline.eval_batches(
+    str(path), with_instances=True, **SMALL
+  )
+  (batch,) = iterator
+  assert_only_row_is_empty(batch, 1)
+  assert iterator.counts == {'unusable_record': 1}
+
+
+def set_box(*box):
+  def change(values):
+    values['boxes'][1] = box
+
+  return change
+
+
+def set_class(label):
+  def change(values):
+    values['classes'][1] = label
+
+  return change
+
+
+def set_mask(make):
+  def change(values):
+    values['masks'][1] = make(values['masks'][1])
+
+  return change
+
+
+def half_of_png(mask):
+  png = example_records.png(mask)
+  return png[: len(png) // 2]
+
+
+OBJECTS = [
+  (set_box(NAN, 1, 20, 20), 'unusable_box', r'box \(nan, .* not finite'),
+  (set_box(1, 1, 20, NAN), 'unusable_box', 'not finite'),
+  (set_box(1, 1, INF, 20), 'unusable_box', 'not finite'),
+  (set_box(-INF, 1, INF, 20), 'unusable_box', 'not finite'),
+  (set_box(20, 1, 10, 20), 'zero_area_box', 'has no area'),
+  (set_box(1, 20, 10, 20), 'zero_area_box', 'has no area'),
+  (set_class(0), 'unusable_class', 'class is 0, wanted 1 or more'),
+  (set_class(-3), 'unusable_class', 'class is -3'),
+  (set_mask(np.zeros_like), 'empty_mask', 'no pixel in its box'),
+  # A corner that the mask does not reach.
+  (set_box(0, 0, 0.5, 0.5), 'empty_mask', 'no pixel in its box'),
+  (set_box(1e5, 1e5, 2e5, 2e5), 'empty_mask', 'no pixel in its box'),
+  (set_mask(lambda mask: mask[:-1]), 'other_size_mask', "not the image's size"),
+  (set_mask(lambda mask: mask.T), 'other_size_mask', "not the image's size"),
+  (set_mask(half_of_png), 'unusable_mask', 'no PNG file'),
+  (set_mask(lambda mask: b''), 'unusable_mask', 'no PNG file'),
+]
+
+
+def test_unusable_object_is_left_out_alone(tmp_path, monkeypatch, caplog):
+  monkeypatch.setattr(faults, 'LOGGED_PER_KIND', len(OBJECTS))
+  good = write(tmp_path / 'good.tfrecord', [None] * len(OBJECTS))
+  bad = write(tmp_path / 'bad.tfrecord', [change for change, _, _ in OBJECTS])
+  options = {'batch_size': len(OBJECTS), 'with_instances': True, **SMALL}
+  (expected,) = input_pipeline.eval_batches(good, **options)
+  iterator = input_pipeline.eval_batches(bad, **options)
+  (batch,) = iterator
+  kinds = [kind for _, kind, _ in OBJECTS]
+  assert iterator.counts == {kind: kinds.count(kind) for kind in {*kinds}}
+  # The images and their other objects stay, without a gap.
+  assert np.all(batch['valid'])
+  np.testing.assert_array_equal(batch['images'], expected['images'])
+  valid = batch['instances']['valid']
+  assert np.all(valid == (np.arange(100) < 2))
+  for key, value in batch['instances'].items():
+    np.testing.assert_array_equal(
+      value[:, :2], expected['instances'][key][:, [0, 2]], err_msg=key
+    )
+    assert not np.any(value[:, 2:]), key
+  texts = [m for m in caplog.messages if 'left out' in m]
+  assert len(texts) == len(OBJECTS)
+  index = records.index_records(bad)
+  for row, (text, (_, _, message)) in enumerate(zip(texts, OBJECTS)):
+    assert f'{index.place(row)}, image {70 + row}, object 1 (from 0)' in text
+    assert re.search(message, text)
+
+
+def test_training_sees_what_evaluation_sees(tmp_path):
+  changes = [change for change, _, _ in OBJECTS] + [half_image]
+  path = write(tmp_path / 'x.tfrecord', changes)
+  iterator = input_pipeline.train_batches(
+    path, batch_size=4, max_unreadable_share=1.0, **SMALL
+  )
+  batches = list(itertools.islice(iterator, len(changes) // 4))
+  for batch in batches:
+    instances = batch['instances']
+    valid = instances['valid']
+    np.testing.assert_array_equal(np.sum(valid, -1), 2 * batch['valid'])
+    assert np.all(np.isfinite(instances['boxes']))
+    boxes = instances['boxes'][valid]
+    assert np.all(boxes[:, 2:] > boxes[:, :2])
+    assert np.all(instances['classes'][valid] >= 1)
+    assert np.all(np.any(instances['masks'][valid], axis=(1, 2)))
+  counted = iterator.counts
+  expected = [kind for _, kind, _ in OBJECTS] + ['unusable_image']
+  assert counted == {kind: expected.count(kind) for kind in {*expected}}
+
+
+def test_crowds_have_no_faults(tmp_path):
+  def change(values):
+    values['crowd'] = [0, 1, 0]
+    values['boxes'][1] = NAN
+    values['masks'][1] = b''
+    values['classes'][1] = 0
+
+  path = write(tmp_path / 'x.tfrecord', [change])
+  iterator = input_pipeline.eval_batches(
+    path, batch_size=1, with_instances=True, **SMALL
+  )
+  (batch,) = iterator
+  assert iterator.counts == {}
+  np.testing.assert_array_equal(batch['instances']['classes'][0, :3], [1, 3, 0])
+
+
+def test_objects_with_faults_take_no_place_of_the_largest(tmp_path):
+  path = write(tmp_path / 'x.tfrecord', [set_box(0, 0, INF, 80)])
+  iterator = input_pipeline.eval_batches(
+    path, batch_size=1, with_instances=True, max_instances=2, **SMALL
+  )
+  (batch,) = iterator
+  np.testing.assert_array_equal(batch['instances']['classes'], [[1, 3]])
+
+
+def test_only_the_first_of_a_kind_are_logged(tmp_path, caplog):
+  num = faults.LOGGED_PER_KIND + 3
+  path = write(tmp_path / 'x.tfrecord', [half_image] * num + [set_class(0)])
+  iterator = input_pipeline.eval_batches(path, with_instances=True, **SMALL)
+  list(iterator)
+  assert iterator.counts == {'unusable_image': num, 'unusable_class': 1}
+  named = [m for m in caplog.messages if 'left out' in m]
+  assert len(named) == faults.LOGGED_PER_KIND + 1
+  (more,) = [m for m in caplog.messages if 'only counted' in m]
+  assert 'unusable_image' in more
+
+
+def test_places_are_the_same_with_and_without_faults(tmp_path):
+  good = write(tmp_path / 'good.tfrecord', [None] * 6)
+  bad = write(
+    tmp_path / 'bad.tfrecord',
+    [None, half_image, set_box(NAN, 0, 1, 1), None, half_image, None],
+  )
+  whole, with_faults = (
+    input_pipeline.train_batches(
+      path, batch_size=2, max_unreadable_share=1.0, **SMALL
+    )
+    for path in (good, bad)
+  )
+  for _ in range(7):
+    expected, batch = next(whole), next(with_faults)
+    ids = batch['image_ids']
+    np.testing.assert_array_equal(ids, expected['image_ids'])
+    np.testing.assert_array_equal(batch['valid'], ~np.isin(ids, [71, 74]))
+    assert with_faults.position == whole.position
+    np.testing.assert_array_equal(
+      batch['images'][batch['valid']], expected['images'][batch['valid']]
+    )
+  # Again from the middle.
+  again = input_pipeline.train_batches(
+    bad,
+    batch_size=2,
+    start_examples=12,
+    max_unreadable_share=1.0,
+    **SMALL,
+  )
+  resumed = next(again)
+  for key in ('image_ids', 'images', 'valid'):
+    np.testing.assert_array_equal(resumed[key], batch[key])
+
+
+def rows_until_it_stops(iterator, limit):
+  """Rows that were delivered before the error, and its text."""
+  rows = 0
+  with pytest.raises(RuntimeError) as error:
+    while rows < limit:
+      rows += len(next(iterator)['valid'])
+  return rows, str(error.value)
+
+
+def test_training_stops_above_the_share(tmp_path):
+  path = write(tmp_path / 'x.tfrecord', [half_image] + [None] * 3)
+  iterator = input_pipeline.train_batches(path, batch_size=4, **SMALL)
+  rows, message = rows_until_it_stops(iterator, faults.MIN_ROWS)
+  # 12 lost rows are less than 0.05 of 256, 13 are more; every fourth is lost.
+  assert rows == 48
+  assert '13 of 52 rows cannot be trained on' in message
+  assert 'input.max_unreadable_share is 0.05 of the rows' in message
+  assert '13 unusable_image' in message
+  assert 'images 70, 70' in message
+  assert iterator.position['examples'] == rows
+
+
+@pytest.mark.parametrize('share, rows', [(0.0, 0), (0.1, 100)])
+def test_the_share_can_be_chosen(tmp_path, share, rows):
+  path = write(tmp_path / 'x.tfrecord', [half_image] + [None] * 3)
+  iterator = input_pipeline.train_batches(
+    path, batch_size=4, max_unreadable_share=share, **SMALL
+  )
+  stopped, _ = rows_until_it_stops(iterator, faults.MIN_ROWS)
+  assert stopped == rows
+
+
+def test_a_set_whose_objects_are_all_unusable_stops_too(tmp_path):
+  def change(values):
+    values['masks'] = [mask[:-1] for mask in values['masks']]
+
+  path = write(tmp_path / 'x.tfrecord', [change] * 4)
+  iterator = input_pipeline.train_batches(path, batch_size=4, **SMALL)
+  rows, message = rows_until_it_stops(iterator, faults.MIN_ROWS)
+  assert rows == 12
+  assert '48 other_size_mask' in message
+
+
+def tally_of(*lost):
+  """A tally that has seen single rows, lost or not."""
+  tally = faults.Tally()
+  text = faults.encode([(faults.ImageFault.UNUSABLE_IMAGE, 'x')])
+  for number, is_lost in enumerate(lost):
+    batch = {'valid': np.array([not is_lost]), 'image_ids': np.array([number])}
+    tally.add(batch, np.array([text if is_lost else b''], object))
+  return tally
+
+
+def test_the_share_is_of_all_rows_so_far():
+  rare = [number % 25 == 0 for number in range(1000)]
+  tally_of(*rare).check(0.05)
+  with pytest.raises(RuntimeError, match='40 of 1000 rows'):
+    tally_of(*rare).check(0.03)
+  # Many at first are made up for by those that follow.
+  tally_of(*[True] * 20, *[False] * 400).check(0.05)
+
+
+def test_rows_lost_without_a_break_stop_at_any_share():
+  good = [False] * 10_000
+  last = faults.MAX_LOST_IN_A_ROW
+  tally_of(*good, *[True] * (last - 1)).check(1.0)
+  tally_of(*[True] * (last - 1), False, True).check(1.0)
+  with pytest.raises(RuntimeError, match=r'The last 64 rows .* 64 unusable'):
+    tally_of(*good, *[True] * last).check(0.05)
+
+
+def test_fillers_are_neither_rows_nor_lost(tmp_path):
+  path = write(tmp_path / 'x.tfrecord', [None, half_image, None])
+  iterator = input_pipeline.eval_batches(path, batch_size=8, **SMALL)
+  list(iterator)
+  assert (iterator.tally.rows, iterator.tally.lost) == (3, 1)
+
+
+def test_evaluation_never_stops(tmp_path):
+  num = faults.MAX_LOST_IN_A_ROW + 4
+  path = tmp_path / 'x.tfrecord'
+  records.write_records(
+    path, [example_records.record(b'none', i, SIZE) for i in range(num)]
+  )
+  iterator = input_pipeline.eval_batches(str(path), batch_size=4, **SMALL)
+  assert not any(np.any(batch['valid']) for batch in iterator)
+  assert iterator.counts == {'unusable_image': num}
