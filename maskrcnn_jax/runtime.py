@@ -139,7 +139,7 @@ def _join(launch: Launch, address: str | None, heartbeat_seconds: int) -> None:
       coordinator_bind_address=address if is_local else None,
       heartbeat_timeout_seconds=heartbeat_seconds,
     )
-    names = roll_call.introduce()
+    names = roll_call.introduce(launch.local_rank is None)
   except Exception as error:
     raise RuntimeError(
       f'{launch} did not reach the others through '
@@ -194,10 +194,7 @@ def _name_the_lost(launch: Launch, message: str, seconds: float) -> str:
   ]
   if not silent:
     return message
-  return (
-    f'{launch}: {own}\nLost: {"; ".join(silent)}. Start the same command again '
-    'in all processes to go on from the last checkpoint.'
-  )
+  return f'{launch}: {own}\nLost: {"; ".join(silent)}. {roll_call.ADVICE}'
 
 
 def make_deterministic() -> None:
