@@ -62,7 +62,9 @@ ALLOWED = {
   'maskrcnn_jax/training/loop': (
     'jax ml_collections .models .structures .training'
   ),
-  'maskrcnn_jax/training/steps': 'jax numpy .models .training .input_pipeline',
+  'maskrcnn_jax/training/steps': (
+    'jax numpy .models .training .input_pipeline .roll_call'
+  ),
   'maskrcnn_jax/training/evaluator': (
     'jax numpy .models .structures .training .input_pipeline .evaluation'
     ' .datasets .visualize'

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from maskrcnn_jax import roll_call
 from maskrcnn_jax.input_pipeline import batches as input_batches
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import (
@@ -275,6 +276,7 @@ def _compile(run: Run, inputs):
     f'compiled in {time.monotonic() - start:.0f} s'
     f'{_operations(compiled, len(inputs[1]["images"]), mesh)}'
   )
+  roll_call.meet()
   return compiled
 
 
