@@ -225,7 +225,7 @@ def test_fake_data_is_the_first_batch_for_ever(dataset):
     ('eval_samples', '0', 'evaluation.max_images must be at least 1, got 0'),
     ('max_cpus', '0', 'num_threads must be 1 or more, got 0'),
     ('train_batch_size', '0', 'input.batch_size must be a positive multiple'),
-    ('eval_batch_size', '-4', 'evaluation.batch_size must be a positive mult'),
+    ('eval_batch_size', '-4', 'evaluation.batch_size must be at least 1, got'),
     ('total_steps', '0', 'training.num_steps must be at least 1, got 0'),
     ('profile', '3,1', 'training.profile must be the first and the last step'),
     ('device', 'HPU', "runtime.backend is 'hpu', but JAX finds only"),

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import itertools
 import json
+import logging
 import pathlib
 import sys
 import time
@@ -33,7 +34,8 @@ class EvaluationOptions:
   Attributes:
     file_pattern: record files, or a prepared TFDS directory.
     annotations_file: COCO json of the same images; '' makes one of the records.
-    batch_size: images in a batch over all hosts.
+    batch_size: images in a batch over all hosts; the next multiple of the
+      number of devices is taken.
     max_images: take only the first ones; None for all.
     every_steps: evaluate on the way; 0 for only at the end.
     skip_first: how many of these evaluations are left out.
@@ -87,7 +89,7 @@ class Evaluator:
     self._mesh = sharding.config_mesh(config)
     model = sharding.lay_out(MaskRCNN.from_config(config.model), self._mesh)
     self._workdir = pathlib.Path(workdir)
-    check_batch_size('evaluation', self.options.batch_size, self._mesh)
+    self._batch_size = _whole_batch(self.options.batch_size, self._mesh)
     self.annotations_file = self._find_annotations()
     self._num_images = _check(
       self.options, self.annotations_file, model.num_classes
@@ -207,7 +209,7 @@ class Evaluator:
     )
 
   def _say_speed(self, seconds, writer):
-    lines, logged = summary.inference_lines(seconds, self.options.batch_size)
+    lines, logged = summary.inference_lines(seconds, self._batch_size)
     for line in lines:
       writer.say(line)
     if writer.enabled:
@@ -218,7 +220,7 @@ class Evaluator:
     shared = ('canvases', 'image_dtype', 'resize', 'num_threads')
     return input_batches.eval_batches(
       self.options.file_pattern,
-      batch_size=self.options.batch_size,
+      batch_size=self._batch_size,
       max_images=self.options.max_images,
       host_index=jax.process_index(),
       host_count=jax.process_count(),
@@ -269,6 +271,22 @@ def check_batch_size(section: str, batch_size: int, mesh) -> None:
       f'{section}.batch_size must be a positive multiple of {what}, got '
       f'{batch_size}.'
     )
+
+
+def _whole_batch(batch_size: int, mesh) -> int:
+  """The next multiple of the devices; rows without an image fill a batch."""
+  if batch_size < 1:
+    raise ValueError(
+      f'evaluation.batch_size must be at least 1, got {batch_size}.'
+    )
+  parts = sharding.num_parts(mesh)
+  whole = -(-batch_size // parts) * parts
+  if whole != batch_size:
+    logging.info(
+      'evaluation.batch_size %d becomes %d: %d devices share a batch evenly',
+      *(batch_size, whole, mesh.size),
+    )
+  return whole
 
 
 def _check(options: EvaluationOptions, file: str, num_classes: int) -> int:
