@@ -3,10 +3,10 @@
 # devices of its own: for trying what a job on several machines does.
 #   bash launch/simulated_hosts.sh N COMMAND ...
 #   DEVICES=2 bash launch/simulated_hosts.sh 2 maskrcnn-jax train ...
-# DEVICES is the number of devices of each host, 1 if not set. Process 0 is shown
-# as it is, the others with [INDEX] before their lines, on stderr. The exit code
-# is that of the first process that fails; the others are then ended. Needs bash
-# 5.1.
+# DEVICES is the number of devices of each host, 1 if not set. Process 0 is
+# shown as it is, the others with [INDEX] before their lines, on stderr. The exit
+# code is that of the first process that fails; the others are then ended. Needs
+# bash 5.1.
 set -euo pipefail
 
 if (($# < 2)) || [[ ! $1 =~ ^[1-9][0-9]*$ ]]; then

@@ -8,20 +8,18 @@ import logging
 import os
 import pathlib
 import shutil
-import site
 import subprocess
 import sys
 import sysconfig
 import time
-import venv
 
 import jax
+import plugin_environment
 import pytest
 
 from maskrcnn_jax import backends
 
 ROOT = pathlib.Path(__file__).parents[1]
-PLUGINS = ROOT / 'tests' / 'plugins'
 
 
 @pytest.fixture
@@ -71,29 +69,8 @@ def test_the_path_of_a_plugin_is_checked(name, path, message):
 
 @pytest.fixture(scope='module')
 def with_plugin(tmp_path_factory):
-  """The Python of an environment that has the package of tests/plugins.
-
-  The packages of this environment are seen through a path file, so that
-  nothing else is installed.
-  """
-  folder = tmp_path_factory.mktemp('plugin')
-  source = shutil.copytree(PLUGINS / 'package', folder / 'source')
-  venv.create(folder / 'venv', symlinks=True)
-  python = folder / 'venv' / 'bin' / 'python'
-  variables = {'base': folder / 'venv', 'platbase': folder / 'venv'}
-  packages = pathlib.Path(sysconfig.get_path('purelib', 'venv', variables))
-  lines = [str(ROOT), *site.getsitepackages()]
-  (packages / 'shared.pth').write_text('\n'.join(lines))
-  pip = [sys.executable, '-m', 'pip', '--python', python, 'install', '-q']
-  done = subprocess.run(
-    [*pip, '--no-deps', '--no-build-isolation', '--no-index', source],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  if done.returncode:
-    pytest.skip(f'pip did not install the plugin: {done.stderr[-500:]}')
-  return python
+  """The Python of an environment with the package of tests/plugins."""
+  return plugin_environment.make(tmp_path_factory.mktemp('plugin'))
 
 
 PICK = """
@@ -208,7 +185,7 @@ def library(tmp_path_factory):
   if not roots:
     pytest.skip(f'TensorFlow brings no {header}')
   path = tmp_path_factory.mktemp('library') / 'no_device.so'
-  source = str(PLUGINS / 'no_device.c')
+  source = str(plugin_environment.PLUGINS / 'no_device.c')
   subprocess.run(
     [compiler, '-shared', '-fPIC', f'-I{roots[0]}', '-o', str(path), source],
     check=True,

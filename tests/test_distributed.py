@@ -237,12 +237,7 @@ def config(tmp_path_factory):
     'backend': 'cpu',
     'compilation_cache': str(folder / 'programs'),
   }
-  path = folder / 'tiny.py'
-  path.write_text(
-    'import ml_collections\n\n\ndef get_config():\n'
-    f'  return ml_collections.ConfigDict({config.to_dict()!r})\n'
-  )
-  return path
+  return tiny_run.write_config(config, folder / 'tiny.py')
 
 
 def command(verb, config, workdir, *flags):

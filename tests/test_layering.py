@@ -63,7 +63,7 @@ ALLOWED = {
     'jax ml_collections .models .structures .training'
   ),
   'maskrcnn_jax/training/steps': (
-    'jax numpy .models .training .input_pipeline .roll_call'
+    'jax numpy .models .training .input_pipeline .evaluation .roll_call'
   ),
   'maskrcnn_jax/training/evaluator': (
     'jax numpy .models .structures .training .input_pipeline .evaluation'

@@ -13,10 +13,11 @@ from maskrcnn_jax.datasets import records
 SIZES = ((48, 64), (64, 40), (32, 32))
 
 
-def write_dataset(folder):
-  """Three images with 1, 2 and 0 objects: record pattern and COCO json."""
+def write_dataset(folder, num_images=3):
+  """Images with 1, 2 and 0 objects: record pattern and COCO json."""
   images, annotations, contents = [], [], []
-  for index, size in enumerate(SIZES):
+  for index in range(num_images):
+    size = SIZES[index % len(SIZES)]
     image_id, count = 7 + index, (index + 1) % 3
     image, boxes, masks = example_records.rectangles(*size, count, index)
     encoded = example_records.png(image)
@@ -96,3 +97,12 @@ def make_config(pattern, annotations_file):
       },
     }
   )
+
+
+def write_config(config, path):
+  """A config as a file for the command."""
+  path.write_text(
+    'import ml_collections\n\n\ndef get_config():\n'
+    f'  return ml_collections.ConfigDict({config.to_dict()!r})\n'
+  )
+  return path

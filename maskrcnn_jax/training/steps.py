@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from maskrcnn_jax import roll_call
+from maskrcnn_jax.evaluation import coco_metrics
 from maskrcnn_jax.input_pipeline import batches as input_batches
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import (
@@ -33,6 +34,12 @@ from maskrcnn_jax.training import (
 from maskrcnn_jax.training import train_step as step_lib
 from maskrcnn_jax.training.evaluator import Evaluator
 
+# Numbers of an evaluation.
+METRICS = tuple(
+  prefix + name
+  for prefix in coco_metrics.PREFIXES.values()
+  for name in coco_metrics.NAMES
+)
 # Steps that may run before the flag of a step is read, so that the device
 # always has work while the host waits.
 _FLAG_LAG = 2
@@ -90,6 +97,11 @@ class TrainingOptions:
         raise ValueError(
           f'training.{name} must be at least 1, got {getattr(self, name)}.'
         )
+    if self.keep_best is not None and self.keep_best not in METRICS:
+      raise ValueError(
+        f'training.keep_best must be one of {", ".join(METRICS)}, got '
+        f'{self.keep_best!r}.'
+      )
 
   def kept(self) -> dict:
     """Which checkpoints stay, as `CheckpointWriter` takes it."""

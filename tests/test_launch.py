@@ -1,0 +1,287 @@
+"""What launch/ starts: the processes of a job find each other, and end."""
+
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import plugin_environment
+import pytest
+import tiny_run
+import yaml
+
+from maskrcnn_jax import config as config_lib
+from maskrcnn_jax import launcher
+
+LAUNCH = pathlib.Path(__file__).parents[1] / 'launch'
+ROOT = LAUNCH.parent
+SCRIPTS = sorted([*LAUNCH.glob('*.sh'), *LAUNCH.glob('*.sbatch')])
+HIDDEN = ('OMPI_', 'PMIX_', 'SLURM_', 'JAX_', 'JOB_COMPLETION', 'XLA_FLAGS')
+
+
+def environment(**variables):
+  """Of a new process that nobody launched."""
+  kept = {k: v for k, v in os.environ.items() if not k.startswith(HIDDEN)}
+  kept['PYTHONPATH'] = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])
+  return {**kept, 'JAX_PLATFORMS': 'cpu', **variables}
+
+
+def bash(*words, **variables):
+  """A bash script that ended, with its output as text."""
+  return subprocess.run(
+    ['bash', *map(str, words)],
+    env=environment(**variables),
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=300,
+  )
+
+
+def free_port():
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    return free.getsockname()[1]
+
+
+def command_on_path(folder, text, name='maskrcnn-jax'):
+  """PATH with a folder in front whose command runs a bash script."""
+  folder.mkdir(exist_ok=True)
+  (folder / name).write_text(f'#!/usr/bin/env bash\n{text}\n')
+  (folder / name).chmod(0o755)
+  return f'{folder}{os.pathsep}{os.environ["PATH"]}'
+
+
+@pytest.mark.parametrize('path', SCRIPTS, ids=lambda path: path.name)
+def test_scripts_parse_and_say_what_they_are_for(path):
+  assert bash('-n', path).returncode == 0
+  first, second = path.read_text().splitlines()[:2]
+  assert first == '#!/usr/bin/env bash'
+  assert second.startswith('# ')
+
+
+def test_the_table_lists_every_file():
+  table = (LAUNCH / 'README.md').read_text()
+  used_by_others = {'environment.sh'}
+  for path in LAUNCH.iterdir():
+    if path.is_file() and path.name not in {'README.md', *used_by_others}:
+      assert f'launch/{path.name}' in table, path.name
+
+
+@pytest.mark.parametrize(
+  'name', ['multihost.sh', 'simulated_hosts.sh', 'slurm.sbatch', 'gaudi.sh']
+)
+def test_without_arguments_scripts_say_how_they_are_used(name):
+  done = bash(LAUNCH / name)
+  assert done.returncode == 2
+  assert done.stderr.startswith('usage: ')
+
+
+JOIN = """
+from maskrcnn_jax import runtime
+number = runtime.start({'backend': 'cpu'})
+import jax
+print(number, jax.process_index(), jax.device_count(), jax.local_device_count())
+"""
+
+
+def test_processes_started_by_hand_join():
+  script = ('bash', LAUNCH / 'multihost.sh')
+  address = f'127.0.0.1:{free_port()}'
+  processes = [
+    subprocess.Popen(
+      [*script, address, '2', str(index), sys.executable, '-c', JOIN],
+      env=environment(),
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    for index in (0, 1)
+  ]
+  first, second = [p.communicate(timeout=120)[0] for p in processes]
+  assert first.split() == ['2', '0', '2', '1']
+  assert second == ''  # Process 0 alone prints.
+
+
+def test_the_config_can_describe_a_job():
+  sections = [
+    {
+      'backend': 'cpu',
+      'coordinator_address': f'localhost:{free_port()}',
+      'num_processes': 2,
+      'process_id': index,
+    }
+    for index in (0, 1)
+  ]
+  sections[1]['coordinator_address'] = sections[0]['coordinator_address']
+  processes = [
+    subprocess.Popen(
+      [sys.executable, '-c', JOIN.replace("{'backend': 'cpu'}", repr(section))],
+      env=environment(),
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    for section in sections
+  ]
+  first, _ = [p.communicate(timeout=120)[0] for p in processes]
+  assert first.split() == ['2', '0', '2', '1']
+
+
+def test_simulated_hosts_join():
+  done = bash(
+    *(LAUNCH / 'simulated_hosts.sh', 2, sys.executable, '-c', JOIN),
+    DEVICES='2',
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.split() == ['2', '0', '4', '2']
+  assert '[1] ' not in done.stdout
+
+
+def test_simulated_hosts_end_with_the_first_that_fails():
+  program = 'echo "here is $JAX_PROCESS_ID"; sleep 1'
+  program += '; ((JAX_PROCESS_ID != 1)) || exit 7'
+  start = time.monotonic()
+  done = bash(
+    *(LAUNCH / 'simulated_hosts.sh', 3, 'bash', '-c', f'{program}; sleep 60')
+  )
+  assert time.monotonic() - start < 30
+  assert done.returncode == 7
+  assert done.stdout == 'here is 0\n'
+  assert '[1] here is 1\n' in done.stderr
+  assert 'process 1 of 3 ended with 7' in done.stderr
+
+
+@pytest.fixture(scope='module')
+def manifests():
+  """Service and job of k8s_job.yaml."""
+  service, job = yaml.safe_load_all((LAUNCH / 'k8s_job.yaml').read_text())
+  assert (service['kind'], job['kind']) == ('Service', 'Job')
+  return service, job
+
+
+def test_pods_find_each_other(manifests, monkeypatch):
+  service, job = manifests
+  spec, pod = job['spec'], job['spec']['template']['spec']
+  (container,) = pod['containers']
+  variables = {item['name']: item['value'] for item in container['env']}
+  assert spec['completionMode'] == 'Indexed'
+  assert spec['completions'] == spec['parallelism']
+  # A headless service that knows the pods of the job, and names them.
+  assert service['spec']['clusterIP'] == 'None'
+  assert service['spec']['publishNotReadyAddresses'] is True
+  name = job['metadata']['name']
+  assert service['spec']['selector'] == {'job-name': name}
+  assert pod['subdomain'] == service['metadata']['name']
+  host, _, port = variables['JAX_COORDINATOR_ADDRESS'].partition(':')
+  assert host == f'{name}-0.{pod["subdomain"]}'
+  assert container['ports'] == [{'containerPort': int(port)}]
+  # What the process makes of it.
+  for hidden in [v for v in os.environ if v.startswith(HIDDEN)]:
+    monkeypatch.delenv(hidden)
+  for variable, value in variables.items():
+    assert isinstance(value, str)  # Kubernetes takes nothing else.
+    monkeypatch.setenv(variable, value)
+  monkeypatch.setenv('JOB_COMPLETION_INDEX', '3')  # By Kubernetes.
+  expected = launcher.Launch('kubernetes', spec['completions'], 3)
+  assert launcher.find_launch() == expected
+
+
+def test_the_command_of_a_pod_is_one(manifests):
+  pod = manifests[1]['spec']['template']['spec']
+  (container,) = pod['containers']
+  program, verb, *flags = container['command']
+  assert (program, verb) == ('maskrcnn-jax', 'train_and_eval')
+  name, workdir, *overrides = flags
+  config = config_lib.load_config(
+    name.removeprefix('--config='),
+    [flag.removeprefix('--config.') for flag in overrides],
+  )
+  gpus = container['resources']['limits']['nvidia.com/gpu']
+  devices = gpus * manifests[1]['spec']['completions']
+  assert config.input.batch_size % devices == 0
+  # Everything is on the shared disk.
+  volumes = {volume['name'] for volume in pod['volumes']}
+  mounts = {m['name']: m['mountPath'] for m in container['volumeMounts']}
+  assert mounts.keys() == volumes
+  for text in (workdir, *overrides[:-2], overrides[-1]):
+    assert text.partition('=')[2].startswith(f'{mounts["data"]}/')
+
+
+# As srun, for a job of one machine.
+SRUN = r"""
+echo "srun $1" >&2; shift
+pids=()
+for ((i = 0; i < 2; ++i)); do
+  SLURM_STEP_NUM_TASKS=2 SLURM_NTASKS=2 SLURM_PROCID=$i SLURM_LOCALID=$i \
+    SLURM_JOB_ID=$$ SLURM_STEP_NODELIST=localhost SLURM_STEP_NUM_NODES=1 "$@" &
+  pids+=($!)
+done
+for pid in "${pids[@]}"; do wait "$pid" || exit; done
+"""
+
+
+def test_processes_of_slurm_join(tmp_path):
+  command_on_path(tmp_path / 'bin', SRUN, 'srun')
+  path = command_on_path(
+    tmp_path / 'bin', f'echo "$@" >&2\n{sys.executable} -c "$JOIN"'
+  )
+  script, flags = LAUNCH / 'slurm.sbatch', ('train', '--config=shapes')
+  done = bash(script, *flags, PATH=path, JOIN=JOIN, BACKEND='cpu')
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.split() == ['2', '0', '2', '1']
+  assert 'srun --kill-on-bad-exit=1' in done.stderr
+  line = 'train --config=shapes --config.runtime.backend=cpu'
+  assert done.stderr.count(line) == 2
+
+
+def test_slurm_starts_a_process_for_each_gpu():
+  lines = (LAUNCH / 'slurm.sbatch').read_text().splitlines()
+  options = dict(
+    line.removeprefix('#SBATCH --').partition('=')[::2]
+    for line in lines
+    if line.startswith('#SBATCH')
+  )
+  assert options['ntasks-per-node'] == options['gpus-per-node']
+
+
+def test_gaudi_names_the_backend_and_the_library(tmp_path):
+  path = command_on_path(tmp_path / 'bin', 'printf "%s\\n" "$@"')
+  flags = ('train', '--workdir=a b')
+  done = bash(LAUNCH / 'gaudi.sh', 1, *flags, PATH=path, HPU_PLUGIN='/x y.so')
+  assert done.stdout.splitlines() == [
+    *flags,
+    '--config.runtime.backend=hpu',
+    '--config.runtime.plugin_path=/x y.so',
+  ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('num', [1, 2])
+def test_gaudi_trains_where_a_plugin_registers_hpu(num, tmp_path):
+  if num > 1 and shutil.which('mpirun') is None:
+    pytest.skip('mpirun is not on PATH')
+  python = plugin_environment.make(tmp_path)
+  config = tiny_run.make_config(*tiny_run.write_dataset(tmp_path))
+  config.input.batch_size = config.training.num_steps = 2
+  config.runtime = {}
+  file = tiny_run.write_config(config, tmp_path / 'tiny.py')
+  path = command_on_path(
+    tmp_path / 'bin', f'exec {python} -m maskrcnn_jax.main "$@"'
+  )
+  done = bash(
+    *(LAUNCH / 'gaudi.sh', num, 'train', f'--config={file}'),
+    *(f'--workdir={tmp_path / "run"}',),
+    PATH=path,
+    FAKE_HPU='healthy',
+    JAX_PLATFORMS='',
+    JAX_DISABLE_MOST_OPTIMIZATIONS='1',
+    OMPI_MCA_rmaps_base_oversubscribe='1',
+  )
+  assert done.returncode == 0, done.stderr
+  assert f'training on {num} cpu with 2 images a step' in done.stderr
+  assert 'computing on the CPU' not in done.stderr
+  assert sorted(p.name for p in (tmp_path / 'run/checkpoints').iterdir()) == [
+    '2'
+  ]
