@@ -151,7 +151,7 @@ def _train(config, workdir, evaluator: Evaluator | None, notes) -> None:
   if not done:
     pretrained.check(training.pretrained, model)
   # Read before anything is made, so that wrong data leave nothing behind.
-  first, _ = next(steps.train_batches(config, _START, model.num_classes))
+  first, *_ = next(steps.train_batches(config, _START, model.num_classes))
   init_key, key = jax.random.split(jax.random.key(training.seed))
   create = functools.partial(
     step_lib.create_train_state, model, config.optimizer, first, init_key

@@ -147,7 +147,7 @@ def run_steps(run: Run, state, done: int, position) -> None:
   batches = train_batches(config, position, run.model.num_classes)
   window, flags, is_saved = [], collections.deque(), True
   steps = range(done + 1, training.num_steps + 1)
-  for step, (batch, position) in zip(steps, batches):
+  for step, (batch, position, left_out) in zip(steps, batches):
     run.watch.feed(f'step {step}: training')
     inputs = state, sharding.put_batch(batch, run.mesh), run.key
     canvas = batch['images'].shape[1:3]
@@ -178,7 +178,7 @@ def run_steps(run: Run, state, done: int, position) -> None:
       named = {**seed_names.tensorboard(values), **run.summary.seed_rates()}
       run.writer.board_scalars(step, named)
     if log and window:
-      _log(run, step, window)
+      _log(run, step, window, left_out)
       window = []
     # What a full disk did not take is tried again before long.
     if save or stop or (log and not is_saved):
@@ -261,8 +261,12 @@ def _from_all_hosts(array: np.ndarray) -> np.ndarray:
 
 def train_batches(
   config, position: Mapping[str, int], num_classes: int
-) -> Iterator[tuple[dict, dict]]:
-  """This host's batches from a position on, each with the one after it."""
+) -> Iterator[tuple[dict, dict, dict[str, int]]]:
+  """This host's batches from a position on.
+
+  Each comes with the position after it, and with the number of rows and objects
+  by kind that this host left out so far.
+  """
   batches = input_batches.train_batches(
     **config.input,
     start_examples=position['examples'],
@@ -272,7 +276,7 @@ def train_batches(
   )
   for batch in batches:
     _check_classes(batch, num_classes)
-    yield batch, dict(batches.position)
+    yield batch, dict(batches.position), dict(batches.counts)
 
 
 def _compile(run: Run, inputs):
@@ -312,8 +316,8 @@ def _check_classes(batch: Mapping, num_classes: int) -> None:
     )
 
 
-def _log(run: Run, step: int, window) -> None:
-  """Reports a window of steps."""
+def _log(run: Run, step: int, window, left_out: Mapping[str, int]) -> None:
+  """Reports a window of steps, and what of the input was left out so far."""
   values = metrics.means(window)
   # Read after the values: they are there when the device has done the steps.
   rate = run.summary.window_rate()
@@ -321,6 +325,7 @@ def _log(run: Run, step: int, window) -> None:
   named = {**values, 'images_per_second': rate}
   if run.health.skipped:
     named['skipped_steps'] = run.health.skipped
+  named |= {f'left_out_{kind}': n for kind, n in left_out.items() if n}
   run.writer.scalars(step, {f'train/{k}': v for k, v in named.items()})
   note = '' if run.summary.is_warm() else ' (warm-up)'
   run.writer.show(step, run.training.num_steps, values, rate, note)
