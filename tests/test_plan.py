@@ -230,10 +230,11 @@ def test_a_slice_of_tpus_that_is_not_here(tmp_path):
   assert row['device_kind'] == 'TPU v5 lite'
   assert (row['devices'], row['hosts'], row['batch_size']) == (4, 1, 4)
   assert 0 < row['memory']['needed'] < row['memory']['capacity']
-  assert row['time']['source'] == 'roofline'
+  assert row['time']['step_seconds'] > 0
   assert row['input']['images_per_second_per_host'] > 0
   outside = [x for x in row['collectives'] if x['times'] is not None]
   total = sum(x['bytes'] for x in outside if x['kind'] == 'all-reduce')
-  gradients, repeated = _gradient_bytes(_make_config())
-  assert gradients <= total < gradients + repeated + 512
+  gradients, _ = _gradient_bytes(_make_config())
+  # That compiler adds up some gradients in parts.
+  assert gradients <= total < 1.1 * gradients
   assert 'v5e:2x2' in shown
