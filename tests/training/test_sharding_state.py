@@ -172,17 +172,24 @@ def test_runs_of_all_layouts_are_one_run(tmp_path):
   """In parts, and begun in parts to be continued by one device."""
   run_on_eight(RUN, str(tmp_path))
   one, split, both = (
-    [
-      json.loads(line)
-      for line in (tmp_path / name / 'metrics.jsonl').read_text().splitlines()
-    ]
-    for name in ('one', 'split', 'both')
+    lines(tmp_path / name) for name in ('one', 'split', 'both')
   )
-  assert [line['step'] for line in one] == [1, 2, 3, 3, 4, 4]
-  for lines in (split, both):
-    assert len(lines) == len(one)
-    for expected, line in zip(one, lines):
-      for name in {*expected} - {'train/images_per_second'}:
+  losses = [(step, 'train/total_loss') for step in (1, 2, 3, 4)]
+  assert sorted(one) == sorted([*losses, (3, 'eval/AP'), (4, 'eval/AP')])
+  assert {*split} == {*one}
+  # It was evaluated at its first end as well.
+  assert {*both} == {*one, (2, 'eval/AP')}
+  for other in (split, both):
+    for key, line in one.items():
+      for name in {*line} - {'train/images_per_second'}:
         np.testing.assert_allclose(
-          line[name], expected[name], rtol=1e-4, atol=1e-6, err_msg=name
+          other[key][name], line[name], rtol=1e-4, atol=1e-6, err_msg=name
         )
+
+
+def lines(workdir):
+  """(step, `train/total_loss` or `eval/AP`) -> what was written then."""
+  text = (workdir / 'metrics.jsonl').read_text()
+  found = [json.loads(line) for line in text.splitlines()]
+  keys = ('train/total_loss', 'eval/AP')
+  return {(x['step'], key): x for x in found for key in keys if key in x}
