@@ -9,7 +9,7 @@ import logging
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -175,7 +175,8 @@ class Evaluator:
     encoder = coco_results.ResultEncoder()
     image_ids, pictures, seconds = [], [], []
     previous, clock = None, time.monotonic()
-    for number, batch in enumerate(writer.progress(self._batches()), start=1):
+    batches = self._batches()
+    for number, batch in enumerate(writer.progress(batches), start=1):
       feed(f'evaluation of step {step}: batch {number}')
       images = {k: batch[k] for k in ('images', 'image_sizes')}
       images = sharding.put_batch(images, self._mesh)
@@ -194,6 +195,8 @@ class Evaluator:
       if every and number % every == 0:
         self._report(step, number, encoder.collect(), image_ids, writer)
     jax.block_until_ready(previous)
+    for kind, count in batches.counts.items():
+      writer.say(f'WARNING: {count} {kind} left out, see above')
     self._say_speed([*seconds[1:], time.monotonic() - clock], writer)
     return _gather(encoder.finish()), _gather(image_ids), pictures
 
@@ -215,8 +218,8 @@ class Evaluator:
     if writer.enabled:
       summary.log(self._log_file, logged)
 
-  def _batches(self) -> Iterator[dict]:
-    """This host's batches of the whole set."""
+  def _batches(self):
+    """This host's batches of the whole set, with the counts of bad records."""
     shared = ('canvases', 'image_dtype', 'resize', 'num_threads')
     return input_batches.eval_batches(
       self.options.file_pattern,

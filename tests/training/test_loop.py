@@ -189,6 +189,10 @@ def poison(monkeypatch, is_bad):
     def position(self):
       return self.batches.position
 
+    @property
+    def counts(self):
+      return self.batches.counts
+
     def __iter__(self):
       return self
 
