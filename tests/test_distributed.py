@@ -339,7 +339,8 @@ def test_process_0_alone_prints_and_writes(two):
   }
   assert len((workdir / 'metrics.jsonl').read_text().splitlines()) == 6
   steps = sorted(int(p.name) for p in (workdir / 'checkpoints').iterdir())
-  assert steps == [2, 4]
+  # Every second one, and the one that was evaluated.
+  assert steps == [2, 3, 4]
   assert checkpoint.read_position(workdir) == {'examples': 16, 'salt': 0}
 
 
