@@ -243,6 +243,36 @@ def eval_batches(
   return DeliveredBatches(dataset)
 
 
+def batch_spec(
+  canvas: tuple[int, int],
+  batch_size: int,
+  max_instances: int = 100,
+  mask_size: int = 112,
+  image_dtype: str = 'uint8',
+) -> dict:
+  """The `element_spec` of training batches of one canvas, without any data.
+
+  Args:
+    canvas: (height, width) of the images.
+    batch_size: images in a batch over all hosts.
+    max_instances: see `train_batches`.
+    mask_size: see `train_batches`.
+    image_dtype: see `train_batches`.
+
+  Returns:
+    `tf.TensorSpec`s in the structure of a batch.
+  """
+  options = transforms.TransformOptions(
+    max_instances=max_instances, mask_size=mask_size, image_dtype=image_dtype
+  )
+  reader.set_up_tensorflow(None)
+  image_ids = tf.data.Dataset.from_tensors(tf.constant(0, tf.int64))
+  rows = image_ids.map(
+    lambda x: transforms.empty_row(canvas, options) | {'image_ids': x}
+  )
+  return rows.batch(batch_size, drop_remainder=True).element_spec
+
+
 def _check_arguments(
   canvases, batch_size, host_index, host_count, options, num_threads
 ) -> list[tuple[int, int]]:

@@ -74,6 +74,7 @@ def test_element_spec_is_the_table_of_the_readme(pattern):
   )
   assert spec == expected
   assert describe(next(iterator), lambda x: (x.shape, x.dtype.name)) == expected
+  assert input_pipeline.batch_spec((64, 96), 2) == iterator.element_spec
 
 
 def test_batches_follow_the_order(pattern):
