@@ -3,12 +3,16 @@
 #   bash launch/test.sh         ruff and the fast tests
 #   bash launch/test.sh --all   also the slow ones, and the wheel in a clean
 #                               environment
+#   bash launch/test.sh --long  everything, also what takes minutes by itself
 # More arguments go to pytest. Exits 0 only if everything passed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-select=(-m 'not slow')
+select=(-m 'not slow and not long')
 if [[ ${1:-} == --all ]]; then
+  select=(-m 'not long')
+  shift
+elif [[ ${1:-} == --long ]]; then
   select=()
   shift
 fi

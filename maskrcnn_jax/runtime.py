@@ -167,8 +167,11 @@ def end_job(message: str, code: int, expected: bool = True) -> None:
   launch = find_launch()
   if launch is None:
     return
+  # Whatever failed in the end, it may have failed for want of another process.
+  lost = any(word in message for word in _LOST)
+  expected = expected and not lost
   seconds = _HESITATION_SECONDS * ((launch.rank > 0) + 2 * (not expected))
-  if not expected and any(word in message for word in _LOST):
+  if lost:
     message = _name_the_lost(launch, message, seconds)
   else:
     # JAX itself ends a process that lost process 0, with a long trace.

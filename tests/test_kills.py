@@ -61,9 +61,10 @@ def kill_when(workdir, started, rng, wanted):
     pytest.param(
       MPIRUN,
       id='two-processes',
-      marks=pytest.mark.skipif(
-        not shutil.which('mpirun'), reason='needs Open MPI'
-      ),
+      marks=[
+        pytest.mark.long,
+        pytest.mark.skipif(not shutil.which('mpirun'), reason='needs Open MPI'),
+      ],
     ),
   ],
 )

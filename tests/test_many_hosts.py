@@ -16,7 +16,7 @@ import tiny_run
 
 from maskrcnn_jax.training import checkpoint
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 ROOT = pathlib.Path(__file__).parents[1]
 HIDDEN = ('OMPI_', 'PMIX_', 'SLURM_', 'JAX_', 'JOB_COMPLETION', 'XLA_FLAGS')

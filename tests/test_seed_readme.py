@@ -146,7 +146,14 @@ def test_on_one_card(name, folder, env):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which('mpirun'), reason='needs Open MPI')
-@pytest.mark.parametrize('name', EIGHT_CARDS)
+@pytest.mark.parametrize(
+  'name',
+  [
+    'bf16',
+    'fp32',
+    pytest.param('gaudi2', marks=pytest.mark.long),
+  ],
+)
 def test_on_several_cards(name, folder, env):
   precision, command = EIGHT_CARDS[name]
   shown = run(command, precision, folder, env)

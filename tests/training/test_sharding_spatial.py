@@ -66,6 +66,7 @@ def compared(request):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_losses_gradients_and_updates_are_those_of_one_device(compared):
   for report in compared['reports']:
     check_same(compared, report, TOLERANCE)
@@ -86,6 +87,7 @@ def collectives(report):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_borders_travel_in_the_backbone(compared):
   for report in compared['reports']:
     sent = [
@@ -107,6 +109,7 @@ def test_borders_travel_in_the_backbone(compared):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_neither_images_nor_backbone_maps_are_gathered(compared):
   for report in compared['reports']:
     for kind, shapes, name in collectives(report):
@@ -164,6 +167,7 @@ print(json.dumps(results))
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_detections_are_those_of_whole_images():
   expected, actual = run_on_eight(DETECT)
   assert np.sum(expected['valid']) > 10

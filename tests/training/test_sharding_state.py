@@ -18,6 +18,7 @@ def compared():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize('kind', KINDS)
 def test_updates_are_those_of_one_device(compared, kind):
   report = compared['reports'][KINDS.index(kind)]
@@ -27,12 +28,14 @@ def test_updates_are_those_of_one_device(compared, kind):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_step_that_is_not_finite_changes_nothing(compared, kind):
   assert compared['reports'][KINDS.index(kind)]['skipped']
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_momentum_is_on_one_device_or_another(compared):
   one = compared['optimizer_bytes']
   for report in compared['reports']:
@@ -168,6 +171,7 @@ print('0')
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_runs_of_all_layouts_are_one_run(tmp_path):
   """In parts, and begun in parts to be continued by one device."""
   run_on_eight(RUN, str(tmp_path))
