@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import shutil
 import socket
 import subprocess
 import sys
@@ -258,29 +257,26 @@ def test_gaudi_names_the_backend_and_the_library(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('num', [1, 2])
-def test_gaudi_trains_where_a_plugin_registers_hpu(num, tmp_path):
-  if num > 1 and shutil.which('mpirun') is None:
-    pytest.skip('mpirun is not on PATH')
+def test_gaudi_trains_where_a_plugin_registers_hpu(tmp_path):
+  # The plugin of the test lends JAX's own CPU, which joins no processes twice.
   python = plugin_environment.make(tmp_path)
   config = tiny_run.make_config(*tiny_run.write_dataset(tmp_path))
   config.input.batch_size = config.training.num_steps = 2
-  config.runtime = {}
+  config.runtime = {'backend': 'auto'}
   file = tiny_run.write_config(config, tmp_path / 'tiny.py')
   path = command_on_path(
     tmp_path / 'bin', f'exec {python} -m maskrcnn_jax.main "$@"'
   )
   done = bash(
-    *(LAUNCH / 'gaudi.sh', num, 'train', f'--config={file}'),
+    *(LAUNCH / 'gaudi.sh', 1, 'train', f'--config={file}'),
     *(f'--workdir={tmp_path / "run"}',),
     PATH=path,
     FAKE_HPU='healthy',
     JAX_PLATFORMS='',
     JAX_DISABLE_MOST_OPTIMIZATIONS='1',
-    OMPI_MCA_rmaps_base_oversubscribe='1',
   )
   assert done.returncode == 0, done.stderr
-  assert f'training on {num} cpu with 2 images a step' in done.stderr
+  assert 'training on 1 cpu with 2 images a step' in done.stderr
   assert 'computing on the CPU' not in done.stderr
   assert sorted(p.name for p in (tmp_path / 'run/checkpoints').iterdir()) == [
     '2'
