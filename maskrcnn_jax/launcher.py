@@ -49,10 +49,12 @@ class Launch:
 
 
 def find_launch() -> Launch | None:
-  """What the environment says about a job of several processes.
+  """What the environment says about the job that this process is of.
 
   Returns:
-    None where this process is the only one, also under `mpirun --np 1`.
+    None where this process is the only one, also under `mpirun --np 1`; but a
+    job of one process that was described by hand is a job: its devices then add
+    as those of several processes do, in the same order.
 
   Raises:
     ValueError: a variable is no number that can be.
@@ -61,7 +63,7 @@ def find_launch() -> Launch | None:
     names = [name for name in names if name]
     if all(name in os.environ for name in names):
       launch = Launch(launcher, *map(_number, names))
-      if launch.num_processes <= 1:
+      if launch.num_processes <= 1 and launcher != 'explicit':
         return None
       if launch.rank >= launch.num_processes:
         raise ValueError(

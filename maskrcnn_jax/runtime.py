@@ -165,7 +165,7 @@ def end_job(message: str, code: int, expected: bool = True) -> None:
       the end of another process.
   """
   launch = find_launch()
-  if launch is None:
+  if launch is None or launch.num_processes == 1:
     return
   # Whatever failed in the end, it may have failed for want of another process.
   lost = any(word in message for word in _LOST)
@@ -237,6 +237,8 @@ def _mute(descriptor: int) -> int:
 
 def _find_address(launch: Launch) -> str | None:
   """Where process 0 is reached; None leaves it to JAX to find out."""
+  if launch.num_processes == 1:
+    return _free_address()
   if launch.launcher == 'slurm':
     return None
   if launch.launcher != 'ompi':
@@ -260,6 +262,12 @@ def _find_address(launch: Launch) -> str | None:
   return None
 
 
+def _free_address() -> str:
+  with socket.socket() as free:
+    free.bind((_LOCAL_HOST, 0))
+    return f'{_LOCAL_HOST}:{free.getsockname()[1]}'
+
+
 def _meet(path: pathlib.Path, rank: int) -> str:
   """An address on this machine, told through a file of the job.
 
@@ -267,9 +275,7 @@ def _meet(path: pathlib.Path, rank: int) -> str:
   processes JAX would then disturb; the operating system knows a free one.
   """
   if rank == 0:
-    with socket.socket() as free:
-      free.bind((_LOCAL_HOST, 0))
-      address = f'{_LOCAL_HOST}:{free.getsockname()[1]}'
+    address = _free_address()
     unfinished = path.with_name(f'{path.name}.unfinished')
     unfinished.write_text(address)
     unfinished.replace(path)

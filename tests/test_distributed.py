@@ -84,7 +84,9 @@ def numbered(num_processes, **variables):
     # A batch script that did not start a step with srun.
     ({'SLURM_NTASKS': '4', 'SLURM_PROCID': '0', 'SLURM_LOCALID': '0'}, None),
     (numbered(2, JAX_PROCESS_ID=1), launcher.Launch('explicit', 2, 1)),
-    (numbered(1, JAX_PROCESS_ID=0), None),
+    # A job all the same, which adds in the order of several processes.
+    (numbered(1, JAX_PROCESS_ID=0), launcher.Launch('explicit', 1, 0)),
+    (numbered(1, JOB_COMPLETION_INDEX=0), None),
     (numbered(4, JOB_COMPLETION_INDEX=3), launcher.Launch('kubernetes', 4, 3)),
     # An indexed job whose pods have nothing to do with each other.
     ({'JOB_COMPLETION_INDEX': '3'}, None),
