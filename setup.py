@@ -38,6 +38,7 @@ EXTRAS = {
     'hypothesis>=6.100,<7',  # Properties of order and round trips.
     'psutil>=5.9,<8',  # Finds the processes to kill.
     'pytest>=8,<10',
+    'pytest-xdist>=3.6,<4',  # Files side by side: a test rarely fills a core.
     'ruff==0.17.*',  # Formatting may change between series.
     'setuptools>=77',  # Builds the wheel that the packaging test looks into.
   ],

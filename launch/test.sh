@@ -4,7 +4,8 @@
 #   bash launch/test.sh --all   also the slow ones, and the wheel in a clean
 #                               environment
 #   bash launch/test.sh --long  everything, also what takes minutes by itself
-# More arguments go to pytest. Exits 0 only if everything passed.
+# Two files are tested side by side; `-n 0` takes one after the other. More
+# arguments go to pytest. Exits 0 only if everything passed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -30,7 +31,8 @@ export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
 start=$SECONDS
 status=0
 # Warnings of our own modules are errors; those of others are not ours to read.
-.venv/bin/python -m pytest --disable-warnings --durations=15 \
+.venv/bin/python -m pytest --disable-warnings --durations=15 -n 2 \
+  --dist loadfile \
   ${select[@]+"${select[@]}"} "$@" || status=$?
 echo "Tests took $((SECONDS - start)) s; exit status $status."
 exit $status
