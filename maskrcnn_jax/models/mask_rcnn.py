@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from maskrcnn_jax.models import detections as detections_lib
-from maskrcnn_jax.models import layers, override
+from maskrcnn_jax.models import layers, mask_pool, override
 from maskrcnn_jax.models import losses as losses_lib
 from maskrcnn_jax.models import proposals as proposals_lib
 from maskrcnn_jax.models import targets as targets_lib
@@ -37,13 +37,16 @@ class TrainOutputs:
     rpn: of every anchor.
     rois: the RoIs that were sampled.
     box: of every RoI.
-    mask_logits: `[batch, num_foreground, 28, 28]`, of the first RoIs.
+    mask_logits: `[groups, places, 28, 28]`, of `mask_pool.pool_foreground`: of
+      the first RoIs of each image, unless images share places.
+    mask_rois_left_out: foreground RoIs of the batch that found no place.
   """
 
   rpn: RPNOutputs
   rois: SampledRois
   box: BoxOutputs
   mask_logits: jax.Array
+  mask_rois_left_out: jax.Array | int = 0
 
 
 class MaskRCNN(nn.Module):
@@ -145,10 +148,14 @@ class MaskRCNN(nn.Module):
     if rois is None:
       rois = self.sample(rpn, images.shape[1:3], image_sizes, instances, valid)
     box = self.box_head(self.align(pyramid, rois.boxes, self.box_size))
-    foreground = rois.first(self.sampling.num_foreground)
-    features = self.align(pyramid, foreground.boxes, self.mask_size)
-    mask_logits = self.mask_head(features, foreground.classes)
-    return TrainOutputs(rpn, rois, box, mask_logits)
+    pooled = mask_pool.pool_foreground(
+      rois, instances.valid.shape[1], self.sampling
+    )
+    features = self.align(
+      pyramid, pooled.rois.boxes, self.mask_size, pooled.images
+    )
+    mask_logits = self.mask_head(features, pooled.rois.classes)
+    return TrainOutputs(rpn, rois, box, mask_logits, pooled.num_left_out)
 
   def detect(self, images: jax.Array, image_sizes: jax.Array) -> Detections:
     """Objects in the images, with masks relative to their boxes.
@@ -219,9 +226,9 @@ class MaskRCNN(nn.Module):
       proposals, instances, priorities, self.sampling
     )
 
-  def align(self, pyramid, boxes, size) -> jax.Array:
+  def align(self, pyramid, boxes, size, images=None) -> jax.Array:
     """RoI features `[batch, num_rois, size, size, channels]`."""
-    return pyramid_roi_align(pyramid, boxes, size, self.roi_align)
+    return pyramid_roi_align(pyramid, boxes, size, self.roi_align, images)
 
   def anchor_boxes(self, canvas: tuple[int, int]) -> dict[int, np.ndarray]:
     """Anchors `[num_anchors, 4]` by level, for a canvas (height, width)."""

@@ -42,6 +42,10 @@ class SamplingOptions:
     foreground_fraction: largest share of foreground among them.
     fill_up: where background is too scarce for `num_rois`, more foreground, and
       RoIs between the thresholds as such, take its place (seed); else padding.
+    mask_pool_group: how many neighbouring images share the places of the mask
+      head; divides the images of a device.
+    mask_pool_size: places of such a group; None: one for each RoI that may be
+      foreground, as published.
   """
 
   matching: MatchingOptions = MatchingOptions(
@@ -50,6 +54,14 @@ class SamplingOptions:
   num_rois: int = 512
   foreground_fraction: float = 0.25
   fill_up: bool = True
+  mask_pool_group: int = 1
+  mask_pool_size: int | None = None
+
+  def __post_init__(self):
+    for name in ('mask_pool_group', 'mask_pool_size'):
+      number = getattr(self, name)
+      if number is not None and number < 1:
+        raise ValueError(f'sampling.{name} must be at least 1, got {number}.')
 
   @property
   def num_foreground(self) -> int:

@@ -140,14 +140,15 @@ def _train(config, workdir, evaluator: Evaluator | None, notes) -> None:
   checkpoint.check_workdir(workdir, config)
   mesh = sharding.config_mesh(config)
   shard_state = sharding.config_shard_state(config)
-  check_batch_size('input', config.input.batch_size, mesh)
+  model = MaskRCNN.from_config(config.model)
+  group = model.sampling.mask_pool_group
+  check_batch_size('input', config.input.batch_size, mesh, group)
   done = checkpoint.latest_step(workdir) or 0
   if done >= num_steps:
     if _is_first_host():
       print(f'{workdir} has {done} of {num_steps} steps: nothing to train.')
     return
   trace = tracing.Trace(workdir, training.profile)
-  model = MaskRCNN.from_config(config.model)
   if not done:
     pretrained.check(training.pretrained, model)
   # Read before anything is made, so that wrong data leave nothing behind.

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import optax
 
 from maskrcnn_jax.models import losses as losses_lib
-from maskrcnn_jax.models import override
+from maskrcnn_jax.models import mask_pool, override
 from maskrcnn_jax.models import targets as targets_lib
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN, TrainOutputs
+from maskrcnn_jax.models.proposals import take_rows
 from maskrcnn_jax.structures import Detections, Instances
 from maskrcnn_jax.training import optimizer as optimizer_lib
 from maskrcnn_jax.training import sharding
@@ -180,20 +181,24 @@ def training_losses(
   box_deltas = targets_lib.roi_box_targets(
     rois, instances, model.box_weights, model.plus_one
   )
-  foreground = rois.first(outputs.mask_logits.shape[1])
-  masks = targets_lib.mask_targets(
-    foreground, instances, 2 * model.mask_size, model.mask_threshold
+  options = model.sampling
+  pooled = mask_pool.pool_foreground(
+    outputs.rois, instances.valid.shape[1], options
   )
+  masks = targets_lib.mask_targets(
+    pooled.rois,
+    mask_pool.merge_instances(instances, options),
+    2 * model.mask_size,
+    model.mask_threshold,
+  )
+  valid_images = valid.reshape(-1, options.mask_pool_group)
+  counted = pooled.rois.valid & take_rows(valid_images, pooled.images)
   return {
     **losses_lib.rpn_losses(outputs.rpn, rpn_targets, valid, model.losses),
     **losses_lib.box_losses(
       outputs.box, rois.classes, box_deltas, rois.valid, model.losses
     ),
-    'mask': losses_lib.mask_loss(
-      outputs.mask_logits,
-      masks,
-      foreground.valid & (foreground.classes > 0),
-    ),
+    'mask': losses_lib.mask_loss(outputs.mask_logits, masks, counted),
   }
 
 
@@ -203,8 +208,8 @@ def loss_fn(
   batch_stats: Any,
   batch: Mapping[str, Any],
   key: jax.Array,
-) -> tuple[dict[str, jax.Array], Any]:
-  """The loss terms of a batch, and what batch norm stores after it.
+) -> tuple[dict[str, jax.Array], tuple[Any, dict[str, jax.Array]]]:
+  """The loss terms of a batch; what batch norm stores after it, and counts.
 
   Args:
     model: to run.
@@ -234,7 +239,10 @@ def loss_fn(
     model.rpn_targets,
   )
   losses = training_losses(model, outputs, instances, valid, targets)
-  return losses, updated.get('batch_stats', batch_stats)
+  counts = {}
+  if model.sampling.mask_pool_size is not None:
+    counts['mask_rois_left_out'] = outputs.mask_rois_left_out
+  return losses, (updated.get('batch_stats', batch_stats), counts)
 
 
 def train_step(
@@ -258,7 +266,8 @@ def train_step(
   Returns:
     state: after the step.
     metrics: float32 scalars: the five loss terms, `l2_loss`, `total_loss`,
-      `learning_rate`, `gradient_norm`, and the bool `finite`.
+      `learning_rate`, `gradient_norm`, and the bool `finite`; with
+      `sampling.mask_pool_size` also the count `mask_rois_left_out`.
   """
   if key is None:
     key = jax.random.key(0)
@@ -266,13 +275,13 @@ def train_step(
   trainable = optimizer.trainable(state.params)
 
   def total_loss(params):
-    losses, batch_stats = loss_fn(model, params, state.batch_stats, batch, key)
+    losses, more = loss_fn(model, params, state.batch_stats, batch, key)
     losses['l2_loss'] = optimizer_lib.weight_decay_loss(
       params, trainable, optimizer.options.weight_decay
     )
-    return sum(losses.values()), (losses, batch_stats)
+    return sum(losses.values()), (losses, *more)
 
-  (total, (losses, batch_stats)), gradients = jax.value_and_grad(
+  (total, (losses, batch_stats, counts)), gradients = jax.value_and_grad(
     total_loss, has_aux=True
   )(state.params)
   gradient_norm = optax.tree.norm(gradients)
@@ -291,6 +300,7 @@ def train_step(
   )
   metrics = {
     **losses,
+    **counts,
     'total_loss': total,
     'learning_rate': optimizer_lib.learning_rate(optimizer.options)(state.step),
     'gradient_norm': gradient_norm,

@@ -297,7 +297,7 @@ def test_batch_norm_sees_valid_images_only(batch):
       run.state.batch_stats,
       batch,
       jax.random.key(0),
-    )[1]
+    )[1][0]
 
   def rows(images, valid):
     taken = jax.tree.map(lambda x: x[np.array(images)], batch)
