@@ -1,8 +1,7 @@
 """Draws detections and ground truth over images.
 
 Boxes are continuous: an edge at x1 lies between the pixels x1 - 1 and x1. Masks
-of detections are pasted by the function that evaluation uses, so the overlay
-is what is scored.
+of detections cover the pixels that evaluation counts.
 """
 
 import colorsys
@@ -14,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from maskrcnn_jax.evaluation import pasting
+from maskrcnn_jax.evaluation import mask_edges
 from maskrcnn_jax.structures import Detections, Instances
 
 # Share of the colour in the inside of a mask.
@@ -50,7 +49,7 @@ def draw(
   rows = rows[np.argsort(-detections.scores[rows], kind='stable')]
   masks = None
   if detections.masks is not None:
-    masks = pasting.paste_masks(
+    masks = mask_edges.fill(
       detections.masks[rows], detections.boxes[rows], image.shape[:2]
     )
   labels = [
@@ -113,11 +112,30 @@ def uncrop_masks(
   for image, mask, box in zip(uncut, masks, boxes):
     top, rows = _samples(box[0], box[2], canvas[0], mask.shape[0])
     left, columns = _samples(box[1], box[3], canvas[1], mask.shape[1])
-    values = pasting.resize_bilinear(
-      mask.astype(np.float32) / whole, rows, columns
-    )
+    values = _resize_bilinear(mask.astype(np.float32) / whole, rows, columns)
     image[top : top + len(rows), left : left + len(columns)] = values >= 0.5
   return uncut
+
+
+def _resize_bilinear(mask, rows, columns):
+  """`[h, w]` samples of a mask at rows `[h]` and columns `[w]`.
+
+  Coordinate 0 is the centre of the first cell; beyond the centres of the border
+  cells the border repeats.
+  """
+  lower, upper, weights = _neighbours(columns, mask.shape[1])
+  mask = mask[:, lower] * (1 - weights) + mask[:, upper] * weights
+  lower, upper, weights = _neighbours(rows, mask.shape[0])
+  weights = weights[:, None]
+  return mask[lower] * (1 - weights) + mask[upper] * weights
+
+
+def _neighbours(positions, length):
+  """Indices of the cells beside each position, and the second one's weight."""
+  lower = np.clip(np.floor(positions), 0, length - 1)
+  weights = np.clip(positions - lower, 0, 1).astype(np.float32)
+  lower = lower.astype(np.int64)
+  return lower, np.minimum(lower + 1, length - 1), weights
 
 
 def _samples(start, stop, length, num_samples):

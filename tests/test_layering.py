@@ -14,6 +14,8 @@ ALLOWED = {
   'data': 'numpy PIL pycocotools tensorflow_datasets .datasets',
   'data/extract_backbone': 'tensorflow',
   'maskrcnn_jax/__init__': '',
+  'maskrcnn_jax/benchmarks/__init__': '',
+  'maskrcnn_jax/benchmarks/plain_evaluation': 'numpy pycocotools',
   'maskrcnn_jax/config': 'ml_collections',
   'maskrcnn_jax/datasets': 'numpy pycocotools PIL tqdm .datasets',
   'maskrcnn_jax/datasets/prepare': 'tqdm .datasets',
@@ -22,6 +24,8 @@ ALLOWED = {
     'numpy tensorflow_datasets .datasets'
   ),
   'maskrcnn_jax/evaluation': 'numpy pycocotools .evaluation .structures',
+  'maskrcnn_jax/evaluation/mask_edges': 'numpy',
+  'maskrcnn_jax/evaluation/run_lengths': 'numpy .evaluation.mask_edges',
   'maskrcnn_jax/input_pipeline': (
     'numpy absl tensorflow .datasets .input_pipeline'
   ),
@@ -74,7 +78,7 @@ ALLOWED = {
     'jax numpy .models .training .weights.tensorflow'
   ),
   'maskrcnn_jax/training/watchdog': '.roll_call',
-  'maskrcnn_jax/visualize': 'numpy PIL .evaluation.pasting .structures',
+  'maskrcnn_jax/visualize': 'numpy PIL .evaluation.mask_edges .structures',
   'maskrcnn_jax/weights': 'numpy .weights',
   'maskrcnn_jax/weights/tensorflow': 'numpy tensorflow .weights',
 }

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from maskrcnn_jax import visualize
-from maskrcnn_jax.evaluation import pasting
+from maskrcnn_jax.benchmarks import plain_evaluation
 from maskrcnn_jax.structures import Detections, Instances
 
 
@@ -78,7 +78,7 @@ def test_mask_covers_what_evaluation_counts(enlarge):
   without = visualize.draw(image, make_detections(boxes), enlarge=enlarge)
   assert with_mask.shape == (130 * enlarge, 140 * enlarge, 3)
   changed = (with_mask != without).any(axis=-1)
-  pasted = pasting.paste_masks(masks, boxes, (130, 140))[0]
+  pasted = plain_evaluation.paste_masks(masks, boxes, (130, 140))[0]
   pasted = pasted.repeat(enlarge, 0).repeat(enlarge, 1)
   # Lines and the label cover some of the mask.
   bare = ~without.any(axis=-1)
@@ -101,7 +101,7 @@ def _cut(mask, box, size):
   for start, stop, length in zip(box[:2], box[2:], mask.shape):
     grid = (length - 1) / length
     places.append(np.linspace(start * grid, stop * grid, size))
-  return pasting.resize_bilinear(mask.astype(np.float32), *places)
+  return visualize._resize_bilinear(mask.astype(np.float32), *places)
 
 
 def test_instances_come_back_from_their_cuts():
@@ -115,6 +115,17 @@ def test_instances_come_back_from_their_cuts():
   for values in (cuts, np.rint(cuts * 255).astype(np.uint8)):
     back = visualize.uncrop_masks(values, boxes, (96, 128))
     assert (back != masks).sum() <= 0.01 * masks.sum()
+
+
+def test_resize_keeps_a_plane():
+  rows, columns = np.mgrid[:6, :5].astype(np.float32)
+  plane = 2 * rows + 3 * columns
+  ys, xs = np.linspace(0, 5, 11), np.linspace(0, 4, 7)
+  np.testing.assert_allclose(
+    visualize._resize_bilinear(plane, ys, xs),
+    2 * ys[:, None] + 3 * xs,
+    rtol=1e-6,
+  )
 
 
 def test_draw_instances_leaves_padding_out():

@@ -9,7 +9,8 @@ import pytest
 from pycocotools import coco as coco_api
 from pycocotools import mask as coco_mask
 
-from maskrcnn_jax.evaluation import coco_metrics, coco_results, pasting
+from maskrcnn_jax import visualize
+from maskrcnn_jax.evaluation import coco_metrics, coco_results
 from maskrcnn_jax.ops import masks as mask_ops
 from maskrcnn_jax.structures import Detections
 
@@ -239,7 +240,7 @@ def _cut(mask, box):
   for start, stop, length in zip(box[:2], box[2:], mask.shape):
     grid = (length - 1) / length
     places.append(np.linspace(start * grid, stop * grid, 112))
-  return pasting.resize_bilinear(mask.astype(np.float32), *places)
+  return visualize._resize_bilinear(mask.astype(np.float32), *places)
 
 
 def _truth_as_detections(truth):

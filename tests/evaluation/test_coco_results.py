@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from maskrcnn_jax.evaluation import coco_results, pasting
+from maskrcnn_jax.evaluation import coco_results
 from maskrcnn_jax.structures import Detections
 
 
@@ -89,24 +89,6 @@ def test_filler_rows_and_padding_give_nothing():
     np.array([False, True, True]),
   )
   assert [result['image_id'] for result in results] == [7, 7]
-
-
-@pytest.mark.parametrize('seed', range(4))
-def test_encoding_is_that_of_pycocotools(seed):
-  rng = np.random.default_rng(seed)
-  masks = rng.random((30, 28, 28)).astype(np.float32)
-  masks[:10] = 1.0  # Whole boxes, so that runs go on over the columns.
-  corners = rng.uniform(-20, 40, (30, 2))
-  boxes = np.concatenate([corners, corners + rng.uniform(0, 60, (30, 2))], 1)
-  boxes[0] = [-9, -9, 60, 70]  # The whole image.
-  boxes[1] = [-9, 10, 60, 20]  # Whole columns.
-  boxes[2] = [-9, 40, 60, 70]  # Whole columns to the end.
-  boxes[3] = [90, 90, 99, 99]  # Outside.
-  encoded = coco_results.encode_masks(masks, boxes, (45, 52))
-  for rle, mask in zip(encoded, pasting.paste_masks(masks, boxes, (45, 52))):
-    expected = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-    assert rle['size'] == [45, 52]
-    assert rle['counts'] == expected['counts'].decode()
 
 
 def test_encoder_keeps_the_order_of_the_batches():

@@ -1,0 +1,1 @@
+"""Benchmarks: what a step costs, where its time goes, what others need."""
