@@ -24,7 +24,9 @@ ALLOWED = {
     'numpy tensorflow_datasets .datasets'
   ),
   'maskrcnn_jax/evaluation': 'numpy pycocotools .evaluation .structures',
+  # They run in processes that must not import JAX, as `structures` does.
   'maskrcnn_jax/evaluation/mask_edges': 'numpy',
+  'maskrcnn_jax/evaluation/processes': '',
   'maskrcnn_jax/evaluation/run_lengths': 'numpy .evaluation.mask_edges',
   'maskrcnn_jax/input_pipeline': (
     'numpy absl tensorflow .datasets .input_pipeline'

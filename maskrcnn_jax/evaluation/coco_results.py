@@ -4,7 +4,7 @@ The door where boxes `(y1, x1, y2, x2)` become COCO's `[x, y, width, height]`.
 """
 
 import collections
-import concurrent.futures
+import dataclasses
 import json
 import os
 import pathlib
@@ -13,8 +13,29 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from maskrcnn_jax.evaluation import run_lengths
+from maskrcnn_jax.evaluation import processes, run_lengths
 from maskrcnn_jax.structures import Detections
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+  """What was found in an image, in pixels of the image.
+
+  Attributes:
+    image_id: of the data set.
+    image_size: (height, width).
+    boxes: `[n, 4]`.
+    classes: `[n]`.
+    scores: `[n]`.
+    masks: `[n, size, size]` probabilities over the boxes, or None.
+  """
+
+  image_id: int
+  image_size: tuple[int, int]
+  boxes: np.ndarray
+  classes: np.ndarray
+  scores: np.ndarray
+  masks: np.ndarray | None
 
 
 def to_coco_results(
@@ -37,27 +58,123 @@ def to_coco_results(
     Dicts with `image_id`, `category_id` (the class), `bbox`, `score` and, with
     masks, `segmentation` (compressed RLE, `counts` a str).
   """
-  results = []
-  for row in np.flatnonzero(np.asarray(valid)):
+  encoder = ResultEncoder()
+  batch = {
+    'image_ids': image_ids,
+    'original_sizes': original_sizes,
+    'scales': scales,
+    'valid': valid,
+  }
+  encoder.add(detections, batch)
+  return encoder.collect()
+
+
+class ResultEncoder:
+  """Makes results of one batch after the other, the masks in processes.
+
+  So the device computes the next batch meanwhile, and this process has little
+  to do but to feed it. The results do not depend on the processes.
+  """
+
+  def __init__(
+    self,
+    workers: processes.Processes | None = None,
+    max_pending: int = 8,
+  ):
+    """Takes the processes; they stay the caller's.
+
+    Args:
+      workers: encode the masks; None: this process does.
+      max_pending: batches that may wait; `add` blocks beyond that, so memory
+        stays bounded.
+    """
+    self._workers = workers or processes.Processes(0)
+    self._max_pending = max_pending
+    self._pending = collections.deque()
+    self._results = []
+
+  def add(self, detections: Detections, batch: Mapping) -> None:
+    """Takes the detections of a batch; waits until the device has them.
+
+    Args:
+      detections: arrays of the device or of the host.
+      batch: with `image_ids`, `original_sizes`, `scales` and `valid`.
+    """
+    while len(self._pending) >= self._max_pending:
+      self._finish_first()
+    images = _split(detections, batch)
+    encoded = None
+    if detections.masks is not None:
+      encoded = self._workers.submit(
+        run_lengths.encode_images,
+        [image.masks for image in images],
+        [image.boxes for image in images],
+        [image.image_size for image in images],
+      )
+    # The masks themselves are not needed any more.
+    images = [dataclasses.replace(image, masks=None) for image in images]
+    self._pending.append((images, encoded))
+
+  def collect(self) -> list[dict]:
+    """The results of all batches so far, in the order they were added."""
+    while self._pending:
+      self._finish_first()
+    return list(self._results)
+
+  def _finish_first(self):
+    """Makes the results of the batch that has waited longest."""
+    images, encoded = self._pending.popleft()
+    counts = [None] * len(images)
+    if encoded is not None:
+      counts = self._workers.wait(encoded)
+    for image, of_image in zip(images, counts):
+      self._results += _make_results(image, of_image)
+
+
+def _split(detections, batch):
+  """What was found in each image of a batch."""
+  # One copy of the whole batch to the host.
+  detections = Detections(
+    **{
+      name: None if array is None else np.asarray(array)
+      for name, array in vars(detections).items()
+    }
+  )
+  images = []
+  for row in np.flatnonzero(np.asarray(batch['valid'])):
     found = detections.image(int(row))
-    boxes = original_boxes(found.boxes, scales[row])
-    image_size = tuple(int(side) for side in original_sizes[row])
-    segmentations = [None] * len(boxes)
-    if found.masks is not None:
-      counts = run_lengths.encode_masks(found.masks, boxes, image_size)
-      segmentations = [{'size': [*image_size], 'counts': c} for c in counts]
-    for box, class_id, score, segmentation in zip(
-      to_xywh(boxes).tolist(), found.classes, found.scores, segmentations
-    ):
-      result = {
-        'image_id': int(image_ids[row]),
-        'category_id': int(class_id),
-        'bbox': box,
-        'score': float(score),
-      }
-      if segmentation is not None:
-        result['segmentation'] = segmentation
-      results.append(result)
+    height, width = (int(side) for side in batch['original_sizes'][row])
+    images.append(
+      _Found(
+        image_id=int(batch['image_ids'][row]),
+        image_size=(height, width),
+        boxes=original_boxes(found.boxes, batch['scales'][row]),
+        classes=found.classes,
+        scores=found.scores,
+        masks=found.masks,
+      )
+    )
+  return images
+
+
+def _make_results(found, counts):
+  """The results of one image; `counts` of its masks, or None."""
+  results = [
+    {
+      'image_id': found.image_id,
+      'category_id': category_id,
+      'bbox': box,
+      'score': score,
+    }
+    for category_id, box, score in zip(
+      found.classes.tolist(),
+      to_xywh(found.boxes).tolist(),
+      found.scores.tolist(),
+    )
+  ]
+  if counts is not None:
+    for result, text in zip(results, counts):
+      result['segmentation'] = {'size': [*found.image_size], 'counts': text}
   return results
 
 
@@ -81,63 +198,6 @@ def to_xywh(boxes: np.ndarray) -> np.ndarray:
   return np.stack([x1, y1, x2 - x1, y2 - y1], axis=-1)
 
 
-class ResultEncoder:
-  """Encodes the results of a batch while the device computes the next.
-
-  A thread does the work: it gives way to the device while it waits for it, and
-  100 detections of a 640x480 image cost it about 3 ms. A second thread gains
-  nothing, since the interpreter runs one at a time.
-  """
-
-  def __init__(self, max_workers: int = 1, max_pending: int = 4):
-    """Starts the threads.
-
-    Args:
-      max_workers: number of threads.
-      max_pending: batches that may wait; `add` blocks beyond that, so memory
-        stays bounded.
-    """
-    self._executor = concurrent.futures.ThreadPoolExecutor(max_workers)
-    self._max_pending = max_pending
-    self._pending = collections.deque()
-    self._results = []
-
-  def add(self, detections: Detections, batch: Mapping) -> None:
-    """Takes the detections of a batch.
-
-    Args:
-      detections: arrays of the device or of the host.
-      batch: with `image_ids`, `original_sizes`, `scales` and `valid`.
-    """
-    while len(self._pending) >= self._max_pending:
-      self._results.extend(self._pending.popleft().result())
-    keys = ('image_ids', 'original_sizes', 'scales', 'valid')
-    rows = {key: np.asarray(batch[key]) for key in keys}
-    self._pending.append(self._executor.submit(_encode, detections, rows))
-
-  def collect(self) -> list[dict]:
-    """The results of all batches so far, in the order they were added."""
-    while self._pending:
-      self._results.extend(self._pending.popleft().result())
-    return list(self._results)
-
-  def finish(self) -> list[dict]:
-    """The results of all batches; ends the threads."""
-    try:
-      return self.collect()
-    finally:
-      self._executor.shutdown(cancel_futures=True)
-
-
-def _encode(detections, rows):
-  """`to_coco_results`, after one copy of the detections to the host."""
-  arrays = {
-    name: None if array is None else np.asarray(array)
-    for name, array in vars(detections).items()
-  }
-  return to_coco_results(Detections(**arrays), **rows)
-
-
 def write_results(results: Sequence[Mapping], path: str | os.PathLike) -> None:
   """Writes a COCO results file; a reader never sees half of it.
 
@@ -151,7 +211,8 @@ def write_results(results: Sequence[Mapping], path: str | os.PathLike) -> None:
     'w', dir=path.parent, prefix=f'.{path.name}.', delete=False
   ) as file:
     try:
-      json.dump(list(results), file)
+      # One text: in pieces the json module encodes in Python, much slower.
+      file.write(json.dumps(list(results)))
       file.close()
       # The mode an ordinary open would give, where the temporary is private.
       mask = os.umask(0)

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 
 from maskrcnn_jax import visualize
 from maskrcnn_jax.datasets import ground_truth, records
-from maskrcnn_jax.evaluation import coco_metrics, coco_results
+from maskrcnn_jax.evaluation import coco_metrics, coco_results, processes
 from maskrcnn_jax.input_pipeline import batches as input_batches
 from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
@@ -41,6 +41,8 @@ class EvaluationOptions:
     skip_first: how many of these evaluations are left out.
     report_every_batches: score what is there so often; 0 for only at the end.
     min_picture_score: detections below are not drawn.
+    num_processes: encode masks beside the device; 0: this process does; None:
+      one per core, up to 8, for a set that is not small.
   """
 
   file_pattern: str
@@ -51,8 +53,14 @@ class EvaluationOptions:
   skip_first: int = 0
   report_every_batches: int = 0
   min_picture_score: float = 0.5
+  num_processes: int | None = None
 
   def __post_init__(self):
+    if self.num_processes is not None and self.num_processes < 0:
+      raise ValueError(
+        'evaluation.num_processes must be 0 or more, or None, got '
+        f'{self.num_processes}.'
+      )
     if self.max_images is not None and self.max_images < 1:
       raise ValueError(
         f'evaluation.max_images must be at least 1, got {self.max_images}.'
@@ -139,24 +147,40 @@ class Evaluator:
       first, which scores while the others wait.
     """
     start = time.monotonic()
-    results, image_ids, pictures = self._detect_all(
-      step, variables, writer, feed
-    )
-    feed(f'evaluation of step {step}: scoring')
+    count = self.options.num_processes
+    if count is None:
+      count = processes.default_count(self._num_images)
     values = {}
+    with processes.Processes(count) as workers:
+      results, image_ids, pictures = self._detect_all(
+        step, variables, writer, feed, workers
+      )
+      feed(f'evaluation of step {step}: scoring')
+      if jax.process_index() == 0:
+        self._write(step, results, pictures, writer)
+        values = self._score(results, image_ids)
     if jax.process_index() == 0:
-      values = self._score(step, results, image_ids, pictures, writer, start)
+      self._log(step, values, image_ids, writer, start)
     # At the end of a run, a host that waits long for the last one gives up.
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices(f'evaluated {step}')
     return values
 
-  def _score(self, step, results, image_ids, pictures, writer, start):
-    """Writes the results and pictures of all hosts; the 24 numbers."""
+  def _write(self, step, results, pictures, writer):
+    """Writes the results of all hosts, and the pictures."""
     path = self._workdir / 'eval' / f'detections-{step}.json'
     coco_results.write_results(results, path)
-    self._write_pictures(step, pictures, writer)
-    values = coco_metrics.evaluate(results, self.annotations_file, image_ids)
+    for image_id, picture in pictures:
+      writer.image(step, f'eval/image-{image_id}', picture)
+      name = f'step-{step}-image-{image_id}.png'
+      visualize.save_png(self._workdir / 'pictures' / name, picture)
+
+  def _score(self, results, image_ids):
+    """The 24 numbers."""
+    return coco_metrics.evaluate(results, self.annotations_file, image_ids)
+
+  def _log(self, step, values, image_ids, writer, start):
+    """Writes the numbers down and shows them."""
     writer.scalars(step, values)
     writer.flush()
     summary.log(self._log_file, seed_names.evaluated(values))
@@ -166,27 +190,17 @@ class Evaluator:
       f'in {seconds:.0f} s'
     )
     writer.say(coco_metrics.format_table(values), file=sys.stdout)
-    return values
 
-  def _detect_all(self, step, variables, writer, feed):
+  def _detect_all(self, step, variables, writer, feed, workers):
     """Results and ids of all images, and pictures of this host's first ones."""
     variables = sharding.put_replicated(variables, self._mesh)
     num_pictures = self._num_pictures if jax.process_index() == 0 else 0
-    encoder = coco_results.ResultEncoder()
+    encoder = coco_results.ResultEncoder(workers)
     image_ids, pictures, seconds = [], [], []
-    previous, clock = None, time.monotonic()
     batches = self._batches()
-    for number, batch in enumerate(writer.progress(batches), start=1):
-      feed(f'evaluation of step {step}: batch {number}')
-      images = {k: batch[k] for k in ('images', 'image_sizes')}
-      images = sharding.put_batch(images, self._mesh)
-      detections = self._detect(
-        variables, images['images'], images['image_sizes']
-      )
-      # The device has the next batch already when the last one is timed.
-      jax.block_until_ready(previous)
-      seconds.append(time.monotonic() - clock)
-      previous, clock = detections, time.monotonic()
+    shown = writer.progress(batches)
+    found = self._detect_ahead(shown, variables, seconds, feed, step)
+    for number, (batch, detections) in enumerate(found, start=1):
       detections = _own_rows(detections, len(batch['valid']))
       encoder.add(detections, batch)
       image_ids += batch['image_ids'][batch['valid']].tolist()
@@ -194,18 +208,43 @@ class Evaluator:
       every = self.options.report_every_batches
       if every and number % every == 0:
         self._report(step, number, encoder.collect(), image_ids, writer)
-    jax.block_until_ready(previous)
     for kind, count in batches.counts.items():
       writer.say(f'WARNING: {count} {kind} left out, see above')
-    self._say_speed([*seconds[1:], time.monotonic() - clock], writer)
-    return _gather(encoder.finish()), _gather(image_ids), pictures
+    self._say_speed(seconds, writer)
+    return _gather(encoder.collect()), _gather(image_ids), pictures
+
+  def _detect_ahead(self, batches, variables, seconds, feed, step):
+    """Yields each batch and what was found in it.
+
+    The device has the next batch already, so what is done with this one costs
+    no time. Appends the time of every batch to `seconds`.
+    """
+    previous, clock = None, time.monotonic()
+    for number, batch in enumerate(itertools.chain(batches, [None]), start=1):
+      detections = None
+      if batch is not None:
+        feed(f'evaluation of step {step}: batch {number}')
+        images = {k: batch[k] for k in ('images', 'image_sizes')}
+        images = sharding.put_batch(images, self._mesh)
+        detections = self._detect(
+          variables, images['images'], images['image_sizes']
+        )
+      if previous is None:
+        # The first call compiled.
+        clock = time.monotonic()
+      else:
+        jax.block_until_ready(previous[1])
+        seconds.append(time.monotonic() - clock)
+        clock = time.monotonic()
+        yield previous
+      previous = batch, detections
 
   def _report(self, step, number, results, image_ids, writer):
     """Scores the first batches of an evaluation that goes on."""
     results, image_ids = _gather(results), _gather(image_ids)
     if jax.process_index() > 0:
       return
-    values = coco_metrics.evaluate(results, self.annotations_file, image_ids)
+    values = self._score(results, image_ids)
     writer.print(
       f'step {step}, after {number} batches ({len(image_ids)} images):\n'
       f'{coco_metrics.format_table(values)}'
@@ -247,12 +286,6 @@ class Evaluator:
       )
       pictures.append((int(batch['image_ids'][row]), picture))
     return pictures
-
-  def _write_pictures(self, step: int, pictures, writer) -> None:
-    for image_id, picture in pictures:
-      writer.image(step, f'eval/image-{image_id}', picture)
-      name = f'step-{step}-image-{image_id}.png'
-      visualize.save_png(self._workdir / 'pictures' / name, picture)
 
 
 def class_names(annotations_file: str | None) -> dict[int, str]:

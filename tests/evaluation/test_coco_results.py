@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from maskrcnn_jax.evaluation import coco_results
+from maskrcnn_jax.evaluation import coco_results, processes
 from maskrcnn_jax.structures import Detections
 
 
@@ -91,40 +91,60 @@ def test_filler_rows_and_padding_give_nothing():
   assert [result['image_id'] for result in results] == [7, 7]
 
 
-def test_encoder_keeps_the_order_of_the_batches():
-  encoder = coco_results.ResultEncoder(max_workers=2, max_pending=2)
-  expected = []
-  for number in range(6):
-    detections = make_detections(
-      np.ones((2, 3, 4)) * [0, 0, 9, 9], np.ones((2, 3, 28, 28)), seed=number
+def _batches(count):
+  """Detections and batches; the last one has a filler row."""
+  rng = np.random.default_rng(1)
+  for number in range(count):
+    corners = rng.uniform(0, 20, (2, 3, 2))
+    boxes = np.concatenate(
+      [corners, corners + rng.uniform(1, 20, (2, 3, 2))], 2
     )
-    batch = {
-      'image_ids': np.array([2 * number, 2 * number + 1]),
-      'original_sizes': np.array([[20, 30]] * 2),
-      'scales': np.ones((2, 2), np.float32),
-      'valid': np.array([True, number != 5]),
-      'images': None,
-    }
-    encoder.add(detections, batch)
-    del batch['images']
-    expected += coco_results.to_coco_results(detections, **batch)
-  assert encoder.finish() == expected
-  assert len(expected) == 33
+    masks = rng.random((2, 3, 28, 28)).astype(np.float32)
+    yield (
+      make_detections(boxes, masks, seed=number),
+      {
+        'image_ids': np.array([2 * number, 2 * number + 1]),
+        'original_sizes': np.array([[20, 30], [33, 21]]),
+        'scales': np.array([[1, 1], [0.5, 2]], np.float32),
+        'valid': np.array([True, number != count - 1]),
+      },
+    )
+
+
+@pytest.mark.parametrize('num_processes', [0, 1, 3])
+def test_results_do_not_depend_on_the_processes(num_processes):
+  expected = []
+  with processes.Processes(num_processes) as workers:
+    encoder = coco_results.ResultEncoder(workers, max_pending=2)
+    for number, (detections, batch) in enumerate(_batches(6)):
+      encoder.add(detections, {**batch, 'images': None})
+      expected += coco_results.to_coco_results(detections, **batch)
+      if number == 2:
+        assert encoder.collect() == expected
+    results = encoder.collect()
+  assert json.dumps(results) == json.dumps(expected)
+  assert len(results) == 33
 
 
 def test_encoder_raises_what_a_batch_raised():
-  encoder = coco_results.ResultEncoder()
-  batch = {
-    'image_ids': np.array([1]),
-    'original_sizes': np.array([[20]]),  # A height alone.
-    'scales': np.ones((1, 2)),
-    'valid': np.array([True]),
-  }
-  encoder.add(
-    make_detections(np.ones((1, 2, 4)), np.ones((1, 2, 28, 28))), batch
-  )
-  with pytest.raises(ValueError):
-    encoder.finish()
+  (detections, batch), *_ = _batches(2)
+  detections = detections.replace(masks=detections.masks[..., :9])
+  with processes.Processes(1) as workers:
+    encoder = coco_results.ResultEncoder(workers)
+    encoder.add(detections, batch)
+    with pytest.raises(ValueError, match='broadcast'):
+      encoder.collect()
+
+
+def test_no_detections_and_no_masks():
+  (detections, batch), *_ = _batches(2)
+  nothing = detections.replace(valid=np.zeros((2, 3), bool))
+  assert coco_results.to_coco_results(nothing, **batch) == []
+  boxes = coco_results.to_coco_results(detections.replace(masks=None), **batch)
+  whole = coco_results.to_coco_results(detections, **batch)
+  for with_mask in whole:
+    del with_mask['segmentation']
+  assert boxes == whole
 
 
 def test_write_results(tmp_path):
@@ -132,7 +152,7 @@ def test_write_results(tmp_path):
   results = [{'image_id': 1, 'score': 0.5}]
   coco_results.write_results(results, path)
   coco_results.write_results(results * 2, path)
-  assert json.loads(path.read_text()) == results * 2
+  assert path.read_text() == json.dumps(results * 2)
   assert os.listdir(path.parent) == ['results.json']
 
 
