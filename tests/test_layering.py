@@ -23,11 +23,14 @@ ALLOWED = {
   'maskrcnn_jax/datasets/tfds_features': (
     'numpy tensorflow_datasets .datasets'
   ),
-  'maskrcnn_jax/evaluation': 'numpy pycocotools .evaluation .structures',
+  'maskrcnn_jax/evaluation': 'numpy .evaluation .structures',
   # They run in processes that must not import JAX, as `structures` does.
   'maskrcnn_jax/evaluation/mask_edges': 'numpy',
   'maskrcnn_jax/evaluation/processes': '',
   'maskrcnn_jax/evaluation/run_lengths': 'numpy .evaluation.mask_edges',
+  'maskrcnn_jax/evaluation/scoring': (
+    'numpy pycocotools hotcoco .evaluation.processes'
+  ),
   'maskrcnn_jax/input_pipeline': (
     'numpy absl tensorflow .datasets .input_pipeline'
   ),

@@ -1,21 +1,18 @@
-"""The 12 box and the 12 mask numbers of COCO, by pycocotools.
+"""The 12 box and the 12 mask numbers of COCO.
 
 The seed leaves the box in a result when it scores masks, so that an unmatched
 detection falls into an area range by the area of its box. COCO's own evaluation
 takes the area of the mask; so do we. Only the numbers by object size differ.
 """
 
-import contextlib
-import io
 import json
 import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
-from pycocotools import coco as coco_api
-from pycocotools import cocoeval
-from pycocotools import mask as coco_mask
+
+from maskrcnn_jax.evaluation import processes, scoring
 
 # In the order of COCOeval.stats.
 NAMES = (
@@ -42,6 +39,8 @@ def evaluate(
   annotations_file: str | os.PathLike,
   image_ids: Collection[int] | None = None,
   kinds: Sequence[str] = ('bbox', 'segm'),
+  scorer: str = 'pycocotools',
+  workers: processes.Processes | None = None,
 ) -> dict[str, float]:
   """COCO's numbers for the results, -1 where there is nothing to measure.
 
@@ -52,6 +51,8 @@ def evaluate(
     image_ids: the images that were looked at; all of the file by default. A
       result on another image is not counted.
     kinds: `'bbox'`, `'segm'` or both.
+    scorer: one of `scoring.SCORERS`; the numbers are the same.
+    workers: processes that share the work; None: this one does it.
 
   Returns:
     `eval/AP` .. `eval/ARl` for boxes, `eval/mask_AP` .. for masks.
@@ -59,43 +60,34 @@ def evaluate(
   Raises:
     FileNotFoundError: there is no annotations file.
     ValueError: the file is no COCO annotations file, or an image id is not in
-      it, or a result or an annotation has no mask while masks are scored.
+      it, or a result or an annotation has no mask while masks are scored, or
+      there is no such scorer.
+    ImportError: the scorer is not installed.
   """
   unknown = set(kinds) - set(PREFIXES)
   if unknown:
     raise ValueError(f'kinds must be of {list(PREFIXES)}, got {list(kinds)}.')
+  scoring.check_scorer(scorer)
   truth = _load_truth(annotations_file, 'segm' in kinds)
-  if image_ids is None:
-    image_ids = truth.imgs
-  image_ids = sorted({int(image_id) for image_id in image_ids})
-  _check_ids('image_ids', image_ids, truth, annotations_file)
+  known = {image['id'] for image in truth['images']}
+  image_ids = sorted(known if image_ids is None else {*map(int, image_ids)})
+  _check_ids('image_ids', image_ids, known, annotations_file)
   _check_ids(
-    'results', [r['image_id'] for r in results], truth, annotations_file
+    'results', (r['image_id'] for r in results), known, annotations_file
   )
   _warn_of_categories(results, truth, annotations_file)
-  metrics = {}
-  for kind in kinds:
-    stats = _evaluate_kind(results, truth, image_ids, kind)
-    for name, value in zip(NAMES, stats):
-      metrics[PREFIXES[kind] + name] = float(value)
-  return metrics
-
-
-def _evaluate_kind(results, truth, image_ids, kind):
-  """The 12 numbers of one kind."""
-  # COCO objects print as they go.
-  with contextlib.redirect_stdout(io.StringIO()):
-    found = _load_results(results, truth, kind)
-    evaluation = cocoeval.COCOeval(truth, found, kind)
-    evaluation.params.imgIds = image_ids
-    evaluation.evaluate()
-    evaluation.accumulate()
-    evaluation.summarize()
-  return evaluation.stats
+  numbers = scoring.score(
+    truth, results, image_ids, kinds, scorer, workers or processes.Processes(0)
+  )
+  return {
+    PREFIXES[kind] + name: float(value)
+    for kind in kinds
+    for name, value in zip(NAMES, numbers[kind])
+  }
 
 
 def _load_truth(annotations_file, with_masks):
-  """The ground truth as a COCO object, with what COCOeval needs filled in."""
+  """The ground truth as COCOeval needs it."""
   if not os.path.isfile(annotations_file):
     raise FileNotFoundError(
       f'annotations_file {os.fspath(annotations_file)!r} does not exist.'
@@ -119,11 +111,14 @@ def _load_truth(annotations_file, with_masks):
         f'{annotations_file}: image ids must be integers, got {image["id"]!r}.'
       )
   _complete_annotations(dataset, annotations_file, with_masks)
-  truth = coco_api.COCO()
-  truth.dataset = dataset
-  with contextlib.redirect_stdout(io.StringIO()):
-    truth.createIndex()
-  return truth
+  # Names of files and licences need not go to other processes.
+  fields = ('id', 'height', 'width')
+  images = [{k: i[k] for k in fields if k in i} for i in dataset['images']]
+  return {
+    'images': images,
+    'annotations': dataset['annotations'],
+    'categories': dataset['categories'],
+  }
 
 
 def _complete_annotations(dataset, annotations_file, with_masks):
@@ -140,14 +135,15 @@ def _complete_annotations(dataset, annotations_file, with_masks):
       )
     annotation.setdefault('iscrowd', 0)
     if 'area' not in annotation:
-      annotation['area'] = _area(annotation['bbox'])
+      _, _, width, height = annotation['bbox']
+      annotation['area'] = width * height
     # COCOeval takes id 0 for "no match", and ids that occur twice for one.
     annotation['id'] = number
 
 
-def _check_ids(argument, image_ids, truth, annotations_file):
+def _check_ids(argument, image_ids, known, annotations_file):
   """Raises for ids of images that the annotations file does not have."""
-  unknown = sorted(set(image_ids) - set(truth.imgs))
+  unknown = sorted(set(image_ids) - known)
   if unknown:
     raise ValueError(
       f'{argument} has {len(unknown)} image ids that are not in '
@@ -157,57 +153,14 @@ def _check_ids(argument, image_ids, truth, annotations_file):
 
 def _warn_of_categories(results, truth, annotations_file):
   """Warns of results that no annotation could ever match."""
-  unknown = {result['category_id'] for result in results} - set(truth.cats)
+  unknown = {result['category_id'] for result in results}
+  unknown -= {category['id'] for category in truth['categories']}
   if unknown:
     _LOGGER.warning(
       'Results of the categories %s are not counted: %s has no such ids.',
       sorted(unknown),
       annotations_file,
     )
-
-
-def _load_results(results, truth, kind):
-  """The results as a COCO object, with boxes alone or with masks alone."""
-  annotations = []
-  for number, result in enumerate(results, start=1):
-    kept = {key: result[key] for key in ('image_id', 'category_id', 'score')}
-    shape = _box(result, truth) if kind == 'bbox' else _mask(result, truth)
-    annotations.append({**kept, **shape, 'id': number, 'iscrowd': 0})
-  found = coco_api.COCO()
-  found.dataset = {**truth.dataset, 'annotations': annotations}
-  found.createIndex()
-  return found
-
-
-def _box(result, truth):
-  """The box of a result and its area, as COCO.loadRes takes them."""
-  if 'bbox' in result:
-    return {'bbox': result['bbox'], 'area': _area(result['bbox'])}
-  mask = _mask(result, truth)
-  return {
-    'bbox': coco_mask.toBbox(mask['segmentation']).tolist(),
-    'area': mask['area'],
-  }
-
-
-def _mask(result, truth):
-  """The mask of a result and its area, as COCO.loadRes takes them."""
-  segmentation = result.get('segmentation')
-  if not segmentation:
-    raise ValueError(
-      f'A result of image {result["image_id"]} has no segmentation; score '
-      f"boxes alone with kinds=('bbox',)."
-    )
-  rle = truth.annToRLE(result)
-  # loadRes cannot measure polygons: they count by their box.
-  if isinstance(segmentation, list) and 'bbox' in result:
-    return {'segmentation': rle, 'area': _area(result['bbox'])}
-  return {'segmentation': rle, 'area': int(coco_mask.area(rle))}
-
-
-def _area(bbox):
-  """Width times height."""
-  return bbox[2] * bbox[3]
 
 
 def format_table(metrics: Mapping[str, float]) -> str:

@@ -10,7 +10,7 @@ from pycocotools import coco as coco_api
 from pycocotools import mask as coco_mask
 
 from maskrcnn_jax import visualize
-from maskrcnn_jax.evaluation import coco_metrics, coco_results
+from maskrcnn_jax.evaluation import coco_metrics, coco_results, scoring
 from maskrcnn_jax.ops import masks as mask_ops
 from maskrcnn_jax.structures import Detections
 
@@ -223,10 +223,12 @@ def _files_of(folder, key, expected):
 
 
 @needs_data
+@pytest.mark.parametrize('scorer', scoring.SCORERS)
 @pytest.mark.parametrize('truth, results, kind, expected', list(_recordings()))
-def test_recorded_numbers(truth, results, kind, expected):
+def test_recorded_numbers(truth, results, kind, expected, scorer):
+  pytest.importorskip(scorer)
   metrics = coco_metrics.evaluate(
-    json.loads(results.read_text()), truth, kinds=(kind,)
+    json.loads(results.read_text()), truth, kinds=(kind,), scorer=scorer
   )
   # The recordings say AR1 where the seed says ARmax1.
   np.testing.assert_allclose(

@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
-from maskrcnn_jax.evaluation import processes, run_lengths
+from maskrcnn_jax.evaluation import processes, run_lengths, scoring
 
 ROOT = pathlib.Path(__file__).parents[2]
 # What takes longer than this hangs.
@@ -37,11 +37,14 @@ def test_an_error_of_the_work_is_raised():
 
 def test_helpers_do_not_import_jax():
   masks, boxes = np.ones((1, 28, 28)), np.array([[0, 0, 9, 9]])
+  empty = {'images': [], 'annotations': [], 'categories': []}
   with processes.Processes(1) as workers:
     # What they are asked to do in an evaluation.
     workers.wait(
       workers.submit(run_lengths.encode_images, [masks], [boxes], [(9, 9)])
     )
+    arguments = (empty, [], [], [], 'segm', 'pycocotools')
+    workers.wait(workers.submit(scoring.make_tables, *arguments))
     names = workers.submit(eval, "[*__import__('sys').modules]")
     tops = {name.partition('.')[0] for name in workers.wait(names)}
   assert 'numpy' in tops

@@ -12,6 +12,7 @@ import tiny_run
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
+from maskrcnn_jax.evaluation import scoring
 from maskrcnn_jax.input_pipeline import batches as input_batches
 from maskrcnn_jax.training import (
   checkpoint,
@@ -154,12 +155,15 @@ def test_evaluation_of_a_given_step_prints_a_table(run, config, capsys):
   assert 'mask' in capsys.readouterr().out
 
 
-def test_evaluation_in_processes_finds_the_same(run, config, capsys):
+@pytest.mark.parametrize('scorer', scoring.SCORERS)
+def test_evaluation_in_processes_finds_the_same(run, config, scorer, capsys):
+  pytest.importorskip(scorer)
   workdir, values = run
   path = workdir / 'eval/detections-4.json'
   expected = path.read_text()
   path.unlink()
   config.evaluation.num_processes = 2
+  config.evaluation.scorer = scorer
   config.evaluation.report_every_batches = 1
   assert loop.evaluate(config, workdir, step=4) == values
   assert path.read_text() == expected
@@ -363,6 +367,7 @@ def test_a_run_compiles_once_per_canvas(config, tmp_path, capsys):
     ('evaluation', 'file_pattern', 'none/*.tfrecord', 'none'),
     ('evaluation', 'annotations_file', 'none.json', r'none\.json'),
     ('evaluation', 'batch_size', 0, r'evaluation\.batch_size.*got 0'),
+    ('evaluation', 'scorer', 'coco', r"scorer must be .*, got 'coco'"),
     ('evaluation', 'num_processes', -1, r'evaluation\.num_processes.*got -1'),
     ('training', 'num_steps', 0, r'training\.num_steps.*got 0'),
     ('model', 'num_classes', 2, r'category id 2.*ids may be 1 to 1'),

@@ -1,0 +1,257 @@
+"""Ground truth and results -> the 12 numbers of COCO, by one of two scorers.
+
+pycocotools is the reference and slow. No category knows of another until the
+means at the end are taken, so processes share the categories. hotcoco computes
+the same tables in Rust. The means are pycocotools' own for both.
+
+Runs in processes that must start fast: knows NumPy and pycocotools alone.
+"""
+
+import collections
+import contextlib
+import importlib
+import io
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+from pycocotools import coco as coco_api
+from pycocotools import cocoeval
+from pycocotools import mask as coco_mask
+
+from maskrcnn_jax.evaluation import processes
+
+SCORERS = ('pycocotools', 'hotcoco')
+
+
+def check_scorer(scorer: str) -> None:
+  """Raises if there is no such scorer, or it is not installed.
+
+  Raises:
+    ValueError: it is none of `SCORERS`.
+    ImportError: its package cannot be imported; says how to install it.
+  """
+  if scorer not in SCORERS:
+    raise ValueError(
+      f'scorer must be one of {", ".join(SCORERS)}, got {scorer!r}.'
+    )
+  try:
+    importlib.import_module(scorer)
+  except ImportError as error:
+    raise ImportError(
+      f'The scorer {scorer!r} is not installed ({error}): '
+      f"pip install 'maskrcnn-jax[{scorer}]'."
+    ) from error
+
+
+def score(
+  truth: Mapping,
+  results: Sequence[Mapping],
+  image_ids: Sequence[int],
+  kinds: Collection[str],
+  scorer: str,
+  workers: processes.Processes,
+) -> dict[str, np.ndarray]:
+  """The 12 numbers of each kind.
+
+  Args:
+    truth: COCO dataset with all that COCOeval needs.
+    results: COCO result dicts.
+    image_ids: the images that count, in ascending order.
+    kinds: `'bbox'`, `'segm'` or both.
+    scorer: one of `SCORERS`.
+    workers: share the work of pycocotools; the numbers do not depend on them.
+
+  Returns:
+    `[12]` float64 in the order of `COCOeval.stats`, by kind.
+
+  Raises:
+    ValueError: a result has no mask while masks are scored.
+  """
+  if scorer == 'hotcoco':
+    # It has threads of its own, and is done before processes have started.
+    workers = processes.Processes(0)
+  category_ids = sorted({each['id'] for each in truth['categories']})
+  objects, found = _group(truth['annotations']), _group(results)
+  jobs = []
+  # Masks take longer than boxes: with them first, all end together.
+  for kind in sorted(kinds, reverse=True):
+    for part in _split(category_ids, found, max(workers.count, 1)):
+      own_truth = {**truth, 'annotations': _flatten(objects, part)}
+      own_results = [_strip(result, kind) for result in _flatten(found, part)]
+      job = workers.submit(
+        make_tables, own_truth, own_results, image_ids, part, kind, scorer
+      )
+      jobs.append((kind, part, job))
+  tables = {kind: {} for kind in kinds}
+  for kind, part, job in jobs:
+    tables[kind][part] = workers.wait(job)
+  return {kind: _summarize(tables[kind], category_ids, kind) for kind in kinds}
+
+
+def _group(rows):
+  """Annotations or results by category, in their order."""
+  groups = collections.defaultdict(list)
+  for row in rows:
+    groups[row['category_id']].append(row)
+  return groups
+
+
+def _flatten(groups, category_ids):
+  """All of some categories."""
+  return [row for each in category_ids for row in groups.get(each, ())]
+
+
+def _split(category_ids, found, num_parts):
+  """Parts of the categories with about the same number of results."""
+  parts = [[] for _ in range(num_parts)]
+  loads = [0] * num_parts
+  sizes = {each: len(found.get(each, ())) for each in category_ids}
+  for category_id in sorted(category_ids, key=sizes.get, reverse=True):
+    lightest = loads.index(min(loads))
+    parts[lightest].append(category_id)
+    loads[lightest] += sizes[category_id] + 1
+  return [tuple(sorted(part)) for part in parts]
+
+
+def _strip(result, kind):
+  """The fields of a result that count, for less to be copied."""
+  left_out = None
+  if kind == 'bbox' and 'bbox' in result:
+    left_out = 'segmentation'
+  if kind == 'segm' and isinstance(result.get('segmentation'), dict):
+    left_out = 'bbox'
+  return {key: value for key, value in result.items() if key != left_out}
+
+
+def make_tables(
+  truth: Mapping,
+  results: Sequence[Mapping],
+  image_ids: Sequence[int],
+  category_ids: Sequence[int],
+  kind: str,
+  scorer: str,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Precision and recall of some categories.
+
+  Args:
+    truth: COCO dataset with all that COCOeval needs.
+    results: COCO result dicts.
+    image_ids: the images that count, in ascending order.
+    category_ids: the categories, in ascending order.
+    kind: `'bbox'` or `'segm'`.
+    scorer: one of `SCORERS`.
+
+  Returns:
+    COCOeval's `precision`, `[thresholds, recalls, categories, areas, limits]`,
+    and `recall`, which is the same without the second axis; -1 where there is
+    nothing to measure.
+  """
+  found = {**truth, 'annotations': _complete(results, truth['images'], kind)}
+  # COCO objects print as they go.
+  with contextlib.redirect_stdout(io.StringIO()):
+    if scorer == 'hotcoco':
+      import hotcoco
+
+      evaluation = hotcoco.COCOeval(
+        hotcoco.COCO(truth), hotcoco.COCO(found), kind
+      )
+    else:
+      evaluation = cocoeval.COCOeval(_index(truth), _index(found), kind)
+    evaluation.params.imgIds = list(image_ids)
+    evaluation.params.catIds = list(category_ids)
+    evaluation.evaluate()
+    evaluation.accumulate()
+  tables = evaluation.eval
+  return np.asarray(tables['precision']), np.asarray(tables['recall'])
+
+
+def _index(dataset):
+  """A dataset as pycocotools' object."""
+  indexed = coco_api.COCO()
+  indexed.dataset = dataset
+  indexed.createIndex()
+  return indexed
+
+
+def _complete(results, images, kind):
+  """The results as annotations, with boxes alone or with masks alone."""
+  sizes = {image['id']: image for image in images}
+  shapes = (_boxes if kind == 'bbox' else _masks)(results, sizes)
+  return [
+    {
+      'id': number,
+      'image_id': result['image_id'],
+      'category_id': result['category_id'],
+      'score': result['score'],
+      'iscrowd': 0,
+      **shape,
+    }
+    for number, (result, shape) in enumerate(zip(results, shapes), start=1)
+  ]
+
+
+def _boxes(results, sizes):
+  """The boxes of results and their areas, as COCO.loadRes takes them."""
+  for result in results:
+    if 'bbox' in result:
+      yield {'bbox': result['bbox'], 'area': _area(result['bbox'])}
+    else:
+      mask = _run_lengths(result, sizes)
+      yield {
+        'bbox': coco_mask.toBbox(mask).tolist(),
+        'area': int(coco_mask.area(mask)),
+      }
+
+
+def _masks(results, sizes):
+  """The masks of results and their areas, as COCO.loadRes takes them."""
+  for result in results:
+    mask = _run_lengths(result, sizes)
+    # loadRes cannot measure polygons: they count by their box.
+    if isinstance(result['segmentation'], list) and 'bbox' in result:
+      area = _area(result['bbox'])
+    else:
+      area = int(coco_mask.area(mask))
+    yield {'segmentation': mask, 'area': area}
+
+
+def _run_lengths(result, sizes):
+  """The mask of a result in COCO's compressed form."""
+  segmentation = result.get('segmentation')
+  if not segmentation:
+    raise ValueError(
+      f'A result of image {result["image_id"]} has no segmentation; score '
+      f"boxes alone with kinds=('bbox',)."
+    )
+  image = sizes[result['image_id']]
+  size = image['height'], image['width']
+  if isinstance(segmentation, list):
+    return coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
+  if isinstance(segmentation['counts'], list):
+    return coco_mask.frPyObjects(segmentation, *size)
+  return segmentation
+
+
+def _area(bbox):
+  """Width times height."""
+  return bbox[2] * bbox[3]
+
+
+def _summarize(tables, category_ids, kind):
+  """COCO's means over the tables of all categories."""
+  summary = cocoeval.COCOeval(iouType=kind)
+  params = summary.params
+  shape = (
+    *(len(params.iouThrs), len(params.recThrs), len(category_ids)),
+    *(len(params.areaRng), len(params.maxDets)),
+  )
+  precision = np.full(shape, -1.0)
+  recall = np.full((shape[0], *shape[2:]), -1.0)
+  places = {each: place for place, each in enumerate(category_ids)}
+  for part, (of_precision, of_recall) in tables.items():
+    own = [places[each] for each in part]
+    precision[:, :, own], recall[:, own] = of_precision, of_recall
+  summary.eval = {'precision': precision, 'recall': recall}
+  with contextlib.redirect_stdout(io.StringIO()):
+    summary.summarize()
+  return summary.stats
