@@ -15,6 +15,8 @@ ALLOWED = {
   'data/extract_backbone': 'tensorflow',
   'maskrcnn_jax/__init__': '',
   'maskrcnn_jax/benchmarks/__init__': '',
+  'maskrcnn_jax/benchmarks/detections': 'numpy .datasets.masks .structures',
+  'maskrcnn_jax/benchmarks/evaluation': 'tqdm .benchmarks .evaluation',
   'maskrcnn_jax/benchmarks/plain_evaluation': 'numpy pycocotools',
   'maskrcnn_jax/config': 'ml_collections',
   'maskrcnn_jax/datasets': 'numpy pycocotools PIL tqdm .datasets',
