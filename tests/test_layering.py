@@ -76,9 +76,10 @@ ALLOWED = {
   'maskrcnn_jax/training/steps': (
     'jax numpy .models .training .input_pipeline .evaluation .roll_call'
   ),
+  'maskrcnn_jax/training/evaluation_data': 'jax .datasets',
   'maskrcnn_jax/training/evaluator': (
     'jax numpy .models .structures .training .input_pipeline .evaluation'
-    ' .datasets .visualize'
+    ' .visualize'
   ),
   'maskrcnn_jax/training/metrics': 'numpy tensorboardX tqdm',
   'maskrcnn_jax/training/pretrained': (

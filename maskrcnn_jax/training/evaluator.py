@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 import json
 import logging
@@ -16,7 +15,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from maskrcnn_jax import visualize
-from maskrcnn_jax.datasets import ground_truth, records
 from maskrcnn_jax.evaluation import (
   coco_metrics,
   coco_results,
@@ -26,7 +24,13 @@ from maskrcnn_jax.evaluation import (
 from maskrcnn_jax.input_pipeline import batches as input_batches
 from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.training import seed_names, sharding, summary, train_step
+from maskrcnn_jax.training import (
+  evaluation_data,
+  seed_names,
+  sharding,
+  summary,
+  train_step,
+)
 
 # Pictures of smaller images are enlarged to about this many pixels.
 _PICTURE_SIDE = 512
@@ -106,14 +110,17 @@ class Evaluator:
     model = sharding.lay_out(MaskRCNN.from_config(config.model), self._mesh)
     self._workdir = pathlib.Path(workdir)
     self._batch_size = _whole_batch(self.options.batch_size, self._mesh)
-    self.annotations_file = self._find_annotations()
-    self._num_images = _check(
-      self.options, self.annotations_file, model.num_classes
+    data = (self.options.file_pattern, self.options.max_images)
+    self.annotations_file = self.options.annotations_file
+    if not self.annotations_file:
+      self.annotations_file = evaluation_data.write_annotations(*data, workdir)
+    self._num_images = evaluation_data.check_annotations(
+      *data, self.annotations_file, model.num_classes
     )
     self._num_pictures = config.training.get('pictures', 8)
     self._log_file = config.training.get('log_file')
     self._input = config.input
-    self._names = class_names(self.annotations_file)
+    self._names = evaluation_data.class_names(self.annotations_file)
     everywhere = sharding.replicated(self._mesh)
     inputs = sharding.input_shardings(self._mesh)
     self._detect = jax.jit(
@@ -121,23 +128,6 @@ class Evaluator:
       in_shardings=(everywhere, inputs['images'], inputs['image_sizes']),
       out_shardings=everywhere,
     )
-
-  def _find_annotations(self) -> str:
-    """The annotations file; made of the records where none is given."""
-    if self.options.annotations_file:
-      return self.options.annotations_file
-    index = records.index_records(self.options.file_pattern)
-    truth = ground_truth.coco_from_records(index, self.options.max_images)
-    text = json.dumps(truth)
-    # The name says what it is made of: it stays as it is, and fits.
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    path = self._workdir / 'eval' / f'ground-truth-{digest}.json'
-    if not path.exists():
-      path.parent.mkdir(parents=True, exist_ok=True)
-      unfinished = path.with_suffix(f'.{jax.process_index()}.unfinished')
-      unfinished.write_text(text, encoding='utf-8')
-      unfinished.replace(path)
-    return str(path)
 
   def __call__(
     self, step: int, variables, writer, feed: Callable[[str], None]
@@ -303,14 +293,6 @@ class Evaluator:
     return pictures
 
 
-def class_names(annotations_file: str | None) -> dict[int, str]:
-  """Class names by id; empty if there is no such file."""
-  if not annotations_file or not pathlib.Path(annotations_file).is_file():
-    return {}
-  categories = _read_annotations(annotations_file)['categories']
-  return {c['id']: c['name'] for c in categories}
-
-
 def check_batch_size(
   section: str, batch_size: int, mesh, group: int = 1
 ) -> None:
@@ -342,43 +324,6 @@ def _whole_batch(batch_size: int, mesh) -> int:
       *(batch_size, whole, mesh.size),
     )
   return whole
-
-
-def _check(options: EvaluationOptions, file: str, num_classes: int) -> int:
-  """Raises if images, annotations and model do not fit; counts the images."""
-  truth = _read_annotations(file)
-  for category in truth['categories']:
-    if not 1 <= category['id'] < num_classes:
-      raise ValueError(
-        f'{file} has category id {category["id"]}; model.num_classes is '
-        f'{num_classes}, so ids may be 1 to {num_classes - 1} (0 is '
-        'background).'
-      )
-  index = records.index_records(options.file_pattern)
-  image_ids = index.image_ids[: options.max_images].tolist()
-  unknown = {*image_ids} - {image['id'] for image in truth['images']}
-  if unknown:
-    raise ValueError(
-      f'{options.file_pattern} has {len(unknown)} images that are not in '
-      f'{file}, such as {sorted(unknown)[:5]}.'
-    )
-  return len(image_ids)
-
-
-def _read_annotations(file) -> dict:
-  path = pathlib.Path(file)
-  if not path.is_file():
-    raise FileNotFoundError(
-      f'evaluation.annotations_file {file} does not exist.'
-    )
-  try:
-    truth = json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise ValueError(f'{file} is no json: {error}') from error
-  missing = {'images', 'annotations', 'categories'} - {*truth}
-  if missing:
-    raise ValueError(f'{file} is no COCO json: it has no {sorted(missing)}.')
-  return truth
 
 
 def _own_rows(detections, num_rows: int):

@@ -25,11 +25,8 @@ from maskrcnn_jax.training import (
   watchdog,
 )
 from maskrcnn_jax.training import train_step as step_lib
-from maskrcnn_jax.training.evaluator import (
-  Evaluator,
-  check_batch_size,
-  class_names,
-)
+from maskrcnn_jax.training.evaluation_data import class_names
+from maskrcnn_jax.training.evaluator import Evaluator, check_batch_size
 from maskrcnn_jax.training.steps import TrainingOptions
 
 _START = {'examples': 0, 'salt': 0}
