@@ -9,6 +9,7 @@ import re
 import sys
 
 from maskrcnn_jax import command_line
+from maskrcnn_jax.benchmarks import verb as bench_verb
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -86,6 +87,10 @@ def _plan(args) -> None:
   )
 
 
+def _bench(args) -> None:
+  bench_verb.run(args)
+
+
 def _start(args):
   """The config and the loop, once the backend is chosen."""
   from maskrcnn_jax import config as config_lib
@@ -154,6 +159,11 @@ def _parser() -> _Parser:
         'Mask R-CNN by TensorFlow',
       )
   _add_plan(parser.verbs)
+  verb = _add_verb(
+    parser.verbs, 'bench', _bench, 'measure speed, also beside torchvision'
+  )
+  _add_config(verb)
+  bench_verb.add_flags(verb)
   return parser
 
 

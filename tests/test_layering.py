@@ -37,11 +37,18 @@ ALLOWED = {
     'numpy absl tensorflow .datasets .input_pipeline'
   ),
   'maskrcnn_jax/backends': 'jax',
+  'maskrcnn_jax/benchmarks': (
+    'jax numpy PIL tqdm .benchmarks .models .ops .tables .training'
+  ),
+  'maskrcnn_jax/benchmarks/example_batches': 'numpy PIL .input_pipeline',
+  'maskrcnn_jax/benchmarks/options': '',
+  'maskrcnn_jax/benchmarks/torchvision_side': 'numpy torch torchvision',
+  'maskrcnn_jax/benchmarks/verb': '.benchmarks .config .runtime',
   'maskrcnn_jax/command_line': '.launcher .runtime',
   'maskrcnn_jax/launcher': '',
   'maskrcnn_jax/main': (
-    '.command_line .config .datasets .plan .planning.topologies .runtime'
-    ' .training.loop'
+    '.benchmarks.verb .command_line .config .datasets .plan'
+    ' .planning.topologies .runtime .training.loop'
   ),
   'maskrcnn_jax/models': 'jax numpy flax .ops .models .structures',
   'maskrcnn_jax/models/losses': 'jax numpy flax optax .ops .models .structures',
@@ -50,13 +57,14 @@ ALLOWED = {
     'jax .config .input_pipeline .models.mask_rcnn .planning .training'
   ),
   'maskrcnn_jax/planning': '',
-  'maskrcnn_jax/planning/report': 'PIL',
+  'maskrcnn_jax/planning/report': 'PIL .tables',
   'maskrcnn_jax/planning/topologies': 'jax',
   'maskrcnn_jax/roll_call': 'jax',
   'maskrcnn_jax/runtime': 'jax .backends .launcher .roll_call',
   'maskrcnn_jax/seed_command': ('yaml .config .runtime .seed_flags .training'),
   'maskrcnn_jax/seed_flags': 'absl.flags .command_line .seed_command',
   'maskrcnn_jax/structures': 'jax numpy flax.struct',
+  'maskrcnn_jax/tables': '',
   'maskrcnn_jax/training': (
     'jax numpy flax optax ml_collections .models .structures .training'
   ),

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from maskrcnn_jax.tables import number, table
+
 # Colours of batch sizes, and of what does not fit; Okabe and Ito's, which all
 # eyes tell apart.
 _COLOURS = ('#0072b2', '#56b4e9', '#009e73', '#e69f00', '#cc79a7', '#f0e442')
@@ -20,13 +22,13 @@ def text(rows: Sequence[dict]) -> str:
   """
   parts = [
     'Memory of one device, and who shares the step:',
-    _table([_memory_cells(row) for row in rows]),
+    table([_memory_cells(row) for row in rows]),
     'Work of one device, and the time of a step:',
-    _table([_work_cells(row) for row in rows]),
+    table([_work_cells(row) for row in rows]),
     'What each host must feed at that rate:',
-    _table([_input_cells(row) for row in rows]),
+    table([_input_cells(row) for row in rows]),
     'What devices send each other in a step, most first:',
-    _table([x for row in rows for x in _collective_cells(row)]),
+    table([x for row in rows for x in _collective_cells(row)]),
   ]
   return '\n\n'.join(part for part in parts if part)
 
@@ -71,15 +73,15 @@ def _memory_cells(row) -> dict[str, str]:
 def _work_cells(row) -> dict[str, str]:
   time = row['time'] or {}
   return _name_cells(row) | {
-    'GFLOP an image': _number(row.get('flops_per_image'), 1e9),
-    'GB accessed': _number(row['bytes_accessed'], 1e9),
-    'compute ms': _number(time.get('compute'), 1e-3),
-    'memory ms': _number(time.get('memory'), 1e-3),
-    'network ms': _number(time.get('network'), 1e-3),
-    'step ms': _number(time.get('step_seconds'), 1e-3),
+    'GFLOP an image': number(row.get('flops_per_image'), 1e9),
+    'GB accessed': number(row['bytes_accessed'], 1e9),
+    'compute ms': number(time.get('compute'), 1e-3),
+    'memory ms': number(time.get('memory'), 1e-3),
+    'network ms': number(time.get('network'), 1e-3),
+    'step ms': number(time.get('step_seconds'), 1e-3),
     'from': time.get('source', '-'),
-    'images/s': _number(time.get('images_per_second')),
-    'compiled in s': _number(row['compile_seconds']),
+    'images/s': number(time.get('images_per_second')),
+    'compiled in s': number(row['compile_seconds']),
   }
 
 
@@ -87,9 +89,9 @@ def _input_cells(row) -> dict[str, str]:
   values = row['input']
   return _name_cells(row) | {
     'hosts': str(row['hosts']),
-    'MB an image': _number(values['bytes_per_image'], 1e6),
-    'images/s a host': _number(values.get('images_per_second_per_host')),
-    'GB/s a host': _number(values.get('bytes_per_second_per_host'), 1e9),
+    'MB an image': number(values['bytes_per_image'], 1e6),
+    'images/s a host': number(values.get('images_per_second_per_host')),
+    'GB/s a host': number(values.get('bytes_per_second_per_host'), 1e9),
   }
 
 
@@ -125,26 +127,6 @@ def _short(source: str, length: int = 60) -> str:
 
 def _gib(value) -> str:
   return '-' if value is None else f'{value / 2**30:.2f}'
-
-
-def _number(value, unit: float = 1.0) -> str:
-  if value is None:
-    return '-'
-  value /= unit
-  return f'{value:,.0f}' if value >= 1000 else f'{value:.3g}'
-
-
-def _table(cells: Sequence[dict[str, str]]) -> str:
-  """A Markdown table whose columns line up; '' without rows."""
-  if not cells:
-    return ''
-  lines = [list(cells[0]), *([*row.values()] for row in cells)]
-  widths = [max(map(len, column)) for column in zip(*lines)]
-  lines.insert(1, ['-' * width for width in widths])
-  return '\n'.join(
-    f'| {" | ".join(x.ljust(n) for x, n in zip(line, widths))} |'
-    for line in lines
-  )
 
 
 def _memory_gib(row) -> float:

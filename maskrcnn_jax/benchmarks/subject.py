@@ -1,0 +1,119 @@
+"""What is measured: a model with its weights and batches, on its devices."""
+
+import dataclasses
+import logging
+from typing import Any
+
+import jax
+
+from maskrcnn_jax.benchmarks import example_batches, example_weights
+from maskrcnn_jax.models.mask_rcnn import MaskRCNN
+from maskrcnn_jax.training import sharding, train_step
+
+# So small that the weights, and what they find, stay as they are.
+LEARNING_RATE = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """A model, ready to run.
+
+  Attributes:
+    model: laid out on the mesh.
+    optimizer: with a rate that changes nothing worth mentioning.
+    mesh: devices.
+    host_batches: NumPy, taken in turn.
+    images: where they are from, in words.
+    shard_state: see `sharding.state_shardings`.
+  """
+
+  model: MaskRCNN
+  optimizer: train_step.Optimizer
+  mesh: Any
+  host_batches: list[dict[str, Any]]
+  images: str
+  shard_state: str = 'none'
+
+  @property
+  def batch_size(self) -> int:
+    """Images in a batch over all devices."""
+    return len(self.host_batches[0]['images'])
+
+  @property
+  def canvas(self) -> tuple[int, int]:
+    """Height and width of the images."""
+    return self.host_batches[0]['images'].shape[1:3]
+
+  def batches(self) -> list[dict[str, Any]]:
+    """The batches on the devices."""
+    return [sharding.put_batch(batch, self.mesh) for batch in self.host_batches]
+
+  def state(self, background: float = example_weights.TRAINING_BACKGROUND):
+    """A train state of example weights on the devices; see `example_weights`.
+
+    Args:
+      background: added to the logit of class 0.
+    """
+    state = jax.eval_shape(
+      lambda key: train_step.init_state(
+        self.model, self.optimizer, self.host_batches[0], key
+      ),
+      jax.random.key(0),
+    )
+    variables = example_weights.example_variables(state.variables(), background)
+    params = variables['params']
+    state = train_step.TrainState(
+      step=jax.numpy.int32(0),
+      params=params,
+      batch_stats=variables['batch_stats'],
+      opt_state=self.optimizer.transformation(params).init(params),
+    )
+    places = sharding.state_shardings(state, self.mesh, self.shard_state)
+    return jax.device_put(state, places)
+
+
+def make_subject(
+  config: Any, is_real: bool, num_batches: int, num_objects: int | None = None
+) -> Subject:
+  """What a config describes.
+
+  Args:
+    config: a ConfigDict with the sections `model` and `input`.
+    is_real: whether the batches are of the config's records.
+    num_batches: different ones.
+    num_objects: of every image, if they are drawn; None: as many as in COCO.
+  """
+  mesh = sharding.config_mesh(config)
+  shard_state = sharding.config_shard_state(config)
+  model = MaskRCNN.from_config(config.model)
+  optimizer = train_step.make_optimizer(
+    model,
+    {
+      **config.get('optimizer', {}),
+      'learning_rate': LEARNING_RATE,
+      'warmup_steps': 0,
+    },
+  )
+  inputs = config.input
+  if is_real:
+    logging.info('reading %s', inputs.file_pattern)
+    batches = example_batches.real_batches(inputs, num_batches)
+    images = inputs.file_pattern
+  else:
+    batches = example_batches.synthetic_batches(
+      tuple(inputs.canvases[0]),
+      inputs.batch_size,
+      num_batches,
+      model.num_classes,
+      num_objects=num_objects,
+      **{k: inputs[k] for k in ('max_instances', 'mask_size') if k in inputs},
+    )
+    images = 'synthetic'
+  return Subject(
+    model=sharding.lay_out(model, mesh, shard_state),
+    optimizer=optimizer,
+    mesh=mesh,
+    host_batches=batches,
+    images=images,
+    shard_state=shard_state,
+  )

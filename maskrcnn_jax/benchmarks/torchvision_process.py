@@ -1,0 +1,252 @@
+"""The other side of a comparison: torchvision in a process of its own."""
+
+import contextlib
+import json
+import pathlib
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from maskrcnn_jax.benchmarks import example_batches, torchvision_weights
+from maskrcnn_jax.benchmarks.subject import LEARNING_RATE
+from maskrcnn_jax.models.mask_rcnn import MaskRCNN
+
+_SCRIPT = pathlib.Path(__file__).with_name('torchvision_side.py')
+# torchvision builds every pyramid and head with these.
+_FIXED = {
+  'pyramid_channels': 256,
+  'mask_channels': 256,
+  'box_size': 7,
+  'mask_size': 14,
+  'max_level': 6,
+}
+_WIDTH = 64  # Of the stem.
+_OPTIMIZER = {
+  'learning_rate': LEARNING_RATE,
+  'momentum': 0.9,
+  'weight_decay': 1e-4,
+}
+
+
+class TorchvisionProcess:
+  """A child that answers questions, one at a time."""
+
+  def __init__(self, python: str, script: pathlib.Path = _SCRIPT):
+    """Starts it.
+
+    Args:
+      python: an interpreter that has torch and torchvision.
+      script: what it runs.
+
+    Raises:
+      FileNotFoundError: there is no such interpreter.
+    """
+    self._python = python
+    # A file, not a pipe: nobody reads on while both sides work.
+    self._stderr = tempfile.TemporaryFile('w+')  # noqa: SIM115
+    try:
+      self._process = subprocess.Popen(
+        [python, str(script)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=self._stderr,
+        text=True,
+      )
+    except OSError as error:
+      self._stderr.close()
+      raise FileNotFoundError(
+        '--against must be an interpreter that has torch and torchvision, such '
+        f'as venv/bin/python; {python!r} cannot be started: {error.strerror}.'
+      ) from error
+
+  def ask(self, name: str, **fields: Any) -> dict[str, Any]:
+    """What the child answers.
+
+    Args:
+      name: of the question.
+      fields: of it, JSON values.
+
+    Raises:
+      ValueError: it failed; the message says how.
+    """
+    try:
+      print(
+        json.dumps({'do': name, **fields}),
+        file=self._process.stdin,
+        flush=True,
+      )
+      line = self._process.stdout.readline()
+    except BrokenPipeError:
+      line = ''
+    if not line:
+      raise ValueError(
+        f'{self._python} of --against ended: {self._last_words()}'
+      )
+    answer = json.loads(line)
+    if 'error' in answer:
+      raise ValueError(
+        f'torchvision in {self._python} failed to {name}: {answer["error"]}'
+      )
+    return answer
+
+  def load_weights(self, variables: Any, box_size: int) -> None:
+    """Gives it our weights.
+
+    Args:
+      variables: `params` and `batch_stats`.
+      box_size: side of the RoI features for boxes.
+    """
+    state = torchvision_weights.torchvision_state(variables, box_size)
+    self._load('load_weights', state)
+
+  def load_batches(self, batches: Sequence[Mapping[str, Any]]) -> None:
+    """Gives it our batches, of one size, to take in turn."""
+    self._load('load_batches', arrays_of(batches))
+
+  def _load(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+    with tempfile.TemporaryDirectory(prefix='maskrcnn_jax_') as folder:
+      np.savez(f'{folder}/arrays.npz', **arrays)
+      self.ask(name, path=f'{folder}/arrays.npz')
+
+  def close(self) -> None:
+    """Ends the child."""
+    with contextlib.suppress(BrokenPipeError):
+      self._process.stdin.close()
+    try:
+      self._process.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+      self._process.kill()
+      self._process.wait()
+    self._process.stdout.close()
+    self._stderr.close()
+
+  def _last_words(self) -> str:
+    self._process.wait()
+    self._stderr.seek(0)
+    lines = self._stderr.read().strip().splitlines()
+    return lines[-1] if lines else f'exit code {self._process.returncode}'
+
+
+@contextlib.contextmanager
+def start(
+  python: str,
+  model: MaskRCNN,
+  batches: Sequence[Mapping[str, Any]],
+  threads: int,
+  channels_last: bool,
+) -> Iterator[tuple[TorchvisionProcess, dict[str, Any]]]:
+  """torchvision's model with our batches; it wants weights yet.
+
+  Args:
+    python: see `TorchvisionProcess`.
+    model: ours.
+    batches: that both sides take in turn.
+    threads: of the CPU.
+    channels_last: memory layout of the other side's images and kernels.
+
+  Yields:
+    The process, and what it says of itself.
+
+  Raises:
+    ValueError: torchvision has no such model, or failed.
+  """
+  wanted = settings(model, batches[0]['images'].shape[1:3])
+  process = TorchvisionProcess(python)
+  try:
+    facts = process.ask(
+      'set_up',
+      model=wanted | {'channels_last': channels_last},
+      threads=threads,
+      optimizer=_OPTIMIZER,
+    )
+    process.load_batches(batches)
+    yield process, facts | {'channels_last': channels_last}
+  finally:
+    process.close()
+
+
+def settings(model: MaskRCNN, canvas: Sequence[int]) -> dict[str, Any]:
+  """What makes torchvision's model as large as ours; see `torchvision_side`.
+
+  Args:
+    model: ours.
+    canvas: (height, width) of the images.
+
+  Raises:
+    ValueError: torchvision has no such model.
+  """
+  backbone = model.backbone
+  has = {name: getattr(model, name) for name in _FIXED}
+  wrong = [
+    f'{name}={has[name]} (torchvision: {value})'
+    for name, value in _FIXED.items()
+    if has[name] != value
+  ]
+  if backbone.width != _WIDTH:
+    wrong.append(f'backbone.width={backbone.width} (torchvision: {_WIDTH})')
+  if backbone.norm == 'group':
+    wrong.append('backbone.norm=group (torchvision: frozen or batch)')
+  if model.anchors.octaves * len(model.anchors.aspects) != 3:
+    wrong.append('anchors per cell other than 3')
+  if wrong:
+    raise ValueError(
+      "--against compares with torchvision's Mask R-CNN, which is not made "
+      f'like model.{", model.".join(wrong)}.'
+    )
+  train, test = model.train_proposals, model.test_proposals
+  return {
+    'depth': backbone.depth,
+    'norm': backbone.norm,
+    'norm_epsilon': backbone.norm_epsilon,
+    'frozen_stages': backbone.frozen_stages,
+    'canvas': list(canvas),
+    'num_classes': model.num_classes,
+    'dtype': model.dtype,
+    'box_channels': model.box_channels,
+    'mask_convs': model.mask_convs,
+    'options': {
+      'rpn_pre_nms_top_n_train': train.pre_nms_top_k or 10**6,
+      'rpn_pre_nms_top_n_test': test.pre_nms_top_k or 10**6,
+      'rpn_post_nms_top_n_train': train.post_nms_top_k,
+      'rpn_post_nms_top_n_test': test.post_nms_top_k,
+      'rpn_nms_thresh': test.iou_threshold,
+      'rpn_batch_size_per_image': model.rpn_targets.num_samples,
+      'box_batch_size_per_image': model.sampling.num_rois,
+      'box_positive_fraction': model.sampling.foreground_fraction,
+      'box_score_thresh': model.detections.score_threshold,
+      'box_nms_thresh': model.detections.iou_threshold,
+      'box_detections_per_img': model.detections.max_detections,
+    },
+  }
+
+
+def arrays_of(batches: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+  """Batches as torchvision wants them; see
+  `torchvision_side.Side.load_batches`.
+
+  Args:
+    batches: of one size.
+  """
+  canvas = batches[0]['images'].shape[1:3]
+  counts, boxes, labels, masks = [], [], [], []
+  for batch in batches:
+    instances = batch['instances']
+    counts.append(instances['valid'].sum(axis=1))
+    for row, valid in enumerate(instances['valid']):
+      own = instances['boxes'][row][valid]
+      boxes.append(own[:, [1, 0, 3, 2]])
+      labels.append(instances['classes'][row][valid].astype(np.int64))
+      full = example_batches.full_masks(
+        instances['masks'][row][valid], own, canvas
+      )
+      masks.append(np.packbits(full, axis=-1))
+  return {
+    'images': np.stack([batch['images'] for batch in batches]),
+    'counts': np.stack(counts),
+    'boxes': np.concatenate(boxes).astype(np.float32),
+    'labels': np.concatenate(labels),
+    'masks': np.concatenate(masks),
+  }

@@ -1,0 +1,28 @@
+"""Markdown tables that also line up in a terminal."""
+
+from collections.abc import Sequence
+
+
+def table(cells: Sequence[dict[str, str]]) -> str:
+  """A table whose columns line up; '' without rows.
+
+  Args:
+    cells: of every row, by the name of the column; the same in each.
+  """
+  if not cells:
+    return ''
+  lines = [list(cells[0]), *([*row.values()] for row in cells)]
+  widths = [max(map(len, column)) for column in zip(*lines)]
+  lines.insert(1, ['-' * width for width in widths])
+  return '\n'.join(
+    f'| {" | ".join(x.ljust(n) for x, n in zip(line, widths))} |'
+    for line in lines
+  )
+
+
+def number(value: float | None, unit: float = 1.0) -> str:
+  """Three digits of a value in a unit, all before the point; '-' for None."""
+  if value is None:
+    return '-'
+  value /= unit
+  return f'{value:,.0f}' if value >= 1000 else f'{value:.3g}'
