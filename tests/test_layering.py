@@ -38,7 +38,8 @@ ALLOWED = {
   ),
   'maskrcnn_jax/backends': 'jax',
   'maskrcnn_jax/benchmarks': (
-    'jax numpy PIL tqdm .benchmarks .models .ops .tables .training'
+    'jax numpy optax PIL tqdm .benchmarks .models .ops .structures .tables'
+    ' .training'
   ),
   'maskrcnn_jax/benchmarks/example_batches': 'numpy PIL .input_pipeline',
   'maskrcnn_jax/benchmarks/options': '',

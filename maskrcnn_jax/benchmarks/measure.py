@@ -21,8 +21,8 @@ class Program:
     run: the function, of arrays of the shapes that it was compiled for.
     flops: operations of a call on one device, see `count_flops`; 0 if the
       compiler does not say.
-    bytes_accessed: that the instructions of a call read and write, each from
-      and to memory: caches make it less.
+    bytes_accessed: that the instructions of a call read and write, as if there
+      were no caches. On a GPU what libraries do is not in it.
     memory: bytes by kind, see `program_memory`.
     compile_seconds: of tracing and compiling; short where a cache had it.
   """
@@ -65,18 +65,24 @@ def count_flops(lowered: Any, compiled: Any) -> float:
   """Operations of a call, as the compiler counts them.
 
   The larger of two counts. That of the compiled program lacks what libraries
-  do in it, on a GPU most products; that before compilation is of all devices,
-  and does not know what is computed twice. Both count the body of a loop once.
+  do in it, on a GPU most products; that before compilation lacks what is
+  computed twice. Both count the body of a loop once.
 
   Args:
-    lowered: the program before compilation.
-    compiled: the same, compiled.
+    lowered: the program before compilation, of all devices.
+    compiled: the same as one device has it.
   """
-  counts = [
+  whole, part = (
     (stage.cost_analysis() or {}).get('flops', 0.0)
     for stage in (lowered, compiled)
-  ]
-  return max(*counts, 0.0)
+  )
+  return max(whole / num_devices(compiled), part, 0.0)
+
+
+def num_devices(compiled: Any) -> int:
+  """How many devices share a compiled program."""
+  places = jax.tree.leaves(compiled.input_shardings)
+  return max((len(place.device_set) for place in places), default=1)
 
 
 def program_memory(analysis: Any) -> dict[str, int]:
@@ -86,7 +92,8 @@ def program_memory(analysis: Any) -> dict[str, int]:
     analysis: of a compiled program.
 
   Returns:
-    `needed` is all that is allocated while the program runs.
+    `needed` is all that is allocated while the program runs; `least_moved` what
+    it must read and write whatever it does, arguments and outputs.
   """
   memory = {
     'arguments': analysis.argument_size_in_bytes,
@@ -97,7 +104,8 @@ def program_memory(analysis: Any) -> dict[str, int]:
     'program': analysis.generated_code_size_in_bytes,
   }
   needed = sum(memory.values()) - 2 * memory['aliased']
-  return memory | {'needed': needed}
+  least_moved = memory['arguments'] + memory['outputs']
+  return memory | {'needed': needed, 'least_moved': least_moved}
 
 
 def seconds_of(function: Callable, *arguments: Any) -> tuple[float, Any]:
@@ -184,7 +192,7 @@ def floor(
 
   Args:
     flops: operations.
-    num_bytes: to be read and written.
+    num_bytes: to be read and written at least.
     peak: operations a second.
     bandwidth: bytes a second.
 

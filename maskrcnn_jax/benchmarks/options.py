@@ -3,8 +3,18 @@
 import dataclasses
 from collections.abc import Sequence
 
-# What can be measured, in this order.
-SUBJECTS = ('step', 'inference', 'backbone')
+# What can be measured, in this order: compilation before the process has
+# compiled anything like it.
+SUBJECTS = (
+  'compilation',
+  'step',
+  'inference',
+  'backbone',
+  'stages',
+  'input',
+  'evaluation',
+  'growth',
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,11 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from maskrcnn_jax.benchmarks import example_batches, torchvision_weights
-from maskrcnn_jax.benchmarks.subject import LEARNING_RATE
+from maskrcnn_jax.benchmarks.subject import LEARNING_RATE, Subject
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 
 _SCRIPT = pathlib.Path(__file__).with_name('torchvision_side.py')
@@ -131,29 +132,32 @@ class TorchvisionProcess:
 
 
 @contextlib.contextmanager
-def start(
-  python: str,
-  model: MaskRCNN,
-  batches: Sequence[Mapping[str, Any]],
+def beside(
+  python: str | None,
+  subject: Subject,
   threads: int,
-  channels_last: bool,
-) -> Iterator[tuple[TorchvisionProcess, dict[str, Any]]]:
+  channels_last: bool | None = None,
+) -> Iterator[tuple[TorchvisionProcess | None, dict[str, Any] | None]]:
   """torchvision's model with our batches; it wants weights yet.
 
   Args:
-    python: see `TorchvisionProcess`.
-    model: ours.
-    batches: that both sides take in turn.
+    python: see `TorchvisionProcess`; None: no other side.
+    subject: ours.
     threads: of the CPU.
-    channels_last: memory layout of the other side's images and kernels.
+    channels_last: memory layout of the other side; None: on a GPU.
 
   Yields:
-    The process, and what it says of itself.
+    The process, and what it says of itself; None and None without.
 
   Raises:
     ValueError: torchvision has no such model, or failed.
   """
-  wanted = settings(model, batches[0]['images'].shape[1:3])
+  if python is None:
+    yield None, None
+    return
+  wanted = settings(subject.model, subject.canvas)
+  if channels_last is None:
+    channels_last = jax.default_backend() == 'gpu'
   process = TorchvisionProcess(python)
   try:
     facts = process.ask(
@@ -162,7 +166,7 @@ def start(
       threads=threads,
       optimizer=_OPTIMIZER,
     )
-    process.load_batches(batches)
+    process.load_batches(subject.host_batches)
     yield process, facts | {'channels_last': channels_last}
   finally:
     process.close()

@@ -9,6 +9,7 @@ Between a question and its answer the other side does not compute.
 import functools
 import json
 import os
+import resource
 import sys
 import time
 import types
@@ -68,9 +69,7 @@ class Side:
     torch.set_num_threads(threads)
     is_cuda = torch.cuda.is_available()
     self.device = torch.device('cuda' if is_cuda else 'cpu')
-    # Where both sides may choose: the fastest convolution for the shapes, and
-    # float32 products as JAX makes them on a GPU.
-    torch.backends.cudnn.benchmark = True
+    # Products of float32 as JAX makes them on a GPU.
     torch.backends.cuda.matmul.allow_tf32 = True
     self.settings = model
     self.layout = torch.contiguous_format
@@ -161,6 +160,8 @@ class Side:
     self.model.train()
     _force_foreground(self.torch, self.model, foreground, self.settings)
     self.found.clear()
+    # The fastest convolutions for the shapes, unless those change.
+    self.torch.backends.cudnn.benchmark = foreground is not None
     start = self._now()
     self.optimizer.zero_grad()
     with self._precision():
@@ -187,6 +188,7 @@ class Side:
     """
     images, _ = self.batches[number % len(self.batches)]
     self.model.eval()
+    self.torch.backends.cudnn.benchmark = True
     transform = self.model.transform
     sizes = [image.shape[-2:] for image in images]
     paste, transform.postprocess = transform.postprocess, lambda x, *_: x
@@ -229,10 +231,11 @@ class Side:
     return {'seconds': self._now() - start}
 
   def memory(self):
-    """`peak`, bytes of the GPU's memory in use at once; None on a CPU."""
-    if self.device.type != 'cuda':
-      return {'peak': None}
-    return {'peak': self.torch.cuda.max_memory_allocated()}
+    """`peak`, bytes in use at once: of the GPU, else of this process."""
+    if self.device.type == 'cuda':
+      return {'peak': self.torch.cuda.max_memory_allocated()}
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {'peak': most * 1024}
 
   def _precision(self):
     enabled = self.settings['dtype'] != 'float32'
@@ -344,6 +347,8 @@ def _force_foreground(torch, model, foreground, settings):
 
 def main():
   """Serves on stdin and stdout; whatever else prints goes to stderr."""
+  # The folder of this file, whose modules could hide those of others.
+  sys.path.pop(0)
   answers = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)
   serve(Side().handlers(), sys.stdin, answers)
