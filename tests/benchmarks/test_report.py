@@ -1,0 +1,219 @@
+"""Floors, tables and pictures of a result that was made by hand."""
+
+import copy
+
+import pytest
+
+from maskrcnn_jax.benchmarks import floors, plot, report
+
+
+def _program(flops, least_moved, accessed):
+  return {
+    'flops': flops,
+    'bytes_accessed': accessed,
+    'memory': {'needed': 2**30, 'least_moved': least_moved},
+    'compile_seconds': 1.0,
+  }
+
+
+def _seconds(median):
+  return {
+    'median': median,
+    'lowest': 0.5 * median,
+    'highest': 2 * median,
+    'all': [median],
+  }
+
+
+# A machine of 100 GFLOP/s and 10 GB/s.
+RESULT = {
+  'machine': {
+    'backend': 'cpu',
+    'device': 'cpu',
+    'devices': 1,
+    'cpus': 2,
+    'jax': '0.10.2',
+    'load_before': 0.1,
+    'load_after': 1.9,
+  },
+  'memory': {'ours': 3 * 2**30, 'torchvision': 2**30},
+  'peaks': {
+    'flops': {'float32': 100e9, 'bfloat16': 200e9},
+    'gemm_side': {'float32': 1024, 'bfloat16': 1024},
+    'bandwidth': 10e9,
+  },
+  'subject': {
+    'canvas': [512, 640],
+    'batch_size': 2,
+    'dtype': 'float32',
+    'num_classes': 91,
+    'depth': 50,
+    'images': 'synthetic',
+    'objects': [[1, 2]],
+    'rounds': 5,
+    'warmup': 2,
+  },
+  'torchvision': {
+    'torch': '2.14',
+    'torchvision': '0.29',
+    'device': 'cpu',
+    'threads': 2,
+    'channels_last': False,
+  },
+  'step': {
+    'ours': {
+      'seconds': _seconds(4.0),
+      'images_per_second': 0.5,
+      'program': _program(100e9, 20e9, 30e9),
+    },
+    'torchvision': {'seconds': _seconds(5.0), 'images_per_second': 0.4},
+    'torchvision_free': {'seconds': _seconds(3.2), 'images_per_second': 0.625},
+    'ratios': {
+      'torchvision': {'median': 0.8, 'lowest': 0.7, 'highest': 0.9},
+      'torchvision_free': {'median': 1.25, 'lowest': 1.1, 'highest': 1.4},
+    },
+  },
+  'stages': {
+    'train': [
+      {
+        'name': 'backbone',
+        'seconds': _seconds(3.0),
+        'program': _program(200e9, 1e9, 5e9),
+      },
+      {
+        'name': 'proposals',
+        'seconds': _seconds(1.5),
+        'program': _program(1e9, 1e9, 5e9),
+      },
+    ]
+  },
+  'compilation': {
+    'step': {
+      'cold': {
+        'trace_seconds': 5.0,
+        'compile_seconds': 70.0,
+        'seconds': 75.0,
+      },
+      'cached': {'trace_seconds': 5.0, 'compile_seconds': 2.0, 'seconds': 7.0},
+      'cache_bytes': 12_000_000,
+    }
+  },
+  'growth': [
+    {
+      'axis': 'batch',
+      'value': 1,
+      'seconds': _seconds(2.0),
+      'images_per_second': 0.5,
+      'program': _program(50e9, 1e9, 1e9),
+    },
+    {
+      'axis': 'batch',
+      'value': 8,
+      'seconds': None,
+      'images_per_second': None,
+      'program': None,
+    },
+  ],
+  'input': {'rates': {'decode': 250.0}, 'source': 'records'},
+}
+
+
+@pytest.fixture(name='result')
+def fixture_result():
+  result = copy.deepcopy(RESULT)
+  floors.add_floors(result)
+  return result
+
+
+def test_a_floor_is_the_longer_of_work_and_what_must_be_moved(result):
+  step = result['step']['ours']
+  # 1 s of work, 2 s to move 20 GB, of 4 s; 100 GFLOP in 4 s are a quarter.
+  assert step['floor']['seconds'] == 2.0
+  assert step['floor']['bound'] == 'memory'
+  assert step['gap_seconds'] == 2.0
+  assert step['traffic_seconds'] == 3.0
+  assert step['peak_share'] == 0.25
+  backbone = result['stages']['train'][0]
+  assert backbone['floor'] == {
+    'compute_seconds': 2.0,
+    'memory_seconds': 0.1,
+    'seconds': 2.0,
+    'bound': 'compute',
+  }
+  assert 'floor' not in result['growth'][1]
+
+
+def test_the_peak_is_that_of_the_dtype(result):
+  assert floors.peak_flops(result) == 100e9
+  for dtype in ('bfloat16', 'bfloat16_products'):
+    result['subject']['dtype'] = dtype
+    assert floors.peak_flops(result) == 200e9
+
+
+def test_the_largest_gap_is_in_seconds_not_in_share(result):
+  # 1 s over a floor of 2; 1.4 s over one of 0.1.
+  worst = floors.largest_gap(result['stages']['train'])
+  assert worst['name'] == 'proposals'
+
+
+def _rows(shown, *words):
+  """Cells of the rows that hold all of these words."""
+  lines = [line for line in shown.splitlines() if line.startswith('|')]
+  found = [line for line in lines if all(word in line for word in words)]
+  return [[x.strip() for x in line.strip('|').split('|')] for line in found]
+
+
+def test_the_tables(result):
+  shown = report.text(result)
+  assert '512x640' in shown and 'Load 0.1 before, 1.9 after' in shown
+  assert 'maskrcnn_jax 3 GiB, torchvision 1 GiB' in shown
+  (ours,) = _rows(shown, 'train step', 'maskrcnn_jax')
+  assert ours[2:8] == ['4,000', '2,000', '8,000', '0.5', '-', '100']
+  assert ours[8:] == ['25.0%', '1']
+  (theirs,) = _rows(shown, 'train step', '| torchvision ')
+  assert theirs[6] == '0.80 (0.70 to 0.90)'
+  (free,) = _rows(shown, 'free-running')
+  assert free[6] == '1.25 (1.10 to 1.40)'
+  (stage,) = _rows(shown, '| proposals')
+  assert stage[4] == '33.3%'
+  assert stage[7:10] == ['100', 'memory', '1,400']
+  assert 'Furthest from its floor: proposals, 1,500 ms where 100 ms' in shown
+  (cached,) = _rows(shown, '| cached')
+  assert cached[2:] == ['5', '2', '7', '12']
+  (large,) = _rows(shown, '| batch', '| 8 ')
+  assert large[2] == '-'
+  assert _rows(shown, 'rates.decode')[0][1] == '250'
+
+
+def test_several_runs_in_one_table(result):
+  other = copy.deepcopy(result)
+  other['subject'] |= {'batch_size': 8, 'images': 'records/*'}
+  shown = report.comparison([result, other])
+  rows = _rows(shown, 'train step', 'maskrcnn_jax')
+  assert [row[1] for row in rows] == ['2', '8']
+  assert [row[4] for row in rows] == ['drawn', 'real']
+  assert len(_rows(shown, '512x640')) == 6
+
+
+def test_what_was_not_measured_is_not_shown(result):
+  for name in ('stages', 'compilation', 'growth', 'input', 'torchvision'):
+    result[name] = {} if name == 'stages' else None
+    del result[name]
+  shown = report.text(result)
+  assert 'Stages' not in shown and 'cache' not in shown
+  assert plot.draw(result).size[0] == 900
+
+
+def test_the_picture_has_a_bar_for_each(result):
+  picture = plot.draw(result)
+  # Panels of 3 sides, 2 stages, and twice 1 point of growth.
+  panels, rows = 4, 3 + 2 + 1 + 1
+  assert picture.size == (900, panels * (34 + 14) + rows * 22)
+  blue = sum(
+    count
+    for count, colour in picture.getcolors(2**16)
+    if colour == (0x00, 0x72, 0xB2)
+  )
+  # The longest bar of every panel of ours is 520 wide, less where it is not
+  # the longest: 4 of 5, and 1.5 of 3.
+  assert blue > 16 * 520 * (0.8 + 1.5 + 1 + 1) * 0.9
