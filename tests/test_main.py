@@ -20,11 +20,11 @@ def test_help_is_instant_and_lists_the_verbs():
     [sys.executable, '-c', code], capture_output=True, text=True, check=True
   )
   assert 'HEAVY set()' in shown.stdout
-  for verb in ('prepare', 'train', 'eval', 'train_and_eval', 'plan'):
+  for verb in ('prepare', 'train', 'eval', 'train_and_eval', 'plan', 'bench'):
     assert verb in shown.stdout.split()
 
 
-@pytest.mark.parametrize('verb', ['prepare', 'train', 'eval', 'plan'])
+@pytest.mark.parametrize('verb', ['prepare', 'train', 'eval', 'plan', 'bench'])
 def test_help_of_a_verb(verb, capsys):
   with pytest.raises(SystemExit, match='0'):
     command.main([verb, '--help'])

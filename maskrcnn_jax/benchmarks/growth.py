@@ -46,7 +46,7 @@ def run(
     steps, batch_sizes = {}, {}
     for value in values:
       logging.info('compiling a step for %s = %d', axis, value)
-      subject = _subject(config, axis, value)
+      subject = make_subject(*changed(config, axis, value))
       batch_sizes[value] = subject.batch_size
       steps[value] = _fitting_step(subject)
     seconds = measure.alternate(
@@ -67,8 +67,16 @@ def run(
   return rows
 
 
-def _subject(config, axis, value):
-  """What is measured, with one size changed."""
+def changed(
+  config: Any, axis: str, value: int
+) -> tuple[Any, bool, int, int | None]:
+  """What `make_subject` takes, with one size changed.
+
+  Args:
+    config: stays as it is.
+    axis: of `AXES`.
+    value: of the axis.
+  """
   config = copy.deepcopy(config)
   num_objects = None
   if axis == 'batch':
@@ -81,7 +89,8 @@ def _subject(config, axis, value):
     config.model.num_classes = value
   else:
     raise ValueError(f'axes must be of {", ".join(AXES)}, got {axis!r}.')
-  return make_subject(config, False, 1, num_objects)
+  is_real, num_batches = False, 1
+  return config, is_real, num_batches, num_objects
 
 
 def _fitting_step(subject) -> Step | None:

@@ -5,6 +5,7 @@ gradient run forward and backward, from the gradients that they get there. What
 the compiler fuses or overlaps across stages, their sum does not show.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,10 +18,14 @@ from maskrcnn_jax.benchmarks import (
   measure,
   model_stages,
 )
+from maskrcnn_jax.benchmarks.chain import Stage
 from maskrcnn_jax.benchmarks.subject import Subject
 from maskrcnn_jax.structures import Instances
 from maskrcnn_jax.training import optimizer as optimizer_lib
 from maskrcnn_jax.training import train_step
+
+# By the name of a stage, compiled and with its arguments.
+Programs = dict[str, tuple[measure.Program, tuple]]
 
 
 def run(
@@ -35,79 +40,117 @@ def run(
     warmup: rounds before them.
 
   Returns:
-    `train` and `inference`: a list of `name`, `seconds` (see `measure.summary`)
-    and `program` (see `measure.Program`), in the order in which they run.
+    `train` and `inference`: see `timed`, in the order in which stages run.
   """
   del other
-  result = {}
-  for kind, make in (
-    ('train', _training_programs),
-    ('inference', _detection_programs),
-  ):
-    made = make(subject)
-    seconds = measure.alternate(
-      {name: _timed(*program) for name, program in made.items()},
-      rounds,
-      warmup,
-      f'stages of {kind}',
-    )
-    result[kind] = [
-      {
-        'name': name,
-        'seconds': measure.summary(seconds[name]),
-        'program': program.costs(),
-      }
-      for name, (program, _) in made.items()
-    ]
-  return result
+  return {
+    'train': timed(_training(subject), rounds, warmup, 'stages of training'),
+    'inference': timed(
+      _detection(subject), rounds, warmup, 'stages of detection'
+    ),
+  }
 
 
-def _timed(program, arguments):
-  return lambda number: measure.seconds_of(program.run, *arguments)[0]
+def timed(
+  programs: Programs, rounds: int, warmup: int, title: str = ''
+) -> list[dict[str, Any]]:
+  """Runs programs by turns.
+
+  Args:
+    programs: in the order of the result.
+    rounds: that count.
+    warmup: rounds before them.
+    title: of the progress bar.
+
+  Returns:
+    For each `name`, `seconds` (see `measure.summary`) and `program` (see
+    `measure.Program`).
+  """
+
+  def runner(program, arguments):
+    return lambda number: measure.seconds_of(program.run, *arguments)[0]
+
+  sides = {name: runner(*made) for name, made in programs.items()}
+  seconds = measure.alternate(sides, rounds, warmup, title)
+  return [
+    {
+      'name': name,
+      'seconds': measure.summary(seconds[name]),
+      'program': program.costs(),
+    }
+    for name, (program, _) in programs.items()
+  ]
 
 
-def _training_programs(subject) -> dict[str, tuple[measure.Program, tuple]]:
-  """By name a compiled stage and its arguments, in the order of the step."""
-  model, state = subject.model, subject.state()
-  stages = model_stages.training_stages(model, state.batch_stats)
-  values = _first_values(subject)
-  values['rpn_key'], values['sampling_key'] = jax.random.split(
-    jax.random.key(0)
-  )
-  values, cotangents, gradients = jax.jit(
-    lambda params, values: chain.run_backward(stages, params, values, 'losses')
-  )(state.params, values)
+def compile_forward(
+  stages: Sequence[Stage], params: Any, values: Mapping[str, Any]
+) -> Programs:
+  """Compiles every stage for the values that it has in the chain.
+
+  Args:
+    stages: see `chain.run_forward`.
+    params: likewise.
+    values: likewise.
+  """
+  values = jax.jit(
+    lambda params, values: chain.run_forward(stages, params, values)
+  )(params, values)
   programs = {}
   for stage in stages:
-    arguments = stage.arguments(state.params, values)
-    function = stage.forward
+    arguments = stage.arguments(params, values)
+    program = measure.compile_program(stage.forward, *arguments)
+    programs[stage.name] = program, arguments
+  return programs
+
+
+def compile_backward(
+  stages: Sequence[Stage], params: Any, values: Mapping[str, Any], last: str
+) -> tuple[Programs, Any]:
+  """Compiles every stage with its gradients, for what it has in the chain.
+
+  Args:
+    stages: see `chain.run_backward`.
+    params: likewise.
+    values: likewise.
+    last: likewise.
+
+  Returns:
+    The stages, those without a gradient forward only; and the gradients of the
+    parameters.
+  """
+  values, cotangents, gradients = jax.jit(
+    lambda params, values: chain.run_backward(stages, params, values, last)
+  )(params, values)
+  programs = {}
+  for stage in stages:
+    arguments, function = stage.arguments(params, values), stage.forward
     if stage.has_gradient:
       function, arguments = stage.both, (*arguments, cotangents[stage.output])
     program = measure.compile_program(function, *arguments)
     programs[stage.name] = program, arguments
+  return programs, gradients
+
+
+def _training(subject) -> Programs:
+  """The stages of a step."""
+  state, values = subject.state(), _first_values(subject)
+  keys = jax.random.split(jax.random.key(0))
+  values['rpn_key'], values['sampling_key'] = keys
+  stages = model_stages.training_stages(subject.model, state.batch_stats)
+  programs, gradients = compile_backward(stages, state.params, values, 'losses')
+  arguments = state, gradients
   program = measure.compile_program(
     lambda state, gradients: update(subject.optimizer, state, gradients),
-    state,
-    gradients,
+    *arguments,
   )
-  programs['optimizer'] = program, (state, gradients)
-  return programs
+  return programs | {'optimizer': (program, arguments)}
 
 
-def _detection_programs(subject) -> dict[str, tuple[measure.Program, tuple]]:
-  """By name a compiled stage and its arguments, in the order of detection."""
+def _detection(subject) -> Programs:
+  """The stages of detection, with weights that find objects in plenty."""
   state = subject.state(example_weights.DETECTION_BACKGROUND)
   stages = model_stages.detection_stages(subject.model, state.batch_stats)
-  values = _first_values(subject)
-  values = jax.jit(
-    lambda params, values: chain.run_forward(stages, params, values)
-  )(state.params, values)
-  programs = {}
-  for stage in stages:
-    arguments = stage.arguments(state.params, values)
-    program = measure.compile_program(stage.forward, *arguments)
-    programs[stage.name] = program, arguments
-  return programs
+  return compile_forward(stages, state.params, _first_values(subject))
 
 
 def update(optimizer: train_step.Optimizer, state: Any, gradients: Any) -> Any:

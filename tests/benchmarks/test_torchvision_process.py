@@ -1,0 +1,198 @@
+"""The other side of a comparison, with a stand-in for the interpreter.
+
+`MASKRCNN_TORCH_PYTHON`, an interpreter with torch and torchvision, adds a test
+of the real one.
+"""
+
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import stand_in_torchvision
+
+from maskrcnn_jax import config as config_lib
+from maskrcnn_jax.benchmarks import (
+  example_weights,
+  inference,
+  torchvision_process,
+  torchvision_side,
+  train_step,
+)
+from maskrcnn_jax.benchmarks.subject import make_subject
+from maskrcnn_jax.benchmarks.torchvision_process import TorchvisionProcess
+from maskrcnn_jax.models.mask_rcnn import MaskRCNN
+
+_TORCH = os.environ.get('MASKRCNN_TORCH_PYTHON')
+
+
+def _model(**options):
+  config = config_lib.load_config('coco:torchvision')
+  return MaskRCNN.from_config({**config.model.to_dict(), **options})
+
+
+@pytest.fixture(name='process')
+def fixture_process(tmp_path):
+  process = TorchvisionProcess(stand_in_torchvision.install(tmp_path))
+  yield process
+  process.close()
+
+
+def test_questions_get_answers(process):
+  settings = torchvision_process.settings(_model(), (64, 96))
+  facts = process.ask(
+    'set_up', model=settings, threads=2, optimizer={'learning_rate': 1.0}
+  )
+  assert facts['threads'] == 2
+  assert process.ask('memory') == {'peak': 2**30}
+  assert process.ask('backbone', number=3) == {'seconds': 0.125}
+
+
+def test_a_question_that_fails_leaves_the_process_alive(process):
+  with pytest.raises(
+    ValueError, match='failed to backbone: ValueError: rounds count from 0'
+  ):
+    process.ask('backbone', number=-1)
+  with pytest.raises(ValueError, match='failed to invent'):
+    process.ask('invent')
+  assert process.ask('backbone', number=0) == {'seconds': 0.125}
+
+
+def test_a_process_that_ends_says_why(process):
+  with pytest.raises(ValueError, match='ended: killed: out of memory'):
+    process.ask('die')
+  with pytest.raises(ValueError, match='ended'):
+    process.ask('memory')
+
+
+def test_an_interpreter_without_torch():
+  process = TorchvisionProcess(sys.executable)
+  try:
+    with pytest.raises(ValueError, match="No module named 'torch'"):
+      process.ask('set_up', model={}, threads=1, optimizer={})
+  finally:
+    process.close()
+
+
+def test_no_such_interpreter():
+  with pytest.raises(FileNotFoundError, match="'/no/python' cannot be started"):
+    TorchvisionProcess('/no/python')
+
+
+def test_the_script_needs_nothing_of_this_package():
+  folder = os.path.dirname(torchvision_side.__file__)
+  code = (
+    f'import sys; sys.path.insert(0, {folder!r})\n'
+    'import torchvision_side\n'
+    'heavy = {"jax", "numpy", "torch", "maskrcnn_jax"}\n'
+    'print(heavy & set(sys.modules))\n'
+  )
+  shown = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=True
+  )
+  assert shown.stdout == 'set()\n'
+
+
+def test_settings_are_those_of_the_model():
+  found = torchvision_process.settings(_model(), (512, 640))
+  assert found['depth'] == 50 and found['canvas'] == [512, 640]
+  assert found['frozen_stages'] == 2  # torchvision trains three of five.
+  # torchvision's own defaults.
+  assert found['options'] == {
+    'rpn_pre_nms_top_n_train': 2000,
+    'rpn_pre_nms_top_n_test': 1000,
+    'rpn_post_nms_top_n_train': 2000,
+    'rpn_post_nms_top_n_test': 1000,
+    'rpn_nms_thresh': 0.7,
+    'rpn_batch_size_per_image': 256,
+    'box_batch_size_per_image': 512,
+    'box_positive_fraction': 0.25,
+    'box_score_thresh': 0.05,
+    'box_nms_thresh': 0.5,
+    'box_detections_per_img': 100,
+  }
+
+
+@pytest.mark.parametrize(
+  'options, message',
+  [
+    ({'pyramid_channels': 64}, r'model.pyramid_channels=64 \(torchvision: 256'),
+    ({'backbone': {'width': 32}}, 'model.backbone.width=32'),
+    ({'backbone': {'norm': 'group'}}, 'model.backbone.norm=group'),
+    ({'anchors': {'octaves': 2}}, 'anchors per cell'),
+  ],
+)
+def test_models_that_torchvision_does_not_have(options, message):
+  with pytest.raises(ValueError, match=message):
+    torchvision_process.settings(_model(**options), (64, 64))
+
+
+def test_batches_as_torchvision_wants_them():
+  def batch(counts, offset):
+    valid = np.arange(3) < np.array(counts)[:, None]
+    boxes = np.zeros((2, 3, 4), np.float32)
+    boxes[valid] = [4, 8, 12, 24]
+    return {
+      'images': np.full((2, 16, 32, 3), offset, np.uint8),
+      'instances': {
+        'boxes': boxes,
+        'classes': np.where(valid, offset, 0).astype(np.int32),
+        'masks': np.full((2, 3, 4, 4), 255, np.uint8),
+        'valid': valid,
+      },
+    }
+
+  arrays = torchvision_process.arrays_of([batch((1, 3), 5), batch((2, 0), 7)])
+  assert arrays['counts'].tolist() == [[1, 3], [2, 0]]
+  assert arrays['labels'].tolist() == [5, 5, 5, 5, 7, 7]
+  np.testing.assert_array_equal(arrays['boxes'], [[8, 4, 24, 12]] * 6)
+  assert arrays['images'].shape == (2, 2, 16, 32, 3)
+  masks = np.unpackbits(arrays['masks'], axis=-1)
+  assert masks.shape == (6, 16, 32)
+  expected = np.zeros((16, 32))
+  expected[4:12, 8:24] = 1
+  np.testing.assert_array_equal(masks[5], expected)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not _TORCH, reason='MASKRCNN_TORCH_PYTHON is not set')
+def test_both_sides_compute_the_same():
+  config = config_lib.load_config(
+    'coco:torchvision',
+    [
+      'input.canvases=((128, 160),)',
+      'input.batch_size=2',
+      'optimizer.learning_rate=1e-6',
+    ],
+  )
+  subject = make_subject(config, False, 2)
+  with torchvision_process.beside(_TORCH, subject, 2) as (other, facts):
+    assert facts['device'] in ('cpu', 'cuda')
+    result = inference.run(subject, other, rounds=1, warmup=1)
+    state = subject.state(example_weights.DETECTION_BACKGROUND)
+    ours = jax.jit(
+      lambda variables, batch: subject.model.apply(
+        variables, batch['images'], batch['image_sizes'], method='detect'
+      )
+    )(state.variables(), subject.batches()[1])
+    theirs = other.ask('detect', number=1)
+    steps = train_step.run(subject, other, rounds=1, warmup=1)
+  assert result['ours']['detections'] == result['torchvision']['detections']
+  for row in range(2):
+    scores = np.asarray(ours.scores[row])[np.asarray(ours.valid[row])]
+    # Sums in another order; boxes at the brink of an NMS may differ.
+    differences = np.abs(np.sort(scores) - np.sort(theirs['scores'][row]))
+    assert np.median(differences) < 1e-3
+  assert steps['torchvision']['foreground'] == steps['ours']['foreground']
+  losses, others = steps['ours']['losses'], steps['torchvision_free']['losses']
+  for name, other_name in (
+    ('rpn_objectness', 'loss_objectness'),
+    ('rpn_box', 'loss_rpn_box_reg'),
+    ('class', 'loss_classifier'),
+    ('box', 'loss_box_reg'),
+    ('mask', 'loss_mask'),
+  ):
+    # Anchors and RoIs are drawn.
+    assert losses[name] == pytest.approx(others[other_name], rel=0.5)

@@ -1,0 +1,130 @@
+"""`maskrcnn-jax bench` from end to end, with a tiny model and no TensorFlow."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import stand_in_torchvision
+import tiny_run
+from PIL import Image
+
+from maskrcnn_jax import main as command
+from maskrcnn_jax.benchmarks.options import BenchOptions
+
+ROOT = pathlib.Path(__file__).parents[2]
+# What is tested is not the speed of the programs.
+QUICK = (
+  '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+)
+
+
+def _make_config():
+  """As small as torchvision's model can be."""
+  config = tiny_run.make_config('no data is read', 'none')
+  config.model.backbone.width = 64
+  config.model.backbone.norm = 'frozen'
+  config.model.pyramid_channels = 256
+  config.model.mask_channels = 256
+  config.model.sampling.num_rois = 4
+  config.model.detections.max_detections = 2
+  config.input.canvases = ((32, 32),)
+  config.input.batch_size = 1
+  config.input.image_dtype = 'uint8'
+  return config
+
+
+@pytest.fixture(name='done', scope='module')
+def fixture_done(tmp_path_factory):
+  """The folder of results, and what was printed."""
+  folder = tmp_path_factory.mktemp('bench')
+  tiny_run.write_config(_make_config(), folder / 'tiny.py')
+  (folder / 'tensorflow.py').write_text('raise ImportError("not here")\n')
+  paths = [str(folder), str(ROOT), os.environ.get('PYTHONPATH', '')]
+  environment = os.environ | {
+    'PYTHONPATH': os.pathsep.join(filter(None, paths)),
+    'XLA_FLAGS': QUICK,
+  }
+  words = [
+    f'--config={folder}/tiny.py',
+    '--what=step,inference,backbone',
+    f'--against={stand_in_torchvision.install(folder)}',
+    '--rounds=2',
+    '--warmup=1',
+    f'--output={folder}/out',
+  ]
+  done = subprocess.run(
+    [sys.executable, '-m', 'maskrcnn_jax.main', 'bench', *words],
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  return folder / 'out', done.stdout
+
+
+@pytest.mark.slow
+def test_what_is_written(done):
+  folder, _ = done
+  result = json.loads((folder / 'bench.json').read_text())
+  step = result['step']
+  assert len(step['ours']['seconds']['all']) == 2
+  assert step['ours']['foreground'] == [2]
+  assert step['torchvision']['foreground'] == [2]
+  ours = step['ours']['seconds']['median']
+  assert step['ratios']['torchvision']['median'] == pytest.approx(ours / 0.25)
+  assert step['ours']['program']['flops'] > 1e8
+  inference = result['inference']
+  # The stand-in tells the background that it was given, 8 and a little.
+  assert inference['torchvision']['detections'] == [8]
+  assert inference['torchvision']['pasting']['median'] == 0.125
+  assert inference['ratios']['torchvision']['median'] == pytest.approx(
+    inference['ours']['seconds']['median'] / 0.5
+  )
+  assert result['subject']['images'] == 'synthetic'
+  assert result['memory']['torchvision'] == 2**30
+
+
+@pytest.mark.slow
+def test_what_is_shown(done):
+  folder, shown = done
+  assert '| train step ' in shown
+  assert '| backbone, forward and backward | torchvision ' in shown
+  with Image.open(folder / 'bench.png') as picture:
+    assert picture.size[0] == 900
+
+
+@pytest.mark.slow
+def test_results_are_not_overwritten(done, capsys):
+  folder, _ = done
+  argv = ['bench', '--config=shapes', f'--output={folder}']
+  assert command.main(argv) == 2
+  assert 'choose another --output' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  'flags, message',
+  [
+    (
+      ['--what=step,speed'],
+      "what must be some of compilation, step, .*'step,sp",
+    ),
+    (['--rounds=0'], 'rounds and warmup must be at least 1, got 0 and 2'),
+    (['--config.input.batchsize=2'], "did you mean 'batch_size'"),
+  ],
+)
+def test_mistakes_are_one_line(flags, message, tmp_path, capsys):
+  argv = ['bench', '--config=shapes', f'--output={tmp_path}/out', *flags]
+  assert command.main(argv) == 2
+  error = capsys.readouterr().err
+  assert error.count('\n') == 1
+  with pytest.raises(ValueError, match=message):
+    command.main([*argv, '--debug'])
+  assert not (tmp_path / 'out').exists()
+
+
+def test_options_have_defaults():
+  assert BenchOptions().what == ('step', 'inference')

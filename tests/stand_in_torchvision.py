@@ -1,0 +1,98 @@
+"""Stands in for torchvision's side where there is no torch.
+
+Speaks through the real protocol, with handlers that only look at what they
+get. `install` writes an interpreter that runs this, whatever it is given.
+"""
+
+import importlib.util
+import os
+import pathlib
+import sys
+
+import numpy as np
+
+
+def install(folder: pathlib.Path) -> str:
+  """An executable for `--against`."""
+  path = folder / 'python'
+  path.write_text(f'#!/bin/sh\nexec {sys.executable} {__file__} "$@"\n')
+  path.chmod(0o755)
+  return str(path)
+
+
+class Side:
+  """Answers as `torchvision_side.Side` does, from what it was given."""
+
+  def handlers(self):
+    return {
+      name: getattr(self, name)
+      for name in dir(self)
+      if name[0] != '_' and name != 'handlers'
+    }
+
+  def set_up(self, model, threads, optimizer):
+    print('this must not reach the answers')
+    self._model = model
+    assert optimizer['learning_rate'] > 0
+    return {
+      'torch': '0',
+      'torchvision': '0',
+      'device': 'none',
+      'threads': threads,
+    }
+
+  def load_weights(self, path):
+    with np.load(path) as arrays:
+      self._weights = {name: arrays[name] for name in arrays.files}
+    return {}
+
+  def load_batches(self, path):
+    with np.load(path) as arrays:
+      self._counts = arrays['counts']
+      height, width = self._model['canvas']
+      assert arrays['images'].shape[2:] == (height, width, 3)
+      assert len(arrays['boxes']) == self._counts.sum()
+      assert arrays['masks'].shape[1:] == (height, width // 8)
+    return {'batches': len(self._counts)}
+
+  def train_step(self, number, foreground):
+    counts = self._counts[number % len(self._counts)]
+    found = [foreground] * len(counts)
+    if foreground is None:
+      found = counts.tolist()
+    return {'seconds': 0.25, 'loss': {'mask': 1.0}, 'foreground': found}
+
+  def detect(self, number):
+    counts = self._counts[number % len(self._counts)]
+    background = self._weights['roi_heads.box_predictor.cls_score.bias'][0]
+    return {
+      'seconds': 0.5,
+      'pasting_seconds': 0.125,
+      'detections': [round(float(background))] * len(counts),
+      'scores': [[] for _ in counts],
+    }
+
+  def backbone(self, number):
+    if number < 0:
+      raise ValueError('rounds count from 0')
+    return {'seconds': 0.125}
+
+  def memory(self):
+    return {'peak': 2**30}
+
+  def die(self):
+    print('killed: out of memory', file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(9)
+
+
+def main():
+  spec = importlib.util.spec_from_file_location('side', sys.argv[1])
+  side = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(side)
+  side.Side = Side
+  side.main()
+
+
+if __name__ == '__main__':
+  main()
