@@ -7,6 +7,8 @@ Variants, as in `--config=coco:nvidia_1x`:
   NAME_bf16 of each of these: in bfloat16, as Habana recommends.
   nvidia_1x: NVIDIA's system, from which Habana's descends; eight devices.
   torchvision: maskrcnn_resnet50_fpn, 26 epochs on eight devices.
+  torchvision_v2: maskrcnn_resnet50_fpn_v2; its long training is not here.
+  detectron2: Detectron2's R50-FPN, 3x; R101-FPN with model.backbone.depth=101.
   from_scratch: Habana's recipe without pretrained weights, with group norm.
   overfit: a handful of images learnt by heart on a CPU.
 """
@@ -40,6 +42,10 @@ def get_config(variant='habana_1x'):
   backbone.norm_epsilon = 1e-4
   # Share of the old statistics that stays; trainable batch norm only.
   backbone.norm_momentum = 0.997
+  # Fewest channels of a group of group norm.
+  backbone.group_channels = 4
+  # Bottlenecks have their stride on the first 1x1, not on the 3x3.
+  backbone.stride_in_1x1 = False
   # Of strided convolutions: symmetric, or same as TensorFlow pads.
   backbone.padding = 'symmetric'
   # Of the max-pool after the stem.
@@ -50,12 +56,26 @@ def get_config(variant='habana_1x'):
   model.pyramid_channels = 256
   # Coarsest level; the finest is 2.
   model.max_level = 6
-  # Width of the two dense layers of the box head.
+  # 3x3 convolutions of the region proposal head.
+  model.rpn_convs = 1
+  # 3x3 convolutions of the box head.
+  model.box_convs = 0
+  # Dense layers of the box head.
+  model.box_dense = 2
+  # Width of these dense layers.
   model.box_channels = 1024
   # Width of the mask head.
   model.mask_channels = 256
   # 3x3 convolutions of the mask head.
   model.mask_convs = 4
+  # Fields of NormOptions, in the pyramid, the box head and the mask head.
+  model.head_norm = head_norm = ml_collections.ConfigDict()
+  # none, frozen, batch or group.
+  head_norm.kind = 'none'
+  # Added to the variance.
+  head_norm.epsilon = 1e-5
+  # Share of the old statistics that stays.
+  head_norm.momentum = 0.9
   # Side of RoI features for boxes.
   model.box_size = 7
   # Side of RoI features for masks; masks have twice that.
@@ -178,6 +198,8 @@ def get_config(variant='habana_1x'):
   model.pixel_mean = (0.485, 0.456, 0.406)
   # Of RGB in 0..1, divided by; ImageNet's.
   model.pixel_std = (0.229, 0.224, 0.225)
+  # The backbone takes blue, green, red; images are RGB nevertheless.
+  model.bgr = False
   # Of convolutions and dense layers: float32, bfloat16, or bfloat16_products.
   model.dtype = 'float32'
 
@@ -420,6 +442,49 @@ def _torchvision(config):
   config.evaluation.every_steps = 7329
 
 
+def _torchvision_v2(config):
+  """maskrcnn_resnet50_fpn_v2: another network, with a norm that learns."""
+  _torchvision(config)
+  config.model.backbone.norm = 'batch'
+  config.model.backbone.frozen_stages = 0
+  config.model.rpn_convs = 2
+  config.model.box_convs = 4
+  config.model.box_dense = 1
+  config.model.head_norm.kind = 'batch'
+
+
+def _detectron2(config):
+  """Mask R-CNN of Detectron2's model zoo, ResNet-50 and 3x by default."""
+  _torchvision(config)
+  model = config.model
+  model.backbone.stride_in_1x1 = True
+  # Detectron2 divides groups further than 4 channels.
+  model.backbone.group_channels = 1
+  model.bgr = True
+  # Of 0..255 there only the mean is subtracted.
+  model.pixel_std = (1 / 255, 1 / 255, 1 / 255)
+  model.anchors.rounded = False
+  model.anchors.fitted_strides = False
+  model.train_proposals.post_nms_top_k = 1000
+  # Boxes without area are dropped.
+  model.train_proposals.min_size = 1e-9
+  model.test_proposals.min_size = 1e-9
+  model.detections.min_size = 0.0
+  model.roi_align.half_pixel = True
+  model.roi_align.min_side = 0.0
+  # Adaptive there, see docs/weights.md.
+  model.roi_align.samples_per_bin = 2
+  model.roi_align.level_epsilon = 0.0
+  # L1 losses, as far as a smooth one can be.
+  model.losses.rpn_delta = 1e-3
+  model.losses.box_delta = 1e-3
+  model.mask_threshold = 0.5
+  # 270000 steps of 16 images.
+  config.optimizer.warmup_steps = 1000
+  config.optimizer.decay_steps = (210_000, 250_000)
+  config.training.num_steps = 270_000
+
+
 def _from_scratch(config):
   """For data or devices without the pretrained weights at hand."""
   # Group norm needs no statistics, so it trains from any initial values and
@@ -468,6 +533,8 @@ VARIANTS = {
   'habana_8x_batch12': functools.partial(_habana, devices=8, batch_size=12),
   'nvidia_1x': _nvidia_1x,
   'torchvision': _torchvision,
+  'torchvision_v2': _torchvision_v2,
+  'detectron2': _detectron2,
   'from_scratch': _from_scratch,
   'overfit': _overfit,
 }

@@ -32,6 +32,8 @@ SHIPPED = [
   'coco:habana_8x',
   'coco:habana_8x_batch12_bf16',
   'coco:torchvision',
+  'coco:torchvision_v2',
+  'coco:detectron2',
   'coco:from_scratch',
   'coco:overfit',
 ]

@@ -1,5 +1,7 @@
 """Feature pyramid network (Lin et al. 2017)."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,33 +19,43 @@ class FPN(nn.Module):
       that one subsampled by 2 each time (FPN, Sec. 4.1: P6).
     dtype: precision, see `layers.PRECISIONS`.
     layout: places maps.
+    norm: behind every convolution.
   """
 
   channels: int = 256
   max_level: int = 6
   dtype: str = 'float32'
   layout: Layout = Layout()
+  norm: layers.NormOptions = layers.NormOptions()
 
   @nn.compact
-  def __call__(self, features: dict[int, jax.Array]) -> dict[int, jax.Array]:
+  def __call__(
+    self,
+    features: dict[int, jax.Array],
+    valid: jax.Array | None = None,
+    train: bool = False,
+  ) -> dict[int, jax.Array]:
     """The pyramid.
 
     Args:
       features: backbone maps by level, `[batch, height, width, any]`.
+      valid: `[batch]` bool, for the statistics of trainable batch norm.
+      train: whether trainable batch norm uses the statistics of this batch.
 
     Returns:
       Levels from the first of the backbone to `max_level`, each
       `[batch, height, width, channels]`.
     """
+    conv = functools.partial(self._conv, valid=valid, train=train)
     levels = sorted(features)
     top_down = {}
     for level in reversed(levels):
-      lateral = self._conv(1, f'lateral{level}')(features[level])
+      lateral = conv(features[level], 1, f'lateral{level}')
       if level + 1 in top_down:
         lateral = lateral + upsample(top_down[level + 1], lateral.shape)
       top_down[level] = lateral
     pyramid = {
-      level: self._conv(3, f'output{level}')(top_down[level])
+      level: conv(top_down[level], 3, f'output{level}')
       for level in levels
       if level <= self.max_level
     }
@@ -53,13 +65,18 @@ class FPN(nn.Module):
       pyramid[level] = below[:, ::2, ::2]
     return pyramid
 
-  def _conv(self, size, name):
-    return layers.Conv(
+  def _conv(self, x, size, name, valid, train):
+    return layers.conv_norm_relu(
+      x,
       self.channels,
+      self.norm,
+      (name, f'{name}_norm'),
+      valid,
+      train,
+      relu=False,
       size=size,
       kernel_init=nn.initializers.xavier_uniform(),
       dtype=self.dtype,
-      name=name,
     )
 
 

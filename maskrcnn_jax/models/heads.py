@@ -13,6 +13,10 @@ from maskrcnn_jax.models import layers
 from maskrcnn_jax.ops import convolution
 
 
+# He et al.'s MSRA fill, fan out, as both published systems start the mask head.
+_he = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+
+
 @flax.struct.dataclass
 class RPNOutputs:
   """What the region proposal network says of every anchor, by level.
@@ -44,19 +48,29 @@ class RPNHead(nn.Module):
 
   Attributes:
     anchors_per_cell: anchors at every position.
-    channels: of the hidden 3x3 convolution.
+    channels: of the hidden 3x3 convolutions.
+    num_convs: hidden convolutions, each with a ReLU.
     dtype: precision, see `layers.PRECISIONS`.
   """
 
   anchors_per_cell: int = 3
   channels: int = 256
+  num_convs: int = 1
   dtype: str = 'float32'
 
   def setup(self):
     normal = nn.initializers.normal(0.01)
-    self.conv = layers.Conv(
-      self.channels, size=3, kernel_init=normal, dtype=self.dtype
-    )
+    # The first one has the name that it has when it is the only one.
+    self.convs = [
+      layers.Conv(
+        self.channels,
+        size=3,
+        kernel_init=normal,
+        dtype=self.dtype,
+        name=f'conv{index}' if index > 1 else 'conv',
+      )
+      for index in range(1, self.num_convs + 1)
+    ]
     self.objectness = layers.Conv(
       self.anchors_per_cell, kernel_init=normal, dtype=self.dtype
     )
@@ -71,7 +85,9 @@ class RPNHead(nn.Module):
     """
     logits, deltas = {}, {}
     for level, features in pyramid.items():
-      x = nn.relu(self.conv(features))
+      x = features
+      for conv in self.convs:
+        x = nn.relu(conv(x))
       batch = x.shape[0]
       logits[level] = _float32(self.objectness(x)).reshape(batch, -1)
       deltas[level] = _float32(self.box_deltas(x)).reshape(batch, -1, 4)
@@ -79,26 +95,47 @@ class RPNHead(nn.Module):
 
 
 class BoxHead(nn.Module):
-  """Two dense layers, then class logits and class-specific box deltas.
+  """Convolutions, dense layers, then class logits and deltas of every class.
 
   Attributes:
     num_classes: with background.
-    channels: of the two dense layers.
+    channels: of the dense layers.
+    num_convs: 3x3 convolutions, of as many channels as the features.
+    num_dense: dense layers, `fc6` and on.
+    norm: behind every convolution.
     dtype: precision, see `layers.PRECISIONS`.
   """
 
   num_classes: int = 91
   channels: int = 1024
+  num_convs: int = 0
+  num_dense: int = 2
+  norm: layers.NormOptions = layers.NormOptions()
   dtype: str = 'float32'
 
   @nn.compact
-  def __call__(self, features: jax.Array) -> BoxOutputs:
-    """Outputs for RoI features `[batch, num_rois, size, size, channels]`."""
+  def __call__(
+    self,
+    features: jax.Array,
+    valid: jax.Array | None = None,
+    train: bool = False,
+  ) -> BoxOutputs:
+    """Class logits and box deltas.
+
+    Args:
+      features: `[batch, num_rois, size, size, channels]`.
+      valid: `[batch, num_rois]` bool, for the statistics of trainable batch
+        norm.
+      train: whether trainable batch norm uses the statistics of this batch.
+    """
     batch, num_rois = features.shape[:2]
-    x = features.reshape(batch, num_rois, -1)
+    x = features.reshape(batch * num_rois, *features.shape[2:])
+    for index in range(1, self.num_convs + 1):
+      x = _hidden_conv(self, x, x.shape[-1], index, valid, train)
+    x = x.reshape(batch, num_rois, -1)
     glorot = nn.initializers.xavier_uniform()
-    x = nn.relu(self._dense(self.channels, glorot, 'fc6')(x))
-    x = nn.relu(self._dense(self.channels, glorot, 'fc7')(x))
+    for index in range(self.num_dense):
+      x = nn.relu(self._dense(self.channels, glorot, f'fc{6 + index}')(x))
     logits = self._dense(
       self.num_classes, nn.initializers.normal(0.01), 'class_logits'
     )(x)
@@ -121,16 +158,24 @@ class MaskHead(nn.Module):
     num_classes: with background.
     channels: of every hidden layer.
     num_convs: 3x3 convolutions before the upsampling.
+    norm: behind each of these.
     dtype: precision, see `layers.PRECISIONS`.
   """
 
   num_classes: int = 91
   channels: int = 256
   num_convs: int = 4
+  norm: layers.NormOptions = layers.NormOptions()
   dtype: str = 'float32'
 
   @nn.compact
-  def __call__(self, features: jax.Array, classes: jax.Array) -> jax.Array:
+  def __call__(
+    self,
+    features: jax.Array,
+    classes: jax.Array,
+    valid: jax.Array | None = None,
+    train: bool = False,
+  ) -> jax.Array:
     """Mask logits of one class per RoI.
 
     Only the asked class's channel of the last layer is computed: with 91
@@ -139,27 +184,20 @@ class MaskHead(nn.Module):
     Args:
       features: `[batch, num_rois, size, size, channels]`.
       classes: `[batch, num_rois]` int32, the class of each mask.
+      valid: `[batch, num_rois]` bool, for the statistics of trainable batch
+        norm.
+      train: whether trainable batch norm uses the statistics of this batch.
 
     Returns:
       `[batch, num_rois, 2 * size, 2 * size]`.
     """
     batch, num_rois, size = features.shape[:3]
     x = features.reshape((batch * num_rois, *features.shape[2:]))
-    he = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
-    for index in range(self.num_convs):
-      x = nn.relu(
-        layers.Conv(
-          self.channels,
-          size=3,
-          kernel_init=he,
-          dtype=self.dtype,
-          name=f'conv{index + 1}',
-        )(x)
-      )
-    # He et al.'s MSRA fill, fan out, as both published systems start it.
+    for index in range(1, self.num_convs + 1):
+      x = _hidden_conv(self, x, self.channels, index, valid, train)
     x = nn.relu(
       layers.UpsampleConv(
-        self.channels, kernel_init=he, dtype=self.dtype, name='deconv'
+        self.channels, kernel_init=_he, dtype=self.dtype, name='deconv'
       )(x)
     )
     logits = ClassMask(self.num_classes, dtype=self.dtype, name='mask_logits')(
@@ -177,14 +215,28 @@ class ClassMask(nn.Module):
 
   @nn.compact
   def __call__(self, x, classes):
-    init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
     shape = (1, 1, x.shape[-1], self.num_classes)
-    kernel = self.param('kernel', init, shape)
+    kernel = self.param('kernel', _he, shape)
     bias = self.param('bias', nn.initializers.zeros, (self.num_classes,))
     products = layers.product_dtype(self.dtype)
     weights = jnp.take(kernel[0, 0].T, classes, axis=0).astype(products)
     logits = jnp.einsum('nhwpc,nc->nhwp', x.astype(products), weights)
     return _float32(logits) + jnp.take(bias, classes)[:, None, None, None]
+
+
+def _hidden_conv(head, x, features, index, valid, train):
+  """3x3 convolution `conv{index}` of RoI features, its norm, ReLU."""
+  return layers.conv_norm_relu(
+    x,
+    features,
+    head.norm,
+    (f'conv{index}', f'norm{index}'),
+    None if valid is None else valid.reshape(-1),
+    train,
+    size=3,
+    kernel_init=_he,
+    dtype=head.dtype,
+  )
 
 
 def _float32(x):

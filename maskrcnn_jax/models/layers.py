@@ -4,6 +4,7 @@ Parameters are float32. `dtype` names the precision of a layer, one of
 `PRECISIONS`: the types that it multiplies in and that it hands on.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -40,10 +41,33 @@ def _types(precision):
   return PRECISIONS[precision]
 
 
+NORMS = ('frozen', 'batch', 'group')
+
 # Habana's convolutions without a checkpoint: truncated normal, fan in, scale 1.
 variance_scaling = nn.initializers.variance_scaling(
   1.0, 'fan_in', 'truncated_normal'
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class NormOptions:
+  """The norm behind the convolutions of a part of the model.
+
+  Attributes:
+    kind: `none`, then the convolutions have a bias, or a kind of `Norm`.
+    epsilon: added to the variance.
+    momentum: of the stored statistics of `batch`.
+  """
+
+  kind: str = 'none'
+  epsilon: float = 1e-5
+  momentum: float = 0.9
+
+  def __post_init__(self):
+    if self.kind not in ('none', *NORMS):
+      raise ValueError(
+        f'kind must be one of none, {", ".join(NORMS)}, got {self.kind!r}.'
+      )
 
 
 class Conv(nn.Module):
@@ -134,6 +158,41 @@ class UpsampleConv(nn.Module):
     return add_bias(outputs, bias, self.dtype)
 
 
+def conv_norm_relu(
+  inputs: jax.Array,
+  features: int,
+  norm: NormOptions,
+  names: tuple[str, str],
+  valid: jax.Array | None = None,
+  train: bool = False,
+  relu: bool = True,
+  dtype: str = 'float32',
+  **conv,
+) -> jax.Array:
+  """Convolution, norm if there is one, ReLU; to be called in a module.
+
+  Args:
+    inputs: `[batch, height, width, channels]`.
+    features: number of output channels.
+    norm: of the outputs; without one the convolution has a bias.
+    names: of the two submodules.
+    valid: `[batch]` bool, what the statistics are made of; None: all.
+    train: whether `batch` uses and stores the statistics of this batch.
+    relu: False leaves the ReLU out.
+    dtype: precision.
+    **conv: further fields of `Conv`.
+  """
+  has_norm = norm.kind != 'none'
+  x = Conv(
+    features, use_bias=not has_norm, dtype=dtype, name=names[0], **conv
+  )(inputs)
+  if has_norm:
+    x = Norm(
+      norm.kind, norm.epsilon, norm.momentum, dtype=dtype, name=names[1]
+    )(x, valid, train)
+  return nn.relu(x) if relu else x
+
+
 def add_bias(outputs: jax.Array, bias: jax.Array, precision: str) -> jax.Array:
   """Products plus a bias, as a layer of that precision hands them on."""
   # In float32: the gradient of a bias is a sum over all cells, which in
@@ -148,9 +207,10 @@ class Norm(nn.Module):
     kind: `frozen`, batch norm with stored statistics, whose four arrays live in
       `batch_stats`; `batch`, statistics of the valid images of the global batch
       in training, stored ones otherwise; `group`, of 32 groups (fewer where a
-      group would have less than 4 channels).
+      group would have less than `group_channels`).
     epsilon: added to the variance.
     momentum: of the stored statistics of `batch`.
+    group_channels: the fewest channels of a group.
     scale_init: initialiser of the scale of a trainable norm.
     dtype: precision of the result; statistics are float32.
   """
@@ -158,6 +218,7 @@ class Norm(nn.Module):
   kind: str = 'frozen'
   epsilon: float = 1e-4
   momentum: float = 0.9
+  group_channels: int = 4
   scale_init: Callable = nn.initializers.ones
   dtype: str = 'float32'
 
@@ -174,7 +235,7 @@ class Norm(nn.Module):
     """
     if self.kind == 'frozen':
       return self._stored(inputs, self._variable_affine(inputs.shape[-1]))
-    if self.kind not in ('batch', 'group'):
+    if self.kind not in NORMS:
       raise ValueError(
         f"norm must be 'frozen', 'batch' or 'group', got {self.kind!r}."
       )
@@ -225,7 +286,7 @@ class Norm(nn.Module):
 
   def _group(self, inputs, scale, bias):
     batch, height, width, channels = inputs.shape
-    groups = min(32, max(channels // 4, 1))
+    groups = min(32, max(channels // self.group_channels, 1))
     if channels % groups:
       raise ValueError(
         f'group norm needs channels divisible by {groups}, got {channels}.'

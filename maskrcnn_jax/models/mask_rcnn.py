@@ -59,9 +59,14 @@ class MaskRCNN(nn.Module):
     num_classes: with background, class 0.
     pyramid_channels: of every level.
     max_level: the coarsest level; the finest is 2.
-    box_channels: of the dense layers of the box head.
+    rpn_convs: 3x3 convolutions of the region proposal head.
+    box_convs: 3x3 convolutions of the box head.
+    box_dense: dense layers of the box head behind them.
+    box_channels: of these dense layers.
     mask_channels: of the mask head.
     mask_convs: 3x3 convolutions of the mask head.
+    head_norm: behind the convolutions of the pyramid, of the box head and of
+      the mask head.
     box_size: side of the RoI features for boxes.
     mask_size: side of the RoI features for masks; masks have twice that.
     plus_one: boxes from a to b have the side b - a + 1 and are clipped to
@@ -70,6 +75,8 @@ class MaskRCNN(nn.Module):
     mask_threshold: of mask targets; None leaves them soft.
     pixel_mean: of RGB in 0..1, subtracted.
     pixel_std: of RGB in 0..1, divided by.
+    bgr: the backbone takes the channels in the order blue, green, red (Caffe2);
+      images are RGB nevertheless.
     dtype: precision of convolutions and dense layers: `float32`, `bfloat16`, or
       `bfloat16_products`, which keeps float32 between them. Parameters, boxes,
       scores and losses are float32 in each.
@@ -80,9 +87,13 @@ class MaskRCNN(nn.Module):
   backbone: ResNetOptions = ResNetOptions()
   pyramid_channels: int = 256
   max_level: int = 6
+  rpn_convs: int = 1
+  box_convs: int = 0
+  box_dense: int = 2
   box_channels: int = 1024
   mask_channels: int = 256
   mask_convs: int = 4
+  head_norm: layers.NormOptions = layers.NormOptions()
   box_size: int = 7
   mask_size: int = 14
   anchors: anchor_ops.AnchorOptions = anchor_ops.AnchorOptions()
@@ -104,24 +115,39 @@ class MaskRCNN(nn.Module):
   mask_threshold: float | None = 0.5
   pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
   pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+  bgr: bool = False
   dtype: str = 'float32'
   layout: Layout = Layout()
 
   def setup(self):
     self.resnet = ResNet(self.backbone, dtype=self.dtype, name='backbone')
     self.fpn = FPN(
-      self.pyramid_channels, self.max_level, self.dtype, self.layout
+      self.pyramid_channels,
+      self.max_level,
+      self.dtype,
+      self.layout,
+      self.head_norm,
     )
     self.rpn_head = RPNHead(
       anchor_ops.anchors_per_cell(self.anchors),
       self.pyramid_channels,
+      self.rpn_convs,
       dtype=self.dtype,
     )
     self.box_head = BoxHead(
-      self.num_classes, self.box_channels, dtype=self.dtype
+      self.num_classes,
+      self.box_channels,
+      self.box_convs,
+      self.box_dense,
+      self.head_norm,
+      dtype=self.dtype,
     )
     self.mask_head = MaskHead(
-      self.num_classes, self.mask_channels, self.mask_convs, dtype=self.dtype
+      self.num_classes,
+      self.mask_channels,
+      self.mask_convs,
+      self.head_norm,
+      dtype=self.dtype,
     )
 
   def __call__(
@@ -147,14 +173,18 @@ class MaskRCNN(nn.Module):
     pyramid = self.layout.whole(pyramid)
     if rois is None:
       rois = self.sample(rpn, images.shape[1:3], image_sizes, instances, valid)
-    box = self.box_head(self.align(pyramid, rois.boxes, self.box_size))
+    counted = rois.valid if valid is None else rois.valid & valid[:, None]
+    features = self.align(pyramid, rois.boxes, self.box_size)
+    box = self.box_head(features, counted, train=True)
     pooled = mask_pool.pool_foreground(
       rois, instances.valid.shape[1], self.sampling
     )
     features = self.align(
       pyramid, pooled.rois.boxes, self.mask_size, pooled.images
     )
-    mask_logits = self.mask_head(features, pooled.rois.classes)
+    mask_logits = self.mask_head(
+      features, pooled.rois.classes, pooled.rois.valid, train=True
+    )
     return TrainOutputs(rpn, rois, box, mask_logits, pooled.num_left_out)
 
   def detect(self, images: jax.Array, image_sizes: jax.Array) -> Detections:
@@ -200,11 +230,12 @@ class MaskRCNN(nn.Module):
     """Feature maps by level, `[batch, height / 2**l, width / 2**l, c]`."""
     _check_canvas(images)
     x = image_ops.normalize(
-      images, image_sizes, self.pixel_mean, self.pixel_std
+      images, image_sizes, self.pixel_mean, self.pixel_std, self.bgr
     )
     x = x.astype(layers.output_dtype(self.dtype))
     split = self.layout.split
-    return split(self.fpn(split(self.resnet(split(x), valid, train))))
+    features = split(self.resnet(split(x), valid, train))
+    return split(self.fpn(features, valid, train))
 
   def sample(self, rpn, canvas, image_sizes, instances, valid) -> SampledRois:
     """RoIs to train on, drawn from the `sampling` stream."""

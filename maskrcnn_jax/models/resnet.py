@@ -1,4 +1,4 @@
-"""ResNet, the backbone (He et al. 2015), with its stride on the 3x3 (v1.5)."""
+"""ResNet, the backbone (He et al. 2015)."""
 
 import dataclasses
 import functools
@@ -30,6 +30,9 @@ class ResNetOptions:
     norm: `frozen`, `batch` or `group`, see `layers.Norm`.
     norm_epsilon: of the norm; 1e-4 in Habana's, 1e-5 elsewhere.
     norm_momentum: of trainable batch norm.
+    group_channels: the fewest channels of a group of group norm.
+    stride_in_1x1: bottlenecks have their stride on the first 1x1 (the paper,
+      Caffe2), not on the 3x3 (v1.5).
     padding: of strided convolutions, `symmetric` or `same`.
     pool_padding: of the max-pool after the stem.
     frozen_stages: how many of (stem, stage 2, stage 3, ...) are not trained.
@@ -41,6 +44,8 @@ class ResNetOptions:
   norm: str = 'frozen'
   norm_epsilon: float = 1e-4
   norm_momentum: float = 0.997
+  group_channels: int = 4
+  stride_in_1x1: bool = False
   padding: str = 'symmetric'
   pool_padding: str = 'same'
   frozen_stages: int = 2
@@ -81,7 +86,11 @@ class ResNet(nn.Module):
       Levels 2 to 5, each `[batch, height / 2**l, width / 2**l, channels]`.
     """
     options = self.options
-    block = BasicBlock if options.depth in BASIC_DEPTHS else Bottleneck
+    block = functools.partial(
+      Bottleneck, stride_in_1x1=options.stride_in_1x1
+    )
+    if options.depth in BASIC_DEPTHS:
+      block = BasicBlock
     x = Stem(**self._layers(0), features=options.width, name='stem')(
       images, valid, train
     )
@@ -110,6 +119,7 @@ class ResNet(nn.Module):
         kind='frozen' if frozen else options.norm,
         epsilon=options.norm_epsilon,
         momentum=options.norm_momentum,
+        group_channels=options.group_channels,
         dtype=self.dtype,
       ),
       'conv': functools.partial(
@@ -156,13 +166,14 @@ class Stage(nn.Module):
 
 
 class Bottleneck(nn.Module):
-  """1x1, 3x3 with the stride, 1x1 to four times the channels; shortcut."""
+  """1x1, 3x3, 1x1 to four times the channels; shortcut."""
 
   conv: functools.partial
   norm: functools.partial
   features: int
   stride: int
   has_projection: bool
+  stride_in_1x1: bool = False
 
   @nn.compact
   def __call__(self, x, valid, train):
@@ -172,9 +183,12 @@ class Bottleneck(nn.Module):
         4 * self.features, stride=self.stride, name='shortcut_conv'
       )(x)
       shortcut = self.norm(name='shortcut_norm')(shortcut, valid, train)
-    x = self.conv(self.features, name='conv1')(x)
+    first, second = self.stride, 1
+    if not self.stride_in_1x1:
+      first, second = second, first
+    x = self.conv(self.features, stride=first, name='conv1')(x)
     x = nn.relu(self.norm(name='norm1')(x, valid, train))
-    x = self.conv(self.features, size=3, stride=self.stride, name='conv2')(x)
+    x = self.conv(self.features, size=3, stride=second, name='conv2')(x)
     x = nn.relu(self.norm(name='norm2')(x, valid, train))
     x = self.conv(4 * self.features, name='conv3')(x)
     # Starting as the identity helps a net that is trained from scratch.
