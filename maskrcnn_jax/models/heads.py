@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from maskrcnn_jax.models import layers
 from maskrcnn_jax.ops import convolution
 
-
 # He et al.'s MSRA fill, fan out, as both published systems start the mask head.
 _he = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 

@@ -183,9 +183,9 @@ def conv_norm_relu(
     **conv: further fields of `Conv`.
   """
   has_norm = norm.kind != 'none'
-  x = Conv(
-    features, use_bias=not has_norm, dtype=dtype, name=names[0], **conv
-  )(inputs)
+  x = Conv(features, use_bias=not has_norm, dtype=dtype, name=names[0], **conv)(
+    inputs
+  )
   if has_norm:
     x = Norm(
       norm.kind, norm.epsilon, norm.momentum, dtype=dtype, name=names[1]

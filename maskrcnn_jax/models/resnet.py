@@ -86,9 +86,7 @@ class ResNet(nn.Module):
       Levels 2 to 5, each `[batch, height / 2**l, width / 2**l, channels]`.
     """
     options = self.options
-    block = functools.partial(
-      Bottleneck, stride_in_1x1=options.stride_in_1x1
-    )
+    block = functools.partial(Bottleneck, stride_in_1x1=options.stride_in_1x1)
     if options.depth in BASIC_DEPTHS:
       block = BasicBlock
     x = Stem(**self._layers(0), features=options.width, name='stem')(
