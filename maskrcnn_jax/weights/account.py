@@ -28,6 +28,8 @@ class Account:
     surplus: tensors that belong to no part of the model, such as the classifier
       behind a backbone.
     bookkeeping: tensors of the training that wrote the file, such as momentum.
+    implied: our names of means and variances that the file has in scales and
+      biases; they are 0 and 1.
     initial: our names of variables that the file is not about.
   """
 
@@ -36,6 +38,7 @@ class Account:
   loaded: Mapping[str, str]
   surplus: Sequence[str] = ()
   bookkeeping: Sequence[str] = ()
+  implied: Sequence[str] = ()
   initial: Sequence[str] = ()
 
   def __str__(self):
@@ -46,6 +49,11 @@ class Account:
     ):
       if names:
         lines.append(f'left out: {len(names)} {what} ({_mention(names)})')
+    if self.implied:
+      lines.append(
+        f'{len(self.implied)} means and variances are part of scales and '
+        f'biases there, so they are 0 and 1 ({_mention(self.implied)})'
+      )
     if self.initial:
       parts = dict.fromkeys(name.partition('/')[0] for name in self.initial)
       lines.append(
@@ -133,8 +141,8 @@ def _hint(classes, wanted, excess):
     )
   if excess:
     return (
-      '\nIt is of a larger network: see model.backbone.depth and '
-      'model.mask_convs.'
+      '\nIt is of a larger network: see model.backbone.depth, '
+      'model.rpn_convs, model.box_convs and model.mask_convs.'
     )
   return ''
 

@@ -108,6 +108,29 @@ def kind(prefix: str | os.PathLike) -> str:
   return _open(prefix).layout.kind
 
 
+def config(prefix: str | os.PathLike) -> tuple[str, list[str]]:
+  """The shipped config of the model that a checkpoint is of, and overrides.
+
+  Args:
+    prefix: as in `load`.
+
+  Raises:
+    ValueError: there is no such checkpoint, or it is of something else.
+  """
+  checkpoint = _open(prefix)
+  shapes = checkpoint.reader.get_variable_to_shape_map()
+  overrides = []
+  for name, key in checkpoint.keys.items():
+    if name.endswith('box_head/class-predict/bias'):
+      overrides = [f'model.num_classes={shapes[key][0]}']
+  return checkpoint.layout.config, overrides
+
+
+def is_part(path: str | os.PathLike) -> bool:
+  """Whether a file is one of those of a TensorFlow checkpoint, by its name."""
+  return _SUFFIX.search(os.fspath(path)) is not None
+
+
 def _check_norm(names):
   """Raises if a norm of the backbone has no statistics: group norm."""
   for name in names:

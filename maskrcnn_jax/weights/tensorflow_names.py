@@ -87,12 +87,14 @@ class Layout:
     model_scope: in front of every name.
     backbone_scope: in front of names of the backbone, with `model_scope`.
     convolution: names of a convolution of the backbone and its norm.
+    config: shipped config of the model.
   """
 
   kind: str
   model_scope: str
   backbone_scope: str
   convolution: Callable[[_Place], tuple[str, str]]
+  config: str
 
   def names(self, paths: Collection[str]) -> dict[str, str]:
     """Our name -> theirs, for all that a checkpoint of this kind must have.
@@ -146,6 +148,9 @@ def find_layout(names: Collection[str]) -> Layout | None:
           model_scope=model_scope,
           backbone_scope=model_scope + (match['backbone'] or ''),
           convolution=convolution,
+          config='coco:habana_1x'
+          if convolution is _google
+          else 'coco:nvidia_1x',
         )
   return None
 

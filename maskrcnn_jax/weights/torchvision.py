@@ -1,0 +1,188 @@
+"""State dicts of torchvision's Mask R-CNNs, and of ResNets by it and by timm.
+
+Known are the names of `maskrcnn_resnet50_fpn` and `maskrcnn_resnet50_fpn_v2`,
+those that the first had when its public weights were made (2019), and those of
+a ResNet alone, which timm shares.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from maskrcnn_jax.weights import account as account_lib
+from maskrcnn_jax.weights import coco_classes, state_dicts, torch_layout
+from maskrcnn_jax.weights.state_dicts import Format, Recipe
+
+_BODY = 'backbone.body.'
+_CLASSES = 'roi_heads.box_predictor.cls_score.bias'
+_CONVOLUTIONS = re.compile(r'roi_heads\.box_head\.\d\.0\.weight')
+# Only the names of 2019 have this one.
+_OLD = 'rpn.head.conv.weight'
+_OLD_NAMES = (
+  (r'(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.0\.', r'\1.'),
+  (r'rpn\.head\.conv\.0\.0\.', 'rpn.head.conv.'),
+  (
+    r'roi_heads\.mask_head\.(\d)\.0\.',
+    lambda m: f'roi_heads.mask_head.mask_fcn{int(m[1]) + 1}.',
+  ),
+)
+
+
+def find_format(names: Collection[str]) -> Format | None:
+  """How a state dict with these names names its tensors; None if unknown."""
+  if f'{_BODY}conv1.weight' in names:
+    return _model_format(names)
+  if 'conv1.weight' in names and 'layer1.0.conv1.weight' in names:
+    return Format(
+      system='torchvision',
+      kind='backbone',
+      config='coco:torchvision',
+      name=lambda path: _backbone_name(path, ''),
+      is_layer=lambda name: name.startswith(('conv1.', 'bn1.', 'layer')),
+    )
+  return None
+
+
+def recipe(form: Format, arrays: Mapping[str, np.ndarray]) -> Recipe:
+  """The model that a state dict is of."""
+  overrides = [
+    *form.overrides,
+    *state_dicts.shape_overrides(form, arrays),
+  ]
+  if form.kind == 'backbone':
+    return Recipe(form.config, overrides)
+  num_classes = len(arrays.get(_CLASSES, ()))
+  if num_classes:
+    overrides.append(f'model.num_classes={num_classes}')
+  return Recipe(form.config, overrides, coco_classes.of(num_classes))
+
+
+def state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """The tensors of torchvision's Mask R-CNN, by their names of today.
+
+  Args:
+    variables: `params` and `batch_stats` of `MaskRCNN`.
+
+  Returns:
+    Contiguous float32 arrays, and int64 zeros for the counters of batches that
+    trainable batch norm has there.
+
+  Raises:
+    ValueError: a variable has no name there.
+  """
+  ours = account_lib.flatten(variables)
+  num_convs = sum(
+    re.fullmatch(r'box_head/conv\d+/kernel', path) is not None for path in ours
+  )
+  channels = state_dicts.roi_channels(ours)
+  trainable = account_lib.flatten({'params': variables['params']})
+  tensors = {}
+  for path, array in ours.items():
+    name = _model_name(path, num_convs)
+    array = np.asarray(array, np.float32)
+    tensors[name] = torch_layout.to_torch(path, array, channels)
+    # Of batch norm that learns, scale and bias are parameters.
+    scope = path.removesuffix('/mean')
+    if scope != path and f'{scope}/scale' in trainable:
+      counter = name.replace('.running_mean', '.num_batches_tracked')
+      tensors[counter] = np.zeros((), np.int64)
+  return dict(sorted(tensors.items()))
+
+
+def _model_format(names) -> Format:
+  num_convs = len([x for x in names if _CONVOLUTIONS.fullmatch(x)])
+  is_old = _OLD in names
+
+  def name(path):
+    theirs = _model_name(path, num_convs)
+    if is_old:
+      for pattern, old in _OLD_NAMES:
+        theirs = re.sub(f'^{pattern}', old, theirs)
+    return theirs
+
+  overrides = []
+  if is_old:
+    # The public weights were made with a norm without epsilon.
+    overrides.append('model.backbone.norm_epsilon=0.0')
+  num_rpn = len(
+    [x for x in names if re.fullmatch(r'rpn\.head\.conv\.\d\.0\.weight', x)]
+  )
+  overrides.append(f'model.rpn_convs={max(num_rpn, 1)}')
+  norm = state_dicts.norm_kind(names, f'{_BODY}bn1')
+  head_norm = state_dicts.norm_kind(names, 'backbone.fpn.inner_blocks.0.1')
+  overrides += [
+    f'model.backbone.norm={norm}',
+    f'model.head_norm.kind={head_norm}',
+  ]
+  if norm == 'group':
+    overrides += [
+      'model.backbone.group_channels=1',
+      'model.backbone.frozen_stages=0',
+    ]
+  is_second = num_convs > 0
+  return Format(
+    system='torchvision',
+    kind='model',
+    config='coco:torchvision_v2' if is_second else 'coco:torchvision',
+    name=name,
+    is_layer=lambda name: True,
+    overrides=overrides,
+  )
+
+
+def _backbone_name(path, prefix) -> str:
+  place = state_dicts.backbone_path(path)
+  if place is None:
+    raise ValueError(f'{path} has no name in torchvision.')
+  layer = {
+    'conv': f'conv{place["number"] or 1}',
+    'norm': f'bn{place["number"] or 1}',
+    'shortcut_conv': 'downsample.0',
+    'shortcut_norm': 'downsample.1',
+  }[place['layer']]
+  if place['stage']:
+    block = f'layer{int(place["stage"]) - 1}.{int(place["block"]) - 1}'
+    layer = f'{block}.{layer}'
+  return f'{prefix}{layer}.{state_dicts.LEAVES[place["leaf"]]}'
+
+
+def _model_name(path, num_convs) -> str:
+  """Their name of a variable, of a box head with so many convolutions."""
+  if path.startswith('backbone/'):
+    return _backbone_name(path, _BODY)
+  return state_dicts.rename(path, _heads(num_convs), 'torchvision')
+
+
+def _heads(num_convs):
+  def numbered(scope, part, shift=1):
+    return lambda m: f'{scope}.{int(m[1]) - shift}.{part}'
+
+  def dense(match):
+    index = int(match[1]) - 6
+    if not num_convs:
+      return f'roi_heads.box_head.fc{6 + index}'
+    # Behind the convolutions and a flattening, each with a ReLU behind it.
+    return f'roi_heads.box_head.{num_convs + 1 + 2 * index}'
+
+  inner, layer = 'backbone.fpn.inner_blocks', 'backbone.fpn.layer_blocks'
+  return (
+    (r'fpn/lateral(\d)', numbered(inner, 0, shift=2)),
+    (r'fpn/lateral(\d)_norm', numbered(inner, 1, shift=2)),
+    (r'fpn/output(\d)', numbered(layer, 0, shift=2)),
+    (r'fpn/output(\d)_norm', numbered(layer, 1, shift=2)),
+    (r'rpn_head/conv', 'rpn.head.conv.0.0'),
+    (r'rpn_head/conv(\d+)', numbered('rpn.head.conv', 0)),
+    (r'rpn_head/objectness', 'rpn.head.cls_logits'),
+    (r'rpn_head/box_deltas', 'rpn.head.bbox_pred'),
+    (r'box_head/conv(\d+)', numbered('roi_heads.box_head', 0)),
+    (r'box_head/norm(\d+)', numbered('roi_heads.box_head', 1)),
+    (r'box_head/fc(\d+)', dense),
+    (r'box_head/class_logits', 'roi_heads.box_predictor.cls_score'),
+    (r'box_head/box_deltas', 'roi_heads.box_predictor.bbox_pred'),
+    (r'mask_head/conv(\d+)', numbered('roi_heads.mask_head', 0)),
+    (r'mask_head/norm(\d+)', numbered('roi_heads.mask_head', 1)),
+    (r'mask_head/deconv', 'roi_heads.mask_predictor.conv5_mask'),
+    (r'mask_head/mask_logits', 'roi_heads.mask_predictor.mask_fcn_logits'),
+  )

@@ -1,0 +1,361 @@
+"""Names, shapes and orders of Detectron2's state dicts and backbones."""
+
+import pickle
+import re
+
+import foreign_models
+import jax
+import numpy as np
+import pytest
+
+from maskrcnn_jax import config as config_lib
+from maskrcnn_jax.models.mask_rcnn import MaskRCNN
+from maskrcnn_jax.weights import account as account_lib
+from maskrcnn_jax.weights import coco_classes, detectron2, foreign
+
+# torchvision's block of a backbone -> Detectron2's and Caffe2's.
+NUM_CLASSES = 4
+# Layers outside of the backbone: ours, and Detectron2's.
+HEADS = {
+  **{f'fpn/lateral{i}': f'backbone.fpn_lateral{i}' for i in range(2, 6)},
+  **{f'fpn/output{i}': f'backbone.fpn_output{i}' for i in range(2, 6)},
+  'rpn_head/conv': 'proposal_generator.rpn_head.conv',
+  'rpn_head/objectness': 'proposal_generator.rpn_head.objectness_logits',
+  'rpn_head/box_deltas': 'proposal_generator.rpn_head.anchor_deltas',
+  'box_head/fc6': 'roi_heads.box_head.fc1',
+  'box_head/fc7': 'roi_heads.box_head.fc2',
+  'box_head/class_logits': 'roi_heads.box_predictor.cls_score',
+  'box_head/box_deltas': 'roi_heads.box_predictor.bbox_pred',
+  'mask_head/conv1': 'roi_heads.mask_head.mask_fcn1',
+  'mask_head/deconv': 'roi_heads.mask_head.deconv',
+  'mask_head/mask_logits': 'roi_heads.mask_head.predictor',
+}
+# The same of the long schedules: two RPN convolutions, box head of four
+# convolutions and a dense layer, norm.
+LSJ_HEADS = {
+  **HEADS,
+  **{f'{x}_norm': f'{y}.norm' for x, y in HEADS.items() if 'fpn/' in x},
+  'rpn_head/conv': 'proposal_generator.rpn_head.conv.conv0',
+  'rpn_head/conv2': 'proposal_generator.rpn_head.conv.conv1',
+  **{f'box_head/conv{i}': f'roi_heads.box_head.conv{i}' for i in range(1, 5)},
+  **{
+    f'box_head/norm{i}': f'roi_heads.box_head.conv{i}.norm' for i in range(1, 5)
+  },
+  'mask_head/norm1': 'roi_heads.mask_head.mask_fcn1.norm',
+}
+del LSJ_HEADS['box_head/fc7']
+LEAVES = {
+  'kernel': 'weight',
+  'scale': 'weight',
+  'bias': 'bias',
+  'mean': 'running_mean',
+  'variance': 'running_var',
+}
+
+
+def backbone_name(path):
+  """The name in Detectron2 of a variable of ours."""
+  path = path.removeprefix('backbone/')
+  for pattern, theirs in (
+    (r'stem/conv/', 'stem.conv1.'),
+    (r'stem/norm/', 'stem.conv1.norm.'),
+    (r'stage(\d)/block(\d+)/', lambda m: f'res{m[1]}.{int(m[2]) - 1}.'),
+    (r'shortcut_conv/', 'shortcut.'),
+    (r'shortcut_norm/', 'shortcut.norm.'),
+    (r'conv(\d)/', r'conv\1.'),
+    (r'norm(\d)/', r'conv\1.norm.'),
+  ):
+    path = re.sub(pattern, theirs, path)
+  scope, _, leaf = path.rpartition('.')
+  return f'{scope}.{LEAVES[leaf]}'
+
+
+def caffe2_name(path, norm='bn'):
+  """The name in Caffe2 of a variable of ours."""
+  scope, _, leaf = path.removeprefix('backbone/').rpartition('/')
+  for pattern, theirs in (
+    (r'stem/conv', 'conv1'),
+    (r'stem/norm', 'res_conv1_bn' if norm == 'bn' else 'conv1_gn'),
+    (r'stage(\d)/block(\d+)/', lambda m: f'res{m[1]}_{int(m[2]) - 1}_branch'),
+    (r'shortcut_conv', '1'),
+    (r'shortcut_norm', f'1_{norm}'),
+    (r'branchconv(\d)', lambda m: f'branch2{"abc"[int(m[1]) - 1]}'),
+    (r'branchnorm(\d)', lambda m: f'branch2{"abc"[int(m[1]) - 1]}_{norm}'),
+  ):
+    scope = re.sub(pattern, theirs, scope)
+  return f'{scope}_{ {"kernel": "w", "scale": "s", "bias": "b"}[leaf] }'
+
+
+def shape_there(path, shape):
+  """Of PyTorch, and with Detectron2's number of classes."""
+  if path.startswith(('box_head/box_deltas', 'mask_head/mask_logits')):
+    shape = (*shape[:-1], shape[-1] // NUM_CLASSES * (NUM_CLASSES - 1))
+  if path == 'mask_head/deconv/kernel':
+    return shape[2], shape[3], 2, 2
+  return shape[::-1] if len(shape) < 4 else (shape[3], shape[2], *shape[:2])
+
+
+def make_tensors(variables, name):
+  """Random tensors for the variables that have a name."""
+  rng = np.random.default_rng(0)
+  tensors = {}
+  for path, x in account_lib.flatten(variables).items():
+    theirs = name(path)
+    if theirs:
+      shape = shape_there(path, x.shape)
+      tensors[theirs] = rng.normal(size=shape).astype(np.float32)
+  return tensors
+
+
+def model_tensors(variables, heads):
+  def name(path):
+    if path.startswith('backbone/'):
+      return f'backbone.bottom_up.{backbone_name(path)}'
+    scope, _, leaf = path.rpartition('/')
+    return f'{heads[scope]}.{LEAVES[leaf]}'
+
+  return make_tensors(variables, name)
+
+
+def write(folder, content, name='model_final.pkl'):
+  (folder / name).write_bytes(pickle.dumps(content))
+  return folder / name
+
+
+# What the files of the model zoo also have.
+ZOO = {
+  f'proposal_generator.anchor_generator.cell_anchors.{i}': np.zeros((3, 4))
+  for i in range(5)
+} | {'pixel_mean': np.zeros((3, 1, 1)), 'pixel_std': np.zeros((3, 1, 1))}
+
+
+@pytest.mark.parametrize('depth, count', [(50, 307), (101, 562)])
+def test_a_model_of_the_zoo(tmp_path, depth, count):
+  model = foreign_models.make_model(depth=depth, mask_convs=4)
+  heads = HEADS | {
+    f'mask_head/conv{i}': f'roi_heads.mask_head.mask_fcn{i}'
+    for i in range(1, 5)
+  }
+  shapes = foreign_models.shapes(model)
+  tensors = model_tensors(shapes, heads)
+  path = write(
+    tmp_path, {'model': tensors | ZOO, '__author__': 'Detectron2 Model Zoo'}
+  )
+  loaded, account = foreign.load(path, shapes)
+  assert account.kind == foreign.kind(path) == 'model'
+  assert len(account.loaded) == len(tensors) == count
+  assert {*account.loaded.values()} == tensors.keys()
+  assert account.bookkeeping == [*sorted(ZOO), '__author__']
+  assert not (account.surplus or account.initial or account.implied)
+  params = loaded['params']
+  conv = tensors['backbone.bottom_up.res4.5.conv2.weight']
+  ours = params['backbone']['stage4']['block6']['conv2']['kernel']
+  np.testing.assert_array_equal(ours, conv.transpose(2, 3, 1, 0))
+  norm = loaded['batch_stats']['backbone']['stem']['norm']
+  name = 'backbone.bottom_up.stem.conv1.norm.running_var'
+  np.testing.assert_array_equal(norm['variance'], tensors[name])
+
+
+def test_deltas_are_of_y_before_x(tmp_path):
+  model = foreign_models.make_model()
+  shapes = foreign_models.shapes(model)
+  tensors = model_tensors(shapes, HEADS)
+  # dx, dy, dw, dh of each of three anchors, and of each of three classes.
+  name = 'proposal_generator.rpn_head.anchor_deltas.bias'
+  tensors[name] = np.arange(12, dtype=np.float32)
+  name = 'roi_heads.box_predictor.bbox_pred.bias'
+  tensors[name] = np.arange(12, dtype=np.float32)
+  loaded, _ = foreign.load(write(tmp_path, tensors), shapes)
+  swapped = [1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10]
+  params = loaded['params']
+  bias = params['rpn_head']['box_deltas']['bias']
+  np.testing.assert_array_equal(bias, swapped)
+  # Of the background there are none.
+  bias = params['box_head']['box_deltas']['bias']
+  np.testing.assert_array_equal(bias, [0, 0, 0, 0, *swapped])
+
+
+def test_background_comes_first(tmp_path):
+  model = foreign_models.make_model()
+  shapes = foreign_models.shapes(model)
+  tensors = model_tensors(shapes, HEADS)
+  name = 'roi_heads.box_predictor.cls_score'
+  tensors[f'{name}.bias'] = np.float32([10, 20, 30, 99])
+  tensors['roi_heads.mask_head.predictor.bias'] = np.float32([1, 2, 3])
+  loaded, _ = foreign.load(write(tmp_path, tensors), shapes)
+  head = loaded['params']['box_head']['class_logits']
+  np.testing.assert_array_equal(head['bias'], [99, 10, 20, 30])
+  rows = tensors[f'{name}.weight']
+  np.testing.assert_array_equal(head['kernel'], rows[[3, 0, 1, 2]].T)
+  bias = loaded['params']['mask_head']['mask_logits']['bias']
+  np.testing.assert_array_equal(bias, [0, 1, 2, 3])
+
+
+def test_classes_of_coco_have_its_own_ids():
+  """There 79 is the last category, toothbrush, here 90; 12 is none."""
+  bias = np.arange(81, dtype=np.float32)
+  ours = detectron2.order_classes('box_head/class_logits/bias', bias, (91,))
+  assert ours[0] == 80
+  assert (ours[1], ours[11], ours[13], ours[90]) == (0, 10, 11, 79)
+  unused = {*range(91)} - {0, *coco_classes.NAMES}
+  assert sorted(unused) == [12, 26, 29, 30, 45, 66, 68, 69, 71, 83]
+  assert all(ours[i] == -1e4 for i in unused)
+  scores = np.asarray(jax.nn.softmax(ours - 200.0))
+  assert all(scores[i] == 0.0 for i in unused)
+  deltas = np.arange(80 * 4, dtype=np.float32)
+  ours = detectron2.order_classes(
+    'box_head/box_deltas/bias', deltas, (91 * 4,)
+  ).reshape(91, 4)
+  np.testing.assert_array_equal(ours[13], [44, 45, 46, 47])
+  assert not ours[[0, 12]].any()
+  kernel = np.arange(80 * 2, dtype=np.float32).reshape(80, 2, 1, 1)
+  ours = detectron2.order_classes(
+    'mask_head/mask_logits/kernel', kernel, (1, 1, 2, 91)
+  )
+  np.testing.assert_array_equal(ours[90, :, 0, 0], [158, 159])
+  assert not ours[[0, 12]].any()
+
+
+def test_another_number_of_classes_is_named(tmp_path):
+  tensors = model_tensors(
+    foreign_models.shapes(foreign_models.make_model()), HEADS
+  )
+  other = foreign_models.shapes(foreign_models.make_model(num_classes=9))
+  with pytest.raises(ValueError, match='trained for 4 classes with backgr'):
+    foreign.load(write(tmp_path, tensors), other)
+
+
+def told_model(recipe):
+  section = config_lib.load_config(recipe.config, recipe.overrides).model
+  return MaskRCNN.from_config(section)
+
+
+@pytest.mark.parametrize('is_lsj', [False, True])
+def test_a_file_tells_its_model(tmp_path, is_lsj):
+  options = foreign_models.SECOND if is_lsj else {}
+  norm = {'norm': 'batch', 'frozen_stages': 0} if is_lsj else {}
+  model = foreign_models.make_model(**norm, **options)
+  tensors = model_tensors(
+    foreign_models.shapes(model), LSJ_HEADS if is_lsj else HEADS
+  )
+  if is_lsj:
+    tensors |= {
+      name.replace('running_mean', 'num_batches_tracked'): np.int64([1])
+      for name in tensors
+      if name.endswith('running_mean')
+    }
+  path = write(tmp_path, {'model': tensors})
+  recipe = foreign.recipe(path)
+  told = told_model(recipe)
+  assert recipe.config == 'coco:detectron2'
+  assert told.bgr and told.backbone.stride_in_1x1 and told.roi_align.half_pixel
+  assert told.num_classes == NUM_CLASSES
+  assert told.head_norm.kind == ('batch' if is_lsj else 'none')
+  # It can be loaded as it is told.
+  _, account = foreign.load(path, foreign_models.shapes(told))
+  assert not account.surplus and not account.initial
+
+
+def test_a_model_of_coco_has_91_classes(tmp_path):
+  model = foreign_models.make_model()
+  tensors = model_tensors(foreign_models.shapes(model), HEADS)
+  sizes = {'cls_score': 81, 'bbox_pred': 320, 'predictor': 80}
+  for name, array in tensors.items():
+    rows = sizes.get(name.split('.')[-2])
+    if rows:
+      tensors[name] = np.resize(array, (rows, *array.shape[1:]))
+  path = write(tmp_path, {'model': tensors})
+  recipe = foreign.recipe(path)
+  assert told_model(recipe).num_classes == 91
+  assert recipe.classes == coco_classes.NAMES
+  foreign.load(path, foreign_models.shapes(told_model(recipe)))
+
+
+def backbone_variables(model):
+  shapes = foreign_models.shapes(model)
+  flat = account_lib.flatten(shapes)
+  return shapes, [x for x in flat if x.startswith('backbone/')]
+
+
+@pytest.mark.parametrize('depth', [50, 101])
+def test_a_backbone_of_caffe2(tmp_path, depth):
+  """MSRA's: norms are a scale and a bias."""
+  model = foreign_models.make_model(depth=depth)
+  shapes, paths = backbone_variables(model)
+
+  def name(path):
+    is_left_out = path.endswith(('/mean', '/variance'))
+    return None if is_left_out or path not in paths else caffe2_name(path)
+
+  tensors = make_tensors(shapes, name)
+  extra = {x: np.zeros(3, np.float32) for x in ('conv1_b', 'fc1000_w')}
+  path = write(
+    tmp_path,
+    {'blobs': tensors | extra | {'conv1_w_momentum': np.zeros(2)}, 'cfg': ''},
+    'R-50.pkl',
+  )
+  variables = foreign_models.random_variables(model, seed=1)
+  loaded, account = foreign.load(path, variables)
+  assert account.kind == 'backbone'
+  assert {*account.loaded.values()} == tensors.keys()
+  norms = len([x for x in paths if x.endswith('/scale')])
+  assert len(account.implied) == 2 * norms
+  assert account.surplus == ['conv1_b', 'fc1000_w']
+  assert account.bookkeeping == ['conv1_w_momentum', 'cfg']
+  stats = loaded['batch_stats']['backbone']['stage3']['block1']['norm2']
+  assert not stats['mean'].any() and np.all(stats['variance'] == 1.0)
+  np.testing.assert_array_equal(stats['scale'], tensors['res3_0_branch2b_bn_s'])
+  kernel = loaded['params']['backbone']['stem']['conv']['kernel']
+  # Blue first there, and here, for a model that takes it so.
+  np.testing.assert_array_equal(
+    kernel, tensors['conv1_w'].transpose(2, 3, 1, 0)
+  )
+  assert (
+    f'{2 * norms} means and variances are part of scales and biases there'
+    in str(account)
+  )
+  told = told_model(foreign.recipe(path))
+  assert told.bgr and told.backbone.stride_in_1x1
+  assert told.backbone.depth == depth
+  assert told.backbone.norm == 'frozen'
+
+
+def test_a_backbone_of_caffe2_with_group_norm(tmp_path):
+  model = foreign_models.make_model(norm='group', frozen_stages=0)
+  shapes, paths = backbone_variables(model)
+  tensors = make_tensors(
+    shapes, lambda x: caffe2_name(x, 'gn') if x in paths else None
+  )
+  path = write(tmp_path, tensors, 'R-50-GN.pkl')
+  loaded, account = foreign.load(path, shapes)
+  assert {*account.loaded.values()} == tensors.keys()
+  assert not account.implied
+  scale = loaded['params']['backbone']['stem']['norm']['scale']
+  np.testing.assert_array_equal(scale, tensors['conv1_gn_s'])
+  told = told_model(foreign.recipe(path))
+  assert told.backbone.norm == 'group' and not told.backbone.stride_in_1x1
+  assert told.backbone.group_channels == 1
+
+
+def test_a_backbone_that_was_torchvisions(tmp_path):
+  model = foreign_models.make_model()
+  shapes, paths = backbone_variables(model)
+  tensors = make_tensors(
+    shapes, lambda x: backbone_name(x) if x in paths else None
+  )
+  extra = {'stem.fc.weight': np.zeros(1, np.float32)}
+  path = write(tmp_path, {'model': tensors | extra}, 'R-50.pkl')
+  _, account = foreign.load(path, shapes)
+  assert {*account.loaded.values()} == tensors.keys()
+  assert account.surplus == ['stem.fc.weight']
+  told = told_model(foreign.recipe(path))
+  assert not told.bgr and not told.backbone.stride_in_1x1
+
+
+def test_whole_models_of_caffe2_are_refused(tmp_path):
+  names = ('conv1_w', 'res2_0_branch2a_w', 'fpn_inner_res5_2_sum_w')
+  blobs = dict.fromkeys(names, np.zeros(1, np.float32))
+  path = write(tmp_path, {'blobs': blobs})
+  for function in (foreign.kind, foreign.recipe):
+    with pytest.raises(ValueError, match=r'pkl: .*model of Detectron \(Caff'):
+      function(path)
