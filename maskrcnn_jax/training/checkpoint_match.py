@@ -1,7 +1,9 @@
 """Whether a checkpoint is of this model; if not, in what they differ."""
 
+import dataclasses
 from collections.abc import Mapping
 
+from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import checkpoint_health
 
 # As many differences as an error names.
@@ -36,19 +38,51 @@ def check_tensors(
 def check_model(path, saved, given) -> None:
   """Raises `WorkdirError` if two configs have another section `model`.
 
+  A field that only one of them has, since it was not there yet when the other
+  was written, is at its default in the other.
+
   Args:
     path: of the workdir or checkpoint, for the message.
     saved: its config.
     given: that of this run.
   """
-  lines = differences(
-    {'model': saved.get('model')}, {'model': given.get('model')}
-  )
+  saved, given = saved.get('model'), given.get('model')
+  defaults = _as_dict(MaskRCNN())
+  saved = _completed(saved, given, defaults)
+  given = _completed(given, saved, defaults)
+  lines = differences({'model': saved}, {'model': given})
   if lines:
     raise WorkdirError(
       f'{path} holds a run of another model:\n{listed(lines)}\n'
       'Nothing was changed; take another workdir or the config of that run.'
     )
+
+
+def _completed(section, other, defaults):
+  """A section with the fields that only the other one has, by default."""
+  if not (isinstance(section, Mapping) and isinstance(other, Mapping)):
+    return section
+  defaults = defaults if isinstance(defaults, Mapping) else {}
+  added = {k: defaults[k] for k in other if k in defaults and k not in section}
+  kept = {
+    key: _completed(value, other.get(key), defaults.get(key))
+    for key, value in section.items()
+  }
+  return {**kept, **added}
+
+
+def _as_dict(value):
+  """Options in the types of JSON."""
+  if dataclasses.is_dataclass(value):
+    names = [field.name for field in dataclasses.fields(value)]
+    return {
+      name: _as_dict(getattr(value, name))
+      for name in names
+      if name not in ('parent', 'name', 'layout')  # Linen's, and places.
+    }
+  if isinstance(value, tuple):
+    return [_as_dict(x) for x in value]
+  return value
 
 
 def differences(saved, given, prefix: str = '') -> list[str]:

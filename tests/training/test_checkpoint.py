@@ -175,3 +175,19 @@ def test_a_checkpoint_alone_also_claims_the_workdir(tmp_path):
     checkpoint.check_workdir(tmp_path, make_config(depth=50))
   with pytest.raises(FileNotFoundError, match='no checkpoint of step 5'):
     checkpoint.check_workdir(tmp_path, make_config(), step=5)
+
+
+def test_a_run_of_before_a_field_was_there_goes_on(tmp_path):
+  """What only one of the configs names is at its default in the other."""
+  old, new = make_config(), make_config()
+  new.model.update({'rpn_convs': 1, 'head_norm': {'kind': 'none'}})
+  save(tmp_path, config=old)
+  checkpoint.check_workdir(tmp_path, new)
+  restored = checkpoint.restore_latest(tmp_path, make_state(), new)
+  assert restored.step == 4
+  new.model.head_norm.kind = 'group'
+  with pytest.raises(
+    checkpoint.WorkdirError,
+    match=r'model\.head_norm\.kind: saved none, given group',
+  ):
+    checkpoint.check_workdir(tmp_path, new)
