@@ -284,7 +284,8 @@ def get_config(variant='habana_1x'):
   training.keep_every_hours = ml_collections.config_dict.placeholder(float)
   # Images of an evaluation that are drawn with their detections.
   training.pictures = 8
-  # Prefix of a TensorFlow checkpoint to start from; '' for random values.
+  # Weights to start from: a .pth, .pkl, .npz or .safetensors, the prefix of a
+  # TensorFlow checkpoint, or a checkpoint of ours; '' for random values.
   training.pretrained = _GOOGLE_BACKBONE
   # TensorBoard scalars under the seed's names, this often; None: not.
   training.summary_every_steps = ml_collections.config_dict.placeholder(int)

@@ -91,6 +91,29 @@ def _bench(args) -> None:
   bench_verb.run(args)
 
 
+def _import_weights(args) -> None:
+  conversion = _on_the_cpu()
+  print(
+    conversion.import_weights(
+      args.source, args.output, args.config, args.override
+    )
+  )
+
+
+def _export_weights(args) -> None:
+  print(_on_the_cpu().export_weights(args.checkpoint, args.output))
+
+
+def _on_the_cpu():
+  """The module that converts weights, which needs no accelerator."""
+  from maskrcnn_jax import backends
+
+  backends.pick_backend('cpu')
+  from maskrcnn_jax.training import conversion
+
+  return conversion
+
+
 def _start(args):
   """The config and the loop, once the backend is chosen."""
   from maskrcnn_jax import config as config_lib
@@ -155,9 +178,11 @@ def _parser() -> _Parser:
       verb.add_argument(
         '--checkpoint',
         metavar='PATH',
-        help='evaluate this instead: a checkpoint of another run, or one of a '
-        'Mask R-CNN by TensorFlow',
+        help='evaluate this instead: a checkpoint of another run, or weights '
+        'of a Mask R-CNN by torchvision, Detectron2 or TensorFlow',
       )
+  _add_import_weights(parser.verbs)
+  _add_export_weights(parser.verbs)
   _add_plan(parser.verbs)
   verb = _add_verb(
     parser.verbs, 'bench', _bench, 'measure speed, also beside torchvision'
@@ -167,12 +192,48 @@ def _parser() -> _Parser:
   return parser
 
 
-def _add_config(verb) -> None:
+def _add_import_weights(verbs) -> None:
+  verb = _add_verb(
+    verbs, 'import_weights', _import_weights, 'weights of others -> checkpoint'
+  )
+  verb.add_argument(
+    '--source',
+    required=True,
+    metavar='FILE',
+    help='a .pth, .pkl, .npz or .safetensors by torchvision, timm or '
+    'Detectron2, or the prefix of a TensorFlow checkpoint',
+  )
+  verb.add_argument(
+    '--output', required=True, metavar='DIR', help='workdir to be made'
+  )
+  _add_config(verb, 'the weights tell it', required=False)
+
+
+def _add_export_weights(verbs) -> None:
+  verb = _add_verb(
+    verbs, 'export_weights', _export_weights, "checkpoint -> torchvision's"
+  )
+  verb.add_argument(
+    '--checkpoint',
+    required=True,
+    metavar='PATH',
+    help='a workdir, or one checkpoint of it',
+  )
+  verb.add_argument(
+    '--output',
+    required=True,
+    metavar='FILE',
+    help='to be made: .pth, .safetensors or .npz',
+  )
+
+
+def _add_config(verb, default: str = '', required: bool = True) -> None:
   verb.add_argument(
     '--config',
-    required=True,
+    required=required,
     metavar='NAME[:VARIANT]',
-    help='a shipped config such as shapes or coco:habana_1x, or a path',
+    help='a shipped config such as shapes or coco:habana_1x, or a path'
+    + (f'; default: {default}' if default else ''),
   )
   verb.add_argument(  # For the help; `split_overrides` takes these out.
     '--config.SECTION.FIELD',

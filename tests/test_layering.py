@@ -48,8 +48,8 @@ ALLOWED = {
   'maskrcnn_jax/command_line': '.launcher .runtime',
   'maskrcnn_jax/launcher': '',
   'maskrcnn_jax/main': (
-    '.benchmarks.verb .command_line .config .datasets .plan'
-    ' .planning.topologies .runtime .training.loop'
+    '.backends .benchmarks.verb .command_line .config .datasets .plan'
+    ' .planning.topologies .runtime .training.conversion .training.loop'
   ),
   'maskrcnn_jax/models': 'jax numpy flax .ops .models .structures',
   'maskrcnn_jax/models/losses': 'jax numpy flax optax .ops .models .structures',
@@ -79,6 +79,10 @@ ALLOWED = {
     'orbax .training.checkpoint_layout'
   ),
   'maskrcnn_jax/training/checkpoint_writer': 'jax numpy orbax .training',
+  'maskrcnn_jax/training/checkpoint_match': '.models .training',
+  'maskrcnn_jax/training/conversion': (
+    'jax .config .models .training .weights'
+  ),
   'maskrcnn_jax/training/loop': (
     'jax ml_collections .models .structures .training'
   ),
@@ -92,11 +96,16 @@ ALLOWED = {
   ),
   'maskrcnn_jax/training/metrics': 'numpy tensorboardX tqdm',
   'maskrcnn_jax/training/pretrained': (
-    'jax numpy .models .training .weights.tensorflow'
+    'jax numpy .models .training .weights.account .weights.foreign'
   ),
   'maskrcnn_jax/training/watchdog': '.roll_call',
   'maskrcnn_jax/visualize': 'numpy PIL .evaluation.mask_edges .structures',
   'maskrcnn_jax/weights': 'numpy .weights',
+  'maskrcnn_jax/weights/pickles': 'numpy ml_dtypes',
+  'maskrcnn_jax/weights/tensor_files': (
+    'numpy ml_dtypes safetensors .weights.pickles'
+  ),
+  'maskrcnn_jax/weights/tensor_writing': 'numpy safetensors',
   'maskrcnn_jax/weights/tensorflow': 'numpy tensorflow .weights',
 }
 

@@ -20,11 +20,31 @@ def test_help_is_instant_and_lists_the_verbs():
     [sys.executable, '-c', code], capture_output=True, text=True, check=True
   )
   assert 'HEAVY set()' in shown.stdout
-  for verb in ('prepare', 'train', 'eval', 'train_and_eval', 'plan', 'bench'):
+  for verb in (
+    'prepare',
+    'train',
+    'eval',
+    'train_and_eval',
+    'import_weights',
+    'export_weights',
+    'plan',
+    'bench',
+  ):
     assert verb in shown.stdout.split()
 
 
-@pytest.mark.parametrize('verb', ['prepare', 'train', 'eval', 'plan', 'bench'])
+@pytest.mark.parametrize(
+  'verb',
+  [
+    'prepare',
+    'train',
+    'eval',
+    'import_weights',
+    'export_weights',
+    'plan',
+    'bench',
+  ],
+)
 def test_help_of_a_verb(verb, capsys):
   with pytest.raises(SystemExit, match='0'):
     command.main([verb, '--help'])
@@ -87,6 +107,18 @@ def test_a_mistake_of_the_user_is_one_line_and_exit_code_2(
   assert error.count('\n') == 1
   with pytest.raises((ValueError, FileNotFoundError)):
     command.main([*argv, '--debug'])
+
+
+def test_weights_that_are_not_there(tmp_path, capsys):
+  (tmp_path / 'resnet50.pth').touch()
+  argv = ['import_weights', f'--output={tmp_path}/run']
+  assert command.main([*argv, f'--source={tmp_path}/resnet5.pth']) == 2
+  error = capsys.readouterr().err
+  assert error.startswith('maskrcnn-jax import_weights: There is no file')
+  assert f'Did you mean {tmp_path}/resnet50.pth?' in error
+  assert command.main([*argv, f'--source={tmp_path}/resnet50.pth']) == 2
+  assert 'is no file of weights' in capsys.readouterr().err
+  assert not (tmp_path / 'run').exists()
 
 
 def test_prepare_reports_a_missing_file(tmp_path, capsys):

@@ -6,10 +6,12 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import checkpoint, train_step
-from maskrcnn_jax.weights import tensorflow as tensorflow_weights
+from maskrcnn_jax.weights import account as account_lib
+from maskrcnn_jax.weights import foreign
 
 _HOW_TO_GET = (
   'bash data/download_pretrained_weights.sh fetches those of the seed. To '
@@ -23,13 +25,16 @@ def check(prefix: str | None, model: MaskRCNN) -> None:
   """Raises if a run cannot start from there; warns if it will not learn.
 
   Args:
-    prefix: of a TensorFlow checkpoint; None or '' for none.
+    prefix: of a TensorFlow checkpoint, a file of weights, or a checkpoint of
+      ours; None or '' for none.
     model: to be trained.
   """
   if prefix:
+    if checkpoint.is_ours(prefix):
+      return
     try:
-      tensorflow_weights.kind(prefix)
-    except ValueError as error:
+      foreign.kind(prefix)
+    except (ValueError, FileNotFoundError) as error:
       raise ValueError(f'training.pretrained: {error} {_HOW_TO_GET}') from error
   elif model.backbone.norm == 'frozen' or model.backbone.frozen_stages:
     logging.warning(
@@ -41,16 +46,33 @@ def check(prefix: str | None, model: MaskRCNN) -> None:
 def start_from(
   prefix: str, state: train_step.TrainState
 ) -> tuple[train_step.TrainState, str]:
-  """A fresh state with the weights of a TensorFlow checkpoint.
+  """A fresh state with weights of a backbone or of a whole Mask R-CNN.
 
   Args:
-    prefix: of a backbone or of a whole Mask R-CNN.
+    prefix: of a TensorFlow checkpoint, a file of weights, or a checkpoint of
+      ours.
     state: with initial values.
 
   Returns:
     The state, and an account of what went where.
+
+  Raises:
+    ValueError: the weights do not fit the model.
   """
-  variables, account = tensorflow_weights.load(prefix, state.variables())
+  if checkpoint.is_ours(prefix):
+    saved = account_lib.flatten(checkpoint.restore(prefix)[0])
+    saved = {name: np.asarray(array) for name, array in saved.items()}
+    names = {name: name for name in account_lib.flatten(state.variables())}
+    variables = account_lib.fill(
+      state.variables(),
+      saved,
+      names,
+      prefix,
+      excess=sorted(saved.keys() - names.keys()),
+    )
+    account = account_lib.Account(str(prefix), 'model', names)
+  else:
+    variables, account = foreign.load(prefix, state.variables())
   return state.replace(**jax.tree.map(jnp.asarray, variables)), str(account)
 
 
@@ -58,8 +80,8 @@ def whole_model(path: str, model: MaskRCNN, config):
   """All variables of a model, and the steps that made them.
 
   Args:
-    path: one checkpoint of a run (`WORKDIR/checkpoints/STEP`), a workdir, or
-      the prefix of a TensorFlow checkpoint of a Mask R-CNN.
+    path: one checkpoint of a run (`WORKDIR/checkpoints/STEP`), a workdir, the
+      prefix of a TensorFlow checkpoint, or a file of weights.
     model: that the variables are for.
     config: of the model, to be compared.
 
@@ -73,7 +95,7 @@ def whole_model(path: str, model: MaskRCNN, config):
   if checkpoint.is_ours(path):
     checkpoint.check_same_model(path, config)
     return checkpoint.restore(path)[0], checkpoint.step_of(path)
-  if tensorflow_weights.kind(path) == 'backbone':
+  if foreign.kind(path) == 'backbone':
     raise ValueError(
       f'{path} is a checkpoint of a backbone, which has nothing to detect '
       'with; evaluation needs one of a Mask R-CNN.'
@@ -81,7 +103,7 @@ def whole_model(path: str, model: MaskRCNN, config):
   template = jax.eval_shape(
     lambda key: train_step.init_variables(model, key), jax.random.key(0)
   )
-  variables, account = tensorflow_weights.load(path, template)
+  variables, account = foreign.load(path, template)
   logging.info('%s', account)
   step = re.search(r'-(\d+)$', pathlib.Path(path).name)
   variables = jax.tree.map(jnp.asarray, variables)

@@ -60,8 +60,9 @@ class TrainingOptions:
     keep_every_hours: one checkpoint stays for so many hours of training; None:
       no such.
     pictures: how many images of an evaluation are drawn.
-    pretrained: prefix of a TensorFlow checkpoint, of a backbone or of a whole
-      Mask R-CNN, that a run starts from; None or '' for random values.
+    pretrained: what a run starts from, a backbone or a whole Mask R-CNN: a
+      file of weights, the prefix of a TensorFlow checkpoint, or a checkpoint of
+      ours; None or '' for random values.
     summary_every_steps: TensorBoard also shows metrics of single steps under
       the seed's names, this often; None: not.
     log_file: JSON lines that sum up the run under the seed's names; None: none.
