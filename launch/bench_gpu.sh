@@ -48,6 +48,7 @@ common=(
   --config.model.dtype="${DTYPE:-bfloat16}"
   --config.input.canvases="(($canvas),)"
   --config.runtime.backend="${BACKEND:-gpu}"
+  --config.runtime.num_devices=1
   --rounds="${ROUNDS:-10}" --warmup="${WARMUP:-3}"
 )
 against=()
@@ -99,9 +100,9 @@ if [[ -n ${IMAGES:-} ]]; then
   fi
 fi
 
-echo
-"$python" -m maskrcnn_jax.benchmarks.summary "$output" | tee "$output/table.md"
 if ((${#failed[@]})); then
   echo "Failed: ${failed[*]}." >&2
-  exit 1
 fi
+echo
+"$python" -m maskrcnn_jax.benchmarks.summary "$output" | tee "$output/table.md"
+exit $((${#failed[@]} > 0))

@@ -55,6 +55,8 @@ def bench(
     ValueError: an argument is wrong.
     FileExistsError: the folder has results already.
   """
+  if jax.process_count() > 1:
+    raise ValueError('bench measures what one process does; start it alone.')
   folder = pathlib.Path(output)
   if (folder / 'bench.json').exists():
     raise FileExistsError(

@@ -30,4 +30,7 @@ def summary(folder: str) -> str:
 
 
 if __name__ == '__main__':
-  print(summary(sys.argv[1]))
+  try:
+    print(summary(sys.argv[1]))
+  except FileNotFoundError as error:
+    sys.exit(str(error))

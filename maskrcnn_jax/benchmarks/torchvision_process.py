@@ -155,6 +155,11 @@ def beside(
   if python is None:
     yield None, None
     return
+  if subject.mesh.size > 1:
+    raise ValueError(
+      f'--against compares single devices, and this run has {subject.mesh.size}'
+      ': add --config.runtime.num_devices=1.'
+    )
   wanted = settings(subject.model, subject.canvas)
   if channels_last is None:
     channels_last = jax.default_backend() == 'gpu'

@@ -16,7 +16,6 @@ import stand_in_torchvision
 from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.benchmarks import (
   example_weights,
-  inference,
   torchvision_process,
   torchvision_side,
   train_step,
@@ -170,8 +169,8 @@ def test_both_sides_compute_the_same():
   subject = make_subject(config, False, 2)
   with torchvision_process.beside(_TORCH, subject, 2) as (other, facts):
     assert facts['device'] in ('cpu', 'cuda')
-    result = inference.run(subject, other, rounds=1, warmup=1)
     state = subject.state(example_weights.DETECTION_BACKGROUND)
+    other.load_weights(state.variables(), subject.model.box_size)
     ours = jax.jit(
       lambda variables, batch: subject.model.apply(
         variables, batch['images'], batch['image_sizes'], method='detect'
@@ -179,9 +178,9 @@ def test_both_sides_compute_the_same():
     )(state.variables(), subject.batches()[1])
     theirs = other.ask('detect', number=1)
     steps = train_step.run(subject, other, rounds=1, warmup=1)
-  assert result['ours']['detections'] == result['torchvision']['detections']
   for row in range(2):
     scores = np.asarray(ours.scores[row])[np.asarray(ours.valid[row])]
+    assert len(scores) == theirs['detections'][row] > 0
     # Sums in another order; boxes at the brink of an NMS may differ.
     differences = np.abs(np.sort(scores) - np.sort(theirs['scores'][row]))
     assert np.median(differences) < 1e-3

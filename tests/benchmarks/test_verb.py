@@ -28,6 +28,7 @@ def _make_config():
   config.model.backbone.norm = 'frozen'
   config.model.pyramid_channels = 256
   config.model.mask_channels = 256
+  config.model.dtype = 'float32'
   config.model.sampling.num_rois = 4
   config.model.detections.max_detections = 2
   config.input.canvases = ((32, 32),)
