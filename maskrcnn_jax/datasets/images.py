@@ -1,7 +1,7 @@
 """Image files as records hold them: whole, and as large as the json says.
 
 JPEG and PNG files go into a record byte for byte, of any colour mode; others,
-some of which TensorFlow cannot decode, as PNG.
+some of which TensorFlow cannot decode, as PNG. Of 16 bits the upper 8 count.
 
 Cameras store some pictures turned and note that in EXIF. Which way up the
 annotations are shows in the size the json gives: that of the stored pixels
@@ -14,9 +14,10 @@ import os
 import pathlib
 import warnings
 
+import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-_KEPT_FORMATS = ('JPEG', 'MPO', 'PNG')  # MPO: a JPEG with a preview behind it.
+KEPT_FORMATS = ('JPEG', 'MPO', 'PNG')  # MPO: a JPEG with a preview behind it.
 _JPEG_QUALITY = 95
 
 
@@ -46,16 +47,26 @@ def read_image(
 
 def _fit(encoded, image, orientation, size):
   if image.size == size:
-    if image.format not in _KEPT_FORMATS:
-      return _encode(image.convert('RGB'), 'PNG'), 'stored_as_png'
+    if image.format not in KEPT_FORMATS:
+      return _encode(to_rgb(image), 'PNG'), 'stored_as_png'
     return encoded, None if orientation == 1 else 'rotation_ignored'
   if orientation in (5, 6, 7, 8) and image.size == size[::-1]:
-    upright = ImageOps.exif_transpose(image).convert('RGB')
+    upright = to_rgb(ImageOps.exif_transpose(image))
     return _encode(upright, 'JPEG'), 'stored_upright'
   raise ValueError(
     f'is {image.size[1]} x {image.size[0]} (height x width), the json says '
     f'{size[1]} x {size[0]}'
   )
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+  """8-bit RGB as TensorFlow makes it: without alpha, of 16 bits the upper 8.
+
+  Pillow's own conversion makes all but the darkest of 16 bits white.
+  """
+  if image.mode.startswith('I;16'):
+    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+  return image.convert('RGB')
 
 
 def _encode(image, kind):
