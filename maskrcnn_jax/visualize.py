@@ -18,6 +18,8 @@ from maskrcnn_jax.structures import Detections, Instances
 
 # Share of the colour in the inside of a mask.
 OPACITY = 0.4
+# Pictures of smaller images are enlarged to about this many pixels.
+_PICTURE_SIDE = 512
 
 ClassNames = Mapping[int, str] | Sequence[str] | None
 
@@ -47,17 +49,26 @@ def draw(
   )
   rows = np.flatnonzero(keep)
   rows = rows[np.argsort(-detections.scores[rows], kind='stable')]
-  masks = None
-  if detections.masks is not None:
-    masks = mask_edges.fill(
-      detections.masks[rows], detections.boxes[rows], image.shape[:2]
-    )
+  boxes = detections.boxes[rows]
+
+  def mask_of(index):
+    row = rows[index]
+    return mask_edges.fill(
+      detections.masks[row][None], detections.boxes[row][None], image.shape[:2]
+    )[0]
+
   labels = [
     f'{_name(detections.classes[row], class_names)} '
     f'{detections.scores[row]:.2f}'
     for row in rows
   ]
-  return _draw(image, detections.boxes[rows], masks, labels, enlarge)
+  mask_of = None if detections.masks is None else mask_of
+  return _draw(image, boxes, mask_of, labels, enlarge)
+
+
+def enlargement(image_size: tuple[int, int]) -> int:
+  """How much an image (height, width) is enlarged for its labels to fit."""
+  return max(1, _PICTURE_SIDE // max(image_size))
 
 
 def draw_instances(
@@ -81,13 +92,14 @@ def draw_instances(
   boxes = np.asarray(instances.boxes)[rows]
   order = np.argsort(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
   rows, boxes = rows[order], boxes[order]
-  masks = None
-  if instances.masks is not None:
-    masks = uncrop_masks(
-      np.asarray(instances.masks)[rows], boxes, image.shape[:2]
-    )
+
+  def mask_of(index):
+    crops = np.asarray(instances.masks)[rows[index]][None]
+    return uncrop_masks(crops, boxes[index][None], image.shape[:2])[0]
+
+  mask_of = None if instances.masks is None else mask_of
   labels = [_name(instances.classes[row], class_names) for row in rows]
-  return _draw(image, boxes, masks, labels, enlarge)
+  return _draw(image, boxes, mask_of, labels, enlarge)
 
 
 def uncrop_masks(
@@ -158,18 +170,34 @@ def _name(class_id, class_names):
   return str(class_id)
 
 
-def _draw(image, boxes, masks, labels, enlarge):
-  """The picture; the first row is drawn last."""
+def _draw(image, boxes, mask_of, labels, enlarge):
+  """The picture; the first row is drawn last.
+
+  Args:
+    image: see `draw`.
+    boxes: `[n, 4]` in pixels of the image.
+    mask_of: makes the mask of a row, `[height, width]` bool: all masks of a
+      large image at once would take gigabytes. None: there are none.
+    labels: n texts.
+    enlarge: see `draw`.
+  """
   picture = np.clip(np.rint(image), 0, 255).astype(np.uint8)
   picture = _enlarge(picture, enlarge)
-  short_side = min(picture.shape[:2])
-  thickness = 1 if short_side < 400 else 2
+  thickness = _thickness(picture.shape[:2])
   colors = [_color(index) for index in range(len(boxes))]
   for index in reversed(range(len(boxes))):
-    if masks is not None:
-      _draw_mask(picture, _enlarge(masks[index], enlarge), colors[index])
+    if mask_of is not None:
+      _draw_mask(
+        picture, mask_of(index), colors[index], enlarge, max(thickness // 2, 1)
+      )
     _draw_box(picture, boxes[index] * enlarge, colors[index], thickness)
   return _draw_labels(picture, boxes * enlarge, labels, colors)
+
+
+def _thickness(picture_size):
+  """Of the lines of boxes: still seen where a large picture is shown small."""
+  short_side = min(picture_size)
+  return 1 if short_side < 400 else max(2, round(short_side / 400))
 
 
 def _enlarge(array, times):
@@ -186,15 +214,32 @@ def _color(index):
   return np.array(rgb) * 255
 
 
-def _draw_mask(picture, mask, color):
+def _draw_mask(picture, mask, color, enlarge=1, border=1):
   """Blends the colour into the mask, and draws its border pixels solid."""
+  rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+  if not rows.size:
+    return
+  top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+  part = picture[
+    top * enlarge : bottom * enlarge, left * enlarge : right * enlarge
+  ]
+  mask = _enlarge(mask[top:bottom, left:right], enlarge)
+  inside = mask
+  for _ in range(border):
+    inside = _erode(inside)
+  blended = part[mask] * (1 - OPACITY) + color * OPACITY
+  part[mask] = np.rint(blended)
+  part[mask & ~inside] = np.rint(color)
+
+
+def _erode(mask):
+  """The pixels whose four neighbours are in the mask too."""
   padded = np.pad(mask, 1)
-  inside = (
-    padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+  return (
+    mask
+    & (padded[:-2, 1:-1] & padded[2:, 1:-1])
+    & (padded[1:-1, :-2] & padded[1:-1, 2:])
   )
-  blended = picture[mask] * (1 - OPACITY) + color * OPACITY
-  picture[mask] = np.rint(blended)
-  picture[mask & ~inside] = np.rint(color)
 
 
 def _draw_box(picture, box, color, thickness):

@@ -32,9 +32,6 @@ from maskrcnn_jax.training import (
   train_step,
 )
 
-# Pictures of smaller images are enlarged to about this many pixels.
-_PICTURE_SIDE = 512
-
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationOptions:
@@ -287,7 +284,7 @@ class Evaluator:
         detections.image(row),
         self._names,
         min_score=self.options.min_picture_score,
-        enlarge=max(1, _PICTURE_SIDE // max(height, width)),
+        enlarge=visualize.enlargement((height, width)),
       )
       pictures.append((int(batch['image_ids'][row]), picture))
     return pictures
