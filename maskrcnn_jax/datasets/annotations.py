@@ -114,6 +114,28 @@ def load_coco(
   )
 
 
+def load_images(annotations_file: str | os.PathLike) -> CocoDataset:
+  """Reads and checks the images and categories of a COCO file alone.
+
+  The files of COCO's test images have no annotations.
+
+  Args:
+    annotations_file: COCO json with `images` and `categories`.
+
+  Raises:
+    ValueError: as `load_coco`.
+  """
+  file = os.fspath(annotations_file)
+  content = _read_json(file, ('images', 'categories'))
+  findings = []
+  class_names = _class_names(content['categories'], file, findings)
+  found = _images(content['images'], file, None, findings)
+  raise_errors(findings)
+  return CocoDataset(
+    file, tuple(found.values()), {}, class_names, {}, tuple(findings)
+  )
+
+
 def raise_errors(findings: Sequence[Finding]) -> None:
   """Raises a ValueError that lists the errors among the findings, if any."""
   errors = [finding for finding in findings if finding.severity == 'error']

@@ -254,8 +254,12 @@ def _find_fault(index: records.RecordIndex, row: int):
     cause = error.__cause__ or error
     if isinstance(cause, tf.errors.DataLossError):
       kind = ImageFault.DAMAGED_RECORD
-    reason = getattr(cause, 'message', None) or str(cause)
-    # TensorFlow puts the name of the node around what it has to say.
-    return kind, re.sub(r'\{\{.*?\}\} ?| ?name: *$', '', reason)
+    return kind, plain_message(cause)
   # Storage that failed for a moment, for all that is known.
   return ImageFault.UNREADABLE_RECORD, 'it could be read at the next attempt.'
+
+
+def plain_message(error: Exception) -> str:
+  """What an error says, without the node that TensorFlow names around it."""
+  message = getattr(error, 'message', None) or str(error)
+  return re.sub(r'\{\{.*?\}\} ?| ?name: *$', '', message)

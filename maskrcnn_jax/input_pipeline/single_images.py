@@ -1,0 +1,73 @@
+"""One image at a time, as the batches of an evaluation hold it.
+
+The steps are those of `transforms`, so a canvas filled here has the bits that
+it has there.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from maskrcnn_jax.input_pipeline import decoding, order, reader, transforms
+
+
+def decode_file(encoded: bytes) -> np.ndarray:
+  """RGB pixels, `[h, w, 3]` uint8, of a JPEG or PNG file, as it is stored.
+
+  Raises:
+    ValueError: if TensorFlow cannot decode it; says why.
+  """
+  reader.set_up_tensorflow(None)
+  try:
+    return decoding.decode_image(encoded).numpy()
+  except tf.errors.OpError as error:
+    raise ValueError(reader.plain_message(error)) from error
+
+
+def choose_canvas(
+  image_size: tuple[int, int], fits: Sequence[tuple[int, int]]
+) -> int:
+  """Which canvas shrinks an image least.
+
+  Args:
+    image_size: (height, width) of the image.
+    fits: (height, width) that an image may fill on each canvas.
+  """
+  height, width = image_size
+  return int(
+    order.assign_canvases(np.array([height]), np.array([width]), fits)[0]
+  )
+
+
+def fit_image(
+  image: np.ndarray,
+  canvas: tuple[int, int],
+  fit: tuple[int, int],
+  image_dtype: str,
+  options: transforms.ResizeOptions,
+) -> dict[str, np.ndarray]:
+  """A row of a batch.
+
+  Args:
+    image: `[h, w, 3]` uint8.
+    canvas: (height, width).
+    fit: (height, width) that the image may fill of it.
+    image_dtype: 'uint8' (rounded) or 'float32'; both 0..255.
+    options: see there.
+
+  Returns:
+    `images` `[height, width, 3]`, `image_sizes` `[2]` float32,
+    `original_sizes` `[2]` int32 and `scales` `[2]` float32.
+  """
+  reader.set_up_tensorflow(None)
+  canvas = tf.constant(canvas, tf.int32)
+  example = transforms.resize(
+    {'image': tf.constant(image)},
+    canvas,
+    tf.constant(fit, tf.int32),
+    tf.constant(False),
+    options,
+  )
+  image = transforms.finish_image(example.pop('image'), canvas, image_dtype)
+  return {k: v.numpy() for k, v in {'images': image, **example}.items()}
