@@ -72,9 +72,9 @@ def _plan(args) -> None:
 
   config = config_lib.load_config(args.config, args.override)
   if 'here' in args.topology:
-    from maskrcnn_jax import runtime
+    from maskrcnn_jax import backends
 
-    runtime.pick_backend(config.get('runtime', {}).get('backend', 'auto'))
+    backends.pick_backend(config.get('runtime', {}).get('backend', 'auto'))
   from maskrcnn_jax import plan
 
   given = {override.partition('=')[0] for override in args.override}
