@@ -108,6 +108,9 @@ def find_edges(
   num_cells = masks.shape[-1] + 2
   rows = _cover(expanded[:, 0], expanded[:, 2], height, num_cells)
   columns = _cover(expanded[:, 1], expanded[:, 3], width, num_cells)
+  if not len(rows.owners):
+    # All boxes lie above or below the image.
+    return np.zeros(0, np.int64), np.zeros(0, np.int64)
   spans = _find_spans(_interpolate(masks, columns), rows, columns)
   which, row = _find_rows(spans, rows)
   owners = spans.owners[which]

@@ -46,6 +46,15 @@ def test_boxes_outside_the_image_hold_nothing(fill):
 
 
 @both_ways
+@pytest.mark.parametrize('first', [-9, 9])
+@pytest.mark.parametrize('axis', [0, 1])
+def test_all_boxes_outside_an_image_of_one_pixel(fill, axis, first):
+  box = np.array([0, 0, 1, 1], np.float32)
+  box[axis::2] += first
+  assert not fill(np.ones((1, 28, 28)), box[None], (1, 1)).any()
+
+
+@both_ways
 def test_by_hand(fill):
   # 2 cells on 4 pixels: the border adds 2 pixels on each side, and truncation
   # with the last pixel included adds one: rows 2..10 for 4 cells.
