@@ -143,16 +143,18 @@ def init_variables(
     masks: shape of its instances' masks.
   """
   params_key, sampling_key = jax.random.split(key)
+  # As few images as share the places of the mask head.
+  rows = model.sampling.mask_pool_group
   instances = Instances(
-    boxes=jnp.zeros((1, masks[0], 4)),
-    classes=jnp.zeros((1, masks[0]), jnp.int32),
-    masks=jnp.zeros((1, *masks), jnp.uint8),
-    valid=jnp.zeros((1, masks[0]), bool),
+    boxes=jnp.zeros((rows, masks[0], 4)),
+    classes=jnp.zeros((rows, masks[0]), jnp.int32),
+    masks=jnp.zeros((rows, *masks), jnp.uint8),
+    valid=jnp.zeros((rows, masks[0]), bool),
   )
   variables = model.init(
     {'params': params_key, 'sampling': sampling_key},
-    jnp.zeros((1, *canvas, 3)),
-    jnp.zeros((1, 2)),
+    jnp.zeros((rows, *canvas, 3)),
+    jnp.zeros((rows, 2)),
     instances,
   )
   return {'batch_stats': {}, **variables}

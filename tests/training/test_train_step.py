@@ -380,6 +380,17 @@ assert not BLOCKED & set(sys.modules)
 
 
 @pytest.mark.slow
+def test_images_that_share_places_for_masks_have_the_same_variables():
+  def shapes(**options):
+    model = tiny_model.make_model(**options)
+    return jax.eval_shape(
+      lambda key: train_step.init_variables(model, key), jax.random.key(0)
+    )
+
+  sampling = {'num_rois': 16, 'mask_pool_group': 2, 'mask_pool_size': 6}
+  assert shapes(sampling=sampling) == shapes()
+
+
 def test_step_runs_without_the_packages_of_the_input():
   root = pathlib.Path(__file__).parents[2]
   paths = [str(root), str(root / 'tests'), os.environ.get('PYTHONPATH', '')]
