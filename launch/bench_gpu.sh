@@ -29,7 +29,8 @@ mkdir -p "$output"
 missing=$("$python" - << 'EOF'
 import importlib.util
 names = {'absl': 'absl-py', 'ml_collections': 'ml-collections',
-         'PIL': 'pillow', 'tqdm': 'tqdm', 'yaml': 'pyyaml'}
+         'PIL': 'pillow', 'safetensors': 'safetensors', 'tqdm': 'tqdm',
+         'yaml': 'pyyaml'}
 print(*(d for m, d in names.items() if not importlib.util.find_spec(m)))
 EOF
 )

@@ -39,7 +39,7 @@ ALLOWED = {
   'maskrcnn_jax/backends': 'jax',
   'maskrcnn_jax/benchmarks': (
     'jax numpy optax PIL tqdm .benchmarks .models .ops .structures .tables'
-    ' .training'
+    ' .training .weights.torchvision'
   ),
   'maskrcnn_jax/benchmarks/example_batches': 'numpy PIL .input_pipeline',
   'maskrcnn_jax/benchmarks/options': '',

@@ -5,11 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from maskrcnn_jax.benchmarks import measure
+from maskrcnn_jax.benchmarks import measure, model_stages
 from maskrcnn_jax.benchmarks.subject import Subject
 from maskrcnn_jax.benchmarks.torchvision_process import TorchvisionProcess
-from maskrcnn_jax.models import layers
-from maskrcnn_jax.ops import images as image_ops
 
 
 def run(
@@ -32,9 +30,9 @@ def run(
   model = subject.model
   variables = subject.state().variables()
   pixels = [
-    jax.jit(lambda images, sizes: _normalized(model, images, sizes))(
-      batch['images'], batch['image_sizes']
-    )
+    jax.jit(
+      lambda images, sizes: model_stages.normalized(model, images, sizes)
+    )(batch['images'], batch['image_sizes'])
     for batch in subject.batches()
   ]
   program = measure.compile_program(
@@ -49,7 +47,7 @@ def run(
 
   sides = {'ours': ours}
   if other:
-    other.load_weights(variables, model.box_size)
+    other.load_weights(variables)
     sides['torchvision'] = lambda number: other.ask('backbone', number=number)[
       'seconds'
     ]
@@ -64,11 +62,6 @@ def run(
       'torchvision': measure.ratio(seconds['ours'], seconds['torchvision'])
     }
   return result
-
-
-def _normalized(model, images, sizes):
-  x = image_ops.normalize(images, sizes, model.pixel_mean, model.pixel_std)
-  return x.astype(layers.output_dtype(model.dtype))
 
 
 def _gradients(model, variables, pixels):

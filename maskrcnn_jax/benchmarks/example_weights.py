@@ -15,7 +15,7 @@ import numpy as np
 # Kernels by the end of their path, and the gain of their deviation over
 # sqrt(2 / fan in); others have 1.
 _GAINS = (
-  (r'conv3/kernel', 0.35),
+  (r'block\d+/conv3/kernel', 0.35),
   (r'shortcut_conv/kernel', 0.7),
   (r'fpn/lateral\d/kernel', 0.5),
   (r'fpn/output\d/kernel', 0.7),

@@ -44,7 +44,7 @@ def run(
     batches[0]['image_sizes'],
   )
   if other:
-    other.load_weights(variables, subject.model.box_size)
+    other.load_weights(variables)
   found, pasting = {}, []
 
   def ours(number):

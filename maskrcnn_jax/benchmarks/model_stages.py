@@ -5,39 +5,38 @@ chain to those of the training step, and its detections to the model's.
 """
 
 import functools
-from typing import Any
 
 import jax
 
 from maskrcnn_jax.benchmarks.chain import Stage
 from maskrcnn_jax.models import detections as detections_lib
-from maskrcnn_jax.models import layers
+from maskrcnn_jax.models import layers, mask_pool
 from maskrcnn_jax.models import losses as losses_lib
 from maskrcnn_jax.models import proposals as proposals_lib
 from maskrcnn_jax.models import targets as targets_lib
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
+from maskrcnn_jax.models.proposals import take_rows
 from maskrcnn_jax.ops import images as image_ops
 
 
-def training_stages(model: MaskRCNN, batch_stats: Any) -> list[Stage]:
+def training_stages(model: MaskRCNN) -> list[Stage]:
   """What happens in a step before the update.
 
   Args:
     model: to train.
-    batch_stats: of it.
 
   Returns:
-    Stages that take `images`, `image_sizes`, `valid`, `instances`, and the keys
-    `rpn_key` and `sampling_key`; the last one makes `losses`.
+    Stages that take `images`, `image_sizes`, `valid`, `instances`,
+    `batch_stats`, and the keys `rpn_key` and `sampling_key`; the last one makes
+    `losses`.
   """
   here = functools.partial
-  propose = here(_propose, model, model.train_proposals)
-  align = here(_align, model)
+  apply = here(_apply, model)
   return [
-    *_feature_stages(model, batch_stats, train=True),
+    *_feature_stages(model, train=True),
     Stage(
       'proposals',
-      propose,
+      here(_propose, model, model.train_proposals),
       'proposals',
       fixed=('rpn', 'images', 'image_sizes', 'valid'),
     ),
@@ -50,83 +49,96 @@ def training_stages(model: MaskRCNN, batch_stats: Any) -> list[Stage]:
     Stage(
       'RoI sampling',
       here(_sample, model),
-      'rois',
+      'sampled',
       fixed=('proposals', 'instances', 'sampling_key'),
     ),
     Stage(
       'RoI targets',
       here(_roi_targets, model),
       'roi_targets',
-      fixed=('rois', 'instances'),
+      fixed=('sampled', 'instances', 'valid'),
     ),
     Stage(
       'RoIAlign of boxes',
-      lambda params, pyramid, rois: align(pyramid, rois, model.box_size),
+      lambda params, pyramid, sampled: model.align(
+        pyramid, sampled[0].boxes, model.box_size
+      ),
       'box_features',
       inputs=('pyramid',),
-      fixed=('rois',),
+      fixed=('sampled',),
     ),
     Stage(
       'box head',
-      here(_box_head, model),
+      lambda params, box_features, sampled, valid, batch_stats: apply(
+        params,
+        batch_stats,
+        lambda model, x, valid: model.box_head(x, valid, train=True),
+        box_features,
+        sampled[0].valid & valid[:, None],
+      ),
       'box',
       params=('box_head',),
       inputs=('box_features',),
+      fixed=('sampled', 'valid', 'batch_stats'),
     ),
     Stage(
       'RoIAlign of masks',
-      lambda params, pyramid, rois: align(
-        pyramid, _foreground(model, rois), model.mask_size
+      lambda params, pyramid, sampled: model.align(
+        pyramid, sampled[1].rois.boxes, model.mask_size, sampled[1].images
       ),
       'mask_features',
       inputs=('pyramid',),
-      fixed=('rois',),
+      fixed=('sampled',),
     ),
     Stage(
       'mask head',
-      lambda params, mask_features, rois: _mask_head(
-        model, params, mask_features, _foreground(model, rois)
+      lambda params, mask_features, sampled, batch_stats: apply(
+        params,
+        batch_stats,
+        lambda model, x, rois: model.mask_head(
+          x, rois.classes, rois.valid, train=True
+        ),
+        mask_features,
+        sampled[1].rois,
       ),
       'mask_logits',
       params=('mask_head',),
       inputs=('mask_features',),
-      fixed=('rois',),
+      fixed=('sampled', 'batch_stats'),
     ),
     Stage(
       'losses',
       here(_losses, model),
       'losses',
       inputs=('rpn', 'box', 'mask_logits'),
-      fixed=('rois', 'rpn_targets', 'roi_targets', 'valid'),
+      fixed=('sampled', 'rpn_targets', 'roi_targets', 'valid'),
     ),
   ]
 
 
-def detection_stages(model: MaskRCNN, batch_stats: Any) -> list[Stage]:
+def detection_stages(model: MaskRCNN) -> list[Stage]:
   """What happens in detection.
 
   Args:
     model: to detect with.
-    batch_stats: of it.
 
   Returns:
-    Stages that take `images`, `image_sizes` and `valid`; the last one makes
-    `masks`, the one that selects makes `detections`.
+    Stages that take `images`, `image_sizes`, `valid` and `batch_stats`; the
+    last one makes `masks`, the one that selects makes `detections`.
   """
-  here = functools.partial
-  align = here(_align, model)
+  apply = functools.partial(_apply, model)
   return [
-    *_feature_stages(model, batch_stats, train=False),
+    *_feature_stages(model, train=False),
     Stage(
       'proposals',
-      here(_propose, model, model.test_proposals),
+      functools.partial(_propose, model, model.test_proposals),
       'proposals',
       fixed=('rpn', 'images', 'image_sizes', 'valid'),
     ),
     Stage(
       'RoIAlign of boxes',
-      lambda params, pyramid, proposals: align(
-        pyramid, proposals, model.box_size
+      lambda params, pyramid, proposals: model.align(
+        pyramid, proposals.boxes, model.box_size
       ),
       'box_features',
       inputs=('pyramid',),
@@ -134,10 +146,13 @@ def detection_stages(model: MaskRCNN, batch_stats: Any) -> list[Stage]:
     ),
     Stage(
       'box head',
-      here(_box_head, model),
+      lambda params, box_features, batch_stats: apply(
+        params, batch_stats, lambda model, x: model.box_head(x), box_features
+      ),
       'box',
       params=('box_head',),
       inputs=('box_features',),
+      fixed=('batch_stats',),
     ),
     Stage(
       'detections',
@@ -156,8 +171,8 @@ def detection_stages(model: MaskRCNN, batch_stats: Any) -> list[Stage]:
     ),
     Stage(
       'RoIAlign of masks',
-      lambda params, pyramid, detections: align(
-        pyramid, detections, model.mask_size
+      lambda params, pyramid, detections: model.align(
+        pyramid, detections.boxes, model.mask_size
       ),
       'mask_features',
       inputs=('pyramid',),
@@ -165,40 +180,63 @@ def detection_stages(model: MaskRCNN, batch_stats: Any) -> list[Stage]:
     ),
     Stage(
       'mask head',
-      lambda params, mask_features, detections: jax.nn.sigmoid(
-        _mask_head(model, params, mask_features, detections)
+      lambda params, mask_features, detections, batch_stats: jax.nn.sigmoid(
+        apply(
+          params,
+          batch_stats,
+          lambda model, x, classes: model.mask_head(x, classes),
+          mask_features,
+          detections.classes,
+        )
       ),
       'masks',
       params=('mask_head',),
       inputs=('mask_features',),
-      fixed=('detections',),
+      fixed=('detections', 'batch_stats'),
     ),
   ]
 
 
-def _feature_stages(model, batch_stats, train) -> list[Stage]:
+def _feature_stages(model, train) -> list[Stage]:
   """From images to the outputs of the region proposal network."""
+  apply = functools.partial(_apply, model)
+
+  def backbone(params, images, image_sizes, valid, batch_stats):
+    x = normalized(model, images, image_sizes)
+    return apply(
+      params,
+      batch_stats,
+      lambda model, x, valid: model.resnet(x, valid, train),
+      x,
+      valid,
+    )
+
   return [
     Stage(
       'backbone',
-      functools.partial(_backbone, model, batch_stats, train),
+      backbone,
       'features',
       params=('backbone',),
-      fixed=('images', 'image_sizes', 'valid'),
+      fixed=('images', 'image_sizes', 'valid', 'batch_stats'),
     ),
     Stage(
       'FPN',
-      lambda params, features: model.apply(
-        {'params': params}, features, method=lambda model, x: model.fpn(x)
+      lambda params, features, valid, batch_stats: apply(
+        params,
+        batch_stats,
+        lambda model, x, valid: model.fpn(x, valid, train),
+        features,
+        valid,
       ),
       'pyramid',
       params=('fpn',),
       inputs=('features',),
+      fixed=('valid', 'batch_stats'),
     ),
     Stage(
       'RPN',
-      lambda params, pyramid: model.apply(
-        {'params': params}, pyramid, method=lambda model, x: model.rpn_head(x)
+      lambda params, pyramid: apply(
+        params, {}, lambda model, x: model.rpn_head(x), pyramid
       ),
       'rpn',
       params=('rpn_head',),
@@ -207,19 +245,25 @@ def _feature_stages(model, batch_stats, train) -> list[Stage]:
   ]
 
 
-def _backbone(model, batch_stats, train, params, images, image_sizes, valid):
+def normalized(
+  model: MaskRCNN, images: jax.Array, image_sizes: jax.Array
+) -> jax.Array:
+  """Images as the backbone of a model takes them."""
   x = image_ops.normalize(
-    images, image_sizes, model.pixel_mean, model.pixel_std
+    images, image_sizes, model.pixel_mean, model.pixel_std, model.bgr
   )
-  x = x.astype(layers.output_dtype(model.dtype))
-  features, _ = model.apply(
+  return x.astype(layers.output_dtype(model.dtype))
+
+
+def _apply(model, params, batch_stats, method, *arguments):
+  """What a part of the model makes of its arguments."""
+  outputs, _ = model.apply(
     {'params': params, 'batch_stats': batch_stats},
-    x,
-    valid,
-    method=lambda model, x, valid: model.resnet(x, valid, train),
+    *arguments,
+    method=method,
     mutable=['batch_stats'],
   )
-  return features
+  return outputs
 
 
 def _propose(model, options, params, rpn, images, image_sizes, valid):
@@ -240,6 +284,7 @@ def _rpn_targets(model, params, images, instances, valid, rpn_key):
 
 
 def _sample(model, params, proposals, instances, sampling_key):
+  """RoIs for boxes, and those of them that have a place for masks."""
   del params
 
   def sample(model):
@@ -251,60 +296,41 @@ def _sample(model, params, proposals, instances, sampling_key):
       proposals, instances, priorities, model.sampling
     )
 
-  return model.apply({}, rngs={'sampling': sampling_key}, method=sample)
+  rois = model.apply({}, rngs={'sampling': sampling_key}, method=sample)
+  pooled = mask_pool.pool_foreground(
+    rois, instances.valid.shape[1], model.sampling
+  )
+  return rois, pooled
 
 
-def _foreground(model, rois):
-  return rois.first(model.sampling.num_foreground)
-
-
-def _roi_targets(model, params, rois, instances):
-  """Deltas of all RoIs, masks of the foreground."""
+def _roi_targets(model, params, sampled, instances, valid):
+  """Deltas of all RoIs, masks of those that have a place."""
   del params
+  rois, pooled = sampled
+  rois = rois.replace(valid=rois.valid & valid[:, None])
   deltas = targets_lib.roi_box_targets(
     rois, instances, model.box_weights, model.plus_one
   )
   masks = targets_lib.mask_targets(
-    _foreground(model, rois),
-    instances,
+    pooled.rois,
+    mask_pool.merge_instances(instances, model.sampling),
     2 * model.mask_size,
     model.mask_threshold,
   )
   return deltas, masks
 
 
-def _align(model, pyramid, regions, size):
-  return model.align(pyramid, regions.boxes, size)
-
-
-def _box_head(model, params, box_features):
-  return model.apply(
-    {'params': params}, box_features, method=lambda model, x: model.box_head(x)
-  )
-
-
-def _mask_head(model, params, features, regions):
-  return model.apply(
-    {'params': params},
-    features,
-    regions.classes,
-    method=lambda model, x, classes: model.mask_head(x, classes),
-  )
-
-
 def _losses(
-  model, params, rpn, box, mask_logits, rois, rpn_targets, roi_targets, valid
+  model, params, rpn, box, mask_logits, sampled, rpn_targets, roi_targets, valid
 ):
   del params
-  deltas, masks = roi_targets
-  rois = rois.replace(valid=rois.valid & valid[:, None])
-  foreground = _foreground(model, rois)
+  (rois, pooled), (deltas, masks) = sampled, roi_targets
+  valid_images = valid.reshape(-1, model.sampling.mask_pool_group)
+  counted = pooled.rois.valid & take_rows(valid_images, pooled.images)
   return {
     **losses_lib.rpn_losses(rpn, rpn_targets, valid, model.losses),
     **losses_lib.box_losses(
-      box, rois.classes, deltas, rois.valid, model.losses
+      box, rois.classes, deltas, rois.valid & valid[:, None], model.losses
     ),
-    'mask': losses_lib.mask_loss(
-      mask_logits, masks, foreground.valid & (foreground.classes > 0)
-    ),
+    'mask': losses_lib.mask_loss(mask_logits, masks, counted),
   }

@@ -133,10 +133,11 @@ def compile_backward(
 
 def _training(subject) -> Programs:
   """The stages of a step."""
-  state, values = subject.state(), _first_values(subject)
+  state = subject.state()
+  values = _first_values(subject, state)
   keys = jax.random.split(jax.random.key(0))
   values['rpn_key'], values['sampling_key'] = keys
-  stages = model_stages.training_stages(subject.model, state.batch_stats)
+  stages = model_stages.training_stages(subject.model)
   programs, gradients = compile_backward(stages, state.params, values, 'losses')
   arguments = state, gradients
   program = measure.compile_program(
@@ -149,8 +150,8 @@ def _training(subject) -> Programs:
 def _detection(subject) -> Programs:
   """The stages of detection, with weights that find objects in plenty."""
   state = subject.state(example_weights.DETECTION_BACKGROUND)
-  stages = model_stages.detection_stages(subject.model, state.batch_stats)
-  return compile_forward(stages, state.params, _first_values(subject))
+  stages = model_stages.detection_stages(subject.model)
+  return compile_forward(stages, state.params, _first_values(subject, state))
 
 
 def update(optimizer: train_step.Optimizer, state: Any, gradients: Any) -> Any:
@@ -182,9 +183,10 @@ def update(optimizer: train_step.Optimizer, state: Any, gradients: Any) -> Any:
   )
 
 
-def _first_values(subject) -> dict[str, Any]:
-  """What the first stages take: a batch."""
+def _first_values(subject, state) -> dict[str, Any]:
+  """What the first stages take: a batch, and the arrays of norms."""
   batch = subject.batches()[0]
   instances = Instances(**batch['instances'])
   valid = instances.valid & batch['valid'][:, None]
-  return {**batch, 'instances': instances.replace(valid=valid)}
+  instances = instances.replace(valid=valid)
+  return {**batch, 'instances': instances, 'batch_stats': state.batch_stats}

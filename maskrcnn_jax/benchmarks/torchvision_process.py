@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from maskrcnn_jax.benchmarks import example_batches, torchvision_weights
+from maskrcnn_jax.benchmarks import example_batches
 from maskrcnn_jax.benchmarks.subject import LEARNING_RATE, Subject
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
+from maskrcnn_jax.weights import torchvision
 
 _SCRIPT = pathlib.Path(__file__).with_name('torchvision_side.py')
 # torchvision builds every pyramid and head with these.
@@ -23,6 +24,10 @@ _FIXED = {
   'box_size': 7,
   'mask_size': 14,
   'max_level': 6,
+  'rpn_convs': 1,
+  'box_convs': 0,
+  'box_dense': 2,
+  'bgr': False,
 }
 _WIDTH = 64  # Of the stem.
 _OPTIMIZER = {
@@ -93,15 +98,9 @@ class TorchvisionProcess:
       )
     return answer
 
-  def load_weights(self, variables: Any, box_size: int) -> None:
-    """Gives it our weights.
-
-    Args:
-      variables: `params` and `batch_stats`.
-      box_size: side of the RoI features for boxes.
-    """
-    state = torchvision_weights.torchvision_state(variables, box_size)
-    self._load('load_weights', state)
+  def load_weights(self, variables: Any) -> None:
+    """Gives it our `params` and `batch_stats`."""
+    self._load('load_weights', torchvision.state_dict(variables))
 
   def load_batches(self, batches: Sequence[Mapping[str, Any]]) -> None:
     """Gives it our batches, of one size, to take in turn."""
@@ -198,6 +197,10 @@ def settings(model: MaskRCNN, canvas: Sequence[int]) -> dict[str, Any]:
     wrong.append(f'backbone.width={backbone.width} (torchvision: {_WIDTH})')
   if backbone.norm == 'group':
     wrong.append('backbone.norm=group (torchvision: frozen or batch)')
+  if backbone.stride_in_1x1:
+    wrong.append('backbone.stride_in_1x1=True (torchvision: False)')
+  if model.head_norm.kind != 'none':
+    wrong.append(f'head_norm.kind={model.head_norm.kind} (torchvision: none)')
   if model.anchors.octaves * len(model.anchors.aspects) != 3:
     wrong.append('anchors per cell other than 3')
   if wrong:

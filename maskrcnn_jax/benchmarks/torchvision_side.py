@@ -101,15 +101,13 @@ class Side:
 
     with np.load(path) as arrays:
       state = {x: self.torch.from_numpy(arrays[x]) for x in arrays.files}
-    wanted = self.model.state_dict()
-    # Batch norm's counters have no counterpart.
-    wanted = {x for x in wanted if not x.endswith('num_batches_tracked')}
+    wanted = set(self.model.state_dict())
     if wanted != set(state):
       raise ValueError(
         f'The weights lack {sorted(wanted - set(state))}, and have '
         f'{sorted(set(state) - wanted)} too many.'
       )
-    self.model.load_state_dict(state, strict=False)
+    self.model.load_state_dict(state)
     return {}
 
   def load_batches(self, path):

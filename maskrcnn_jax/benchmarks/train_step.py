@@ -7,6 +7,7 @@ import jax
 from maskrcnn_jax.benchmarks import measure
 from maskrcnn_jax.benchmarks.subject import Subject
 from maskrcnn_jax.benchmarks.torchvision_process import TorchvisionProcess
+from maskrcnn_jax.models.targets import SamplingOptions
 from maskrcnn_jax.training import sharding
 from maskrcnn_jax.training import train_step as step_lib
 
@@ -33,7 +34,7 @@ def run(
     our time to theirs.
   """
   step = Step(subject)
-  foreground = subject.model.sampling.num_foreground
+  foreground = mask_places(subject.model.sampling)
   sides, answers = {'ours': step.seconds}, {}
 
   def ask(name, rois):
@@ -44,7 +45,7 @@ def run(
     return seconds
 
   if other:
-    other.load_weights(subject.state().variables(), subject.model.box_size)
+    other.load_weights(subject.state().variables())
     sides['torchvision'] = ask('torchvision', foreground)
     sides['torchvision_free'] = ask('torchvision_free', None)
   seconds = measure.alternate(sides, rounds, warmup, 'train step')
@@ -63,6 +64,17 @@ def run(
       name: measure.ratio(seconds['ours'], seconds[name]) for name in answers
     }
   return result
+
+
+def mask_places(options: SamplingOptions) -> int:
+  """RoIs of an image that the mask head works on, whether they exist or not.
+
+  Args:
+    options: of the model; where images share places, each has its share.
+  """
+  group, places = options.mask_pool_group, options.mask_pool_size
+  most = options.num_foreground
+  return most if places is None else max(min(places // group, most), 1)
 
 
 class Step:

@@ -15,12 +15,31 @@ TOLERANCE = {'rtol': 2e-4, 'atol': 1e-6}
 
 @pytest.fixture(name='made', scope='module')
 def fixture_made():
-  """A model, its state and optimizer, a batch and what the stages take."""
-  model = tiny_model.make_model(norm='batch')
-  batch = tiny_model.make_batch((2, 3))
-  batch['valid'] = np.array([True, True])
+  """A model, its state and optimizer, a batch and what the stages take.
+
+  With all that crosses stages: norms everywhere, places for masks that images
+  share, an image that does not count.
+  """
+  sampling = {
+    'num_rois': 16,
+    'foreground_fraction': 0.5,
+    'mask_pool_group': 2,
+    'mask_pool_size': 6,
+  }
+  model = tiny_model.make_model(
+    norm='batch', head_norm={'kind': 'batch'}, sampling=sampling
+  )
+  batch = tiny_model.make_batch((2, 3, 1, 4))
+  batch['valid'] = np.array([True, True, True, False])
   state, optimizer = tiny_model.make_state(model, batch)
-  values = {**batch, 'instances': Instances(**batch['instances'])}
+  instances = Instances(**batch['instances'])
+  values = {
+    **batch,
+    'instances': instances.replace(
+      valid=instances.valid & batch['valid'][:, None]
+    ),
+    'batch_stats': state.batch_stats,
+  }
   keys = jax.random.split(jax.random.key(7))
   values['rpn_key'], values['sampling_key'] = keys
   return model, state, optimizer, batch, values
@@ -29,7 +48,7 @@ def fixture_made():
 @pytest.fixture(name='chained', scope='module')
 def fixture_chained(made):
   model, state, _, _, values = made
-  parts = model_stages.training_stages(model, state.batch_stats)
+  parts = model_stages.training_stages(model)
   return tiny_model.jit(
     lambda params, values: chain.run_backward(parts, params, values, 'losses')
   )(state.params, values)
@@ -67,7 +86,7 @@ def test_losses_and_gradients_are_those_of_the_step(made, chained):
 def test_a_stage_alone_has_the_gradients_of_the_chain(made, chained):
   model, state, _, _, _ = made
   values, cotangents, gradients = chained
-  parts = model_stages.training_stages(model, state.batch_stats)
+  parts = model_stages.training_stages(model)
   for stage in parts:
     if stage.name not in ('RPN', 'box head'):
       continue
@@ -115,7 +134,7 @@ def test_an_update_that_is_not_finite_changes_nothing(made, chained, update):
 
 def test_detections_are_those_of_the_model(made):
   model, state, _, batch, values = made
-  parts = model_stages.detection_stages(model, state.batch_stats)
+  parts = model_stages.detection_stages(model)
   found = tiny_model.jit(
     lambda params, values: chain.run_forward(parts, params, values)
   )(state.params, values)

@@ -120,6 +120,8 @@ def test_settings_are_those_of_the_model():
     ({'pyramid_channels': 64}, r'model.pyramid_channels=64 \(torchvision: 256'),
     ({'backbone': {'width': 32}}, 'model.backbone.width=32'),
     ({'backbone': {'norm': 'group'}}, 'model.backbone.norm=group'),
+    ({'head_norm': {'kind': 'batch'}}, 'model.head_norm.kind=batch'),
+    ({'box_convs': 4}, 'model.box_convs=4'),
     ({'anchors': {'octaves': 2}}, 'anchors per cell'),
   ],
 )
@@ -170,7 +172,7 @@ def test_both_sides_compute_the_same():
   with torchvision_process.beside(_TORCH, subject, 2) as (other, facts):
     assert facts['device'] in ('cpu', 'cuda')
     state = subject.state(example_weights.DETECTION_BACKGROUND)
-    other.load_weights(state.variables(), subject.model.box_size)
+    other.load_weights(state.variables())
     ours = jax.jit(
       lambda variables, batch: subject.model.apply(
         variables, batch['images'], batch['image_sizes'], method='detect'
