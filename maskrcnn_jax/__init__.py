@@ -16,6 +16,7 @@ _HOMES = {
   'train_step': 'training.train_step',
   'detect': 'training.train_step',
   'restore': 'training.checkpoint',
+  'Predictor': 'inference.predictor',
   'draw': 'visualize',
 }
 
@@ -29,6 +30,7 @@ __all__ = [  # noqa: RUF022, in the order of use.
   'train_step',
   'detect',
   'restore',
+  'Predictor',
   'draw',
 ]
 

@@ -10,6 +10,7 @@ import sys
 
 from maskrcnn_jax import command_line
 from maskrcnn_jax.benchmarks import verb as bench_verb
+from maskrcnn_jax.inference import verb as predict_verb
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -183,6 +184,10 @@ def _parser() -> _Parser:
       )
   _add_import_weights(parser.verbs)
   _add_export_weights(parser.verbs)
+  verb = _add_verb(
+    parser.verbs, 'predict', predict_verb.run, 'find objects in image files'
+  )
+  predict_verb.add_flags(verb)
   _add_plan(parser.verbs)
   verb = _add_verb(
     parser.verbs, 'bench', _bench, 'measure speed, also beside torchvision'

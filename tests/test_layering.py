@@ -46,10 +46,29 @@ ALLOWED = {
   'maskrcnn_jax/benchmarks/torchvision_side': 'numpy torch torchvision',
   'maskrcnn_jax/benchmarks/verb': '.benchmarks .config .runtime',
   'maskrcnn_jax/command_line': '.launcher .runtime',
+  'maskrcnn_jax/inference': 'numpy .evaluation.coco_results .structures',
+  'maskrcnn_jax/inference/browse': (
+    'numpy PIL .evaluation.coco_results .structures'
+  ),
+  'maskrcnn_jax/inference/image_files': (
+    'numpy PIL .datasets.images .input_pipeline.single_images'
+  ),
+  'maskrcnn_jax/inference/merging': 'jax numpy .ops .structures',
+  'maskrcnn_jax/inference/output_folder': '',
+  'maskrcnn_jax/inference/predict': (
+    'numpy PIL tqdm .datasets .evaluation.coco_results .inference .runtime'
+    ' .structures .visualize'
+  ),
+  'maskrcnn_jax/inference/predictor': (
+    'jax numpy .inference .input_pipeline .models .structures .training'
+  ),
+  'maskrcnn_jax/inference/tiling': 'numpy PIL .inference.views',
+  'maskrcnn_jax/inference/verb': 'PIL .backends .inference',
   'maskrcnn_jax/launcher': '',
   'maskrcnn_jax/main': (
-    '.backends .benchmarks.verb .command_line .config .datasets .plan'
-    ' .planning.topologies .runtime .training.conversion .training.loop'
+    '.backends .benchmarks.verb .command_line .config .datasets'
+    ' .inference.verb .plan .planning.topologies .runtime .training.conversion'
+    ' .training.loop'
   ),
   'maskrcnn_jax/models': 'jax numpy flax .ops .models .structures',
   'maskrcnn_jax/models/losses': 'jax numpy flax optax .ops .models .structures',

@@ -27,6 +27,7 @@ def test_help_is_instant_and_lists_the_verbs():
     'train_and_eval',
     'import_weights',
     'export_weights',
+    'predict',
     'plan',
     'bench',
   ):
@@ -41,6 +42,7 @@ def test_help_is_instant_and_lists_the_verbs():
     'eval',
     'import_weights',
     'export_weights',
+    'predict',
     'plan',
     'bench',
   ],

@@ -60,6 +60,7 @@ def test_the_wheel_ships_every_module_and_config(wheel):
     assert path.relative_to(ROOT).as_posix() in names
   for path in (ROOT / 'configs').glob('*.py'):
     assert f'maskrcnn_jax/configs/{path.name}' in names
+  assert 'maskrcnn_jax/inference/browse.html' in names
 
 
 def test_the_wheel_has_the_command_the_licence_and_the_python_range(wheel):
@@ -106,9 +107,9 @@ mrj.load_config('shapes')
   _run(sys.executable, '-c', code, cwd=ROOT)
 
 
-def test_the_notebook_names_are_the_nine():
+def test_the_notebook_names_are_the_ten():
   assert set(maskrcnn_jax.__all__) <= set(dir(maskrcnn_jax))
-  assert len(maskrcnn_jax.__all__) == 9
+  assert len(maskrcnn_jax.__all__) == 10
   for name in maskrcnn_jax.__all__:
     assert callable(getattr(maskrcnn_jax, name))
   with pytest.raises(AttributeError, match='surprise'):

@@ -1,0 +1,1 @@
+"""Detects objects in images that are of no data set."""

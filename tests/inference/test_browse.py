@@ -1,0 +1,342 @@
+"""The page: what it holds, and in a real browser what it shows."""
+
+import base64
+import html.parser
+import io
+import json
+
+import browser
+import numpy as np
+import pytest
+from browser import needs_chromium
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from maskrcnn_jax import visualize
+from maskrcnn_jax.inference import browse
+from maskrcnn_jax.structures import Detections
+
+NAMES = {1: 'disc', 2: '</script><b>star & "co"'}
+
+
+def make_found(boxes, scores, classes, masks=None):
+  count = len(scores)
+  if masks is None:
+    masks = np.ones((count, 28, 28), np.float32)
+  return Detections(
+    boxes=np.asarray(boxes, np.float32).reshape(-1, 4),
+    scores=np.asarray(scores, np.float32),
+    classes=np.asarray(classes, np.int32),
+    masks=masks,
+    valid=np.ones(count, bool),
+  )
+
+
+def grey(height=60, width=80, value=120):
+  return np.full((height, width, 3), value, np.uint8)
+
+
+class _Scripts(html.parser.HTMLParser):
+  """The texts of script elements with an id, as a browser would cut them."""
+
+  def __init__(self, page):
+    super().__init__()
+    self.texts, self.opened, self.addresses = {}, None, []
+    self.feed(page)
+
+  def handle_starttag(self, tag, attributes):
+    attributes = dict(attributes)
+    self.addresses += [
+      attributes[x] for x in ('src', 'href') if x in attributes
+    ]
+    if tag == 'script':
+      self.opened = attributes.get('id')
+
+  def handle_endtag(self, tag):
+    if tag == 'script':
+      self.opened = None
+
+  def handle_data(self, data):
+    if self.opened:
+      self.texts[self.opened] = self.texts.get(self.opened, '') + data
+
+
+def test_an_entry():
+  found = make_found(
+    [[12, 16, 36, 64], [0, 0, 6, 8], [0, 0, 60, 80]],
+    [0.9, 0.87654, 0.3],
+    [1, 2, 1],
+  )
+  entry = browse.make_entry('a.jpg', grey(), found, 40, 0.5)
+  assert (entry['name'], entry['height'], entry['width']) == ('a.jpg', 30, 40)
+  picture = Image.open(io.BytesIO(base64.b64decode(entry['jpeg'])))
+  assert picture.format == 'JPEG' and picture.size == (40, 30)
+  # Half as large, like the picture; the last one is too unsure.
+  assert [x['box'] for x in entry['found']] == [[8, 6, 24, 12], [0, 0, 4, 3]]
+  assert [x['score'] for x in entry['found']] == [0.9, 0.8765]
+  assert [x['class'] for x in entry['found']] == [1, 2]
+  counts = entry['found'][0]['mask']
+  mask = coco_mask.decode({'size': [30, 40], 'counts': counts})
+  assert mask[6:18, 8:32].all() and mask.sum() <= 14 * 26
+
+
+def test_small_images_and_models_without_masks():
+  found = make_found([[0, 0, 1, 1]], [0.9], [1]).replace(masks=None)
+  entry = browse.make_entry('a', grey(1, 1), found, 640, 0.0)
+  assert (entry['height'], entry['width']) == (1, 1)
+  assert entry['found'][0]['mask'] is None
+
+
+def test_a_long_image_keeps_a_pixel():
+  entry = browse.make_entry('a', grey(2, 3000), make_found([], [], []), 640, 0)
+  assert (entry['height'], entry['width']) == (1, 640)
+
+
+def test_pages_of_many_images_have_smaller_pictures():
+  sides = [browse.picture_side(n) for n in (1, 100, 101, 1000, 5000, 10**6)]
+  assert sides == [1024, 1024, 640, 640, 400, 256]
+
+
+def test_the_page_holds_everything_and_asks_for_nothing():
+  found = make_found([[12, 16, 36, 64]], [0.9], [2])
+  entries = [
+    browse.make_entry(name, grey(value=value), found, 640, 0.0)
+    for name, value in (('<i>a.jpg', 10), ('</script>b.jpg', 200))
+  ]
+  page = _Scripts(browse.make_page(entries, NAMES, 0.25))
+  assert page.addresses == []
+  data = json.loads(page.texts['data'])
+  assert data['classes'] == {str(k): v for k, v in NAMES.items()}
+  assert data['minScore'] == 0.25
+  assert [x['name'] for x in data['images']] == ['<i>a.jpg', '</script>b.jpg']
+  assert data['images'][0]['found'] == entries[0]['found']
+  for number, value in enumerate((10, 200)):
+    encoded = base64.b64decode(page.texts[f'jpeg{number}'])
+    pixels = np.asarray(Image.open(io.BytesIO(encoded)))
+    assert abs(pixels.mean() - value) < 2
+
+
+def test_a_page_without_images():
+  page = _Scripts(browse.make_page([], {}, 0.5))
+  assert json.loads(page.texts['data'])['images'] == []
+
+
+@pytest.fixture(scope='module')
+def opened(tmp_path_factory):
+  """A browser, and the path of a page.
+
+  Sixty images: two discs, a disc and a star, an unsure star, nothing, again.
+  """
+  folder = tmp_path_factory.mktemp('page')
+  kinds = (
+    make_found([[5, 5, 25, 25], [30, 40, 50, 70]], [0.95, 0.6], [1, 1]),
+    make_found([[5, 5, 25, 25], [30, 40, 50, 70]], [0.9, 0.8], [1, 2]),
+    make_found([[10, 10, 40, 60]], [0.35], [2]),
+    make_found([], [], []),
+  )
+  entries = [
+    browse.make_entry(f'image-{i}.jpg', grey(), kinds[i % 4], 640, 0.0)
+    for i in range(60)
+  ]
+  text = browse.make_page(entries, NAMES, 0.5)
+  (folder / 'index.html').write_text(text, encoding='utf-8')
+  page = browser.Page(folder / 'profile')
+  yield page, folder / 'index.html'
+  page.close()
+
+
+@pytest.fixture
+def page(opened):
+  """The page as it is when it was just opened."""
+  page, path = opened
+  page.open(path)
+  return page
+
+
+def shown(page):
+  """Number of images shown, and what the page says of them."""
+  visible = page.run("document.querySelectorAll('figure:not([hidden])').length")
+  return visible, page.run("document.querySelector('#count').textContent")
+
+
+def set_score(page, score):
+  page.run(
+    f"""(() => {{
+      const slider = document.querySelector('#score');
+      slider.value = {score};
+      slider.dispatchEvent(new Event('input'));
+    }})()"""
+  )
+
+
+def pixel(page, selector, x, y):
+  """The colour `[r, g, b]` at a share of the width and height of a canvas."""
+  return page.run(
+    f"""(() => {{
+      const canvas = document.querySelector({json.dumps(selector)});
+      const pen = canvas.getContext('2d');
+      const place = [canvas.width * {x}, canvas.height * {y}].map(Math.floor);
+      return [...pen.getImageData(...place, 1, 1).data].slice(0, 3);
+    }})()"""
+  )
+
+
+def drawn(page, selector):
+  page.wait(
+    f'document.querySelector({json.dumps(selector)}).width > 100 &&'
+    f' document.querySelector({json.dumps(selector)}).style.width != ""'
+  )
+
+
+FIRST = 'figure:not([hidden]) canvas'
+LARGE = '#stage canvas'
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_the_page_works_in_a_browser(page):
+  """One after the other, as a person would."""
+  # A slider at 0.5: 30 images have 15 * (2 + 2) objects.
+  assert shown(page) == (30, '30 of 60 images, 60 objects')
+  page.click('#only')
+  assert shown(page) == (60, '60 of 60 images, 60 objects')
+  page.click('#only')
+
+  # Filters of the score.
+  set_score(page, 0.3)
+  assert shown(page) == (45, '45 of 60 images, 75 objects')
+  set_score(page, 0.85)
+  assert shown(page) == (30, '30 of 60 images, 30 objects')
+  set_score(page, 1)
+  assert shown(page) == (0, '0 of 60 images, 0 objects')
+  assert page.run("!document.querySelector('#nothing').hidden")
+  set_score(page, 0.5)
+
+  # Filters of the class; the name is shown as it is.
+  texts = page.run(
+    "[...document.querySelectorAll('[data-class]')].map(x => x.textContent)"
+  )
+  assert texts == ['disc 45', f'{NAMES[2]} 15']
+  page.click('[data-class="1"]')
+  assert shown(page) == (15, '15 of 60 images, 15 objects')
+  page.click('#classes .all:nth-child(2)')
+  assert shown(page)[0] == 0
+  page.click('#classes .all:nth-child(1)')
+  assert shown(page) == (30, '30 of 60 images, 60 objects')
+
+  # By name.
+  page.run(
+    """(() => {
+      const field = document.querySelector('#search');
+      field.value = 'MAGE-1.';
+      field.dispatchEvent(new Event('input'));
+    })()"""
+  )
+  assert shown(page) == (1, '1 of 60 images, 2 objects')
+  page.run(
+    """(() => {
+      const field = document.querySelector('#search');
+      field.value = '';
+      field.dispatchEvent(new Event('input'));
+    })()"""
+  )
+  assert page.errors == []
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_pictures_are_drawn_where_they_are_looked_at(page):
+  drawn(page, FIRST)
+  # Inside the mask of the first disc: the colour of `visualize` over grey.
+  color = visualize._color(0)
+  blended = 0.6 * 120 + 0.4 * color
+  np.testing.assert_allclose(pixel(page, FIRST, 0.2, 0.25), blended, atol=4)
+  np.testing.assert_allclose(pixel(page, FIRST, 0.9, 0.1), 120, atol=4)
+  page.click('#masks')
+  page.wait(
+    """(() => {
+      const canvas = document.querySelector('figure:not([hidden]) canvas');
+      const place = [canvas.width / 5, canvas.height / 4].map(Math.floor);
+      const color = canvas.getContext('2d').getImageData(...place, 1, 1).data;
+      return Math.abs(color[0] - 120) < 5;
+    })()"""
+  )
+  page.click('#masks')
+  # What is left is given up, and comes back.
+  width = f'document.querySelector({json.dumps(FIRST)}).width'
+  last = (
+    "[...document.querySelectorAll('figure:not([hidden]) canvas')]"
+    '.at(-1).style.width'
+  )
+  assert page.run(last) == ''  # Not drawn yet.
+  page.run('scrollTo(0, document.body.scrollHeight)')
+  page.wait(f'{last} !== ""')
+  page.wait(f'{width} === 0')
+  page.run('scrollTo(0, 0)')
+  page.wait(f'{width} > 100')
+  assert page.errors == []
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_masks_are_read_as_pycocotools_reads_them(page):
+  rng = np.random.default_rng(0)
+  for shape, share in (((7, 5), 0.5), ((600, 40), 0.001), ((300, 500), 0.9)):
+    mask = (rng.random(shape) < share).astype(np.uint8)
+    encoded = coco_mask.encode(np.asfortranarray(mask))
+    counts = json.dumps(encoded['counts'].decode())
+    runs = page.run(f'decodeRuns({counts})')
+    values = np.arange(len(runs)) % 2
+    np.testing.assert_array_equal(
+      np.repeat(values, runs).reshape(shape[::-1]).T, mask
+    )
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_an_image_is_enlarged(page):
+  page.click('figure:not([hidden]) button')
+  drawn(page, LARGE)
+  assert page.run("document.querySelector('dialog').open")
+  assert page.run("document.querySelector('#title').textContent") == (
+    'image-0.jpg'
+  )
+  items = "[...document.querySelectorAll('#objects li')].map(x => x.innerText)"
+  assert [x.split() for x in page.run(items)] == [
+    ['disc', '0.95'],
+    ['disc', '0.60'],
+  ]
+  width = page.run(f"document.querySelector('{LARGE}').width")
+  assert width > 500
+  color = visualize._color(1)
+  np.testing.assert_allclose(
+    pixel(page, LARGE, 0.7, 0.7), 0.6 * 120 + 0.4 * color, atol=4
+  )
+  page.press('ArrowRight')
+  page.wait("document.querySelector('#title').textContent === 'image-1.jpg'")
+  page.click('#next')
+  # Those that the filter hides are passed over.
+  page.wait("document.querySelector('#title').textContent === 'image-4.jpg'")
+  page.press('ArrowLeft')
+  page.wait("document.querySelector('#title').textContent === 'image-1.jpg'")
+  assert page.run(items)[1].startswith(NAMES[2])
+  page.press('Escape')
+  page.wait("!document.querySelector('dialog').open")
+  assert page.errors == []
+  # The file itself is all that was ever asked for.
+  assert len(page.requests) == 1 and page.requests[0].startswith('file:')
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_the_driver_notices_errors(tmp_path):
+  """Without this, an empty list of errors would prove nothing."""
+  broken = tmp_path / 'broken.html'
+  broken.write_text(
+    '<img src="none.png"><script>console.error("a"); missing.call();</script>'
+  )
+  page = browser.Page(tmp_path / 'profile')
+  page.open(broken)
+  assert len(page.errors) >= 3
+  assert any('none.png' in url for url in page.requests)
+  page.close()

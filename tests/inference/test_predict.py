@@ -1,0 +1,397 @@
+"""The verb `predict`: files in, files out."""
+
+import concurrent.futures
+import contextlib
+import functools
+import io
+import json
+import pathlib
+import types
+
+import drawn_checkpoint
+import foreign_models
+import numpy as np
+import pytest
+import tiny_model
+import tiny_run
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from maskrcnn_jax import main as command
+from maskrcnn_jax import visualize
+from maskrcnn_jax.evaluation import coco_results
+from maskrcnn_jax.inference import image_files, predict
+from maskrcnn_jax.inference.predictor import Predictor
+from maskrcnn_jax.input_pipeline import single_images, transforms
+from maskrcnn_jax.models.mask_rcnn import MaskRCNN
+from maskrcnn_jax.structures import Detections
+from maskrcnn_jax.training import checkpoint, train_step
+from maskrcnn_jax.weights import tensor_writing, torchvision
+
+NAMES = drawn_checkpoint.CLASSES
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  config = tiny_run.make_config('none', 'none')
+  config.input.canvases = ((64, 96),)
+  config.input.image_dtype = 'uint8'
+  config.runtime = {'compilation_cache': ''}
+  return drawn_checkpoint.write(tmp_path_factory.mktemp('run') / 'run', config)
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+  """A folder with three images, two of one name, and three that are none."""
+  folder = tmp_path_factory.mktemp('photos')
+  rng = np.random.default_rng(0)
+  (folder / 'sub').mkdir()
+  for name, shape in (
+    ('a.jpg', (60, 80, 3)),
+    ('b.png', (90, 50, 3)),
+    ('sub/a.png', (30, 100)),
+  ):
+    image = rng.integers(0, 256, shape, np.uint8)
+    Image.fromarray(image).save(folder / name)
+  (folder / 'empty.jpg').touch()
+  (folder / 'text.jpg').write_text('This is no picture.\n' * 9)
+  (folder / 'cut.jpg').write_bytes((folder / 'a.jpg').read_bytes()[:900])
+  (folder / 'notes.txt').write_text('Not looked at.')
+  return folder
+
+
+def run(workdir, output, *flags, images, expected=0):
+  """Runs the command."""
+  argv = ['predict', f'--workdir={workdir}', f'--output={output}', *flags]
+  code = command.main([*argv, '--batch_size=2', '--images', str(images)])
+  assert code == expected
+
+
+def read(output, name):
+  return json.loads((output / name).read_text())
+
+
+@pytest.fixture(scope='module')
+def finished(workdir, photos, tmp_path_factory):
+  """Where a run with `--strict` wrote, and what it said."""
+  output = tmp_path_factory.mktemp('output') / 'found'
+  out, err = io.StringIO(), io.StringIO()
+  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    flags = ('--min_score=0.2', '--strict')
+    run(workdir, output, *flags, images=photos, expected=2)
+  return output, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope='module')
+def output(finished):
+  return finished[0]
+
+
+@pytest.fixture(scope='module')
+def sees(workdir):
+  return Predictor(workdir, batch_size=2)
+
+
+def test_the_files_of_a_run(output):
+  files = sorted(
+    p.relative_to(output).as_posix() for p in output.rglob('*') if p.is_file()
+  )
+  assert files == [
+    'detections.json',
+    'images.json',
+    'index.html',
+    'pictures/a-2.png',
+    'pictures/a.png',
+    'pictures/b.png',
+    'predict.json',
+  ]
+
+
+def test_images_and_classes_behind_the_numbers(output, photos):
+  content = read(output, 'images.json')
+  images = {
+    pathlib.Path(image['file_name']).relative_to(photos).as_posix(): image
+    for image in content['images']
+  }
+  assert set(images) == {'a.jpg', 'b.png', 'sub/a.png'}
+  # All six files were numbered, in the order of their names.
+  assert [images[name]['id'] for name in images] == [1, 2, 5]
+  assert images['sub/a.png']['picture'] == 'pictures/a-2.png'
+  assert (images['b.png']['height'], images['b.png']['width']) == (90, 50)
+  names = {c['id']: c['name'] for c in content['categories']}
+  assert names == NAMES
+
+
+def test_results_are_what_the_predictor_finds(output, sees):
+  expected = []
+  for image in read(output, 'images.json')['images']:
+    pixels = image_files.read(image['file_name'])
+    found = sees(pixels)
+    expected += predict.to_results(found, image['id'], pixels.shape[:2])
+  assert len(expected) >= 6
+  assert read(output, 'detections.json') == json.loads(json.dumps(expected))
+
+
+def test_the_page_names_images_by_their_folders(output):
+  page = (output / 'index.html').read_text()
+  for name in ('a.jpg', 'b.png', 'sub/a.png'):
+    assert f'"name":"{name}"' in page
+
+
+def test_results_are_coco_results(output):
+  content = read(output, 'images.json')
+  truth = COCO()
+  truth.dataset = {**content, 'annotations': [], 'info': {}}
+  truth.createIndex()
+  loaded = truth.loadRes(str(output / 'detections.json'))
+  sizes = {x['id']: (x['height'], x['width']) for x in content['images']}
+  for result in loaded.dataset['annotations']:
+    mask = coco_mask.decode(result['segmentation'])
+    assert mask.shape == sizes[result['image_id']]
+    assert result['category_id'] in NAMES
+
+
+def test_pictures_show_what_was_found(output, photos, sees):
+  pixels = image_files.read(photos / 'b.png')
+  expected = visualize.draw(
+    pixels, sees(pixels), NAMES, min_score=0.2, enlarge=5
+  )
+  picture = np.asarray(Image.open(output / 'pictures' / 'b.png'))
+  np.testing.assert_array_equal(picture, expected)
+  assert (picture != pixels.repeat(5, 0).repeat(5, 1)).any()
+
+
+def test_what_could_not_be_read_is_named(finished, photos):
+  output, out, err = finished
+  assert out.startswith('3 images with ')
+  assert '3 files could not be read:' in err
+  for name, reason in (
+    ('empty.jpg', 'is empty'),
+    ('text.jpg', 'is no image of a known format'),
+    ('cut.jpg', 'cannot be decoded'),
+  ):
+    assert f'{photos / name}: {reason}' in err
+  written = read(output, 'predict.json')
+  assert written['complete']
+  assert {pathlib.Path(x['file_name']).name for x in written['skipped']} == {
+    'empty.jpg',
+    'text.jpg',
+    'cut.jpg',
+  }
+  # With --strict, in the end.
+  assert err.splitlines()[-1] == (
+    'maskrcnn-jax predict: 3 of 6 files could not be read, see above.'
+  )
+
+
+def test_without_strict_unreadable_files_are_no_failure(
+  workdir, photos, tmp_path
+):
+  run(workdir, tmp_path / 'out', images=photos / 'empty.jpg')
+  assert read(tmp_path / 'out', 'detections.json') == []
+  assert len(read(tmp_path / 'out', 'predict.json')['skipped']) == 1
+
+
+def test_a_second_run_replaces_the_first(workdir, photos, tmp_path):
+  for name in ('a.jpg', 'b.png'):
+    (tmp_path / name).write_bytes((photos / name).read_bytes())
+    # What the first run wrote is below the folder, but no image to look at.
+    run(workdir, tmp_path / 'out', '--strict', images=tmp_path)
+    (tmp_path / name).unlink()
+  pictures = (tmp_path / 'out' / 'pictures').iterdir()
+  assert [path.name for path in pictures] == ['b.png']
+
+
+def test_files_of_others_are_not_replaced(workdir, photos, tmp_path, capfd):
+  (tmp_path / 'index.html').write_text('mine')
+  run(workdir, tmp_path, images=photos, expected=2)
+  assert 'holds files that predict did not write' in capfd.readouterr().err
+  assert [path.name for path in tmp_path.iterdir()] == ['index.html']
+
+
+@pytest.mark.parametrize(
+  'flags, message',
+  [
+    ({'workdir': 'nowhere'}, 'holds no checkpoint'),
+    ({'images': 'nowhere/*.jpg'}, 'nothing matches it as a pattern'),
+  ],
+)
+def test_mistakes_are_told_before_anything_is_written(
+  flags, message, workdir, photos, tmp_path, capfd
+):
+  flags = {'workdir': workdir, 'images': photos, **flags}
+  run(output=tmp_path / 'out', **flags, expected=2)
+  error = capfd.readouterr().err
+  assert message in error and error.count('\n') == 1
+  assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+  'flags, message',
+  [
+    (['--min_score=2'], "--min_score: must be 0 to 1, got '2'"),
+    (['--batch_size=0'], '--batch_size: must be a whole number of 1 or more'),
+    (['--tile=big'], '--tile: must be a whole number'),
+    (['--tta=1,x'], '--tta: must be numbers from 0.1 to 4'),
+    (['--checkpoint=x'], 'not allowed with argument'),
+  ],
+)
+def test_flags_that_make_no_sense(flags, message, capsys):
+  argv = ['predict', '--workdir=w', '--images=i', '--output=o', *flags]
+  with pytest.raises(SystemExit, match='2'):
+    command.main(argv)
+  assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def annotations(tmp_path):
+  """Writes a COCO json of test images, which has no annotations."""
+
+  def write(**images):
+    content = {
+      'images': [
+        {'id': 70 + i, 'file_name': name, 'height': h, 'width': w}
+        for i, (name, (h, w)) in enumerate(images.items())
+      ],
+      'categories': [{'id': 1, 'name': 'other'}],
+    }
+    path = tmp_path / 'images.json'
+    path.write_text(json.dumps(content))
+    return path
+
+  return write
+
+
+def ids(photos, annotations, *names):
+  """The ids of some photos by the annotations."""
+  images = [photos / name for name in names]
+  files, class_names = predict._find(images, 'out', annotations)
+  assert class_names == {1: 'other'}
+  return [file.image_id for file in files]
+
+
+def test_ids_by_the_annotations(photos, annotations):
+  names = ('a.jpg', 'b.png', 'sub/a.png')
+  file = annotations(**{'b.png': (90, 50), 'a.png': (3, 4), 'a.jpg': (6, 8)})
+  assert ids(photos, file, *names) == [72, 70, 71]
+  # The longest name that fits, and one with folders that are not there.
+  file = annotations(
+    **{'a.png': (3, 4), 'sub/a.png': (3, 4), 'train/b.png': (9, 5)}
+  )
+  assert ids(photos, file, *names[1:]) == [72, 71]
+
+
+def test_images_that_are_not_in_the_annotations(photos, annotations):
+  file = annotations(**{'b.png': (90, 50)})
+  with pytest.raises(ValueError, match=r'5 of 6 images are not in .*a\.jpg'):
+    ids(photos, file, '')
+  # Two folders of the annotations have such a file: which one is meant?
+  file = annotations(**{'x/b.png': (90, 50), 'y/b.png': (90, 50)})
+  with pytest.raises(ValueError, match='1 of 1 images are not in'):
+    ids(photos, file, 'b.png')
+
+
+def test_two_images_with_one_id(photos, annotations, tmp_path):
+  file = annotations(**{'b.png': (90, 50)})
+  (tmp_path / 'b.png').touch()
+  with pytest.raises(ValueError, match='would both be image 70'):
+    ids(photos, file, 'b.png', tmp_path / 'b.png')
+
+
+def test_an_image_of_another_size_than_the_annotations_say(photos):
+  file = predict.ImageFile(photos / 'b.png', 1, (91, 50), '', '')
+  assert predict._read(file) == (
+    None,
+    'is 90 x 50 (height x width), the json says 91 x 50',
+  )
+
+
+@pytest.mark.slow
+def test_imported_weights_detect(photos, tmp_path):
+  """What another program's model finds, from its file, by commands alone."""
+  variables = drawn_checkpoint.draw_variables(
+    foreign_models.make_model(depth=18, num_classes=4)
+  )
+  source = tmp_path / 'weights.pth'
+  tensor_writing.write(source, torchvision.state_dict(variables))
+  argv = ['import_weights', f'--source={source}', f'--output={tmp_path}/run']
+  canvas = '--config.input.canvases=((64, 96),)'
+  fit = '--config.input.resize.fit_size=(64, 96)'
+  assert command.main([*argv, canvas, fit]) == 0
+  run(tmp_path / 'run', tmp_path / 'out', images=photos / 'b.png')
+  results = read(tmp_path / 'out', 'detections.json')
+  # The same, without a file or a folder in between.
+  config = checkpoint.restore(tmp_path / 'run')[1]
+  model = MaskRCNN.from_config(config.model)
+  row = single_images.fit_image(
+    image_files.read(photos / 'b.png'),
+    (64, 96),
+    (64, 96),
+    'uint8',
+    transforms.ResizeOptions(**config.input.resize),
+  )
+  expected = coco_results.to_coco_results(
+    tiny_model.jit(functools.partial(train_step.detect, model))(
+      variables, row['images'][None], row['image_sizes'][None]
+    ),
+    *(np.array([1]), row['original_sizes'][None], row['scales'][None]),
+    np.ones(1, bool),
+  )
+  assert len(results) == len(expected) > 3
+  for result, other in zip(results, expected):
+    assert result['category_id'] == other['category_id']
+    np.testing.assert_allclose(result['score'], other['score'], atol=1e-4)
+    np.testing.assert_allclose(result['bbox'], other['bbox'], atol=0.02)
+
+
+@pytest.mark.slow
+def test_flags_reach_the_predictor(workdir, photos, tmp_path):
+  flags = ['--tile=64', '--tta=1', '--min_score=0.1']
+  run(workdir, tmp_path / 'out', *flags, images=photos / 'b.png')
+  written = read(tmp_path / 'out', 'predict.json')
+  assert written['tile']['size'] == 64 and written['scales'] == [1.0]
+  assert written['mirror'] is True
+  results = read(tmp_path / 'out', 'detections.json')
+  assert results and all(result['score'] >= 0.05 for result in results)
+
+
+def test_very_large_pictures_are_reduced(monkeypatch):
+  monkeypatch.setattr(predict, '_LARGEST_PICTURE', 100_000)
+  image = np.random.default_rng(0).integers(0, 256, (500, 1500, 3), np.uint8)
+  found = Detections(
+    boxes=np.float32([[90, 300, 390, 900]]),
+    scores=np.ones(1, np.float32),
+    classes=np.ones(1, np.int32),
+    masks=np.ones((1, 28, 28), np.float32),
+    valid=np.ones(1, bool),
+  )
+  picture = predict.draw(image, found, None, 0.5)
+  small = np.asarray(Image.fromarray(image).reduce(3))
+  assert picture.shape == (167, 500, 3)
+  changed = np.flatnonzero((picture != small).any(axis=(0, 2)))
+  # The mask grows by a part of its outermost cells.
+  assert 96 <= changed[0] <= 100 and 299 <= changed[-1] <= 303
+
+
+def test_a_large_image_is_not_read_ahead(photos, monkeypatch):
+  """Only as many files are open as fit into memory."""
+  paths = [photos / name for name in ('a.jpg', 'b.png', 'sub/a.png')] * 4
+  files = [predict.ImageFile(path, 1, None, '', '') for path in paths]
+  for large, most in ((predict._LARGE, predict._WORKERS), (10, 0)):
+    monkeypatch.setattr(predict, '_LARGE', large)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+      submitted = []
+
+      def submit(function, file, submitted=submitted, pool=pool):
+        submitted.append(file)
+        return pool.submit(function, file)
+
+      counter = types.SimpleNamespace(submit=submit)
+      found = predict._read_all(files, counter)
+      for number, (file, image, reason) in enumerate(found, start=1):
+        assert file is files[number - 1] and image is not None and not reason
+        # The first one is not known to be large.
+        if number > predict._WORKERS + 1:
+          assert len(submitted) <= number + most
+      assert number == len(files)
