@@ -105,11 +105,15 @@ def _helpers(pid):
   ]
 
 
+# Both have started: Python has words of its own for Ctrl-C before that.
 SLEEPERS = """
-import time
+import os, time
 from maskrcnn_jax.evaluation import processes
 with processes.Processes(2) as workers:
-  workers.wait(workers.submit(int, '7'))
+  started = set()
+  while len(started) < 2:
+    answers = [workers.submit(os.getpid) for _ in range(4)]
+    started.update(workers.wait(answer) for answer in answers)
   futures = [workers.submit(time.sleep, 600) for _ in range(4)]
   print('asleep', flush=True)
   workers.wait(futures[0])
