@@ -123,8 +123,8 @@ def detection_stages(model: MaskRCNN) -> list[Stage]:
     model: to detect with.
 
   Returns:
-    Stages that take `images`, `image_sizes`, `valid` and `batch_stats`; the
-    last one makes `masks`, the one that selects makes `detections`.
+    Stages that take `images`, `image_sizes` and `batch_stats`; the last one
+    makes `masks`, the one that selects makes `detections`.
   """
   apply = functools.partial(_apply, model)
   return [
@@ -133,7 +133,7 @@ def detection_stages(model: MaskRCNN) -> list[Stage]:
       'proposals',
       functools.partial(_propose, model, model.test_proposals),
       'proposals',
-      fixed=('rpn', 'images', 'image_sizes', 'valid'),
+      fixed=('rpn', 'images', 'image_sizes'),
     ),
     Stage(
       'RoIAlign of boxes',
@@ -199,9 +199,11 @@ def detection_stages(model: MaskRCNN) -> list[Stage]:
 
 def _feature_stages(model, train) -> list[Stage]:
   """From images to the outputs of the region proposal network."""
+  # Which images count matters to the statistics of norms.
+  more = ('valid', 'batch_stats') if train else ('batch_stats',)
   apply = functools.partial(_apply, model)
 
-  def backbone(params, images, image_sizes, valid, batch_stats):
+  def backbone(params, images, image_sizes, batch_stats, valid=None):
     x = normalized(model, images, image_sizes)
     return apply(
       params,
@@ -217,11 +219,11 @@ def _feature_stages(model, train) -> list[Stage]:
       backbone,
       'features',
       params=('backbone',),
-      fixed=('images', 'image_sizes', 'valid', 'batch_stats'),
+      fixed=('images', 'image_sizes', *more),
     ),
     Stage(
       'FPN',
-      lambda params, features, valid, batch_stats: apply(
+      lambda params, features, batch_stats, valid=None: apply(
         params,
         batch_stats,
         lambda model, x, valid: model.fpn(x, valid, train),
@@ -231,7 +233,7 @@ def _feature_stages(model, train) -> list[Stage]:
       'pyramid',
       params=('fpn',),
       inputs=('features',),
-      fixed=('valid', 'batch_stats'),
+      fixed=more,
     ),
     Stage(
       'RPN',
@@ -266,12 +268,14 @@ def _apply(model, params, batch_stats, method, *arguments):
   return outputs
 
 
-def _propose(model, options, params, rpn, images, image_sizes, valid):
+def _propose(model, options, params, rpn, images, image_sizes, valid=None):
   del params
   anchors = model.anchor_boxes(images.shape[1:3])
   proposals = proposals_lib.propose(
     rpn, anchors, image_sizes, options, model.plus_one
   )
+  if valid is None:
+    return proposals
   return proposals.replace(valid=proposals.valid & valid[:, None])
 
 
