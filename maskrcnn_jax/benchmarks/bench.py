@@ -23,6 +23,7 @@ from maskrcnn_jax.benchmarks import (
   train_step,
 )
 from maskrcnn_jax.benchmarks.options import SUBJECTS, BenchOptions
+from maskrcnn_jax.benchmarks.other_load import OtherLoad
 from maskrcnn_jax.benchmarks.subject import make_subject
 
 # What runs a model on its batches, also beside another side.
@@ -70,9 +71,13 @@ def bench(
     options.against, subject, _num_cpus(), options.channels_last
   ) as (other, facts):
     result['torchvision'] = facts
+    load = OtherLoad([other.pid] if other else [])
+    result['machine']['other_cpus'] = {}
     for name in [x for x in SUBJECTS if x in options.what]:
       logging.info('measuring %s', name)
+      load.read()
       result[name] = _measure(name, config, subject, other, options)
+      result['machine']['other_cpus'][name] = load.read()
       # Kept at once: the next one may take minutes, or fail.
       _write(result, folder)
     result['memory'] = {'ours': _most_memory()}

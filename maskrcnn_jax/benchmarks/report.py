@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from maskrcnn_jax.benchmarks import floors
+from maskrcnn_jax.benchmarks import floors, other_load
 from maskrcnn_jax.tables import number, table
 
 NAMES = {
@@ -25,7 +25,7 @@ def text(result: dict[str, Any]) -> str:
   Args:
     result: see `bench.bench`, with floors.
   """
-  parts = [_heading(result), table(_peak_cells(result))]
+  parts = [_heading(result), _warning(result), table(_peak_cells(result))]
   sides = [x for name in NAMES for x in _side_cells(result, name)]
   parts.append(table(sides))
   for kind, stages in result.get('stages', {}).items():
@@ -91,6 +91,19 @@ def _heading(result) -> str:
     f'{height}x{width}, {subject["dtype"]}, {subject["num_classes"]} classes, '
     f'images: {subject["images"]}. Load {machine["load_before"]:.1f} before, '
     f'{machine["load_after"]:.1f} after. Most memory in use: {memory}.'
+  )
+
+
+def _warning(result) -> str:
+  """What others did meanwhile, if it was enough to matter; '' otherwise."""
+  shares = result['machine']['other_cpus']
+  busy = {x: n for x, n in shares.items() if n and n > other_load.QUIET}
+  if not busy:
+    return ''
+  found = ', '.join(f'{number(n)} during {name}' for name, n in busy.items())
+  return (
+    f'Other processes took of {result["machine"]["cpus"]} CPUs: {found}. That '
+    'slows the sides unequally: these ratios are not to be quoted.'
   )
 
 

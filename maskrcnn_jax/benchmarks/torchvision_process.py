@@ -68,6 +68,11 @@ class TorchvisionProcess:
         f'as venv/bin/python; {python!r} cannot be started: {error.strerror}.'
       ) from error
 
+  @property
+  def pid(self) -> int:
+    """Of the child."""
+    return self._process.pid
+
   def ask(self, name: str, **fields: Any) -> dict[str, Any]:
     """What the child answers.
 

@@ -35,6 +35,7 @@ RESULT = {
     'jax': '0.10.2',
     'load_before': 0.1,
     'load_after': 1.9,
+    'other_cpus': {'step': 0.05, 'stages': 1.25, 'growth': None},
   },
   'memory': {'ours': 3 * 2**30, 'torchvision': 2**30},
   'peaks': {
@@ -183,6 +184,13 @@ def test_the_tables(result):
   (large,) = _rows(shown, '| batch', '| 8 ')
   assert large[2] == '-'
   assert _rows(shown, 'rates.decode')[0][1] == '250'
+
+
+def test_a_warning_where_others_worked(result):
+  shown = report.text(result)
+  assert 'Other processes took of 2 CPUs: 1.25 during stages. That' in shown
+  result['machine']['other_cpus']['stages'] = 0.02
+  assert 'Other processes' not in report.text(result)
 
 
 def test_several_runs_in_one_table(result):
