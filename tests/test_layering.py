@@ -53,6 +53,7 @@ ALLOWED = {
   'maskrcnn_jax/inference/image_files': (
     'numpy PIL .datasets.images .input_pipeline.single_images'
   ),
+  'maskrcnn_jax/inference/image_list': '.datasets.annotations .inference',
   'maskrcnn_jax/inference/merging': 'jax numpy .ops .structures',
   'maskrcnn_jax/inference/output_folder': '',
   'maskrcnn_jax/inference/predict': (

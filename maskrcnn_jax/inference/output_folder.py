@@ -102,22 +102,3 @@ class OutputFolder:
     unfinished = path.with_name(f'.{path.name}.unfinished')
     unfinished.write_text(text, encoding='utf-8')
     unfinished.replace(path)
-
-
-def picture_names(paths: Iterable[pathlib.Path]) -> list[str]:
-  """A name of its own for the picture of every image: `pictures/NAME.png`.
-
-  Args:
-    paths: of the images; of several with the same name all but the first get a
-      number.
-  """
-  taken, names = set(), []
-  for path in paths:
-    stem, number = path.stem, 1
-    # Some file systems do not tell upper from lower case.
-    while stem.casefold() in taken:
-      number += 1
-      stem = f'{path.stem}-{number}'
-    taken.add(stem.casefold())
-    names.append(f'pictures/{stem}.png')
-  return names

@@ -21,10 +21,10 @@ import tqdm
 from PIL import Image
 
 from maskrcnn_jax import runtime, visualize
-from maskrcnn_jax.datasets import annotations as annotations_lib
 from maskrcnn_jax.evaluation import coco_results
-from maskrcnn_jax.inference import browse, image_files
-from maskrcnn_jax.inference.output_folder import OutputFolder, picture_names
+from maskrcnn_jax.inference import browse, image_files, image_list
+from maskrcnn_jax.inference.image_list import ImageFile
+from maskrcnn_jax.inference.output_folder import OutputFolder
 from maskrcnn_jax.inference.predictor import Predictor
 from maskrcnn_jax.structures import Detections
 
@@ -38,25 +38,6 @@ _LEAST_SCORE = 0.05
 _WORKERS = min(os.cpu_count() or 1, 8)
 # Unreadable files that are named one by one; `predict.json` has all.
 _NAMED = 20
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageFile:
-  """An image to be read.
-
-  Attributes:
-    path: of the file.
-    image_id: in the results.
-    size: (height, width) by the annotations; None: whatever it has.
-    picture: name of its picture in the output.
-    name: what the page calls it.
-  """
-
-  path: pathlib.Path
-  image_id: int
-  size: tuple[int, int] | None
-  picture: str
-  name: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +75,7 @@ def predict(
     FileExistsError: the output holds files of others.
     ValueError: an image is not in the annotations; or with `strict`.
   """
-  files, class_names = _find(images, output, annotations)
+  files, class_names = image_list.make_list(images, output, annotations)
   names = [file.picture for file in files]
   folder = OutputFolder(
     output, ['detections.json', 'images.json', 'index.html', *names]
@@ -128,74 +109,6 @@ def predict(
     raise ValueError(
       f'{len(skipped)} of {len(files)} files could not be read, see above.'
     )
-
-
-def _find(images, output, annotations):
-  """The files, and class names by the annotations."""
-  inside = pathlib.Path(output).resolve()
-  # The pictures of an earlier run are no images to look at.
-  paths = [
-    path
-    for path in image_files.find(images)
-    if inside not in path.resolve().parents
-  ]
-  if not paths:
-    raise FileNotFoundError(f'--images holds nothing but --output {output}.')
-  class_names, known = (
-    {},
-    [(number, None) for number in range(1, len(paths) + 1)],
-  )
-  if annotations is not None:
-    dataset = annotations_lib.load_images(annotations)
-    class_names = dataset.class_names
-    known = [
-      (image.image_id, (image.height, image.width))
-      for image in _match(paths, dataset)
-    ]
-  common = os.path.commonpath([os.path.abspath(path.parent) for path in paths])
-  files = [
-    ImageFile(path, *id_and_size, picture, os.path.relpath(path, common))
-    for path, id_and_size, picture in zip(paths, known, picture_names(paths))
-  ]
-  return files, class_names
-
-
-def _match(paths, dataset) -> list[annotations_lib.CocoImage]:
-  """The entry of each file, by as many folders of its name as fit."""
-  by_name = {image.file_name: image for image in dataset.images}
-  by_file = collections.defaultdict(list)
-  for image in dataset.images:
-    by_file[pathlib.PurePath(image.file_name).name].append(image)
-  found, unknown = [], []
-  for path in paths:
-    parts = pathlib.Path(os.path.abspath(path)).parts
-    tails = ['/'.join(parts[i:]) for i in range(1, len(parts))]
-    known = [by_name[tail] for tail in tails if tail in by_name]
-    # The annotations may know of folders that were left behind.
-    known = known or by_file[path.name]
-    if len(known) == 1 or (known and known[0].file_name in tails):
-      found.append(known[0])
-    else:
-      unknown.append(path)
-  if unknown:
-    raise ValueError(
-      f'{len(unknown)} of {len(paths)} images are not in '
-      f'{dataset.annotations_file}, such as {unknown[0]}.'
-    )
-  _check_distinct(paths, found)
-  return found
-
-
-def _check_distinct(paths, found) -> None:
-  """Raises if two files would get the same id."""
-  owners = {}
-  for path, image in zip(paths, found):
-    other = owners.setdefault(image.image_id, path)
-    if other != path:
-      raise ValueError(
-        f'{other} and {path} would both be image {image.image_id} '
-        f'({image.file_name}) of the annotations.'
-      )
 
 
 def _answer_all(predictor, files, folder, class_names, min_score):

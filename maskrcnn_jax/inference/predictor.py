@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -86,7 +87,7 @@ class Predictor:
     Raises:
       FileNotFoundError: there is no checkpoint.
       DamagedError: it is not what was saved.
-      ValueError: an argument is wrong.
+      ValueError: an argument is wrong, or the source is a file of weights.
     """
     # TensorFlow, which resizes here as for an evaluation, is not loaded by the
     # mere name `maskrcnn_jax.Predictor`.
@@ -96,6 +97,12 @@ class Predictor:
       raise ValueError(f'batch_size must be at least 1, got {batch_size}.')
     if not scales or min(scales) <= 0:
       raise ValueError(f'scales must be numbers above 0, got {scales}.')
+    for suffix in ('', '.index'):
+      if os.path.isfile(f'{source}{suffix}'):
+        raise ValueError(
+          f'{source} holds weights alone; maskrcnn-jax import_weights '
+          f'--source {source} --output DIR makes a workdir of it.'
+        )
     variables, self.config = checkpoint.restore(source)
     self.class_names = checkpoint.read_classes(source)
     self._model = MaskRCNN.from_config(self.config.model)
@@ -206,11 +213,9 @@ class Predictor:
     """Sends a batch to the device; rows of zeros fill it up."""
     batch = {}
     for key in ('images', 'image_sizes'):
-      first = rows[0].inputs[key]
-      batch[key] = np.zeros((self._batch_size, *first.shape), first.dtype)
-      for number, row in enumerate(rows):
-        batch[key][number] = row.inputs[key]
-      del first
+      filled = [row.inputs[key] for row in rows]
+      filled += [np.zeros_like(filled[0])] * (self._batch_size - len(rows))
+      batch[key] = np.stack(filled)
     for row in rows:
       del row.inputs['images']  # The device has it now.
     batch = sharding.put_batch(batch, self._mesh)

@@ -43,7 +43,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
     default=0.5,
     metavar='SCORE',
     help='detections below are not drawn (%(default)s); detections.json has '
-    'all',
+    'all, of tiles those from 0.05',
   )
   verb.add_argument(
     '--batch_size',

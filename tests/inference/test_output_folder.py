@@ -1,11 +1,9 @@
 """The output folder: nothing that somebody else made is replaced."""
 
 import json
-import pathlib
 
 import pytest
 
-from maskrcnn_jax.inference import output_folder
 from maskrcnn_jax.inference.output_folder import OutputFolder
 
 
@@ -101,15 +99,3 @@ def test_a_list_cannot_reach_out_of_the_folder(tmp_path):
   write(path, ['b.json'])
   assert outside.read_text() == 'mine'
   assert content(path) == ['b.json', 'predict.json']
-
-
-def test_every_picture_has_a_name_of_its_own():
-  paths = ['a/x.jpg', 'b/X.png', 'x-2.jpg', 'y.tar.gz', 'b/x.jpg']
-  names = output_folder.picture_names(map(pathlib.Path, paths))
-  assert names == [
-    'pictures/x.png',
-    'pictures/X-2.png',
-    'pictures/x-2-2.png',
-    'pictures/y.tar.png',
-    'pictures/x-3.png',
-  ]

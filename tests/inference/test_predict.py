@@ -22,6 +22,7 @@ from maskrcnn_jax import main as command
 from maskrcnn_jax import visualize
 from maskrcnn_jax.evaluation import coco_results
 from maskrcnn_jax.inference import image_files, predict
+from maskrcnn_jax.inference.image_list import ImageFile
 from maskrcnn_jax.inference.predictor import Predictor
 from maskrcnn_jax.input_pipeline import single_images, transforms
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
@@ -214,6 +215,7 @@ def test_files_of_others_are_not_replaced(workdir, photos, tmp_path, capfd):
   'flags, message',
   [
     ({'workdir': 'nowhere'}, 'holds no checkpoint'),
+    ({'workdir': __file__}, 'import_weights --source'),
     ({'images': 'nowhere/*.jpg'}, 'nothing matches it as a pattern'),
   ],
 )
@@ -244,63 +246,8 @@ def test_flags_that_make_no_sense(flags, message, capsys):
   assert message in capsys.readouterr().err
 
 
-@pytest.fixture
-def annotations(tmp_path):
-  """Writes a COCO json of test images, which has no annotations."""
-
-  def write(**images):
-    content = {
-      'images': [
-        {'id': 70 + i, 'file_name': name, 'height': h, 'width': w}
-        for i, (name, (h, w)) in enumerate(images.items())
-      ],
-      'categories': [{'id': 1, 'name': 'other'}],
-    }
-    path = tmp_path / 'images.json'
-    path.write_text(json.dumps(content))
-    return path
-
-  return write
-
-
-def ids(photos, annotations, *names):
-  """The ids of some photos by the annotations."""
-  images = [photos / name for name in names]
-  files, class_names = predict._find(images, 'out', annotations)
-  assert class_names == {1: 'other'}
-  return [file.image_id for file in files]
-
-
-def test_ids_by_the_annotations(photos, annotations):
-  names = ('a.jpg', 'b.png', 'sub/a.png')
-  file = annotations(**{'b.png': (90, 50), 'a.png': (3, 4), 'a.jpg': (6, 8)})
-  assert ids(photos, file, *names) == [72, 70, 71]
-  # The longest name that fits, and one with folders that are not there.
-  file = annotations(
-    **{'a.png': (3, 4), 'sub/a.png': (3, 4), 'train/b.png': (9, 5)}
-  )
-  assert ids(photos, file, *names[1:]) == [72, 71]
-
-
-def test_images_that_are_not_in_the_annotations(photos, annotations):
-  file = annotations(**{'b.png': (90, 50)})
-  with pytest.raises(ValueError, match=r'5 of 6 images are not in .*a\.jpg'):
-    ids(photos, file, '')
-  # Two folders of the annotations have such a file: which one is meant?
-  file = annotations(**{'x/b.png': (90, 50), 'y/b.png': (90, 50)})
-  with pytest.raises(ValueError, match='1 of 1 images are not in'):
-    ids(photos, file, 'b.png')
-
-
-def test_two_images_with_one_id(photos, annotations, tmp_path):
-  file = annotations(**{'b.png': (90, 50)})
-  (tmp_path / 'b.png').touch()
-  with pytest.raises(ValueError, match='would both be image 70'):
-    ids(photos, file, 'b.png', tmp_path / 'b.png')
-
-
 def test_an_image_of_another_size_than_the_annotations_say(photos):
-  file = predict.ImageFile(photos / 'b.png', 1, (91, 50), '', '')
+  file = ImageFile(photos / 'b.png', 1, (91, 50), '', '')
   assert predict._read(file) == (
     None,
     'is 90 x 50 (height x width), the json says 91 x 50',
@@ -377,7 +324,7 @@ def test_very_large_pictures_are_reduced(monkeypatch):
 def test_a_large_image_is_not_read_ahead(photos, monkeypatch):
   """Only as many files are open as fit into memory."""
   paths = [photos / name for name in ('a.jpg', 'b.png', 'sub/a.png')] * 4
-  files = [predict.ImageFile(path, 1, None, '', '') for path in paths]
+  files = [ImageFile(path, 1, None, '', '') for path in paths]
   for large, most in ((predict._LARGE, predict._WORKERS), (10, 0)):
     monkeypatch.setattr(predict, '_LARGE', large)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
