@@ -183,7 +183,7 @@ def _draw(image, boxes, mask_of, labels, enlarge):
   """
   picture = np.clip(np.rint(image), 0, 255).astype(np.uint8)
   picture = _enlarge(picture, enlarge)
-  thickness = _thickness(picture.shape[:2])
+  thickness = _thickness(picture.shape[:2], boxes * enlarge)
   colors = [_color(index) for index in range(len(boxes))]
   for index in reversed(range(len(boxes))):
     if mask_of is not None:
@@ -194,10 +194,19 @@ def _draw(image, boxes, mask_of, labels, enlarge):
   return _draw_labels(picture, boxes * enlarge, labels, colors)
 
 
-def _thickness(picture_size):
+def _thickness(picture_size, boxes):
   """Of the lines of boxes: still seen where a large picture is shown small."""
   short_side = min(picture_size)
-  return 1 if short_side < 400 else max(2, round(short_side / 400))
+  if short_side < 400:
+    return 1
+  return max(2, round(min(short_side / 400, _usual_side(boxes) / 20)))
+
+
+def _usual_side(boxes):
+  """The short side of an ordinary box of a picture; large if it has none."""
+  if not len(boxes):
+    return np.inf
+  return np.median(np.min(boxes[:, 2:] - boxes[:, :2], axis=1))
 
 
 def _enlarge(array, times):
@@ -263,17 +272,22 @@ def _draw_box(picture, box, color, thickness):
 
 
 def _draw_labels(picture, boxes, labels, colors):
-  """Writes each label at its box, where no better one's label stands."""
+  """Writes each label at its box, where no better one's label stands.
+
+  Where many small objects crowd a large picture, the labels are small too.
+  """
   height, width = picture.shape[:2]
-  font = _font(max(11, round(min(height, width) / 45)))
+  size = min(min(height, width) / 45, _usual_side(boxes) / 4)
+  font = _font(max(11, round(size)))
   canvas = Image.fromarray(picture)
   pen = ImageDraw.Draw(canvas)
   taken = []
-  for box, label, color in zip(boxes, labels, colors):
+  for box, label in zip(boxes, labels):
     left, _, right, bottom = font.getbbox(label, anchor='la')
-    size = (bottom + 3, right - left + 4)
-    place = _place_label(box, size, (height, width), taken)
-    taken.append(place)
+    extent = (bottom + 3, right - left + 4)
+    taken.append(_place_label(box, extent, (height, width), taken))
+  # Where there is no room, the better ones stay to be read.
+  for place, label, color in reversed([*zip(taken, labels, colors)]):
     y1, x1, y2, x2 = place
     fill = tuple(np.rint(color).astype(int).tolist())
     pen.rectangle((x1, y1, x2 - 1, y2 - 1), fill=fill)

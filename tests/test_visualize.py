@@ -162,6 +162,39 @@ def test_labels_stay_in_the_picture_and_apart():
     taken.append(place)
 
 
+def test_labels_of_small_objects_are_small():
+  def label_height(boxes):
+    picture = np.zeros((1800, 1800, 3), np.uint8)
+    boxes = np.float32(boxes)
+    labels, colors = ['a'] * len(boxes), [np.full(3, 200)] * len(boxes)
+    drawn = visualize._draw_labels(picture, boxes, labels, colors)
+    return np.flatnonzero(drawn.any(axis=(1, 2))).size
+
+  one = label_height([[800, 800, 1400, 1400]])
+  assert 40 <= one <= 60
+  few = [[x, x, x + 30, x + 30] for x in (500, 900)]
+  assert label_height(few) <= 2 * 20
+
+
+def test_where_there_is_no_room_the_better_label_stays():
+  # The picture is one label high: both have to stand in the same place.
+  picture = np.zeros((14, 60, 3), np.uint8)
+  boxes = np.float32([[0, 0, 14, 30], [0, 2, 14, 32]])
+  colors = [np.array([250, 0, 0]), np.array([0, 250, 0])]
+  drawn = visualize._draw_labels(picture, boxes, ['aaaa', 'bbbb'], colors)
+  assert (drawn[1, 1:10] == [250, 0, 0]).all()
+
+
+def test_lines_of_large_pictures_are_thicker():
+  large, small = np.float32([[0, 0, 900, 900]]), np.float32([[0, 0, 30, 30]])
+  thickness = [
+    visualize._thickness((side, 9999), boxes)
+    for side in (200, 480, 2000)
+    for boxes in (large, small)
+  ]
+  assert thickness == [1, 1, 2, 2, 5, 2]
+
+
 def test_colors_of_many_instances_differ():
   colors = np.array([visualize._color(index) for index in range(20)])
   distances = np.abs(colors[:, None] - colors[None]).sum(axis=-1)
