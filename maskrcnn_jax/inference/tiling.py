@@ -9,6 +9,7 @@ at a coarser level, and `merging` keeps the best view of each.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -26,6 +27,10 @@ class TileOptions:
     size: side of square tiles in pixels of the image, each brought to the
       canvas as an image of that size; None: what the canvas takes without
       scaling.
+    levels: how often the image is halved at most; None: until it fits into one
+      tile. A model that knows objects of one size only sees things in coarse
+      levels that are not there; with fewer levels what is too long for the
+      overlap is lost.
     overlap: of neighbours, share of a tile's side; the last ones overlap more.
     margin: an object that comes closer than this share of a tile's side to a
       side that cuts counts as cut.
@@ -34,6 +39,7 @@ class TileOptions:
   """
 
   size: int | None = None
+  levels: int | None = None
   overlap: float = 0.25
   margin: float = 1 / 32
   min_score: float = 0.05
@@ -41,6 +47,10 @@ class TileOptions:
   def __post_init__(self):
     if self.size is not None and self.size < 32:
       raise ValueError(f'size of tiles must be at least 32, got {self.size}.')
+    if self.levels is not None and self.levels < 0:
+      raise ValueError(
+        f'levels of tiles must be 0 or more, or None, got {self.levels}.'
+      )
     if not 0 < 2 * self.margin <= self.overlap <= 0.75:
       raise ValueError(
         'overlap of tiles must be at most 0.75 and twice the margin or more, '
@@ -58,8 +68,7 @@ def cut_tiles(
     tile: (height, width) of a tile.
     options: see there.
   """
-  reduced = 1
-  while True:
+  for level in itertools.count():
     height, width = image.shape[:2]
     rows = place_tiles(height, tile[0], options.overlap)
     columns = place_tiles(width, tile[1], options.overlap)
@@ -71,17 +80,16 @@ def cut_tiles(
         yield View(
           pixels=pixels,
           start=(top, left),
-          reduced=reduced,
+          reduced=2**level,
           margins=tuple(
             options.margin * side if cuts else 0.0
             for side, cuts in zip(tile * 2, inner)
           ),
         )
-    if len(rows) == len(columns) == 1:
+    if len(rows) == len(columns) == 1 or level == options.levels:
       return
     # Means of 2x2 pixels; at an odd end of what there is.
     image = np.asarray(Image.fromarray(image).reduce(2))
-    reduced *= 2
 
 
 def place_tiles(length: int, tile: int, overlap: float) -> list[int]:

@@ -62,6 +62,19 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
     'SIDE: of as many as the model takes',
   )
   verb.add_argument(
+    '--tile_overlap',
+    type=_share,
+    metavar='SHARE',
+    help='of neighbouring tiles (0.25): an object is seen whole up to a little '
+    'less, longer ones in the image halved, quartered and so on',
+  )
+  verb.add_argument(
+    '--tile_levels',
+    type=_number,
+    metavar='N',
+    help='halve the image at most so often, not until it fits into one tile',
+  )
+  verb.add_argument(
     '--tta',
     nargs='?',
     type=_scales,
@@ -92,8 +105,12 @@ def run(args: argparse.Namespace) -> None:
   warnings.filterwarnings('ignore', module='PIL')
   backends.pick_backend('auto')
   tile = None
+  given = {'overlap': args.tile_overlap, 'levels': args.tile_levels}
+  given = {name: value for name, value in given.items() if value is not None}
   if args.tile is not None:
-    tile = tiling.TileOptions(size=args.tile or None)
+    tile = tiling.TileOptions(size=args.tile or None, **given)
+  elif given:
+    raise ValueError(f'--tile_{next(iter(given))} is nothing without --tile.')
   predict.predict(
     args.workdir or args.checkpoint,
     args.images,
@@ -118,12 +135,16 @@ def _share(text: str) -> float:
   return value
 
 
-def _positive(text: str) -> int:
-  if not text.isdecimal() or int(text) < 1:
+def _number(text: str, least: int = 0) -> int:
+  if not text.isdecimal() or int(text) < least:
     raise argparse.ArgumentTypeError(
-      f'must be a whole number of 1 or more, got {text!r}.'
+      f'must be a whole number of {least} or more, got {text!r}.'
     )
   return int(text)
+
+
+def _positive(text: str) -> int:
+  return _number(text, least=1)
 
 
 def _scales(text: str) -> tuple[float, ...]:

@@ -216,14 +216,16 @@ def test_files_of_others_are_not_replaced(workdir, photos, tmp_path, capfd):
   [
     ({'workdir': 'nowhere'}, 'holds no checkpoint'),
     ({'workdir': __file__}, 'import_weights --source'),
+    ({'flag': '--tile_overlap=0.5'}, '--tile_overlap is nothing without'),
     ({'images': 'nowhere/*.jpg'}, 'nothing matches it as a pattern'),
   ],
 )
 def test_mistakes_are_told_before_anything_is_written(
   flags, message, workdir, photos, tmp_path, capfd
 ):
-  flags = {'workdir': workdir, 'images': photos, **flags}
-  run(output=tmp_path / 'out', **flags, expected=2)
+  flags = {'workdir': workdir, 'images': photos, 'flag': '--strict', **flags}
+  workdir, images, flag = (flags[x] for x in ('workdir', 'images', 'flag'))
+  run(workdir, tmp_path / 'out', flag, images=images, expected=2)
   error = capfd.readouterr().err
   assert message in error and error.count('\n') == 1
   assert not (tmp_path / 'out').exists()
@@ -235,6 +237,7 @@ def test_mistakes_are_told_before_anything_is_written(
     (['--min_score=2'], "--min_score: must be 0 to 1, got '2'"),
     (['--batch_size=0'], '--batch_size: must be a whole number of 1 or more'),
     (['--tile=big'], '--tile: must be a whole number'),
+    (['--tile_levels=-1'], '--tile_levels: must be a whole number of 0'),
     (['--tta=1,x'], '--tta: must be numbers from 0.1 to 4'),
     (['--checkpoint=x'], 'not allowed with argument'),
   ],
@@ -294,10 +297,12 @@ def test_imported_weights_detect(photos, tmp_path):
 
 @pytest.mark.slow
 def test_flags_reach_the_predictor(workdir, photos, tmp_path):
-  flags = ['--tile=64', '--tta=1', '--min_score=0.1']
+  flags = ['--tile=64', '--tile_overlap=0.5', '--tile_levels=1', '--tta=1']
   run(workdir, tmp_path / 'out', *flags, images=photos / 'b.png')
   written = read(tmp_path / 'out', 'predict.json')
-  assert written['tile']['size'] == 64 and written['scales'] == [1.0]
+  tile = {name: written['tile'][name] for name in ('size', 'overlap', 'levels')}
+  assert tile == {'size': 64, 'overlap': 0.5, 'levels': 1}
+  assert written['scales'] == [1.0]
   assert written['mirror'] is True
   results = read(tmp_path / 'out', 'detections.json')
   assert results and all(result['score'] >= 0.05 for result in results)

@@ -74,6 +74,14 @@ def test_halving_is_the_mean_of_four():
   np.testing.assert_allclose(last.pixels, means, atol=0.51)
 
 
+def test_as_many_levels_as_wanted():
+  image = np.zeros((131, 150, 3), np.uint8)
+  for levels in (0, 1, 2, 7):
+    options = tiling.TileOptions(levels=levels)
+    seen = {t.reduced for t in tiling.cut_tiles(image, (50, 60), options)}
+    assert seen == {1, 2, 4} - {2 << i for i in range(levels, 3)}
+
+
 def perfect(view, objects, seen_share=0.25):
   """What a perfect detector finds in a view.
 
@@ -159,7 +167,13 @@ def test_without_the_rule_pieces_would_come_out():
 
 
 @pytest.mark.parametrize(
-  'options', [{'size': 31}, {'overlap': 0.8}, {'overlap': 0.1, 'margin': 0.06}]
+  'options',
+  [
+    {'size': 31},
+    {'levels': -1},
+    {'overlap': 0.8},
+    {'overlap': 0.1, 'margin': 0.06},
+  ],
 )
 def test_options_that_cannot_work(options):
   with pytest.raises(ValueError, match='tiles must be'):
