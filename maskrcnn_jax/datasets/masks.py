@@ -2,7 +2,6 @@
 
 import io
 import math
-import zlib
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,11 @@ from pycocotools import mask as coco_mask
 def encode_mask(mask: np.ndarray) -> bytes:
   """PNG file of a `[height, width]` mask, one channel of 0 and 1."""
   stream = io.BytesIO()
+  # The fast levels repeat what lies hundreds of bytes back, not the byte
+  # before: 1 KB more for a COCO mask, which then decodes in half of the time.
   Image.fromarray(np.asarray(mask, np.uint8)).save(
-    stream, 'PNG', compress_type=zlib.Z_RLE
-  )  # Run lengths suit masks: smaller and faster than the default.
+    stream, 'PNG', compress_level=3
+  )
   return stream.getvalue()
 
 
