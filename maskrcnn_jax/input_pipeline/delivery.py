@@ -54,6 +54,55 @@ class DeliveredBatches:
     self._batches = iter(())
 
 
+class TrainBatches:
+  """Endless batches of one host.
+
+  Attributes:
+    element_spec: of a batch.
+    position: `examples` and `salt` of the next batch, to resume from.
+  """
+
+  def __init__(
+    self,
+    dataset: tf.data.Dataset,
+    batch_size: int,
+    start_examples: int,
+    salt: int,
+    repeat_first: bool = False,
+    max_unreadable_share: float = 0.05,
+  ):
+    """Wraps a dataset.
+
+    Args:
+      dataset: endless batches of this host's rows, see `reader.batched`.
+      batch_size: rows of the global batch.
+      start_examples: examples before the first batch.
+      salt: see `order.epoch_order`.
+      repeat_first: return the dataset's first batch for ever.
+      max_unreadable_share: see `batches.train_batches`.
+    """
+    self._batches = DeliveredBatches(dataset, repeat_first)
+    self.element_spec = self._batches.element_spec
+    self._batch_size = batch_size
+    self._max_unreadable_share = max_unreadable_share
+    self.position = {'examples': start_examples, 'salt': salt}
+
+  def __iter__(self) -> Iterator[dict]:
+    return self
+
+  @property
+  def counts(self) -> dict[str, int]:
+    """How many images and objects this process left out so far, by kind."""
+    return self._batches.counts
+
+  def __next__(self) -> dict:
+    batch = next(self._batches)
+    self._batches.tally.check(self._max_unreadable_share)
+    examples = self.position['examples'] + self._batch_size
+    self.position = {**self.position, 'examples': examples}
+    return batch
+
+
 def _without_faults(batch):
   return {key: batch[key] for key in batch if key != 'faults'}
 
