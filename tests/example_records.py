@@ -7,6 +7,7 @@ import tensorflow as tf
 from PIL import Image
 
 from maskrcnn_jax.datasets import records
+from maskrcnn_jax.input_pipeline import mask_crops
 
 
 def png(array):
@@ -34,6 +35,13 @@ def rectangles(height, width, count, seed=0):
     mask[y1:y2, x1:x2] = 1
     boxes.append([y1, x1, y2, x2])
   return image, np.array(boxes, np.float32).reshape(-1, 4), masks
+
+
+def cut_masks(masks, boxes, rows, columns, mask_size):
+  """`mask_crops.cut_masks` of `[n, h, w]` arrays."""
+  encoded = tf.constant([png(np.asarray(mask)) for mask in masks], tf.string)
+  size = np.shape(masks)[1:]
+  return mask_crops.cut_masks(encoded, size, boxes, rows, columns, mask_size)
 
 
 def record(

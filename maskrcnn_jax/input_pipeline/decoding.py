@@ -1,7 +1,7 @@
 """From a parsed record to an example: pixels, and the objects to train on.
 
 An example is a dict: `image` [h, w, 3] uint8, `boxes` [n, 4] normalised,
-`classes` [n] int32 and `masks` [n, h, w] uint8.
+`classes` [n] int32 and `masks` [n], PNG files as they are in the record.
 """
 
 import numpy as np
@@ -17,29 +17,21 @@ def decode_image(encoded):
   return tf.io.decode_image(encoded, channels=3, expand_animations=False)
 
 
-def decode_masks(encoded, image_size):
-  """Masks from PNGs of the image's size, `[n, h, w]` uint8, 0 outside."""
-  spec = tf.TensorSpec([None, None], tf.uint8)
-
-  def decode(png):
-    return tf.io.decode_png(png, channels=1)[..., 0]
-
-  # An empty loop cannot tell the size of its results.
-  masks = tf.cond(
-    tf.size(encoded) > 0,
-    lambda: tf.map_fn(decode, encoded, fn_output_signature=spec),
-    lambda: tf.zeros(tf.concat([[0], image_size], 0), tf.uint8),
+def decode_mask(png, image_size):
+  """A mask from a PNG of the image's size, `[h, w]` uint8, 0 outside."""
+  mask = tf.squeeze(tf.io.decode_png(png, channels=1), axis=2)
+  check = tf.debugging.Assert(
+    tf.reduce_all(tf.shape(mask) == image_size),
+    ['A mask does not have the image size.'],
   )
-  tf.debugging.assert_equal(
-    tf.shape(masks)[1:], image_size, 'The masks do not have the image size.'
-  )
-  return masks
+  with tf.control_dependencies([check]):
+    return tf.identity(mask)
 
 
 def mask_faults(encoded, image_size):
   """Codes of what is wrong with each mask, `[n]` int32 of `ObjectFault`.
 
-  Slow, in Python: for records that `decode_masks` refuses.
+  Slow, in Python: for records with a mask that `decode_mask` refuses.
   """
 
   def fault(png):
@@ -131,12 +123,11 @@ def decode(
     of_masks = tf.where(tf.cast(record['is_crowd'], tf.bool), 0, of_masks)
     faults = tf.where(faults == 0, of_masks, faults)
   rows = select_instances(record, faults, max_instances)
-  encoded_masks = tf.gather(record['masks'], rows)
   return {
     'image': image,
     'boxes': tf.gather(record['boxes'], rows),
     'classes': tf.cast(tf.gather(record['classes'], rows), tf.int32),
-    'masks': decode_masks(encoded_masks, image_size),
+    'masks': tf.gather(record['masks'], rows),
     'numbers': rows,
     'faults': faults,
   }

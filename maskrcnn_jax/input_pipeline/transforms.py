@@ -1,20 +1,20 @@
 """Image, boxes and masks of one example, brought to a canvas together.
 
-Masks are never resized: `rows` and `columns` say which pixel of the original
-each pixel of the canvas shows, and the crops that training needs are cut
-through these maps as the last step. Whatever moves, scales or hides objects
-belongs between `resize` and `finish_instances`.
+Masks are neither resized nor, before the last step, decoded: `rows` and
+`columns` say which pixel of the original each pixel of the canvas shows, and
+the crops that training needs are cut through these maps (`mask_crops`).
+Whatever moves, scales or hides objects belongs between `resize` and
+`finish_instances`.
 """
 
 import dataclasses
 
 import tensorflow as tf
 
-from maskrcnn_jax.input_pipeline import decoding
+from maskrcnn_jax.input_pipeline import decoding, mask_crops
 from maskrcnn_jax.input_pipeline.faults import ObjectFault
 
 IMAGE_DTYPES = ('uint8', 'float32')
-OUTSIDE = -1  # In a pixel map: the canvas shows no pixel of the image here.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,60 +146,9 @@ def resize(example, canvas, fit, flip, options: ResizeOptions):
     'boxes': boxes * tf.tile(tf.cast(size, tf.float32), [2]),
     'classes': example['classes'],
     'masks': example['masks'],
-    'rows': _pad(rows, [canvas[0]], OUTSIDE),
-    'columns': _pad(columns, [canvas[1]], OUTSIDE),
+    'rows': _pad(rows, [canvas[0]], mask_crops.OUTSIDE),
+    'columns': _pad(columns, [canvas[1]], mask_crops.OUTSIDE),
   }
-
-
-def cut_masks(masks, boxes, rows, columns, mask_size: int):
-  """Masks of the canvas, cut to the boxes and resized bilinearly.
-
-  The values of `tf.image.crop_and_resize` of full-size masks with boxes divided
-  by the canvas: the seed divides by the size but samples on a grid of size - 1
-  (seed_facts 5.6). Only the rows and columns that are read are touched.
-
-  Args:
-    masks: `[n, h, w]` uint8, not 0 on the object.
-    boxes: `[n, 4]` in pixels of the canvas.
-    rows: `[height]` int32, row of the masks for each row of the canvas.
-    columns: `[width]` int32.
-    mask_size: side of the crops.
-
-  Returns:
-    `[n, mask_size, mask_size]` float32 in 0..1.
-  """
-  ys, y_weights = _samples(boxes[:, 0], boxes[:, 2], rows, mask_size)
-  xs, x_weights = _samples(boxes[:, 1], boxes[:, 3], columns, mask_size)
-  # Rows first: they are copied whole.
-  lines = tf.gather(masks, ys, axis=1, batch_dims=1)  # [n, 2 * mask_size, w]
-  values = tf.gather(lines, xs, axis=2, batch_dims=1)
-  values = tf.cast(values > 0, tf.float32)
-  values = values * y_weights[:, :, None] * x_weights[:, None, :]
-  values = values[:, :mask_size] + values[:, mask_size:]
-  return values[..., :mask_size] + values[..., mask_size:]
-
-
-def _samples(starts, ends, pixels, mask_size: int):
-  """Where one axis of the crops is read: `[n, 2 * mask_size]` twice.
-
-  The first half are the lower neighbours of the sampled points, the second half
-  the upper ones, with their weights; 0 outside the image.
-  """
-  length = tf.size(pixels)
-  size = tf.cast(length, tf.float32)
-  # Times the reciprocal, as TensorFlow's graph optimizer makes of a division;
-  # a last bit here is 1e-4 of a pixel at the far end of a large canvas.
-  starts, ends = starts[:, None] * (1.0 / size), ends[:, None] * (1.0 / size)
-  steps = (ends - starts) * (size - 1.0) / (mask_size - 1)
-  points = starts * (size - 1.0) + tf.range(mask_size, dtype=tf.float32) * steps
-  lower, upper = tf.floor(points), tf.math.ceil(points)
-  weight = points - lower
-  inside = (points >= 0.0) & (points <= size - 1.0)
-  places = tf.cast(tf.concat([lower, upper], axis=1), tf.int32)
-  indices = tf.gather(pixels, tf.clip_by_value(places, 0, length - 1))
-  weights = tf.concat([1.0 - weight, weight], axis=1)
-  shown = tf.tile(inside, [1, 2]) & (indices != OUTSIDE)
-  return tf.maximum(indices, 0), tf.where(shown, weights, 0.0)
 
 
 def _pad(values, shape, constant=0):
@@ -233,8 +182,9 @@ def finish_instances(example, options: TransformOptions):
     The instances of a row, and `[n]` bool, whether each object of the example
     is among them: one whose mask shows no pixel in its box is not.
   """
-  crops = cut_masks(
+  crops = mask_crops.cut_masks(
     example['masks'],
+    example['original_sizes'],
     example['boxes'],
     example['rows'],
     example['columns'],

@@ -284,14 +284,14 @@ def test_soft_mask_targets_are_near_those_of_torchvision(path, case):
   these few random RoIs, which mostly lie beside the objects, the mean
   difference is 0.006, up to 0.04 for a RoI, and 0.7 % of the cells change side.
   """
-  transforms = pytest.importorskip('maskrcnn_jax.input_pipeline.transforms')
+  example_records = pytest.importorskip('example_records')
   recorded = golden_files.load(path)
   differences, changed = [], []
   for image in range(2):
     masks = recorded[f'{case}/gt_masks_{image}']
     boxes = np.array([bounding_box(mask) for mask in masks], np.float32)
     _, height, width = masks.shape
-    cut = transforms.cut_masks(
+    cut = example_records.cut_masks(
       masks,
       boxes,
       np.arange(height, dtype=np.int32),

@@ -1,0 +1,117 @@
+"""Rows of a batch made in the plainest way, from whole images and whole masks.
+
+For bit-for-bit comparison: the arithmetic is that of the pipeline, the way to
+it is not.
+"""
+
+import functools
+import io
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from maskrcnn_jax.datasets import records
+
+OUTSIDE = -1
+
+
+def cut_masks(masks, boxes, rows, columns, mask_size):
+  """See `mask_crops.cut_masks`; `masks` are `[n, h, w]` uint8."""
+  arguments = (np.float32(boxes), np.int32(rows), np.int32(columns))
+  return _cutter(mask_size)(np.uint8(masks), *arguments)
+
+
+# What the optimizer of graphs makes of an expression, to the last digit,
+# depends on what is known when it is traced: here as in the pipeline, no sizes.
+MAPS = [tf.TensorSpec([None], tf.int32)] * 2
+BOXES = tf.TensorSpec([None, 4], tf.float32)
+
+
+@functools.cache
+def _cutter(mask_size):
+  masks = tf.TensorSpec([None] * 3, tf.uint8)
+
+  @tf.function(input_signature=[masks, BOXES, *MAPS], autograph=False)
+  def cut(masks, boxes, rows, columns):
+    ys, y_weights = _samples(boxes[:, 0], boxes[:, 2], rows, mask_size)
+    xs, x_weights = _samples(boxes[:, 1], boxes[:, 3], columns, mask_size)
+    lines = tf.gather(masks, ys, axis=1, batch_dims=1)
+    values = tf.gather(lines, xs, axis=2, batch_dims=1)
+    values = tf.cast(values > 0, tf.float32)
+    values = values * y_weights[:, :, None] * x_weights[:, None, :]
+    values = values[:, :mask_size] + values[:, mask_size:]
+    return values[..., :mask_size] + values[..., mask_size:]
+
+  return cut
+
+
+def _samples(starts, ends, pixels, mask_size):
+  """Indices and weights of lower, then upper neighbours."""
+  length = tf.size(pixels)
+  size = tf.cast(length, tf.float32)
+  starts, ends = starts[:, None] * (1.0 / size), ends[:, None] * (1.0 / size)
+  steps = (ends - starts) * (size - 1.0) / (mask_size - 1)
+  numbers = tf.range(mask_size, dtype=tf.float32)
+  points = starts * (size - 1.0) + numbers * steps
+  lower, upper = tf.floor(points), tf.math.ceil(points)
+  inside = (points >= 0.0) & (points <= size - 1.0)
+  places = tf.cast(tf.concat([lower, upper], axis=1), tf.int32)
+  indices = tf.gather(pixels, tf.clip_by_value(places, 0, length - 1))
+  weights = tf.concat([1.0 - (points - lower), points - lower], axis=1)
+  shown = tf.tile(inside, [1, 2]) & (indices != OUTSIDE)
+  return tf.maximum(indices, 0), tf.where(shown, weights, 0.0)
+
+
+def nearest(original, resized, length):
+  """The pixel of the original for each of `length` of the canvas."""
+  centers = np.arange(resized, dtype=np.float32) + np.float32(0.5)
+  scale = np.float32(original) / np.float32(resized)
+  found = np.minimum((centers * scale).astype(np.int32), original - 1)
+  return np.pad(found, (0, length - resized), constant_values=OUTSIDE)
+
+
+def make_row(serialized, canvas, flip, mask_size, max_instances):
+  """A row of a good record with at most `max_instances` objects, no crowds.
+
+  Returns:
+    What the batch holds for it, without `image_ids`; uint8 images.
+  """
+  record = records.parse_record(tf.constant(serialized))
+  image = tf.io.decode_image(record['encoded'], channels=3).numpy()
+  masks = [
+    np.asarray(Image.open(io.BytesIO(png))) for png in record['masks'].numpy()
+  ]
+  boxes = record['boxes'].numpy()
+  if flip:
+    image = image[:, ::-1]
+    masks = [mask[:, ::-1] for mask in masks]
+    y1, x1, y2, x2 = boxes.T
+    boxes = np.stack([y1, 1 - x2, y2, 1 - x1], axis=-1)
+  original = np.array(image.shape[:2], np.int32)
+  scale = np.min(np.float32(canvas) / np.float32(original))
+  size = np.maximum((scale * np.float32(original)).astype(np.int32), 1)
+  resized = tf.image.resize(image, size).numpy()
+  images = np.zeros([*canvas, 3], np.uint8)
+  images[: size[0], : size[1]] = (resized + np.float32(0.5)).astype(np.uint8)
+  boxes = boxes * np.float32(np.tile(size, 2))
+  instances = {
+    'boxes': np.zeros([max_instances, 4], np.float32),
+    'classes': np.zeros([max_instances], np.int32),
+    'masks': np.zeros([max_instances] + [mask_size] * 2, np.uint8),
+    'valid': np.arange(max_instances) < len(boxes),
+  }
+  if len(boxes):
+    maps = [nearest(*sides) for sides in zip(original, size, canvas)]
+    crops = cut_masks(np.stack(masks), boxes, *maps, mask_size)
+    instances['boxes'][: len(boxes)] = boxes
+    instances['classes'][: len(boxes)] = record['classes']
+    instances['masks'][: len(boxes)] = (crops * 255 + 0.5).numpy()
+  return {
+    'images': images,
+    'image_sizes': size.astype(np.float32),
+    'instances': instances,
+    'original_sizes': original,
+    'scales': np.full([2], scale),
+    'valid': np.True_,
+  }
