@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator
 
 _HEADER_BYTES, _FOOTER_BYTES = 12, 4
+FRAME_BYTES = _HEADER_BYTES + _FOOTER_BYTES
 
 
 def scan(path: str) -> Iterator[tuple[int, int, int, int, int]]:

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.lib.io import tf_record
 
+from maskrcnn_jax.datasets import record_file
 from maskrcnn_jax.datasets.examples import ImageExample
 from maskrcnn_jax.datasets.record_index import RecordIndex, index_records
 
@@ -29,6 +30,7 @@ __all__ = [
   'parse_record',
   'read_objects',
   'read_record',
+  'record_at',
   'write_records',
 ]
 
@@ -163,6 +165,39 @@ def write_records(path: str | os.PathLike, records: Iterable[bytes]) -> int:
       writer.write(record)
       count += 1
   return count
+
+
+def record_at(path, offset, length) -> tf.data.Dataset:
+  """The record at a place of a file, for use inside tf.data.
+
+  No more of the file is read than the record; `read_record`, made for few of
+  them, reads 16 MB.
+
+  Args:
+    path: scalar string.
+    offset: scalar int64, see `RecordIndex`.
+    length: scalar int64, see `RecordIndex`.
+
+  Returns:
+    A dataset of a scalar string, the serialized record, its checksum checked.
+    Reading it fails, once, if the record is damaged, or the file missing or
+    too short.
+  """
+
+  def read(path, offset, length):
+    records = tf.raw_ops.TFRecordDatasetV2(
+      filenames=path[None],
+      compression_type='',
+      buffer_size=length + record_file.FRAME_BYTES,
+      byte_offsets=offset[None],
+    )
+    spec = tf.TensorSpec([], tf.string)
+    records = tf.data.experimental.from_variant(records, spec)
+    # As an element of its own, a file that is missing would be tried for ever
+    # where errors are ignored.
+    return records.take(1).get_single_element()
+
+  return tf.data.Dataset.from_tensors((path, offset, length)).map(read)
 
 
 def parse_record(serialized: tf.Tensor) -> dict[str, tf.Tensor]:

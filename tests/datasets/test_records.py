@@ -86,6 +86,70 @@ def test_index_agrees_with_tensorflow(tmp_path):
   assert [records.read_record(index, row) for row in range(9)] == expected
 
 
+def _read_at(index, rows):
+  """Records of an index, read inside tf.data."""
+  paths = [index.files[index.file_indices[row]] for row in rows]
+  places = (paths, index.offsets[rows], index.lengths[rows])
+  places = tf.data.Dataset.from_tensor_slices(places)
+  return list(places.flat_map(records.record_at).as_numpy_iterator())
+
+
+def test_records_are_read_at_their_places(tmp_path):
+  for k in range(3):
+    _write(tmp_path / f'{k}.tfrecord', *range(k * 10, k * 10 + 3))
+  index = records.index_records(str(tmp_path / '*.tfrecord'))
+  rows = [8, 0, 4, 0, 7]
+  expected = [records.read_record(index, row) for row in rows]
+  assert _read_at(index, rows) == expected
+
+
+def test_a_damaged_record_cannot_be_read_at_its_place(tmp_path):
+  path = pathlib.Path(_write(tmp_path / 'a.tfrecord', 1, 2, 3))
+  index = records.index_records(str(path))
+  content = path.read_bytes()
+  damaged = bytearray(content)
+  damaged[index.offsets[1] + 100] ^= 1
+  path.write_bytes(damaged)
+  assert len(_read_at(index, [0, 2])) == 2
+  with pytest.raises(tf.errors.DataLossError):
+    _read_at(index, [1])
+  path.write_bytes(content[: index.offsets[2]])
+  with pytest.raises(tf.errors.InvalidArgumentError, match='empty'):
+    _read_at(index, [2])
+  path.write_bytes(content[: index.offsets[2] + 20])
+  with pytest.raises(tf.errors.DataLossError):
+    _read_at(index, [2])
+  path.unlink()
+  with pytest.raises(tf.errors.NotFoundError):
+    _read_at(index, [0])
+  # Where errors are ignored, none of them is met again and again.
+  for row in range(3):
+    place = (str(path), index.offsets[row], index.lengths[row])
+    assert not list(records.record_at(*place).ignore_errors())
+
+
+_COUNTERS = pathlib.Path('/proc/self/io')
+
+
+@pytest.mark.skipif(not _COUNTERS.exists(), reason='Linux only')
+def test_no_more_than_the_record_is_read(tmp_path):
+  path = str(tmp_path / 'a.tfrecord')
+  (record,) = tf.data.TFRecordDataset(
+    _write(tmp_path / 'small.tfrecord', 1)
+  ).as_numpy_iterator()
+  records.write_records(path, [record] * 10_000)
+  assert pathlib.Path(path).stat().st_size > 4e6
+
+  def bytes_read():
+    return int(_COUNTERS.read_text().split()[1])
+
+  index = records.index_records(path)
+  _read_at(index, [1])
+  before = bytes_read()
+  assert _read_at(index, [5000]) == [record]
+  assert bytes_read() - before < len(record) + 20_000
+
+
 def test_patterns(tmp_path):
   for name in ('b', 'a', 'c'):
     _write(tmp_path / f'{name}.tfrecord', ord(name))
