@@ -223,8 +223,8 @@ def get_config(variant='habana_1x'):
   inputs.image_dtype = 'uint8'
   # Threads that read; None: one per CPU, at most 16.
   inputs.num_threads = ml_collections.config_dict.placeholder(int)
-  # Keep records in memory; None: where there is plenty.
-  inputs.cache = ml_collections.config_dict.placeholder(bool)
+  # Kept in memory: rows, records, or nothing; None: what there is plenty for.
+  inputs.cache = ml_collections.config_dict.placeholder(str)
   # The first batch for ever, to measure training without reading.
   inputs.repeat_first = False
   # Share of rows without image, or without all objects, that stops the run.

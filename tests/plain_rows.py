@@ -12,6 +12,7 @@ import tensorflow as tf
 from PIL import Image
 
 from maskrcnn_jax.datasets import records
+from maskrcnn_jax.input_pipeline import order, transforms
 
 OUTSIDE = -1
 
@@ -115,3 +116,27 @@ def make_row(serialized, canvas, flip, mask_size, max_instances):
     'scales': np.full([2], scale),
     'valid': np.True_,
   }
+
+
+def train_rows(index, canvases, seed=0, **sizes):
+  """Endless rows of a run, in its order, each with its `image_ids`.
+
+  Args:
+    index: of the records.
+    canvases: one of them.
+    seed: of the run.
+    **sizes: of `make_row`.
+  """
+  sequence = order.TrainOrder(np.zeros(len(index), int), 1, seed)
+  options = transforms.TransformOptions()
+  examples = 0
+  while True:
+    (row,), (epoch,) = (
+      getattr(sequence.batch(examples), name) for name in ('rows', 'epochs')
+    )
+    drawn = order.example_seed(seed, 0, int(epoch), int(row))
+    flip = bool(transforms.draw_flip(drawn, options))
+    serialized = records.read_record(index, row)
+    made = make_row(serialized, canvases, flip, **sizes)
+    yield made | {'image_ids': index.image_ids[row]}
+    examples += 1

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from maskrcnn_jax.datasets import records
-from maskrcnn_jax.input_pipeline import memory, order, reader, transforms
+from maskrcnn_jax.input_pipeline import caching, order, reader, transforms
 from maskrcnn_jax.input_pipeline.delivery import DeliveredBatches, TrainBatches
 
 CANVAS_MULTIPLE = 32  # The network halves its input five times.
@@ -33,7 +33,7 @@ def train_batches(
   split: str | None = None,
   block_size: int = 1,
   num_threads: int | None = None,
-  cache: bool | None = None,
+  cache: str | None = None,
   repeat_first: bool = False,
   max_unreadable_share: float = 0.05,
 ) -> TrainBatches:
@@ -60,8 +60,9 @@ def train_batches(
     split: of a TFDS directory.
     block_size: neighbouring records that stay together in the order.
     num_threads: readers; by default one per CPU, at most 16.
-    cache: keep every record in memory once it was read; None: where there are
-      45 GiB of memory and twice what the records need.
+    cache: what is kept in memory, up to half of it: 'rows', resized images and
+      cut masks, twice if they are mirrored; 'records'; or 'nothing'. None: the
+      first of them that fits, on a machine of 45 GiB and more.
     repeat_first: the first batch of the run again and again, to train without
       the cost of reading; the position moves all the same.
     max_unreadable_share: the run stops when more of its rows have no image, or
@@ -90,6 +91,10 @@ def train_batches(
     raise ValueError(
       f'start_examples must not be negative, got {start_examples}.'
     )
+  if cache is not None and cache not in caching.MODES:
+    raise ValueError(
+      f'cache must be one of {caching.MODES} or None, got {cache!r}.'
+    )
   if not 0.0 <= max_unreadable_share <= 1.0:
     raise ValueError(
       f'max_unreadable_share must be in 0..1, got {max_unreadable_share}.'
@@ -112,7 +117,7 @@ def train_batches(
     tf.data.Dataset.counter(), plan, seeds, index, canvases, fits
   )
   if cache is None:
-    cache = memory.fits(int(index.lengths.sum()))
+    cache = caching.choose(index, np.asarray(fits)[choices], options)
   size = batch_size // host_count
   dataset = reader.batched(
     found, index, canvases, size, options, num_threads, cache

@@ -32,11 +32,20 @@ def is_plenty() -> bool:
   return limit is not None and limit >= PLENTY_BYTES
 
 
-def fits(num_bytes: int) -> bool:
-  """Whether so much may be kept by every process of this machine."""
+def share_bytes() -> int | None:
+  """What every process of this machine may keep; None where nothing is known.
+
+  Half of the memory, for all of them.
+  """
+  limit = limit_bytes()
   # Under mpirun its processes share the machine.
   processes = int(os.environ.get('OMPI_COMM_WORLD_LOCAL_SIZE', 1))
-  return is_plenty() and num_bytes * processes <= limit_bytes() // 2
+  return None if limit is None else limit // 2 // processes
+
+
+def fits(num_bytes: int) -> bool:
+  """Whether so much may be kept by every process of this machine."""
+  return is_plenty() and num_bytes <= share_bytes()
 
 
 def _total_bytes(path):

@@ -14,6 +14,7 @@ from absl import logging
 
 from maskrcnn_jax.datasets import records
 from maskrcnn_jax.input_pipeline import (
+  caching,
   decoding,
   faults,
   memory,
@@ -22,7 +23,16 @@ from maskrcnn_jax.input_pipeline import (
 )
 from maskrcnn_jax.input_pipeline.faults import ImageFault, ObjectFault
 
-_PLACE = ('row', 'image_id', 'seed', 'canvas', 'fit')
+_PLACE = {
+  'row': ([None], tf.int64),
+  'image_id': ([None], tf.int64),
+  'path': ([None], tf.string),
+  'offset': ([None], tf.int64),
+  'length': ([None], tf.int64),
+  'seed': ([None, 2], tf.int64),
+  'canvas': ([None, 2], tf.int32),
+  'fit': ([None, 2], tf.int32),
+}
 _OBJECT_REASONS = {
   ObjectFault.UNUSABLE_CLASS: 'its class is {label}, wanted 1 or more',
   ObjectFault.ZERO_AREA_BOX: 'its box {box} has no area',
@@ -62,7 +72,7 @@ def places(
   canvases: Sequence[tuple[int, int]],
   fits: Sequence[tuple[int, int]],
 ) -> tf.data.Dataset:
-  """A dataset of places: row, image id, seed, canvas and fit size.
+  """A dataset of places: which record, where it lies, and what becomes of it.
 
   Args:
     numbers: of the batches.
@@ -72,27 +82,34 @@ def places(
     canvases: see `batches.train_batches`.
     fits: what an image may fill of each canvas.
   """
+  paths = np.array([os.fsencode(path) for path in index.files], object)
 
   def columns(number):
     part = plan(number)
     size = len(part.rows)
     filler = part.rows == order.FILLER
-    image_ids = np.where(filler, 0, index.image_ids[part.rows])
-    return (
-      part.rows.astype(np.int64),
-      image_ids.astype(np.int64),
-      np.asarray(seeds(part), np.int64),
-      np.tile(np.asarray(canvases[part.canvas], np.int32), (size, 1)),
-      np.tile(np.asarray(fits[part.canvas], np.int32), (size, 1)),
-    )
-
-  dtypes = (tf.int64, tf.int64, tf.int64, tf.int32, tf.int32)
-  shapes = ([None], [None], [None, 2], [None, 2], [None, 2])
+    found = {
+      'row': part.rows,
+      'image_id': np.where(filler, 0, index.image_ids[part.rows]),
+      'path': paths[index.file_indices[part.rows]],
+      'offset': index.offsets[part.rows],
+      'length': index.lengths[part.rows],
+      'seed': seeds(part),
+      'canvas': np.tile(canvases[part.canvas], (size, 1)),
+      'fit': np.tile(fits[part.canvas], (size, 1)),
+    }
+    return [
+      np.asarray(found[name], dtype.as_numpy_dtype)
+      for name, (_, dtype) in _PLACE.items()
+    ]
 
   def place(number):
+    dtypes = [dtype for _, dtype in _PLACE.values()]
     values = tf.numpy_function(columns, [number], dtypes)
-    pairs = zip(_PLACE, values, shapes)
-    return {name: tf.ensure_shape(x, shape) for name, x, shape in pairs}
+    return {
+      name: tf.ensure_shape(value, shape)
+      for value, (name, (shape, _)) in zip(values, _PLACE.items())
+    }
 
   return numbers.map(place).unbatch()
 
@@ -104,7 +121,7 @@ def batched(
   batch_size: int,
   options: transforms.TransformOptions,
   num_threads: int | None,
-  cache: bool = False,
+  cache: str = 'nothing',
 ) -> tf.data.Dataset:
   """Reads, transforms and batches, with bounded threads, in order.
 
@@ -115,37 +132,22 @@ def batched(
     batch_size: rows of this host.
     options: see there.
     num_threads: readers; None: one per CPU, at most 16.
-    cache: keep what was read in memory.
+    cache: what to keep in memory, one of `caching.MODES`.
 
   Returns:
     Batches of the README's table, and `faults`, `[batch]` strings of
     `faults.encode`.
   """
   num_threads = num_threads or min(os.cpu_count() or 1, 16)
-  read = _record_reader(index, cache)
   static = canvases[0] if len(set(map(tuple, canvases))) == 1 else (None, None)
+  kept = caching.Cache(memory.share_bytes())
 
   def keep_shape(row):
     images = tf.ensure_shape(row['images'], [*static, 3])
     return row | {'images': images}
 
-  def one_row(place):
-    """The row of one place: what can be read, or else zeros."""
-    # An error inside tf.data would end the iterator or, ignored, shift all
-    # later rows; here it only empties one of the first alternatives.
-    place = tf.data.Dataset.from_tensors(place)
-    exists = place.filter(lambda p: p['row'] != order.FILLER)
-    full, careful = (
-      exists.map(
-        lambda p, c=c: _load(p, read, index, options, careful=c)
-      ).ignore_errors()
-      for c in (False, True)
-    )
-    empty = place.map(lambda p: _empty(p, index, options))
-    return full.concatenate(careful).concatenate(empty).take(1)
-
   dataset = found.interleave(
-    one_row,
+    lambda place: _one_row(place, index, options, cache, kept),
     cycle_length=num_threads,
     block_length=1,
     num_parallel_calls=num_threads,
@@ -160,28 +162,36 @@ def batched(
   return dataset.prefetch(num_ready).with_options(settings)
 
 
-def _record_reader(index: records.RecordIndex, cache: bool) -> Callable:
-  """The serialized record of a row, from memory where it is kept there."""
-  kept = {}
+def _one_row(place, index, options, cache: str, kept: caching.Cache):
+  """The row of one place: what can be read, or else zeros."""
+  record = records.record_at(place['path'], place['offset'], place['length'])
+  record = record.take(tf.cast(place['row'] != order.FILLER, tf.int64))
+  if cache == 'records':
+    record = caching.through(kept, record, [place['row']])
+  flip = transforms.draw_flip(place['seed'], options)
+  # An error inside tf.data would end the iterator or, ignored, shift all later
+  # rows; here it only empties one of the first alternatives.
+  full, careful = (
+    record.map(
+      lambda x, c=c: _transform(x, place, flip, index, options, careful=c)
+    ).ignore_errors()
+    for c in (False, True)
+  )
+  row = full.concatenate(careful).take(1)
+  if cache == 'rows':
+    row = caching.through(kept, row, [place['row'], flip])
+  named = {'image_ids': place['image_id']}
+  row = row.map(lambda x: transforms.pad(x, place['canvas'], options) | named)
+  empty = tf.data.Dataset.from_tensors(place)
+  empty = empty.map(lambda p: _empty(p, index, options) | named)
+  return row.concatenate(empty).take(1)
 
-  def read(row):
-    row = int(row)
-    record = kept.get(row)
-    if record is None:
-      record = records.read_record(index, row)
-      if cache:
-        kept[row] = record
-    return record
 
-  return read
-
-
-def _load(place, read: Callable, index, options, careful: bool):
-  """Reads and transforms the record of a place."""
-  serialized = tf.numpy_function(read, [place['row']], tf.string)
-  record = records.parse_record(tf.ensure_shape(serialized, []))
+def _transform(serialized, place, flip, index, options, careful: bool):
+  """Parses and transforms the record of a place."""
+  record = records.parse_record(serialized)
   row = transforms.transform(
-    record, place['canvas'], place['fit'], place['seed'], options, careful
+    record, place['canvas'], place['fit'], flip, options, careful
   )
 
   def describe(row, codes, boxes, classes):
@@ -193,10 +203,7 @@ def _load(place, read: Callable, index, options, careful: bool):
     lambda: tf.numpy_function(describe, found, tf.string),
     lambda: tf.constant(b''),
   )
-  return row | {
-    'image_ids': place['image_id'],
-    'faults': tf.ensure_shape(text, []),
-  }
+  return row | {'faults': tf.ensure_shape(text, [])}
 
 
 def _describe_objects(index, row: int, codes, boxes, classes) -> bytes:
@@ -236,8 +243,7 @@ def _empty(place, index: records.RecordIndex, options):
 
   text = tf.numpy_function(describe, [place['row']], tf.string)
   return transforms.empty_row(place['canvas'], options) | {
-    'image_ids': place['image_id'],
-    'faults': tf.ensure_shape(text, []),
+    'faults': tf.ensure_shape(text, [])
   }
 
 

@@ -69,5 +69,6 @@ def fit_image(
     tf.constant(False),
     options,
   )
-  image = transforms.finish_image(example.pop('image'), canvas, image_dtype)
+  image = transforms.finish_image(example.pop('image'), image_dtype)
+  image = transforms.pad_image(image, canvas)
   return {k: v.numpy() for k, v in {'images': image, **example}.items()}

@@ -151,36 +151,22 @@ def resize(example, canvas, fit, flip, options: ResizeOptions):
   }
 
 
-def _pad(values, shape, constant=0):
-  """Pads with a constant at the end of the leading axes up to `shape`."""
-  paddings = [[0, shape[i] - tf.shape(values)[i]] for i in range(len(shape))]
-  paddings += [[0, 0]] * (len(values.shape) - len(shape))
-  padded = tf.pad(values, paddings, constant_values=constant)
-  known = [side if isinstance(side, int) else None for side in shape]
-  return tf.ensure_shape(padded, known + list(values.shape[len(shape) :]))
-
-
-def finish_image(image, canvas, image_dtype: str):
-  """Pads an image of floats to the canvas, rounded for uint8."""
-  if image_dtype == 'uint8':
-    image = tf.cast(image + 0.5, tf.uint8)
-  # Whole rows are padded three times as fast as pixels of three channels.
-  height, width = tf.unstack(tf.shape(image)[:2])
-  lines = tf.reshape(image, [height, width * 3])
-  lines = _pad(lines, [canvas[0], canvas[1] * 3])
-  return tf.reshape(lines, [canvas[0], canvas[1], 3])
+def finish_image(image, image_dtype: str):
+  """An image of floats in its final type, rounded for uint8."""
+  return tf.cast(image + 0.5, tf.uint8) if image_dtype == 'uint8' else image
 
 
 def finish_instances(example, options: TransformOptions):
-  """Cuts the masks and pads to `max_instances` rows.
+  """Cuts the masks and drops what cannot be seen.
 
   Args:
     example: see `resize`.
     options: see there.
 
   Returns:
-    The instances of a row, and `[n]` bool, whether each object of the example
-    is among them: one whose mask shows no pixel in its box is not.
+    `boxes`, `classes` and `masks` of a row, and `[n]` bool, whether each object
+    of the example is among them: one whose mask shows no pixel in its box is
+    not.
   """
   crops = mask_crops.cut_masks(
     example['masks'],
@@ -192,44 +178,42 @@ def finish_instances(example, options: TransformOptions):
   )
   crops = tf.cast(crops * 255.0 + 0.5, tf.uint8)
   shown = tf.reduce_any(crops > 0, axis=[1, 2])
-  kept = tf.where(shown)[:, 0]
-  length = [options.max_instances]
   values = {'masks': crops} | {x: example[x] for x in ('boxes', 'classes')}
-  instances = {
-    name: _pad(tf.gather(value, kept), length) for name, value in values.items()
-  }
-  count = tf.size(kept, tf.int32)
-  return instances | {'valid': tf.range(options.max_instances) < count}, shown
+  kept = tf.where(shown)[:, 0]
+  return {name: tf.gather(x, kept) for name, x in values.items()}, shown
+
+
+def draw_flip(seed, options: TransformOptions):
+  """Whether an example is mirrored, scalar bool; `seed` is `[2]` int64."""
+  if not options.flip:
+    return tf.constant(False)
+  return tf.random.stateless_uniform([], seed) < 0.5
 
 
 def transform(
-  record, canvas, fit, seed, options: TransformOptions, careful: bool = False
+  record, canvas, fit, flip, options: TransformOptions, careful: bool = False
 ):
-  """One row of a batch from one record.
+  """One row of a batch from one record, without its padding.
 
   Args:
     record: see `datasets.records.parse_record`.
     canvas: `[2]` int32.
     fit: `[2]` int32, see `fit_size`.
-    seed: `[2]` int64 of the example's random draws.
+    flip: scalar bool.
     options: see there.
     careful: see `decoding.decode`.
 
   Returns:
-    The keys of the batch without `image_ids`, and `faults`, `[num_objects]`
-    int32 codes of what is wrong with the objects of the record.
+    The keys of the batch without `image_ids`, `valid` and `instances.valid`,
+    and `faults`, `[num_objects]` int32 codes of what is wrong with the objects
+    of the record.
   """
-  if options.flip:
-    flip = tf.random.stateless_uniform([], seed) < 0.5
-  else:
-    flip = tf.constant(False)
   example = decoding.decode(
     record, options.max_instances, options.with_instances, careful
   )
   resized = resize(example, canvas, fit, flip, options.resize)
   row = {
-    'images': finish_image(resized['image'], canvas, options.image_dtype),
-    'valid': tf.constant(True),
+    'images': finish_image(resized['image'], options.image_dtype),
     'faults': tf.zeros([0], tf.int32),
   }
   for key in ('image_sizes', 'original_sizes', 'scales'):
@@ -242,6 +226,40 @@ def transform(
       tf.where(shown, 0, int(ObjectFault.EMPTY_MASK)),
     )
   return row
+
+
+def pad_image(image, canvas):
+  """An image with zeros below and to the right, as large as the canvas."""
+  # Whole rows are padded three times as fast as pixels of three channels.
+  height, width = tf.unstack(tf.shape(image)[:2])
+  lines = tf.reshape(image, [height, width * 3])
+  lines = _pad(lines, [canvas[0], canvas[1] * 3])
+  return tf.reshape(lines, [canvas[0], canvas[1], 3])
+
+
+def pad(row, canvas, options: TransformOptions):
+  """A row of `transform` as large as all others, with its `valid` fields."""
+  padded = row | {
+    'images': pad_image(row['images'], canvas),
+    'valid': tf.constant(True),
+  }
+  if options.with_instances:
+    length = options.max_instances
+    instances = row['instances']
+    count = tf.shape(instances['classes'])[0]
+    padded['instances'] = {
+      name: _pad(value, [length]) for name, value in instances.items()
+    } | {'valid': tf.range(length) < count}
+  return padded
+
+
+def _pad(values, shape, constant=0):
+  """Pads with a constant at the end of the leading axes up to `shape`."""
+  paddings = [[0, shape[i] - tf.shape(values)[i]] for i in range(len(shape))]
+  paddings += [[0, 0]] * (len(values.shape) - len(shape))
+  padded = tf.pad(values, paddings, constant_values=constant)
+  known = [side if isinstance(side, int) else None for side in shape]
+  return tf.ensure_shape(padded, known + list(values.shape[len(shape) :]))
 
 
 def empty_row(canvas, options: TransformOptions):

@@ -9,18 +9,18 @@ import pytest
 from maskrcnn_jax import input_pipeline
 from maskrcnn_jax.input_pipeline import delivery
 
-# Reading sleeps, so that the threads are in Python when the script ends.
+# Planning sleeps, so that the threads are in Python when the script ends.
 SCRIPT = """
 import sys, time
 from maskrcnn_jax import input_pipeline
-from maskrcnn_jax.datasets import records
-read_record = records.read_record
-def read_slowly(*arguments):
+from maskrcnn_jax.input_pipeline import order
+host_rows = order.host_rows
+def plan_slowly(*arguments):
   time.sleep(float(sys.argv[2]))
-  return read_record(*arguments)
-records.read_record = read_slowly
+  return host_rows(*arguments)
+order.host_rows = plan_slowly
 left_open = input_pipeline.train_batches(
-  sys.argv[1], ((64, 96),), 2, num_threads=2, cache=False)
+  sys.argv[1], ((64, 96),), 2, num_threads=2, cache='nothing')
 also_open = input_pipeline.eval_batches(sys.argv[1], ((64, 96),), 2)
 next(left_open), next(also_open)
 print('end of the script', flush=True)

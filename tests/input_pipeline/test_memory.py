@@ -56,6 +56,7 @@ def test_without_any_word_there_is_no_plenty(tmp_path, monkeypatch):
   monkeypatch.setattr(memory, 'limit_bytes', lambda: None)
   assert not memory.is_plenty()
   assert not memory.fits(1)
+  assert memory.share_bytes() is None
 
 
 def test_records_fit_into_half_of_the_memory_of_45_gib_and_more(monkeypatch):
@@ -69,6 +70,14 @@ def test_records_fit_into_half_of_the_memory_of_45_gib_and_more(monkeypatch):
   monkeypatch.setenv('OMPI_COMM_WORLD_LOCAL_SIZE', '2')
   assert not memory.fits(22 * GIB)
   assert memory.fits(11 * GIB)
+
+
+def test_half_of_any_memory_may_be_kept(monkeypatch):
+  monkeypatch.delenv('OMPI_COMM_WORLD_LOCAL_SIZE', raising=False)
+  monkeypatch.setattr(memory, 'limit_bytes', lambda: 24 * GIB)
+  assert memory.share_bytes() == 12 * GIB
+  monkeypatch.setenv('OMPI_COMM_WORLD_LOCAL_SIZE', '3')
+  assert memory.share_bytes() == 4 * GIB
 
 
 def test_this_machine_has_some_memory():

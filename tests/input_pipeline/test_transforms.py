@@ -103,7 +103,8 @@ def preprocess(golden, mode):
 
 def normalized(made, canvas):
   """The network's input, as the device computes it."""
-  image = transforms.finish_image(made['image'], canvas, 'float32').numpy()
+  image = transforms.finish_image(made['image'], 'float32')
+  image = transforms.pad_image(image, canvas).numpy()
   image = (image / 255 - MEAN) / STD
   height, width = made['image_sizes'].numpy().astype(int)
   image[height:], image[:, width:] = 0, 0
@@ -274,8 +275,9 @@ def run(serialized, canvas, seed=(0, 0), **options):
   """The row of a serialized record."""
   options = transforms.TransformOptions(**options)
   record = records.parse_record(tf.constant(serialized))
-  seed = tf.constant(seed, tf.int64)
-  return transforms.transform(record, canvas, canvas, seed, options)
+  flip = transforms.draw_flip(tf.constant(seed, tf.int64), options)
+  row = transforms.transform(record, canvas, canvas, flip, options)
+  return transforms.pad(row, canvas, options)
 
 
 def test_crowds_and_empty_boxes_are_left_out_and_the_largest_kept():
