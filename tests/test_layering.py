@@ -17,6 +17,10 @@ ALLOWED = {
   'maskrcnn_jax/benchmarks/__init__': '',
   'maskrcnn_jax/benchmarks/detections': 'numpy .datasets.masks .structures',
   'maskrcnn_jax/benchmarks/evaluation': 'tqdm .benchmarks .evaluation',
+  'maskrcnn_jax/benchmarks/input_pipeline': '.benchmarks.input_stages',
+  'maskrcnn_jax/benchmarks/input_stages': (
+    'numpy tensorflow tqdm .datasets .input_pipeline'
+  ),
   'maskrcnn_jax/benchmarks/plain_evaluation': 'numpy pycocotools',
   'maskrcnn_jax/config': 'ml_collections',
   'maskrcnn_jax/datasets': 'numpy pycocotools PIL tqdm .datasets',

@@ -1,0 +1,67 @@
+"""The benchmark of the input pipeline measures what it says."""
+
+import os
+
+import example_records
+import ml_collections
+import pytest
+
+from maskrcnn_jax.benchmarks import input_pipeline
+
+
+@pytest.fixture
+def config(tmp_path):
+  path = example_records.write(tmp_path / 'a.tfrecord', [(40, 60)] * 6)
+  inputs = {
+    'file_pattern': path,
+    'canvases': ((64, 96), (96, 64)),
+    'batch_size': 2,
+    'mask_size': 14,
+    'max_instances': 3,
+  }
+  return ml_collections.ConfigDict({'input': inputs})
+
+
+@pytest.mark.slow
+def test_every_stage_is_measured_on_one_core(config):
+  found = input_pipeline.run(config, num_images=5, rounds=1)
+  assert found['num_images'] == 5
+  assert found['num_objects'] == 0.8  # 0, 1, 2, 0, 1.
+  assert found['megapixels'] == 0.0024
+  for name in ('uncached', 'cached_records', 'cached_rows'):
+    assert found[name]['images_per_second'] > 0
+    assert found[name]['images_per_cpu_second'] > 0
+  stages = found['milliseconds']
+  assert list(stages) == [
+    'read',
+    'parse',
+    'decode_image',
+    'maps',
+    'resize',
+    'round',
+    'decode_masks',
+    'cut_masks',
+    'pad',
+    'flip',
+    'batch',
+    'rest',
+  ]
+  total = 1e3 / found['uncached']['images_per_cpu_second']
+  assert sum(stages.values()) == pytest.approx(total)
+  if hasattr(os, 'sched_getaffinity'):
+    assert found['cores'] == [max(os.sched_getaffinity(0))]
+
+
+@pytest.mark.parametrize(
+  'options, message',
+  [
+    ({'num_images': 0}, 'num_images must be at least 1, got 0'),
+    ({'rounds': 0}, 'rounds must be at least 1, got 0'),
+    ({'core': 10_000}, r'core must be one of \[.*\], got 10000'),
+  ],
+)
+def test_bad_arguments(config, options, message):
+  if 'core' in options and not hasattr(os, 'sched_getaffinity'):
+    pytest.skip('No affinity on this system.')
+  with pytest.raises(ValueError, match=message):
+    input_pipeline.run(config, **options)
