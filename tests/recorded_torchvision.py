@@ -131,7 +131,7 @@ def make_input(pixels, sides, canvas=None):
   size = made['image_sizes'].numpy()
   if canvas is None:
     canvas = -(-size.astype(int) // 32) * 32
-  resized = transforms.finish_image(made['image'], canvas, 'float32')
+  resized = transforms.pad_image(made['image'], tf.constant(canvas, tf.int32))
   return resized.numpy(), size, made['scales'].numpy()
 
 
