@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from maskrcnn_jax.benchmarks import measure
+from maskrcnn_jax.ops import convolution
 
 
 def test_summary_by_hand():
@@ -112,6 +113,14 @@ def test_operations_of_a_convolution_and_of_its_gradients():
   program = measure.compile_program(gradients, images, kernel)
   # Forward, gradient of the images, gradient of the kernel.
   assert program.flops == pytest.approx(3 * forward, rel=0.02)
+
+
+def test_a_form_of_the_cpu_counts_as_what_it_replaces():
+  images, kernel = jnp.ones((128, 14, 14, 32)), jnp.ones((3, 3, 32, 32))
+  program = measure.compile_program(convolution.convolve, images, kernel)
+  wanted = 2 * 128 * 14 * 14 * 3 * 3 * 32 * 32
+  # Less at the border, where the kernel hangs over.
+  assert program.flops == pytest.approx(wanted, rel=0.1)
 
 
 def test_outputs_in_the_place_of_arguments_are_not_counted_twice():
