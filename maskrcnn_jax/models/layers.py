@@ -131,7 +131,9 @@ class Dense(nn.Module):
     kernel = self.param('kernel', self.kernel_init, shape)
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
     products = product_dtype(self.dtype)
-    outputs = inputs.astype(products) @ kernel.astype(products)
+    outputs = convolution.multiply(
+      inputs.astype(products), kernel.astype(products)
+    )
     return add_bias(outputs, bias, self.dtype)
 
 
