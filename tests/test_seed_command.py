@@ -579,12 +579,19 @@ def test_killed_at_any_moment_it_goes_on_with_the_trained_backbone(
 
 
 @pytest.mark.slow
-def test_seed_and_determinism(dataset, env, tmp_path):
+@pytest.mark.parametrize(
+  'num_steps', [10, pytest.param(50, marks=pytest.mark.long)]
+)
+def test_seed_and_determinism(num_steps, dataset, env, tmp_path):
   argv = [*data_flags(dataset), *seed_runs.scratch(), '--mode=train']
   argv += ['--noeval_after_training', '--train_batch_size=2', '--amp']
   argv += ['--warmup_steps=5', '--deterministic']
   argv += ['--config.training.log_every_steps=10']
-  for name, seed, steps in (('a', 0, 50), ('b', 0, 50), ('c', 1, 10)):
+  for name, seed, steps in (
+    ('a', 0, num_steps),
+    ('b', 0, num_steps),
+    ('c', 1, 10),
+  ):
     flags = [f'--model_dir={name}', f'--seed={seed}', f'--total_steps={steps}']
     execute([*argv, *flags], tmp_path, env)
   states = [checkpoint.restore(tmp_path / name)[0] for name in ('a', 'b')]

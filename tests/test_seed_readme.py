@@ -149,8 +149,8 @@ def test_on_one_card(name, folder, env):
 @pytest.mark.parametrize(
   'name',
   [
-    'bf16',
     'fp32',
+    pytest.param('bf16', marks=pytest.mark.long),
     pytest.param('gaudi2', marks=pytest.mark.long),
   ],
 )
