@@ -195,7 +195,8 @@ def product_kernel_gradient(
   """Gradient of the matrix in `inputs @ matrix`, `[in, out]`.
 
   As two matrices: a product that sums over several axes is one that XLA first
-  transposes a copy for, which took 0.17 s of 0.97 s in ResNet-50.
+  transposes a copy for, which took 0.17 s of 0.97 s in ResNet-50. Devices that
+  share an image gather it for this.
 
   Args:
     inputs: `[..., in]`.
