@@ -26,6 +26,10 @@ export JAX_PLATFORMS=cpu
 export JAX_COORDINATOR_ADDRESS=127.0.0.1:$port JAX_NUM_PROCESSES=$num
 export XLA_FLAGS="${XLA_FLAGS:-} \
 --xla_force_host_platform_device_count=${DEVICES:-1}"
+# XLA adds in as many parts as it has threads, of which a process has at least as
+# many as devices. The same number in every layout gives the same digits.
+cpus=$(nproc) devices=$((num * ${DEVICES:-1}))
+export NPROC=${NPROC:-$((cpus > devices ? cpus : devices))}
 
 pids=()
 running() {
