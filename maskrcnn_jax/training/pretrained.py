@@ -44,7 +44,9 @@ def check(prefix: str | None, model: MaskRCNN) -> None:
 
 
 def start_from(
-  prefix: str, state: train_step.TrainState
+  prefix: str,
+  state: train_step.TrainState,
+  fit: account_lib.Fit = account_lib.WHOLE,
 ) -> tuple[train_step.TrainState, str]:
   """A fresh state with weights of a backbone or of a whole Mask R-CNN.
 
@@ -52,6 +54,7 @@ def start_from(
     prefix: of a TensorFlow checkpoint, a file of weights, or a checkpoint of
       ours.
     state: with initial values.
+    fit: how much of the model the weights must cover.
 
   Returns:
     The state, and an account of what went where.
@@ -63,16 +66,23 @@ def start_from(
     saved = account_lib.flatten(checkpoint.restore(prefix)[0])
     saved = {name: np.asarray(array) for name, array in saved.items()}
     names = {name: name for name in account_lib.flatten(state.variables())}
-    variables = account_lib.fill(
+    variables, misfits, left_over = account_lib.fill(
       state.variables(),
       saved,
       names,
       prefix,
       excess=sorted(saved.keys() - names.keys()),
+      fit=fit,
     )
-    account = account_lib.Account(str(prefix), 'model', names)
+    account = account_lib.Account(
+      source=f'{prefix} (step {checkpoint.step_of(prefix)})',
+      kind='model',
+      loaded={name: name for name in names if name not in misfits},
+      misfits=misfits,
+      left_over=left_over,
+    )
   else:
-    variables, account = foreign.load(prefix, state.variables())
+    variables, account = foreign.load(prefix, state.variables(), fit)
   return state.replace(**jax.tree.map(jnp.asarray, variables)), str(account)
 
 

@@ -5,6 +5,7 @@ A variable is named by its path without the collection, such as
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,13 @@ _NUM_LISTED = 10
 _NUM_MENTIONED = 3
 # Its length is the number of classes.
 _CLASSES = 'box_head/class_logits/bias'
+_BACKBONE = 'backbone/'
+# The layers that have a row for every class.
+PREDICTORS = (
+  'box_head/class_logits',
+  'box_head/box_deltas',
+  'mask_head/mask_logits',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +39,9 @@ class Account:
     implied: our names of means and variances that the file has in scales and
       biases; they are 0 and 1.
     initial: our names of variables that the file is not about.
+    misfits: our name -> why the file's tensor was not taken; the variable keeps
+      its initial values.
+    left_over: tensors of layers that the model does not have.
   """
 
   source: str
@@ -40,6 +51,8 @@ class Account:
   bookkeeping: Sequence[str] = ()
   implied: Sequence[str] = ()
   initial: Sequence[str] = ()
+  misfits: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  left_over: Sequence[str] = ()
 
   def __str__(self):
     lines = [f'{len(self.loaded)} tensors of {self.source} -> {self.kind}']
@@ -53,6 +66,17 @@ class Account:
       lines.append(
         f'{len(self.implied)} means and variances are part of scales and '
         f'biases there, so they are 0 and 1 ({_mention(self.implied)})'
+      )
+    if self.misfits:
+      lines.append(
+        f'{len(self.misfits)} variables do not fit and start from initial '
+        'values:'
+      )
+      lines += [f'  {name}: {why}' for name, why in self.misfits.items()]
+    if self.left_over:
+      lines.append(
+        f'left out: {len(self.left_over)} of layers that the model does not '
+        f'have ({_mention(self.left_over)})'
       )
     if self.initial:
       parts = dict.fromkeys(name.partition('/')[0] for name in self.initial)
@@ -76,13 +100,33 @@ def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
+@dataclasses.dataclass(frozen=True)
+class Fit:
+  """How much of a model weights must cover.
+
+  Attributes:
+    partial: the backbone only; elsewhere what is missing or has another shape
+      keeps its initial values.
+    renewed: layers that keep them even where they would fit, by their names.
+    why_renewed: the reason, for the account.
+  """
+
+  partial: bool = False
+  renewed: Sequence[str] = ()
+  why_renewed: str = ''
+
+
+WHOLE = Fit()
+
+
 def fill(
   variables: Mapping[str, Any],
   arrays: Mapping[str, np.ndarray],
   names: Mapping[str, str],
   source: str,
   excess: Sequence[str] = (),
-) -> dict[str, Any]:
+  fit: Fit = WHOLE,
+) -> tuple[dict[str, Any], dict[str, str], list[str]]:
   """Variables with the arrays of a weight file in their places.
 
   Args:
@@ -92,32 +136,70 @@ def fill(
     names: our name -> name in the file, of all that the file must have.
     source: the file, for errors.
     excess: tensors of the file which belong to a layer that the model lacks.
+    fit: which of them may be missing.
 
   Returns:
-    The structure of `variables`, with float32 arrays of NumPy where `names` has
-    a name, and the given arrays elsewhere.
+    variables: in the same structure, with float32 arrays of NumPy where `names`
+      has a name and the array fits, and the given arrays elsewhere.
+    misfits: our name -> what is wrong with its array; {} unless `fit` bears it.
+    left_over: what of the excess `fit` bears.
 
   Raises:
     ValueError: an array is missing, has another shape or is not of a float
       type; or there is an excess.
   """
   wanted = flatten(variables)
+  misfits, left_over = {}, []
+  if fit.partial:
+    misfits = _misfits(arrays, names, wanted, fit)
+    scope = _shared_start(
+      [x for name, x in names.items() if name.startswith(_BACKBONE)]
+    )
+    left_over = [x for x in excess if scope and not x.startswith(scope)]
   problems = [
     f'{name} <- {theirs}: {problem}'
     for name, theirs in names.items()
-    if (problem := _problem(arrays.get(name), wanted[name].shape))
+    if name not in misfits
+    and (problem := _problem(arrays.get(name), wanted[name].shape))
   ]
-  problems += [f'{name}: the model has no such layer' for name in excess]
+  problems += [
+    f'{name}: the model has no such layer'
+    for name in excess
+    if name not in left_over
+  ]
   if problems:
     raise ValueError(
       f'{source} does not fit the model, {len(problems)} tensors are wrong:\n'
       + '\n'.join(f'  {line}' for line in _listed(problems))
       + _hint(arrays.get(_CLASSES), wanted.get(_CLASSES), excess)
     )
-  return {
-    collection: _replace(tree, (), {name: arrays[name] for name in names})
+  taken = {name: arrays[name] for name in names if name not in misfits}
+  filled = {
+    collection: _replace(tree, (), taken)
     for collection, tree in variables.items()
   }
+  return filled, misfits, left_over
+
+
+def _shared_start(names: Sequence[str]) -> str:
+  """What all names begin with, such as `backbone.body.`; maybe nothing."""
+  first, last = min(names, default=''), max(names, default='')
+  same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last))
+  return ''.join(letter for letter, _ in same)
+
+
+def _misfits(arrays, names, wanted, fit) -> dict[str, str]:
+  """Our names outside of the backbone, and why their arrays are not taken."""
+  misfits = {}
+  for name in names:
+    if name.startswith(_BACKBONE):
+      continue
+    problem = _problem(arrays.get(name), wanted[name].shape)
+    if not problem and name.rpartition('/')[0] in fit.renewed:
+      problem = fit.why_renewed
+    if problem:
+      misfits[name] = problem
+  return misfits
 
 
 def _problem(array, shape):
@@ -137,7 +219,8 @@ def _hint(classes, wanted, excess):
   if classes is not None and classes.shape != wanted.shape:
     return (
       f'\nIt was trained for {classes.size} classes with background, the model '
-      f'is for {wanted.shape[0]}: set model.num_classes.'
+      f'is for {wanted.shape[0]}: set model.num_classes={classes.size}, or '
+      'training.finetune=true to train the predictors anew.'
     )
   if excess:
     return (

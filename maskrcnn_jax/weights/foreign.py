@@ -16,7 +16,7 @@ from maskrcnn_jax.weights import (
   torchvision,
 )
 from maskrcnn_jax.weights import tensorflow as tensorflow_weights
-from maskrcnn_jax.weights.account import Account
+from maskrcnn_jax.weights.account import WHOLE, Account, Fit
 from maskrcnn_jax.weights.state_dicts import Recipe
 
 # Who knows names of state dicts.
@@ -24,17 +24,18 @@ _SYSTEMS = (torchvision, detectron2)
 
 
 def load(
-  path: str | os.PathLike, variables: Mapping[str, Any]
+  path: str | os.PathLike, variables: Mapping[str, Any], fit: Fit = WHOLE
 ) -> tuple[dict[str, Any], Account]:
   """Variables with every tensor that a file has for them.
 
   Weights of a backbone must cover exactly the backbone, those of a Mask R-CNN
-  everything.
+  everything, unless `fit` says otherwise.
 
   Args:
     path: of a file, or the prefix of a TensorFlow checkpoint.
     variables: `params` and `batch_stats` of `MaskRCNN`, as nested dicts of
       arrays or `jax.ShapeDtypeStruct`s.
+    fit: how much of the model they must cover.
 
   Returns:
     variables: the same structure, with float32 arrays of NumPy where loaded and
@@ -47,10 +48,10 @@ def load(
     ValueError: it cannot be read, or does not fit the model.
   """
   if is_tensorflow(path):
-    return tensorflow_weights.load(path, variables)
+    return tensorflow_weights.load(path, variables, fit)
   file = tensor_files.read(path)
   form, _ = _find(file)
-  return state_dicts.load(file, form, variables)
+  return state_dicts.load(file, form, variables, fit)
 
 
 def kind(path: str | os.PathLike) -> str:

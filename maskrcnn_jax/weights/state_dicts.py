@@ -70,7 +70,10 @@ class Format:
 
 
 def load(
-  file: tensor_files.Tensors, form: Format, variables: Mapping[str, Any]
+  file: tensor_files.Tensors,
+  form: Format,
+  variables: Mapping[str, Any],
+  fit: account_lib.Fit = account_lib.WHOLE,
 ) -> tuple[dict[str, Any], Account]:
   """Variables with every tensor that a state dict has for them.
 
@@ -79,6 +82,7 @@ def load(
     form: of its names.
     variables: `params` and `batch_stats` of `MaskRCNN`, as nested dicts of
       arrays or `jax.ShapeDtypeStruct`s.
+    fit: how much of the model the state dict must cover.
 
   Returns:
     variables: the same structure, with float32 arrays of NumPy where loaded and
@@ -105,21 +109,24 @@ def load(
   others = sorted(file.arrays.keys() - {*names.values()})
   bookkeeping = [x for x in others if _BOOKKEEPING.fullmatch(x)]
   surplus = [x for x in others if x not in set(bookkeeping)]
-  filled = account_lib.fill(
+  filled, misfits, left_over = account_lib.fill(
     variables,
     arrays,
     names | implied,
     file.path,
     excess=[x for x in surplus if form.is_layer(x)],
+    fit=fit,
   )
   return filled, Account(
     source=pathlib.Path(file.path).name,
     kind=form.kind,
-    loaded=names,
-    surplus=surplus,
+    loaded={k: v for k, v in names.items() if k not in misfits},
+    surplus=[x for x in surplus if x not in left_over],
     bookkeeping=[*bookkeeping, *file.others],
-    implied=[*implied],
+    implied=[x for x in implied if x not in misfits],
     initial=[x for x in ours if x not in names and x not in implied],
+    misfits=misfits,
+    left_over=left_over,
   )
 
 

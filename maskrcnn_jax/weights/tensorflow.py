@@ -49,7 +49,9 @@ class _Checkpoint:
 
 
 def load(
-  prefix: str | os.PathLike, variables: Mapping[str, Any]
+  prefix: str | os.PathLike,
+  variables: Mapping[str, Any],
+  fit: account_lib.Fit = account_lib.WHOLE,
 ) -> tuple[dict[str, Any], Account]:
   """Variables with every tensor that a TensorFlow checkpoint has for them.
 
@@ -61,6 +63,7 @@ def load(
       with a file `checkpoint` that names it.
     variables: `params` and `batch_stats` of `MaskRCNN`, as nested dicts of
       arrays or `jax.ShapeDtypeStruct`s.
+    fit: how much of the model the checkpoint must cover.
 
   Returns:
     variables: the same structure, with float32 arrays of NumPy where loaded and
@@ -79,20 +82,23 @@ def load(
   others = sorted(checkpoint.keys.keys() - set(names.values()))
   bookkeeping = [x for x in others if tensorflow_names.is_bookkeeping(x)]
   surplus = [x for x in others if x not in set(bookkeeping)]
-  filled = account_lib.fill(
+  filled, misfits, left_over = account_lib.fill(
     variables,
     arrays,
     names,
     checkpoint.prefix,
     excess=[x for x in surplus if checkpoint.layout.is_layer(x)],
+    fit=fit,
   )
   return filled, Account(
     source=pathlib.Path(checkpoint.prefix).name,
     kind=checkpoint.layout.kind,
-    loaded=names,
-    surplus=surplus,
+    loaded={k: v for k, v in names.items() if k not in misfits},
+    surplus=[x for x in surplus if x not in left_over],
     bookkeeping=bookkeeping,
     initial=[name for name in ours if name not in names],
+    misfits=misfits,
+    left_over=left_over,
   )
 
 

@@ -249,7 +249,8 @@ def test_another_number_of_classes_is_named(tmp_path):
   message = error(write(tmp_path, tensors), foreign_models.shapes(other))
   assert message.endswith(
     'It was trained for 4 classes with background, the model is for 91: set '
-    'model.num_classes.'
+    'model.num_classes=4, or training.finetune=true to train the predictors '
+    'anew.'
   )
 
 
