@@ -186,6 +186,8 @@ def get_config():
   evaluation.report_every_batches = 0
   # Detections below are not drawn.
   evaluation.min_picture_score = 0.5
+  # Of an image and class that count, the best ones: COCO's number.
+  evaluation.max_detections = 100
   # pycocotools, or hotcoco: the same numbers, faster, if it is installed.
   evaluation.scorer = 'pycocotools'
   # Processes that encode masks and score; 0: none; None: one per core, up to 8,

@@ -41,6 +41,7 @@ def evaluate(
   kinds: Sequence[str] = ('bbox', 'segm'),
   scorer: str = 'pycocotools',
   workers: processes.Processes | None = None,
+  max_detections: int = scoring.MAX_DETECTIONS,
 ) -> dict[str, float]:
   """COCO's numbers for the results, -1 where there is nothing to measure.
 
@@ -53,6 +54,8 @@ def evaluate(
     kinds: `'bbox'`, `'segm'` or both.
     scorer: one of `scoring.SCORERS`; the numbers are the same.
     workers: processes that share the work; None: this one does it.
+    max_detections: of an image and category that count, the best ones. With
+      another number than COCO's 100, `ARmax100` is of that many, too.
 
   Returns:
     `eval/AP` .. `eval/ARl` for boxes, `eval/mask_AP` .. for masks.
@@ -77,7 +80,13 @@ def evaluate(
   )
   _warn_of_categories(results, truth, annotations_file)
   numbers = scoring.score(
-    truth, results, image_ids, kinds, scorer, workers or processes.Processes(0)
+    truth,
+    results,
+    image_ids,
+    kinds,
+    scorer,
+    workers or processes.Processes(0),
+    max_detections,
   )
   return {
     PREFIXES[kind] + name: float(value)

@@ -21,6 +21,8 @@ from pycocotools import mask as coco_mask
 from maskrcnn_jax.evaluation import processes
 
 SCORERS = ('pycocotools', 'hotcoco')
+# COCO's last limit.
+MAX_DETECTIONS = 100
 
 
 def check_scorer(scorer: str) -> None:
@@ -50,6 +52,7 @@ def score(
   kinds: Collection[str],
   scorer: str,
   workers: processes.Processes,
+  max_detections: int = MAX_DETECTIONS,
 ) -> dict[str, np.ndarray]:
   """The 12 numbers of each kind.
 
@@ -60,6 +63,7 @@ def score(
     kinds: `'bbox'`, `'segm'` or both.
     scorer: one of `SCORERS`.
     workers: share the work of pycocotools; the numbers do not depend on them.
+    max_detections: of an image and category that count, the best ones.
 
   Returns:
     `[12]` float64 in the order of `COCOeval.stats`, by kind.
@@ -79,7 +83,14 @@ def score(
       own_truth = {**truth, 'annotations': _flatten(objects, part)}
       own_results = [_strip(result, kind) for result in _flatten(found, part)]
       job = workers.submit(
-        make_tables, own_truth, own_results, image_ids, part, kind, scorer
+        make_tables,
+        own_truth,
+        own_results,
+        image_ids,
+        part,
+        kind,
+        scorer,
+        max_detections,
       )
       jobs.append((kind, part, job))
   tables = {kind: {} for kind in kinds}
@@ -130,6 +141,7 @@ def make_tables(
   category_ids: Sequence[int],
   kind: str,
   scorer: str,
+  max_detections: int = MAX_DETECTIONS,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Precision and recall of some categories.
 
@@ -140,6 +152,7 @@ def make_tables(
     category_ids: the categories, in ascending order.
     kind: `'bbox'` or `'segm'`.
     scorer: one of `SCORERS`.
+    max_detections: of an image and category that count, the best ones.
 
   Returns:
     COCOeval's `precision`, `[thresholds, recalls, categories, areas, limits]`,
@@ -159,6 +172,7 @@ def make_tables(
       evaluation = _Evaluation(_index(truth), _index(found), kind)
     evaluation.params.imgIds = list(image_ids)
     evaluation.params.catIds = list(category_ids)
+    evaluation.params.maxDets = [1, 10, max_detections]
     evaluation.evaluate()
     evaluation.accumulate()
   tables = evaluation.eval

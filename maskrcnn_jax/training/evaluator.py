@@ -47,6 +47,8 @@ class EvaluationOptions:
     skip_first: how many of these evaluations are left out.
     report_every_batches: score what is there so often; 0 for only at the end.
     min_picture_score: detections below are not drawn.
+    max_detections: of an image and class that count, the best ones; COCO's own
+      number is 100.
     scorer: `pycocotools`, or `hotcoco` for the same numbers faster.
     num_processes: encode masks beside the device, and score; 0: this process
       does; None: one per core, up to 8, for a set that is not small.
@@ -60,6 +62,7 @@ class EvaluationOptions:
   skip_first: int = 0
   report_every_batches: int = 0
   min_picture_score: float = 0.5
+  max_detections: int = scoring.MAX_DETECTIONS
   scorer: str = 'pycocotools'
   num_processes: int | None = None
 
@@ -69,6 +72,12 @@ class EvaluationOptions:
       raise ValueError(
         'evaluation.num_processes must be 0 or more, or None, got '
         f'{self.num_processes}.'
+      )
+    if self.max_detections < 11:
+      # COCO's other limits are 1 and 10.
+      raise ValueError(
+        'evaluation.max_detections must be at least 11, got '
+        f'{self.max_detections}.'
       )
     if self.max_images is not None and self.max_images < 1:
       raise ValueError(
@@ -178,6 +187,7 @@ class Evaluator:
       image_ids,
       scorer=self.options.scorer,
       workers=workers,
+      max_detections=self.options.max_detections,
     )
 
   def _log(self, step, values, image_ids, writer, start):
@@ -186,9 +196,11 @@ class Evaluator:
     writer.flush()
     summary.log(self._log_file, seed_names.evaluated(values))
     seconds = time.monotonic() - start
+    limit = self.options.max_detections
+    counted = f', maxDets {limit}' if limit != scoring.MAX_DETECTIONS else ''
     writer.say(
       f'step {step}: {len(image_ids)} of {self._num_images} images evaluated '
-      f'in {seconds:.0f} s'
+      f'in {seconds:.0f} s{counted}'
     )
     writer.say(coco_metrics.format_table(values), file=sys.stdout)
 

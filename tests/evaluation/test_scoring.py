@@ -162,3 +162,44 @@ def test_unknown_and_missing_scorers(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'hotcoco', None)
   with pytest.raises(ImportError, match=r"pip install 'maskrcnn-jax\[hotcoco"):
     coco_metrics.evaluate(results, path, scorer='hotcoco')
+
+
+@pytest.mark.parametrize('scorer', scoring.SCORERS)
+def test_more_detections_than_cocos_hundred_may_count(scorer, tmp_path):
+  pytest.importorskip(scorer)
+  count = 160
+  boxes = [[20 * (i % 20), 20 * (i // 20), 10, 10] for i in range(count)]
+  annotations = [
+    {
+      'id': i + 1,
+      'image_id': 1,
+      'category_id': 1,
+      'bbox': box,
+      'area': 100,
+      'iscrowd': 0,
+    }
+    for i, box in enumerate(boxes)
+  ]
+  truth = {
+    'images': [{'id': 1, 'height': 200, 'width': 400}],
+    'annotations': annotations,
+    'categories': [{'id': 1, 'name': 'a'}],
+  }
+  results = [
+    {'image_id': 1, 'category_id': 1, 'bbox': box, 'score': 1 - i / count}
+    for i, box in enumerate(boxes)
+  ]
+  path = _write(tmp_path, truth)
+
+  def score(**kwargs):
+    found = coco_metrics.evaluate(
+      results, path, kinds=('bbox',), scorer=scorer, **kwargs
+    )
+    return found['eval/AP'], found['eval/ARmax10'], found['eval/ARmax100']
+
+  # Recalls 0, 0.01, .. up to 100 / 160 are reached with precision 1: 63 of 101.
+  np.testing.assert_allclose(score(), [63 / 101, 10 / count, 100 / count])
+  np.testing.assert_allclose(
+    score(max_detections=120), [76 / 101, 10 / count, 120 / count]
+  )
+  np.testing.assert_allclose(score(max_detections=256), [1, 10 / count, 1])
