@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _MAX_CLASS_ID = 2**31 - 1
@@ -63,8 +63,9 @@ class CocoDataset:
   Attributes:
     annotations_file: where it was read from.
     images: in the order of the file.
-    annotations: the entries of every image id, with known, positive classes.
-    class_names: name by class id; ids are 1 or more.
+    annotations: the entries of every image id, of known classes; with a
+      `class_id` where that is not the `category_id`.
+    class_names: name by class id; ids are 1 or more, see `class_offset`.
     captions: texts by image id.
     findings: what is left out and what was noted.
   """
@@ -95,10 +96,35 @@ def load_coco(
   """
   file = os.fspath(annotations_file)
   content = _read_json(file, ('images', 'annotations', 'categories'))
-  findings = []
+  return check_coco(content, file, images_dir, captions_file)
+
+
+def check_coco(
+  content: Mapping[str, Sequence[dict]],
+  file: str,
+  images_dir: str | os.PathLike | None = None,
+  captions_file: str | os.PathLike | None = None,
+  findings: Sequence[Finding] = (),
+) -> CocoDataset:
+  """Checks what a COCO instances file holds, as `load_coco`.
+
+  Args:
+    content: lists `images`, `annotations` and `categories`.
+    file: it is of, or will be, for errors.
+    images_dir: see `load_coco`.
+    captions_file: see `load_coco`.
+    findings: of those who made the content.
+
+  Raises:
+    ValueError: as `load_coco`, or one of the findings is an error.
+  """
+  findings = list(findings)
   class_names = _class_names(content['categories'], file, findings)
   found = _images(content['images'], file, images_dir, findings)
-  grouped = _group(content['annotations'], file, found, class_names, findings)
+  offset = class_offset([entry.get('id') for entry in content['categories']])
+  grouped = _group(
+    content['annotations'], file, found, class_names, offset, findings
+  )
   raise_errors(findings)
   captions = collections.defaultdict(list)
   if captions_file is not None:
@@ -136,6 +162,15 @@ def load_images(annotations_file: str | os.PathLike) -> CocoDataset:
   )
 
 
+def class_offset(category_ids: Iterable[int]) -> int:
+  """What is added to category ids to get class ids.
+
+  Class 0 is the background. Of a file that has a category 0, all ids move up by
+  one; results carry those of the file.
+  """
+  return int(0 in category_ids)
+
+
 def raise_errors(findings: Sequence[Finding]) -> None:
   """Raises a ValueError that lists the errors among the findings, if any."""
   errors = [finding for finding in findings if finding.severity == 'error']
@@ -166,25 +201,56 @@ def _is_int(value, low, high):
 
 
 def _class_names(entries, file, findings):
+  """Names by class id."""
   names = {}
+  offset = class_offset([entry.get('id') for entry in entries])
   for entry in entries:
-    class_id = entry.get('id')
-    if not _is_int(class_id, 1, _MAX_CLASS_ID):
-      message = (
-        f'category id {class_id!r} ({entry.get("name")!r}) must be a whole '
-        'number from 1; 0 is the background. Renumber the categories.'
-      )
-      findings.append(
-        Finding('category_id', file, None, None, message, 'error')
-      )
-    elif class_id in names:
-      message = f'category id {class_id} is there twice. Renumber one.'
+    category_id = entry.get('id')
+    message = _category_problem(category_id, entry.get('name'), names, offset)
+    if message:
       findings.append(
         Finding('category_id', file, None, None, message, 'error')
       )
     else:
-      names[class_id] = str(entry.get('name', class_id))
+      names[category_id + offset] = str(entry.get('name', category_id))
+  if offset:
+    message = (
+      'has a category 0: classes are counted from 1 (0 is the background), so '
+      'class i is category i - 1. Results carry the ids of the file.'
+    )
+    findings.append(Finding('ids_from_0', file, None, None, message, 'note'))
   return names
+
+
+def _category_problem(category_id, name, names, offset) -> str | None:
+  """What is wrong with the id of a category and what to do, or None."""
+  if isinstance(category_id, str):
+    return (
+      f'category id {category_id!r} ({name!r}) is a text. '
+      + _number_instead(category_id, 'category_id')
+    )
+  if not _is_int(category_id, 0, _MAX_CLASS_ID - 1):
+    return (
+      f'category id {category_id!r} ({name!r}) must be a whole number from 0. '
+      'Renumber the categories.'
+    )
+  if category_id + offset in names:
+    return f'category id {category_id} is there twice. Renumber one.'
+  return None
+
+
+def _number_instead(text: str, key: str) -> str:
+  """What to write instead of an id that is a text."""
+  text = text.strip()
+  if text.isdecimal():
+    return (
+      f'Write the number {int(text)} without quotes, here and as {key!r} of '
+      'every annotation.'
+    )
+  return (
+    f'Give each a whole number, here and as {key!r} of every annotation; a '
+    'name belongs into another field.'
+  )
 
 
 def _images(entries, file, images_dir, findings):
@@ -206,6 +272,11 @@ def _images(entries, file, images_dir, findings):
 def _image_problem(entry, found, images_dir):
   """Kind and message of what is wrong with an image entry, or None."""
   image_id, name = entry.get('id'), entry.get('file_name')
+  if isinstance(image_id, str):
+    return 'image_id', (
+      f'image id {image_id!r} is a text and must be a whole number. '
+      + _number_instead(image_id, 'image_id')
+    )
   if not _is_int(image_id, -(2**63), 2**63 - 1):
     return 'image_id', (
       f'image id {image_id!r} must be a whole number of up to 64 bits. '
@@ -233,13 +304,13 @@ def _image_problem(entry, found, images_dir):
   return None
 
 
-def _group(entries, file, found, class_names, findings):
+def _group(entries, file, found, class_names, offset, findings):
   """Annotation entries by image id; leaves out those that cannot be used."""
   grouped = collections.defaultdict(list)
   seen = set()
   for entry in entries:
     annotation_id, image_id = entry.get('id'), entry.get('image_id')
-    class_id = entry.get('category_id')
+    category_id = entry.get('category_id')
     kind = None
     if annotation_id is not None and annotation_id in seen:
       kind, severity = 'duplicate_annotation_id', 'error'
@@ -247,15 +318,23 @@ def _group(entries, file, found, class_names, findings):
     elif image_id not in found:
       kind, severity = 'unknown_image', 'skipped'
       message = 'the json has no such image.'
-    elif type(class_id) is not int or class_id not in class_names:
+    elif (
+      type(category_id) is not int or category_id + offset not in class_names
+    ):
       kind, severity = 'category_id', 'error'
+      known = [class_id - offset for class_id in sorted(class_names)]
       message = (
-        f'category_id {class_id!r} is not among the categories '
-        f'({_shorten(sorted(class_names))}). Correct the annotation or add '
-        'the category.'
+        f'category_id {category_id!r} is not among the categories '
+        f'({_shorten(known)}). Correct the annotation or add the category.'
       )
+      if isinstance(category_id, str):
+        message = f'category_id {category_id!r} is a text. ' + _number_instead(
+          category_id, 'category_id'
+        )
     seen.add(annotation_id)
-    if kind is None:
+    if kind is None and offset:
+      grouped[image_id].append({**entry, 'class_id': category_id + offset})
+    elif kind is None:
       grouped[image_id].append(entry)
     else:
       findings.append(

@@ -44,6 +44,8 @@ class ImageExample:
     areas: `[n]` float64, pixels as annotated.
     masks: `n` PNG files of the full image, values 0 and 1.
     captions: texts about the image.
+    category_ids: `[n]` int64, of the annotations; None where they are the
+      classes.
   """
 
   encoded: bytes
@@ -58,6 +60,7 @@ class ImageExample:
   areas: np.ndarray
   masks: Sequence[bytes]
   captions: Sequence[str] = ()
+  category_ids: np.ndarray | None = None
 
 
 def make_example(
@@ -100,8 +103,8 @@ def make_example(
       findings.append(
         Finding(kind, path, image.image_id, entry.get('id'), message)
       )
-  boxes, classes, is_crowd, areas, encoded_masks = (
-    zip(*objects) if objects else [()] * 5
+  boxes, classes, category_ids, is_crowd, areas, encoded_masks = (
+    zip(*objects) if objects else [()] * 6
   )
   example = ImageExample(
     encoded=encoded,
@@ -116,6 +119,9 @@ def make_example(
     areas=np.array(areas, np.float64),
     masks=encoded_masks,
     captions=captions,
+    category_ids=(
+      np.array(category_ids, np.int64) if category_ids != classes else None
+    ),
   )
   return example, findings
 
@@ -125,7 +131,7 @@ class _UnusableObjectError(Exception):
 
 
 def _read_object(entry, image):
-  """Box, class, crowd flag, area and PNG mask of an annotation."""
+  """Box, class, category, crowd flag, area and PNG mask of an annotation."""
   box = _read_box(entry, image)
   try:
     mask = masks.decode_segmentation(
@@ -139,7 +145,10 @@ def _read_object(entry, image):
   if not _is_number(area):
     area = np.count_nonzero(mask)
   is_crowd = bool(entry.get('iscrowd', 0))
-  return box, entry['category_id'], is_crowd, area, masks.encode_mask(mask)
+  category_id = entry['category_id']
+  class_id = entry.get('class_id', category_id)
+  encoded = masks.encode_mask(mask)
+  return box, class_id, category_id, is_crowd, area, encoded
 
 
 def _read_box(entry, image):

@@ -29,24 +29,29 @@ def coco_from_records(
   Raises:
     ValueError: a record or a mask in it cannot be read; names the image.
   """
-  images, annotations, names = [], [], {}
+  images, annotations, names, offset = [], [], {}, 0
   for row in range(len(index))[:num_images]:
     image_id = int(index.image_ids[row])
     size = int(index.heights[row]), int(index.widths[row])
     images.append({'id': image_id, 'height': size[0], 'width': size[1]})
     for each in records.read_objects(index, row):
-      names.setdefault(each.class_id, each.class_name or str(each.class_id))
+      category_id = each.category_id
+      names.setdefault(category_id, each.class_name or str(category_id))
+      offset = each.class_id - category_id
       annotations.append(
         {
           'id': len(annotations) + 1,
           'image_id': image_id,
-          'category_id': each.class_id,
+          'category_id': category_id,
           'bbox': _xywh(each.box, size),
           'area': each.area,
           'iscrowd': each.is_crowd,
           'segmentation': _run_lengths(each.mask, size, image_id),
         }
       )
+  if offset:
+    # What tells that classes are one more, whether or not it has an object.
+    names.setdefault(0, '0')
   categories = [{'id': i, 'name': names[i]} for i in sorted(names)]
   return {
     'images': images,

@@ -6,6 +6,7 @@ endian), the length's masked CRC-32C (4), the record, its CRC (4). A record is a
 memory, so that only the frames and a few small features leave the disk.
 """
 
+import contextlib
 import mmap
 import os
 import struct
@@ -22,26 +23,58 @@ def scan(path: str) -> Iterator[tuple[int, int, int, int, int]]:
     ValueError: if the file is torn or damaged, or a record lacks its size, its
       id or the masks of its objects; names file and byte.
   """
-  size = os.path.getsize(path)
-  if not size:
-    return
-  with (
-    open(path, 'rb') as file,
-    mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-  ):
-    offset = 0
-    while offset < size:
-      place = f'{path} at byte {offset}'
-      begin = offset + _HEADER_BYTES
-      length = _record_length(data, offset, place)
-      end = begin + length
-      if end + _FOOTER_BYTES > size:
-        raise ValueError(
-          f'{place} is torn: a record of {length} bytes begins there and '
-          f'{max(size - begin, 0)} bytes follow. Prepare or copy it again.'
-        )
-      yield offset, length, *_read_sizes(data, begin, end, place)
-      offset = end + _FOOTER_BYTES
+  with _mapped(path) as data:
+    for begin, end, place in _records(data, path):
+      sizes = _read_sizes(data, begin, end, place)
+      yield begin - _HEADER_BYTES, end - begin, *sizes
+
+
+def scan_objects(
+  path: str,
+) -> Iterator[tuple[list[int], list[str], list[int]]]:
+  """Yields class ids, class names and category ids of every record's objects.
+
+  Names and category ids are [] where a record has none.
+
+  Raises:
+    ValueError: if the file is torn or damaged; names file and byte.
+  """
+  with _mapped(path) as data:
+    for begin, end, place in _records(data, path):
+      features = _parse_features(data, begin, end, place)
+      labels, names, categories = (
+        list(_values(data, *features.get(f'image/object/class/{x}', (0, 0))))
+        for x in ('label', 'text', 'category_id')
+      )
+      yield labels, [x.decode(errors='replace') for x in names], categories
+
+
+@contextlib.contextmanager
+def _mapped(path: str) -> Iterator[bytes | mmap.mmap]:
+  """A file in memory."""
+  with open(path, 'rb') as file:
+    if not os.path.getsize(path):  # Which cannot be mapped.
+      yield b''
+      return
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+      yield data
+
+
+def _records(data, path) -> Iterator[tuple[int, int, str]]:
+  """Yields begin and end of every record, and the place for errors."""
+  offset, size = 0, len(data)
+  while offset < size:
+    place = f'{path} at byte {offset}'
+    begin = offset + _HEADER_BYTES
+    length = _record_length(data, offset, place)
+    end = begin + length
+    if end + _FOOTER_BYTES > size:
+      raise ValueError(
+        f'{place} is torn: a record of {length} bytes begins there and '
+        f'{max(size - begin, 0)} bytes follow. Prepare or copy it again.'
+      )
+    yield begin, end, place
+    offset = end + _FOOTER_BYTES
 
 
 def _record_length(data, offset, place):
@@ -81,12 +114,17 @@ def masked_crc32c(data: bytes) -> int:
   return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def _read_sizes(data, begin, end, place):
-  """Image id, height and width; checks that objects have masks."""
+def _parse_features(data, begin, end, place) -> dict[str, tuple[int, int]]:
+  """The places of a record's features by name."""
   try:
-    features = dict(_features(data, begin, end))
+    return dict(_features(data, begin, end))
   except (IndexError, ValueError) as error:
     raise ValueError(f'{place} is no tf.train.Example.') from error
+
+
+def _read_sizes(data, begin, end, place):
+  """Image id, height and width; checks that objects have masks."""
+  features = _parse_features(data, begin, end, place)
   numbers = []
   for name in ('image/source_id', 'image/height', 'image/width'):
     value = _first(data, *features.get(name, (0, 0)))
@@ -152,17 +190,30 @@ def _features(data, begin, end):
 def _first(data, begin, end):
   """First value of a bytes or int64 feature; None if it is empty.
 
+  A mask is only known to be there, so of bytes no more than 64 are read.
+  """
+  return next(_values(data, begin, end, most_bytes=64), None)
+
+
+def _values(data, begin, end, most_bytes=None):
+  """Yields the values of a bytes or int64 feature.
+
   Floats are not needed and not told apart from integers.
   """
-  for kind, list_begin, list_end in _fields(data, begin, end):
-    if list_begin == list_end:
-      return None
-    tag, position = _varint(data, list_begin)
-    if kind == 1:  # bytes_list
-      length, position = _varint(data, position)
-      # A mask is only known to be there; an id is short.
-      return data[position : position + min(length, 64)]
-    if tag & 7 == 2:  # int64_list, packed
-      _, position = _varint(data, position)
-    return _varint(data, position)[0]
-  return None
+  for kind, position, list_end in _fields(data, begin, end):
+    while position < list_end:
+      tag, position = _varint(data, position)
+      if kind == 1:  # bytes_list
+        length, position = _varint(data, position)
+        shown = length if most_bytes is None else min(length, most_bytes)
+        yield data[position : position + shown]
+        position += length
+      elif tag & 7 == 2:  # int64_list, packed
+        length, position = _varint(data, position)
+        last = position + length
+        while position < last:
+          value, position = _varint(data, position)
+          yield value
+      else:
+        value, position = _varint(data, position)
+        yield value

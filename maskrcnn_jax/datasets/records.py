@@ -34,6 +34,8 @@ __all__ = [
   'write_records',
 ]
 
+# Only in records of annotations that number categories from 0.
+_CATEGORY_ID = 'image/object/class/category_id'
 _BOX_SIDES = ('ymin', 'xmin', 'ymax', 'xmax')
 _FEATURES = {
   'image/encoded': tf.io.FixedLenFeature([], tf.string),
@@ -62,6 +64,7 @@ class RecordedObject:
   Attributes:
     class_id: 1 or more.
     class_name: empty if the record has none.
+    category_id: of the annotations that the record was made of.
     box: `(y1, x1, y2, x2)` as shares of height and width.
     is_crowd: 0 or 1.
     area: in pixels.
@@ -70,6 +73,7 @@ class RecordedObject:
 
   class_id: int
   class_name: str
+  category_id: int
   box: tuple[float, float, float, float]
   is_crowd: int
   area: float
@@ -99,10 +103,12 @@ def encode_record(example: ImageExample) -> bytes:
     f'image/object/bbox/{side}': values.tolist()
     for side, values in zip(_BOX_SIDES, shares)
   }
+  if example.category_ids is not None:
+    features[_CATEGORY_ID] = example.category_ids.tolist()
   floats = {f'image/object/bbox/{side}' for side in _BOX_SIDES}
   floats.add('image/object/area')
   integers = {'image/height', 'image/width', 'image/object/class/label'}
-  integers.add('image/object/is_crowd')
+  integers |= {'image/object/is_crowd', _CATEGORY_ID}
   message = tf.train.Example()
   for name, values in features.items():
     feature = message.features.feature[name]
@@ -282,10 +288,13 @@ def read_objects(index: RecordIndex, row: int) -> list[RecordedObject]:
   names = [text.decode() for text in texts]
   num_objects = len(parsed['classes'])
   names += [''] * (num_objects - len(names))
+  category_ids = features[_CATEGORY_ID].int64_list.value
+  category_ids = category_ids or parsed['classes'].numpy().tolist()
   return [
     RecordedObject(
       class_id=int(parsed['classes'][i]),
       class_name=names[i],
+      category_id=int(category_ids[i]),
       box=tuple(parsed['boxes'][i].numpy().tolist()),
       is_crowd=int(parsed['is_crowd'][i]),
       area=float(parsed['area'][i]),

@@ -44,6 +44,7 @@ def to_coco_results(
   original_sizes: np.ndarray,
   scales: np.ndarray,
   valid: np.ndarray,
+  category_ids: Mapping[int, int] | None = None,
 ) -> list[dict]:
   """Results of a batch, image by image, best first.
 
@@ -53,12 +54,13 @@ def to_coco_results(
     original_sizes: `[batch, 2]` (height, width) of the images as published.
     scales: `[batch, 2]` input pixels per original pixel, (y, x).
     valid: `[batch]` bool; a filler row gives no result.
+    category_ids: of the classes that have another id in the annotations.
 
   Returns:
-    Dicts with `image_id`, `category_id` (the class), `bbox`, `score` and, with
+    Dicts with `image_id`, `category_id`, `bbox`, `score` and, with
     masks, `segmentation` (compressed RLE, `counts` a str).
   """
-  encoder = ResultEncoder()
+  encoder = ResultEncoder(category_ids=category_ids)
   batch = {
     'image_ids': image_ids,
     'original_sizes': original_sizes,
@@ -80,6 +82,7 @@ class ResultEncoder:
     self,
     workers: processes.Processes | None = None,
     max_pending: int = 8,
+    category_ids: Mapping[int, int] | None = None,
   ):
     """Takes the processes; they stay the caller's.
 
@@ -87,7 +90,9 @@ class ResultEncoder:
       workers: encode the masks; None: this process does.
       max_pending: batches that may wait; `add` blocks beyond that, so memory
         stays bounded.
+      category_ids: of the classes that have another id in the annotations.
     """
+    self._category_ids = category_ids or {}
     self._workers = workers or processes.Processes(0)
     self._max_pending = max_pending
     self._pending = collections.deque()
@@ -128,7 +133,7 @@ class ResultEncoder:
     if encoded is not None:
       counts = self._workers.wait(encoded)
     for image, of_image in zip(images, counts):
-      self._results += _make_results(image, of_image)
+      self._results += _make_results(image, of_image, self._category_ids)
 
 
 def _split(detections, batch):
@@ -157,16 +162,16 @@ def _split(detections, batch):
   return images
 
 
-def _make_results(found, counts):
+def _make_results(found, counts, category_ids):
   """The results of one image; `counts` of its masks, or None."""
   results = [
     {
       'image_id': found.image_id,
-      'category_id': category_id,
+      'category_id': category_ids.get(class_id, class_id),
       'bbox': box,
       'score': score,
     }
-    for category_id, box, score in zip(
+    for class_id, box, score in zip(
       found.classes.tolist(),
       to_xywh(found.boxes).tolist(),
       found.scores.tolist(),

@@ -95,7 +95,7 @@ def predict(
   answers, skipped = _answer_all(
     predictor, files, folder.path, class_names, min_score
   )
-  _write(folder, answers, class_names, min_score)
+  _write(folder, answers, class_names, predictor.category_ids, min_score)
   summary |= {
     'complete': True,
     'skipped': [
@@ -233,12 +233,19 @@ def draw(
   )
 
 
-def _write(folder, answers: Sequence[_Answer], class_names, min_score) -> None:
-  coco_results.write_results(
-    [result for answer in answers for result in answer.results],
-    folder.path / 'detections.json',
-  )
-  categories = [{'id': i, 'name': class_names[i]} for i in sorted(class_names)]
+def _write(
+  folder, answers: Sequence[_Answer], class_names, category_ids, min_score
+) -> None:
+  results = [result for answer in answers for result in answer.results]
+  # As the annotations that were trained on number them.
+  for result in results:
+    class_id = result['category_id']
+    result['category_id'] = category_ids.get(class_id, class_id)
+  coco_results.write_results(results, folder.path / 'detections.json')
+  categories = [
+    {'id': category_ids.get(i, i), 'name': class_names[i]}
+    for i in sorted(class_names)
+  ]
   images = [answer.image for answer in answers]
   content = {'images': images, 'categories': categories}
   folder.write('images.json', json.dumps(content, indent=1) + '\n')

@@ -59,6 +59,7 @@ class Predictor:
   Attributes:
     config: of the run that made the weights.
     class_names: name of each class by its number; empty if none were known.
+    category_ids: of the classes that had another id in the annotations.
   """
 
   def __init__(
@@ -105,6 +106,7 @@ class Predictor:
         )
     variables, self.config = checkpoint.restore(source)
     self.class_names = checkpoint.read_classes(source)
+    self.category_ids = checkpoint.read_category_ids(source)
     self._model = MaskRCNN.from_config(self.config.model)
     self._tile, self._scales, self._mirror = tile, tuple(scales), mirror
     inputs = self.config.input

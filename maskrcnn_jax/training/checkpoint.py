@@ -231,8 +231,23 @@ def read_config(path, step: int | None = None) -> dict[str, Any]:
 
 def read_classes(path, step: int | None = None) -> dict[int, str]:
   """The class names of a checkpoint by id; empty if none were known."""
-  names = layout.read_item(layout.find(path, step), 'classes')
-  return {int(k): v for k, v in names.items()}
+  classes = layout.read_item(layout.find(path, step), 'classes')
+  return {
+    int(k): v if isinstance(v, str) else v['name'] for k, v in classes.items()
+  }
+
+
+def read_category_ids(path, step: int | None = None) -> dict[int, int]:
+  """The category id of each class whose id in the annotations is another.
+
+  So it is where they number categories from 0, which is the background here.
+  """
+  classes = layout.read_item(layout.find(path, step), 'classes')
+  return {
+    int(k): v['category_id']
+    for k, v in classes.items()
+    if not isinstance(v, str)
+  }
 
 
 def read_position(path, step: int | None = None) -> dict[str, int]:

@@ -79,7 +79,7 @@ class CheckpointWriter:
     state,
     position: Mapping[str, int],
     config,
-    classes: Mapping[int, str],
+    classes: Mapping[int, str | Mapping],
   ) -> bool:
     """Starts to save; a step that is saved already stays as it is.
 
@@ -91,7 +91,8 @@ class CheckpointWriter:
       state: the train state.
       position: `examples` and `salt` of the next batch.
       config: of the run.
-      classes: name of every class id.
+      classes: name of every class id, or `name` and `category_id` where the
+        annotations number it otherwise.
 
     Returns:
       Whether there is or will be a checkpoint of the step; False if the disk is

@@ -127,6 +127,7 @@ class Evaluator:
     self._log_file = config.training.get('log_file')
     self._input = config.input
     self._names = evaluation_data.class_names(self.annotations_file)
+    self._category_ids = evaluation_data.category_ids(self.annotations_file)
     everywhere = sharding.replicated(self._mesh)
     inputs = sharding.input_shardings(self._mesh)
     self._detect = jax.jit(
@@ -208,7 +209,9 @@ class Evaluator:
     """Results and ids of all images, and pictures of this host's first ones."""
     variables = sharding.put_replicated(variables, self._mesh)
     num_pictures = self._num_pictures if jax.process_index() == 0 else 0
-    encoder = coco_results.ResultEncoder(workers)
+    encoder = coco_results.ResultEncoder(
+      workers, category_ids=self._category_ids
+    )
     image_ids, pictures, seconds = [], [], []
     batches = self._batches()
     shown = writer.progress(batches)

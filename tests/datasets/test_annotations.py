@@ -56,19 +56,18 @@ def test_annotation_of_an_unknown_image_is_left_out(tmp_path):
 @pytest.mark.parametrize(
   'content, message',
   [
-    ({'categories': [{'id': 0, 'name': 'cat'}]}, "category id 0 ('cat')"),
-    ({'categories': [{'id': '1'}]}, "category id '1'"),
+    ({'categories': [{'id': True}]}, 'category id True'),
+    ({'categories': [{'id': None}]}, 'category id None'),
     ({'categories': [{'id': -3}]}, 'category id -3'),
     ({'categories': CATEGORIES * 2}, 'category id 1 is there twice'),
     ({'objects': [_object(category_id=2)]}, 'annotation 70: category_id 2 is'),
     ({'objects': [_object(category_id=0)]}, 'annotation 70: category_id 0 is'),
-    ({'objects': [_object(category_id='1')]}, "category_id '1' is not among"),
+    ({'objects': [_object(category_id=1.0)]}, 'category_id 1.0 is not among'),
     (
       {'objects': [_object(), _object()]},
       'annotation 70: the annotation id is',
     ),
     ({'images': [_image(), _image()]}, 'image id 7 is there twice'),
-    ({'images': [_image('7')]}, "image id '7' must be a whole number"),
     ({'images': [_image(2**63)]}, 'up to 64 bits'),
     ({'images': [_image(height=None)]}, 'image 7: height must be'),
     ({'images': [_image(width='30')]}, 'image 7: width must be'),
@@ -112,3 +111,64 @@ def test_other_files_are_refused(tmp_path, text, message):
 def test_absent_file_is_named(tmp_path):
   with pytest.raises(ValueError, match=r'none\.json cannot be read'):
     annotations.load_coco(tmp_path / 'none.json')
+
+
+@pytest.mark.parametrize(
+  'content, message',
+  [
+    (
+      {'categories': [{'id': '3', 'name': 'cat'}]},
+      "category id '3' ('cat') is a text. Write the number 3 without quotes",
+    ),
+    (
+      {'categories': [{'id': 'cat'}]},
+      "category id 'cat' (None) is a text. Give each a whole number",
+    ),
+    (
+      {'objects': [_object(category_id='1')]},
+      "category_id '1' is a text. Write the number 1 without quotes",
+    ),
+    (
+      {'images': [_image('07')]},
+      "image id '07' is a text and must be a whole number. Write the number 7",
+    ),
+    (
+      {'images': [_image('a.jpg')]},
+      "here and as 'image_id' of every annotation",
+    ),
+  ],
+)
+def test_texts_as_ids_are_refused_with_the_fix(tmp_path, content, message):
+  with pytest.raises(ValueError, match=re.escape(message)):
+    _load(tmp_path, **content)
+
+
+def test_ids_from_0_move_up_by_one_and_say_so(tmp_path):
+  dataset = _load(
+    tmp_path,
+    objects=[_object(70, category_id=0), _object(71, category_id=7)],
+    categories=[{'id': 7, 'name': 'dog'}, {'id': 0, 'name': 'cat'}],
+  )
+  assert dataset.class_names == {8: 'dog', 1: 'cat'}
+  first, second = dataset.annotations[7]
+  assert (first['class_id'], first['category_id']) == (1, 0)
+  assert (second['class_id'], second['category_id']) == (8, 7)
+  (finding,) = dataset.findings
+  assert (finding.kind, finding.severity) == ('ids_from_0', 'note')
+  assert 'class i is category i - 1' in finding.message
+
+
+def test_gaps_in_ids_stay(tmp_path):
+  dataset = _load(tmp_path, objects=[_object(70, category_id=90)])
+  assert dataset.class_names == {1: 'cat', 90: 'dog'}
+  assert 'class_id' not in dataset.annotations[7][0]
+  assert not dataset.findings
+
+
+def test_an_unknown_category_is_told_in_the_ids_of_the_file(tmp_path):
+  with pytest.raises(ValueError, match=r'not among the categories \(0, 1\)'):
+    _load(
+      tmp_path,
+      objects=[_object(category_id=2)],
+      categories=[{'id': 0, 'name': 'a'}, {'id': 1, 'name': 'b'}],
+    )

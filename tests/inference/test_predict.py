@@ -23,6 +23,7 @@ from maskrcnn_jax import visualize
 from maskrcnn_jax.evaluation import coco_results
 from maskrcnn_jax.inference import image_files, predict
 from maskrcnn_jax.inference.image_list import ImageFile
+from maskrcnn_jax.inference.output_folder import OutputFolder
 from maskrcnn_jax.inference.predictor import Predictor
 from maskrcnn_jax.input_pipeline import single_images, transforms
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
@@ -347,3 +348,39 @@ def test_a_large_image_is_not_read_ahead(photos, monkeypatch):
         if number > predict._WORKERS + 1:
           assert len(submitted) <= number + most
       assert number == len(files)
+
+
+def test_results_have_the_ids_of_the_annotations(workdir, tmp_path):
+  config = checkpoint.restore(workdir)[1]
+  classes = {
+    1: {'name': 'disc', 'category_id': 0},
+    2: {'name': 'star', 'category_id': 1},
+  }
+  source = drawn_checkpoint.write(tmp_path / 'run', config, classes=classes)
+  predictor = Predictor(source)
+  assert predictor.class_names == {1: 'disc', 2: 'star'}
+  assert predictor.category_ids == {1: 0, 2: 1}
+  box = np.float32([[1, 2, 9, 8]])
+  found = Detections(
+    boxes=np.repeat(box, 2, axis=0),
+    classes=np.int32([2, 1]),
+    scores=np.float32([0.9, 0.8]),
+    valid=np.ones(2, bool),
+    masks=np.ones((2, 28, 28), np.float32),
+  )
+  image = np.zeros((20, 30, 3), np.uint8)
+  file = ImageFile(tmp_path / 'a.png', 5, None, 'pictures/a.png', 'a.png')
+  folder = OutputFolder(tmp_path / 'found', ['pictures/a.png'])
+  folder.claim({})
+  answer = predict._answer(
+    file, image, found, folder.path, predictor.class_names, 0.5, 100
+  )
+  predict._write(
+    folder, [answer], predictor.class_names, predictor.category_ids, 0.5
+  )
+  results = read(folder.path, 'detections.json')
+  assert [x['category_id'] for x in results] == [1, 0]
+  assert read(folder.path, 'images.json')['categories'] == [
+    {'id': 0, 'name': 'disc'},
+    {'id': 1, 'name': 'star'},
+  ]

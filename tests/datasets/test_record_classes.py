@@ -1,0 +1,68 @@
+"""Classes of records, read without their images."""
+
+import numpy as np
+import pytest
+
+from maskrcnn_jax.datasets import examples, record_classes, records
+from maskrcnn_jax.datasets.record_classes import RecordedClass
+
+
+def example(image_id, classes, names, category_ids=None):
+  count = len(classes)
+  return examples.ImageExample(
+    encoded=b'image',
+    filename='a.jpg',
+    image_id=image_id,
+    height=20,
+    width=30,
+    boxes=np.tile([[1.0, 2.0, 9.0, 8.0]], (count, 1)).reshape(-1, 4),
+    classes=np.array(classes, np.int64),
+    class_names=names,
+    is_crowd=np.zeros(count, bool),
+    areas=np.ones(count),
+    masks=[b'mask'] * count,
+    category_ids=None if category_ids is None else np.array(category_ids),
+  )
+
+
+def write(path, *contents):
+  records.write_records(path, map(records.encode_record, contents))
+  return str(path)
+
+
+def test_all_classes_of_all_files_in_order(tmp_path):
+  # Numbers of one, two and three bytes.
+  write(tmp_path / 'a.tfrecord', example(1, [300, 2, 2], ['z', 'b', 'b']))
+  write(
+    tmp_path / 'b.tfrecord',
+    example(2, [], []),
+    example(3, [70_000, 2], ['ü', 'b']),
+  )
+  found = record_classes.read_classes(str(tmp_path / '*.tfrecord'))
+  assert list(found.items()) == [
+    (2, RecordedClass('b', 2)),
+    (300, RecordedClass('z', 300)),
+    (70_000, RecordedClass('ü', 70_000)),
+  ]
+
+
+def test_category_ids_that_differ_are_kept(tmp_path):
+  path = write(tmp_path / 'a.tfrecord', example(1, [1, 5], ['a', 'b'], [0, 4]))
+  assert record_classes.read_classes(path) == {
+    1: RecordedClass('a', 0),
+    5: RecordedClass('b', 4),
+  }
+  index = records.index_records(path)
+  objects = records.read_objects(index, 0)
+  assert [(x.class_id, x.category_id) for x in objects] == [(1, 0), (5, 4)]
+  # Nothing else of the pipeline sees them.
+  parsed = records.parse_record(records.read_record(index, 0))
+  assert parsed['classes'].numpy().tolist() == [1, 5]
+
+
+def test_a_torn_file_is_named(tmp_path):
+  path = tmp_path / 'a.tfrecord'
+  write(path, example(1, [1], ['a']))
+  path.write_bytes(path.read_bytes()[:-9])
+  with pytest.raises(ValueError, match=r'a\.tfrecord at byte 0 is torn'):
+    record_classes.read_classes(str(path))
