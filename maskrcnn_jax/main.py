@@ -45,6 +45,8 @@ def _prepare(args) -> None:
     args.num_workers,
     args.captions,
     args.image_ids,
+    args.format,
+    args.classes,
   )
   print(summary)
 
@@ -278,9 +280,26 @@ def _whole_numbers(text: str) -> list[int]:
 
 
 def _add_prepare(verbs) -> None:
-  verb = _add_verb(verbs, 'prepare', _prepare, 'COCO json + images -> records')
+  verb = _add_verb(verbs, 'prepare', _prepare, 'images, masks -> records')
   verb.add_argument('--images', required=True, help='folder of the images')
-  verb.add_argument('--annotations', required=True, help='COCO json')
+  verb.add_argument(
+    '--annotations',
+    required=True,
+    help='COCO json; of other formats the folder of PNG or text files',
+  )
+  verb.add_argument(
+    '--format',
+    default='coco',
+    metavar='NAME',
+    help='coco; instance_png: a PNG for every image, of the numbers of its '
+    'objects; object_png: a folder for every image, a PNG for every object; '
+    'yolo: polygons in text files',
+  )
+  verb.add_argument(
+    '--classes',
+    metavar='NAME,NAME,...',
+    help='of formats other than coco; or a file that lists them',
+  )
   verb.add_argument(
     '--output', required=True, help='such as records/train-*.tfrecord'
   )

@@ -24,6 +24,7 @@ ALLOWED = {
   'maskrcnn_jax/benchmarks/plain_evaluation': 'numpy pycocotools',
   'maskrcnn_jax/config': 'ml_collections',
   'maskrcnn_jax/datasets': 'numpy pycocotools PIL tqdm .datasets',
+  'maskrcnn_jax/datasets/formats': 'yaml .datasets',
   'maskrcnn_jax/datasets/prepare': 'tqdm .datasets',
   'maskrcnn_jax/datasets/records': 'numpy tensorflow .datasets',
   'maskrcnn_jax/datasets/tfds_features': (

@@ -1,4 +1,4 @@
-"""Turns images and a COCO json into record files.
+"""Turns images and their annotations into record files.
 
 Workers read and check images and draw masks; this process writes. The files do
 not depend on the number of workers: image i of the json goes to file i modulo
@@ -11,12 +11,14 @@ import dataclasses
 import functools
 import glob
 import itertools
+import json
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from maskrcnn_jax.datasets import annotations, examples
+from maskrcnn_jax.datasets import annotations, examples, formats
 
 _IMAGES_PER_FILE = 500
 _SUFFIX = '.tfrecord'
@@ -36,6 +38,7 @@ class Summary:
     num_crowd: those of them that are a crowd.
     findings: what was left out or noted.
     seconds: time it took.
+    annotations_file: the COCO json that was written; None where there was one.
   """
 
   files: tuple[str, ...]
@@ -45,6 +48,7 @@ class Summary:
   num_crowd: int
   findings: Sequence[annotations.Finding]
   seconds: float
+  annotations_file: str | None = None
 
   def counts(self) -> dict[str, int]:
     """Number of findings by kind."""
@@ -55,6 +59,7 @@ class Summary:
       f'{len(self.files)} files, {self.files[0]} ..'
       if len(self.files) > 1
       else self.files[0],
+      *([self.annotations_file] if self.annotations_file else ()),
       f'{self.num_images:9d} images, {self.num_empty} of them without objects',
       f'{self.num_objects:9d} objects, {self.num_crowd} of them crowds',
     ]
@@ -74,18 +79,25 @@ def prepare(
   num_workers: int | None = None,
   captions_file: str | os.PathLike | None = None,
   image_ids: Sequence[int] | None = None,
+  data_format: str = formats.COCO,
+  classes: str | None = None,
 ) -> Summary:
   """Writes the record files of a data set; all of them or none.
 
+  Of another format than COCO's, a COCO json for evaluation is written beside
+  them: `DIR/instances_train.json`.
+
   Args:
     images_dir: folder that the json's file names are relative to.
-    annotations_file: COCO instances json.
+    annotations_file: COCO instances json; of other formats a folder.
     output_pattern: `DIR/train`, `DIR/train.tfrecord` or `DIR/train-*.tfrecord`;
       the files become `DIR/train-00000-of-00008.tfrecord` and so on.
     num_shards: number of files; by default one for every 500 images.
     num_workers: processes; by default one per core.
     captions_file: COCO captions json.
     image_ids: take these images only, in the order of the json; None: all.
+    data_format: one of `formats.FORMATS`.
+    classes: names of other formats' classes, see `formats.class_names`.
 
   Raises:
     FileExistsError: if there are files of that name.
@@ -96,7 +108,28 @@ def prepare(
 
   start = time.monotonic()
   stem = _stem(output_pattern)
-  dataset = annotations.load_coco(annotations_file, images_dir, captions_file)
+  made_file = content = None
+  if data_format == formats.COCO:
+    if classes is not None:
+      raise ValueError('--classes is nothing for COCO, whose json names them.')
+    dataset = annotations.load_coco(annotations_file, images_dir, captions_file)
+  else:
+    folder, name = os.path.split(stem)
+    made_file = os.path.join(folder, f'instances_{name}.json')
+    if os.path.exists(made_file):
+      raise FileExistsError(
+        f'{made_file} exists: remove it or choose another output_pattern.'
+      )
+    content, found = formats.read(
+      data_format,
+      images_dir,
+      annotations_file,
+      classes,
+      functools.partial(_run, num_workers=num_workers or os.cpu_count()),
+    )
+    dataset = annotations.check_coco(
+      content, made_file, images_dir, captions_file, found
+    )
   if image_ids is not None:
     dataset = _take(dataset, image_ids)
   if not dataset.images:
@@ -112,8 +145,16 @@ def prepare(
         writer.write(records.encode_record(example))
         _count(example, counts)
     annotations.raise_errors(findings)
+    if content:
+      _write_json(content, made_file)
   seconds = time.monotonic() - start
-  return Summary(tuple(files), findings=findings, seconds=seconds, **counts)
+  return Summary(
+    tuple(files),
+    findings=findings,
+    seconds=seconds,
+    annotations_file=made_file,
+    **counts,
+  )
 
 
 def make_examples(
@@ -147,6 +188,34 @@ def make_examples(
       for result in chunk:
         bar.update()
         yield result
+
+
+def _run(function, names: Sequence[str], num_workers: int) -> Iterator:
+  """Results for names in their order, by several processes, with a bar."""
+  import tqdm
+
+  function = functools.partial(_run_chunk, function)
+  with tqdm.tqdm(
+    total=len(names), unit='file', disable=not sys.stderr.isatty()
+  ) as bar:
+    for chunk in _map_in_order(function, iter(names), num_workers):
+      bar.update(len(chunk))
+      yield from chunk
+
+
+def _run_chunk(function, names):
+  return [function(name) for name in names]
+
+
+def _write_json(content, path) -> None:
+  unfinished = f'{path}.unfinished-{os.getpid()}'
+  try:
+    with open(unfinished, 'w', encoding='utf-8') as file:
+      json.dump(content, file)
+    os.rename(unfinished, path)
+  finally:
+    if os.path.exists(unfinished):
+      os.unlink(unfinished)
 
 
 def _take(dataset, image_ids):

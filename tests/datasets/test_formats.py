@@ -1,0 +1,182 @@
+"""`prepare` of other formats: records, a COCO json beside them, class names."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from maskrcnn_jax import main as command
+from maskrcnn_jax.datasets import (
+  formats,
+  ground_truth,
+  prepare,
+  record_classes,
+  records,
+)
+
+
+def write_images(folder, names=('b.png', 'sub/a.png'), size=(40, 20)):
+  rng = np.random.default_rng(0)
+  for name in names:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = rng.integers(0, 255, (*size[::-1], 4)).astype(np.uint8)
+    Image.fromarray(pixels).save(path)  # RGBA
+
+
+@pytest.fixture
+def yolo(tmp_path):
+  """Two images, one of them without objects, and three classes."""
+  write_images(tmp_path / 'images')
+  (tmp_path / 'labels').mkdir()
+  (tmp_path / 'labels' / 'b.txt').write_text(
+    '2 0.25 0.25 0.75 0.25 0.75 0.75 0.25 0.75\n0 0 0 0.5 0 0.5 0.5\n'
+  )
+  (tmp_path / 'data.yaml').write_text('names: [cat, dog, cow]\n')
+  return tmp_path
+
+
+def run(folder, name='yolo', labels='labels', **kwargs):
+  return prepare.prepare(
+    folder / 'images',
+    folder / labels,
+    folder / 'out' / 'train',
+    num_workers=1,
+    data_format=name,
+    **kwargs,
+  )
+
+
+def test_yolo_becomes_records_and_a_json_with_its_own_numbers(yolo):
+  summary = run(yolo)
+  assert (summary.num_images, summary.num_empty) == (2, 1)
+  path = yolo / 'out' / 'instances_train.json'
+  assert summary.annotations_file == str(path)
+  content = json.loads(path.read_text())
+  assert [x['file_name'] for x in content['images']] == ['b.png', 'sub/a.png']
+  assert [x['id'] for x in content['categories']] == [0, 1, 2]
+  assert [x['category_id'] for x in content['annotations']] == [2, 0]
+  found = record_classes.read_classes(summary.files[0])
+  assert found == {
+    1: record_classes.RecordedClass('cat', 0),
+    3: record_classes.RecordedClass('cow', 2),
+  }
+  # The json made of the records tells the same.
+  index = records.index_records(summary.files[0])
+  truth = ground_truth.coco_from_records(index)
+  assert [x['category_id'] for x in truth['annotations']] == [2, 0]
+  assert truth['categories'] == [
+    {'id': 0, 'name': 'cat'},
+    {'id': 2, 'name': 'cow'},
+  ]
+  assert summary.counts() == {'ids_from_0': 1, 'no_label_file': 1}
+
+
+def test_a_png_of_numbers_becomes_records(tmp_path):
+  write_images(tmp_path / 'images', ['a.png'])
+  (tmp_path / 'masks').mkdir()
+  numbers = np.zeros((20, 40), np.uint16)
+  numbers[2:5, 3:10], numbers[10:12, 30:40] = 1, 700
+  Image.fromarray(numbers).save(tmp_path / 'masks' / 'a.png')
+  summary = run(tmp_path, 'instance_png', 'masks', classes='cell')
+  assert (summary.num_images, summary.num_objects) == (1, 2)
+  content = json.loads((tmp_path / 'out/instances_train.json').read_text())
+  assert content['categories'] == [{'id': 1, 'name': 'cell'}]
+  parsed = records.parse_record(
+    records.read_record(records.index_records(summary.files[0]), 0)
+  )
+  np.testing.assert_allclose(
+    parsed['boxes'] * [20, 40, 20, 40],
+    [[2, 3, 5, 10], [10, 30, 12, 40]],
+    atol=1e-5,
+  )
+  for number, png, entry in zip(
+    (1, 700), parsed['masks'].numpy(), content['annotations']
+  ):
+    mask = records.tf.io.decode_png(png)[..., 0].numpy()
+    np.testing.assert_array_equal(mask, numbers == number)
+    decoded = coco_mask.decode(entry['segmentation'])
+    np.testing.assert_array_equal(decoded, numbers == number)
+
+
+def test_a_png_for_every_object_by_the_command(tmp_path, capsys):
+  # The layout of DSB2018: one folder holds both.
+  place = tmp_path / 'stage1' / 'x'
+  write_images(place / 'images', ['x.png'])
+  (place / 'masks').mkdir()
+  mask = np.zeros((20, 40), np.uint8)
+  mask[4:8, 5:9] = 255
+  for number in range(3):
+    Image.fromarray(np.roll(mask, 6 * number)).save(
+      place / 'masks' / f'{number}.png'
+    )
+  flags = {
+    'images': tmp_path / 'stage1',
+    'annotations': tmp_path / 'stage1',
+    'output': tmp_path / 'out' / 'val',
+    'format': 'object_png',
+    'classes': 'nucleus',
+    'num_workers': 1,
+  }
+  arguments = ['prepare', *(f'--{k}={v}' for k, v in flags.items())]
+  assert command.main(arguments) == 0
+  text = capsys.readouterr().out
+  assert '1 images, 0 of them without objects' in text
+  assert '3 objects' in text
+  assert 'out/instances_val.json' in text
+  assert command.main(arguments) == 2  # Nothing is overwritten.
+  assert 'instances_val.json exists' in capsys.readouterr().err
+
+
+def test_errors_leave_nothing_behind(yolo):
+  with (yolo / 'labels' / 'b.txt').open('a') as file:
+    file.write('7 0 0 1 0 1 1\n')
+  with pytest.raises(ValueError, match=r'b\.txt: line 3: class 7 is not among'):
+    run(yolo)
+  assert not (yolo / 'out').exists()
+
+
+def test_a_wrong_folder_of_text_files_is_told(yolo):
+  (yolo / 'labels' / 'b.txt').rename(yolo / 'labels' / 'c.txt')
+  with pytest.raises(ValueError, match='no text file for any of 2 images'):
+    run(yolo)
+
+
+@pytest.mark.parametrize(
+  'name, text, expected',
+  [
+    ('data.yaml', 'names: [cat, dog]', {0: 'cat', 1: 'dog'}),
+    ('data.yaml', 'names:\n  0: cat\n  3: dog\n', {0: 'cat', 3: 'dog'}),
+    ('classes.txt', 'cat\n\ndog \n', {0: 'cat', 1: 'dog'}),
+  ],
+)
+def test_names_are_found_or_given(tmp_path, name, text, expected):
+  folder = tmp_path / 'labels' / 'train'
+  folder.mkdir(parents=True)
+  with pytest.raises(ValueError, match='There are no class names'):
+    formats.class_names('yolo', folder, None)
+  (tmp_path / name).write_text(text)
+  assert formats.class_names('yolo', folder, None) == expected
+  path = str(tmp_path / name)
+  assert formats.class_names('yolo', '.', path) == expected
+  moved = {number + 1: text for number, text in expected.items()}
+  assert formats.class_names('instance_png', '.', path) == moved
+  assert formats.class_names('yolo', '.', 'a, b') == {0: 'a', 1: 'b'}
+  assert formats.class_names('object_png', '.', None) == {1: 'object'}
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'name': 'voc'}, "--format must be one of coco, instance_png.*'voc'"),
+    ({'name': 'coco', 'classes': 'a'}, '--classes is nothing for COCO'),
+    ({'labels': 'none'}, 'none is no folder'),
+    ({'name': 'instance_png', 'labels': 'images'}, 'need a folder of their'),
+    ({'classes': 'a,,b'}, '--classes must be names'),
+  ],
+)
+def test_wrong_arguments(yolo, changes, message):
+  with pytest.raises(ValueError, match=message):
+    run(yolo, **changes)
