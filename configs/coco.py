@@ -10,6 +10,7 @@ Variants, as in `--config=coco:nvidia_1x`:
   torchvision_v2: maskrcnn_resnet50_fpn_v2; its long training is not here.
   detectron2: Detectron2's R50-FPN, 3x; R101-FPN with model.backbone.depth=101.
   from_scratch: Habana's recipe without pretrained weights, with group norm.
+  finetune: other classes, from weights of a Mask R-CNN; docs/finetuning.md.
   overfit: a handful of images learnt by heart on a CPU.
 """
 
@@ -287,6 +288,9 @@ def get_config(variant='habana_1x'):
   # Weights to start from: a .pth, .pkl, .npz or .safetensors, the prefix of a
   # TensorFlow checkpoint, or a checkpoint of ours; '' for random values.
   training.pretrained = _GOOGLE_BACKBONE
+  # Of those weights, what does not fit other classes starts anew; the model is
+  # as they need it.
+  training.finetune = False
   # TensorBoard scalars under the seed's names, this often; None: not.
   training.summary_every_steps = ml_collections.config_dict.placeholder(int)
   # JSON lines that sum up the run; None: none.
@@ -498,6 +502,32 @@ def _from_scratch(config):
   config.training.pretrained = ''
 
 
+def _finetune(config):
+  """Other classes in thousands of steps, from weights of a Mask R-CNN.
+
+  The layers, anchors, box coding, RoIAlign and colours become those of the
+  weights, see `training/finetuning.py`.
+  """
+  # As many as the records have, and the background.
+  config.model.num_classes = ml_collections.config_dict.placeholder(int)
+  # What published models show: less would only lower the precision.
+  config.model.detections.score_threshold = 0.05
+  # Upright images, too.
+  config.input.canvases = ((832, 1344), (1344, 832))
+  config.input.file_pattern = 'local/own/train*.tfrecord'
+  config.evaluation.file_pattern = 'local/own/val*.tfrecord'
+  config.evaluation.annotations_file = ''
+  config.evaluation.every_steps = 500
+  config.training.pretrained = ''
+  config.training.finetune = True
+  config.training.num_steps = 3000
+  config.training.checkpoint_every_steps = 500
+  config.optimizer.warmup_steps = 200
+  config.optimizer.decay_steps = (2000, 2700)
+  # New heads on old features: the first gradients are large.
+  config.optimizer.clip_global_norm = 5.0
+
+
 def _overfit(config):
   """Eight images, trained from nothing until they are known by heart."""
   _from_scratch(config)
@@ -539,6 +569,7 @@ VARIANTS = {
   'torchvision_v2': _torchvision_v2,
   'detectron2': _detectron2,
   'from_scratch': _from_scratch,
+  'finetune': _finetune,
   'overfit': _overfit,
 }
 VARIANTS |= {

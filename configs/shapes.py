@@ -1,13 +1,19 @@
 """Small Mask R-CNN on drawn shapes: minutes on two CPU cores, from nothing.
 
 `python data/shapes/shapes.py --output local/shapes` draws the pictures.
+
+Variants, as in `--config=shapes:finetune`:
+  demo: the shapes, the default.
+  finetune: other classes, from the weights of the demo; docs/finetuning.md.
+  nuclei: the same for microscope images with hundreds of nuclei.
+  nuclei_from_scratch: these from random values, in as many steps.
 """
 
 import ml_collections
 
 
-def get_config():
-  """The config; every field can be set on the command line.
+def get_config(variant='demo'):
+  """The config of a variant; every field can be set on the command line.
 
   Options of the model that are not listed are those of `configs/coco.py`.
   """
@@ -134,6 +140,8 @@ def get_config():
   optimizer.decay_factors = (0.1, 0.01)
   # Of SGD.
   optimizer.momentum = 0.9
+  # Gradients are scaled down to this norm; None: never.
+  optimizer.clip_global_norm = ml_collections.config_dict.placeholder(float)
   # Times half the squared kernels, part of the loss.
   optimizer.weight_decay = 1e-4
   # Gradients of biases are multiplied by it.
@@ -157,8 +165,12 @@ def get_config():
   training.keep_every_hours = ml_collections.config_dict.placeholder(float)
   # Images of an evaluation that are drawn with their detections.
   training.pictures = 8
-  # Prefix of a TensorFlow checkpoint to start from; '' for random values.
+  # Weights to start from: a checkpoint of ours, or a file that import_weights
+  # reads; '' for random values.
   training.pretrained = ''
+  # Of those weights, what does not fit other classes starts anew; the model is
+  # as they need it.
+  training.finetune = False
   # TensorBoard scalars under the seed's names, this often; None: not.
   training.summary_every_steps = ml_collections.config_dict.placeholder(int)
   # JSON lines that sum up the run; None: none.
@@ -221,4 +233,69 @@ def get_config():
   runtime.shard_state = 'none'
   # The same bits on a GPU in every run, somewhat slower; a CPU gives them.
   runtime.deterministic = False
+
+  VARIANTS[variant](config)
   return config
+
+
+def _demo(config):
+  """The shapes, from random values."""
+  del config  # As it is.
+
+
+def _finetune(config):
+  """Other classes, from the weights of the demo."""
+  # As many as the records have, and the background.
+  config.model.num_classes = ml_collections.config_dict.placeholder(int)
+  config.model.detections.max_detections = 100
+  config.input.file_pattern = 'local/own/train*.tfrecord'
+  config.input.max_instances = 100
+  config.evaluation.file_pattern = 'local/own/val*.tfrecord'
+  config.evaluation.annotations_file = ''
+  config.evaluation.batch_size = 4
+  config.evaluation.every_steps = 100
+  config.training.pretrained = 'local/demo'
+  config.training.finetune = True
+  config.training.num_steps = 600
+  config.training.checkpoint_every_steps = 100
+  # The rate of the demo; few steps need a short warm-up.
+  config.optimizer.warmup_steps = 100
+  config.optimizer.decay_steps = (400, 520)
+  # New heads on old features: the first gradients are large.
+  config.optimizer.clip_global_norm = 5.0
+
+
+def _nuclei(config):
+  """Nuclei of BBBC038: one class, up to 206 of them in an image."""
+  _finetune(config)
+  config.input.file_pattern = 'local/nuclei/train*.tfrecord'
+  config.input.canvases = ((256, 256),)
+  config.input.batch_size = 4
+  config.input.max_instances = 256
+  config.model.num_classes = 2
+  config.model.detections.max_detections = 256
+  # More objects: more proposals, and more RoIs to learn from.
+  config.model.train_proposals.pre_nms_top_k = 400
+  config.model.train_proposals.post_nms_top_k = 200
+  config.model.test_proposals.pre_nms_top_k = 800
+  config.model.test_proposals.post_nms_top_k = 400
+  config.model.rpn_targets.num_samples = 128
+  config.model.losses.rpn_samples = 128
+  config.model.sampling.num_rois = 64
+  config.evaluation.file_pattern = 'local/nuclei/val*.tfrecord'
+  config.training.pictures = 4
+
+
+def _nuclei_from_scratch(config):
+  """The same, from random values."""
+  _nuclei(config)
+  config.training.pretrained = ''
+  config.training.finetune = False
+
+
+VARIANTS = {
+  'demo': _demo,
+  'finetune': _finetune,
+  'nuclei': _nuclei,
+  'nuclei_from_scratch': _nuclei_from_scratch,
+}

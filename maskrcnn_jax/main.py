@@ -125,8 +125,9 @@ def _start(args):
   from maskrcnn_jax import runtime
 
   runtime.start(config.runtime)
-  from maskrcnn_jax.training import loop
+  from maskrcnn_jax.training import finetuning, loop
 
+  finetuning.complete(config, args.workdir, args.override)
   return config, loop
 
 

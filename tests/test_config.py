@@ -36,6 +36,11 @@ SHIPPED = [
   'coco:detectron2',
   'coco:from_scratch',
   'coco:overfit',
+  'coco:finetune',
+  'shapes:demo',
+  'shapes:finetune',
+  'shapes:nuclei',
+  'shapes:nuclei_from_scratch',
 ]
 
 
@@ -77,6 +82,10 @@ def test_every_field_of_a_shipped_config_has_a_comment():
 @pytest.mark.parametrize('name', SHIPPED)
 def test_shipped_configs_fit_what_they_configure(name):
   config = config_lib.load_config(name)
+  if config.model.num_classes is None:  # As many as there are.
+    with pytest.raises(ValueError, match=r'model\.num_classes must be given'):
+      mask_rcnn.MaskRCNN.from_config(config.model)
+    config.model.num_classes = 3
   model = mask_rcnn.MaskRCNN.from_config(config.model)
   assert model.num_classes == config.model.num_classes
   anchors = model.rpn_targets.num_samples
@@ -96,6 +105,22 @@ def test_the_default_of_coco_is_the_default_of_the_model():
     if field.name not in ('parent', 'name'):
       assert getattr(model, field.name) == getattr(plain, field.name)
   assert hash(model) == hash(plain)
+
+
+def test_nuclei_differ_in_where_they_start_alone():
+  fine, scratch = (
+    config_lib.load_config(f'shapes:{name}').to_dict()
+    for name in ('nuclei', 'nuclei_from_scratch')
+  )
+  assert fine['training'].pop('pretrained') == 'local/demo'
+  assert fine['training'].pop('finetune')
+  assert scratch['training'].pop('pretrained') == ''
+  assert not scratch['training'].pop('finetune')
+  assert fine == scratch
+  # 206 objects in an image; half of the demo's batch and of its rate.
+  assert fine['input']['max_instances'] == 256
+  assert fine['model']['detections']['max_detections'] == 256
+  assert fine['optimizer']['learning_rate'] == pytest.approx(0.04)
 
 
 def test_the_default_of_coco_is_the_recipe_of_the_seed():

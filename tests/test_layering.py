@@ -74,7 +74,7 @@ ALLOWED = {
   'maskrcnn_jax/main': (
     '.backends .benchmarks.verb .command_line .config .datasets'
     ' .inference.verb .plan .planning.topologies .runtime .training.conversion'
-    ' .training.loop'
+    ' .training.finetuning .training.loop'
   ),
   'maskrcnn_jax/models': 'jax numpy flax .ops .models .structures',
   'maskrcnn_jax/models/losses': 'jax numpy flax optax .ops .models .structures',
@@ -107,6 +107,9 @@ ALLOWED = {
   'maskrcnn_jax/training/checkpoint_match': '.models .training',
   'maskrcnn_jax/training/conversion': (
     'jax .config .models .training .weights'
+  ),
+  'maskrcnn_jax/training/finetuning': (
+    'ml_collections .config .models .training .weights'
   ),
   'maskrcnn_jax/training/loop': (
     'jax ml_collections .models .structures .training'

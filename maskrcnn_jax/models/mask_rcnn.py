@@ -276,8 +276,15 @@ class MaskRCNN(nn.Module):
 
     Raises:
       TypeError: if the section has a field that the model has not.
+      ValueError: if `num_classes` is None.
     """
-    return cls(**override.changes(cls(), config, 'model'))
+    model = cls(**override.changes(cls(), config, 'model'))
+    if model.num_classes is None:
+      raise ValueError(
+        'model.num_classes must be given: the largest class id plus one. The '
+        'verbs train, eval and train_and_eval read it off the records.'
+      )
+    return model
 
 
 def _check_canvas(images):

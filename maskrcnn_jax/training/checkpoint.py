@@ -140,6 +140,16 @@ def claim_workdir(
     path.write_text(text)
 
 
+def claimed_config(workdir) -> dict[str, Any] | None:
+  """The config of the run that a workdir is of, in the types of JSON.
+
+  Raises:
+    WorkdirError: the file is no config.
+  """
+  path = _config_path(workdir)
+  return _read_json(path) if path.exists() else None
+
+
 def latest_step(workdir) -> int | None:
   """The newest complete checkpoint of a workdir; None if it has none.
 

@@ -14,6 +14,8 @@ from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import (
   checkpoint,
+  evaluation_data,
+  finetuning,
   health,
   metrics,
   pretrained,
@@ -25,7 +27,6 @@ from maskrcnn_jax.training import (
   watchdog,
 )
 from maskrcnn_jax.training import train_step as step_lib
-from maskrcnn_jax.training.evaluation_data import class_names
 from maskrcnn_jax.training.evaluator import Evaluator, check_batch_size
 from maskrcnn_jax.training.steps import TrainingOptions
 
@@ -155,6 +156,12 @@ def _train(config, workdir, evaluator: Evaluator | None, notes) -> None:
     step_lib.create_train_state, model, config.optimizer, first, init_key
   )
 
+  classes = evaluation_data.saved_classes(
+    _annotations_file(config, evaluator),
+    # Few enough to look at.
+    config.input.file_pattern if training.finetune else None,
+  )
+
   def resume():
     """State, optimizer, finished steps, data position, what was loaded."""
     fresh, optimizer = create()
@@ -165,7 +172,11 @@ def _train(config, workdir, evaluator: Evaluator | None, notes) -> None:
       return restored.state, optimizer, restored.step, restored.position, ''
     if not training.pretrained:
       return state, optimizer, 0, _START, ''
-    state, account = pretrained.start_from(training.pretrained, fresh)
+    state, account = pretrained.start_from(
+      training.pretrained,
+      fresh,
+      finetuning.fit(training, evaluation_data.names_of(classes)),
+    )
     return sharding.put(state, places), optimizer, 0, _START, account
 
   state, optimizer, done, position, account = resume()
@@ -188,7 +199,7 @@ def _train(config, workdir, evaluator: Evaluator | None, notes) -> None:
       optimizer=optimizer,
       key=key,
       evaluator=evaluator,
-      classes=class_names(_annotations_file(config, evaluator)),
+      classes=classes,
       first_step=done,
       compiled={},
       saved=saved,

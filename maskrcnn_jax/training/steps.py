@@ -63,6 +63,8 @@ class TrainingOptions:
     pretrained: what a run starts from, a backbone or a whole Mask R-CNN: a
       file of weights, the prefix of a TensorFlow checkpoint, or a checkpoint of
       ours; None or '' for random values.
+    finetune: of `pretrained`, what does not fit other classes starts from
+      random values, see `finetuning`.
     summary_every_steps: TensorBoard also shows metrics of single steps under
       the seed's names, this often; None: not.
     log_file: JSON lines that sum up the run under the seed's names; None: none.
@@ -82,6 +84,7 @@ class TrainingOptions:
   keep_every_hours: float | None = None
   pictures: int = 8
   pretrained: str | None = None
+  finetune: bool = False
   summary_every_steps: int | None = None
   log_file: str | None = None
   profile: tuple[int, int] | None = None
@@ -125,7 +128,7 @@ class Run:
   optimizer: step_lib.Optimizer
   key: jax.Array
   evaluator: Evaluator | None
-  classes: dict[int, str]
+  classes: dict[int, str | dict]
   first_step: int
   compiled: dict
   saved: checkpoint.CheckpointWriter
@@ -313,7 +316,8 @@ def _check_classes(batch: Mapping, num_classes: int) -> None:
     raise ValueError(
       f'Image {batch["image_ids"][rows[0]]} has class '
       f'{np.max(classes[rows[0]])}; model.num_classes is {num_classes}, so '
-      f'classes may be 1 to {num_classes - 1}.'
+      f'classes may be 1 to {num_classes - 1}. Set it to the largest class id '
+      f'plus one, {np.max(classes) + 1} or more.'
     )
 
 
