@@ -11,6 +11,7 @@ from typing import ClassVar
 import tensorflow_datasets as tfds
 
 from maskrcnn_jax.datasets import annotations, prepare, tfds_features
+from maskrcnn_jax.datasets.findings import raise_errors
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
@@ -68,4 +69,4 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       findings += found
       if example is not None:
         yield example.image_id, tfds_features.to_features(example)
-    annotations.raise_errors(findings)
+    raise_errors(findings)

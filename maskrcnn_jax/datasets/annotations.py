@@ -10,40 +10,10 @@ import json
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+
+from maskrcnn_jax.datasets.findings import Finding, raise_errors
 
 _MAX_CLASS_ID = 2**31 - 1
-_LISTED_ERRORS = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-  """A problem of a data set.
-
-  Attributes:
-    kind: a short name to count by, such as `zero_area_box`.
-    file: the annotation or image file.
-    image_id: id of the image, or None.
-    annotation_id: id of the object, or None.
-    message: what is wrong and what to do.
-    severity: `error` (nothing is written), `skipped` (the object is left out)
-      or `note` (nothing is lost).
-  """
-
-  kind: str
-  file: str
-  image_id: Any
-  annotation_id: Any
-  message: str
-  severity: str = 'skipped'
-
-  def __str__(self) -> str:
-    place = [self.file]
-    if self.image_id is not None:
-      place.append(f'image {self.image_id!r}')
-    if self.annotation_id is not None:
-      place.append(f'annotation {self.annotation_id!r}')
-    return f'{", ".join(place)}: {self.message}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,25 +88,40 @@ def check_coco(
   Raises:
     ValueError: as `load_coco`, or one of the findings is an error.
   """
-  findings = list(findings)
-  class_names = _class_names(content['categories'], file, findings)
-  found = _images(content['images'], file, images_dir, findings)
-  offset = class_offset([entry.get('id') for entry in content['categories']])
-  grouped = _group(
-    content['annotations'], file, found, class_names, offset, findings
-  )
-  raise_errors(findings)
+  dataset = _inspect(content, file, images_dir, findings)
+  raise_errors(dataset.findings)
   captions = collections.defaultdict(list)
   if captions_file is not None:
     for entry in _read_json(captions_file, ('annotations',))['annotations']:
       captions[entry['image_id']].append(entry['caption'])
+  return dataclasses.replace(dataset, captions=dict(captions))
+
+
+def inspect_coco(
+  annotations_file: str | os.PathLike,
+  images_dir: str | os.PathLike | None = None,
+) -> CocoDataset:
+  """What can be used of a COCO instances file; errors are among its findings.
+
+  Args:
+    annotations_file: see `load_coco`.
+    images_dir: see `load_coco`.
+
+  Raises:
+    ValueError: if the file is no COCO file at all.
+  """
+  file = os.fspath(annotations_file)
+  content = _read_json(file, ('images', 'annotations', 'categories'))
+  return _inspect(content, file, images_dir)
+
+
+def _inspect(content, file, images_dir, findings=()):
+  findings = list(findings)
+  class_names = _class_names(content['categories'], file, findings)
+  found = _images(content['images'], file, images_dir, findings)
+  grouped = _group(content, file, found, class_names, findings)
   return CocoDataset(
-    file,
-    tuple(found.values()),
-    grouped,
-    class_names,
-    dict(captions),
-    tuple(findings),
+    file, tuple(found.values()), grouped, class_names, {}, tuple(findings)
   )
 
 
@@ -171,16 +156,23 @@ def class_offset(category_ids: Iterable[int]) -> int:
   return int(0 in category_ids)
 
 
-def raise_errors(findings: Sequence[Finding]) -> None:
-  """Raises a ValueError that lists the errors among the findings, if any."""
-  errors = [finding for finding in findings if finding.severity == 'error']
-  if not errors:
-    return
-  lines = [f'  {error.kind}: {error}' for error in errors[:_LISTED_ERRORS]]
-  if len(errors) > _LISTED_ERRORS:
-    lines.append(f'  and {len(errors) - _LISTED_ERRORS} more.')
-  noun = 'error' if len(errors) == 1 else 'errors'
-  raise ValueError('\n'.join([f'{len(errors)} {noun} in the data:', *lines]))
+def find_missing(
+  image: CocoImage, images_dir: str | os.PathLike, file: str
+) -> Finding | None:
+  """What is found if the file of an image is not there.
+
+  Args:
+    image: its entry.
+    images_dir: folder that its name is relative to.
+    file: the json that names it.
+  """
+  path = os.path.join(images_dir, image.file_name)
+  if os.path.isfile(path):
+    return None
+  message = (
+    f'there is no {path}. Add the file or take the image out of the json.'
+  )
+  return Finding('missing_image', file, image.image_id, None, message, 'error')
 
 
 def _read_json(file, keys):
@@ -200,17 +192,29 @@ def _is_int(value, low, high):
   return type(value) is int and low <= value <= high
 
 
+def _entries(entries, name, file, findings):
+  """The entries of a list that are objects of the json."""
+  for number, entry in enumerate(entries):
+    if isinstance(entry, dict):
+      yield entry
+    else:
+      message = (
+        f'entry {number} (from 0) of {name!r} must be an object with fields, '
+        f'got {str(entry)[:40]!r}. Remove it.'
+      )
+      findings.append(Finding('entry', file, None, None, message, 'error'))
+
+
 def _class_names(entries, file, findings):
   """Names by class id."""
   names = {}
-  offset = class_offset([entry.get('id') for entry in entries])
-  for entry in entries:
-    category_id = entry.get('id')
-    message = _category_problem(category_id, entry.get('name'), names, offset)
-    if message:
-      findings.append(
-        Finding('category_id', file, None, None, message, 'error')
-      )
+  offset = class_offset(_ids(entries))
+  for entry in _entries(entries, 'categories', file, findings):
+    category_id, name = entry.get('id'), entry.get('name')
+    problem = _category_problem(category_id, name, names, offset)
+    if problem:
+      kind, message = problem
+      findings.append(Finding(kind, file, None, None, message, 'error'))
     else:
       names[category_id + offset] = str(entry.get('name', category_id))
   if offset:
@@ -222,20 +226,23 @@ def _class_names(entries, file, findings):
   return names
 
 
-def _category_problem(category_id, name, names, offset) -> str | None:
-  """What is wrong with the id of a category and what to do, or None."""
+def _category_problem(category_id, name, names, offset):
+  """Kind and message of what is wrong with a category, or None."""
   if isinstance(category_id, str):
-    return (
+    return 'category_id', (
       f'category id {category_id!r} ({name!r}) is a text. '
       + _number_instead(category_id, 'category_id')
     )
   if not _is_int(category_id, 0, _MAX_CLASS_ID - 1):
-    return (
+    return 'category_id', (
       f'category id {category_id!r} ({name!r}) must be a whole number from 0. '
       'Renumber the categories.'
     )
   if category_id + offset in names:
-    return f'category id {category_id} is there twice. Renumber one.'
+    return 'duplicate_category_id', (
+      f'category id {category_id} is there twice '
+      f'({names[category_id + offset]!r} and {name!r}). Renumber one.'
+    )
   return None
 
 
@@ -256,20 +263,25 @@ def _number_instead(text: str, key: str) -> str:
 def _images(entries, file, images_dir, findings):
   """Checked image entries by id."""
   found = {}
-  for entry in entries:
-    problem = _image_problem(entry, found, images_dir)
+  for entry in _entries(entries, 'images', file, findings):
+    problem = _image_problem(entry, found)
     if problem:
       kind, message = problem
       image_id = entry.get('id')
       findings.append(Finding(kind, file, image_id, None, message, 'error'))
+      continue
+    image = CocoImage(
+      entry['id'], entry['file_name'], entry['height'], entry['width']
+    )
+    missing = images_dir is not None and find_missing(image, images_dir, file)
+    if missing:
+      findings.append(missing)
     else:
-      found[entry['id']] = CocoImage(
-        entry['id'], entry['file_name'], entry['height'], entry['width']
-      )
+      found[entry['id']] = image
   return found
 
 
-def _image_problem(entry, found, images_dir):
+def _image_problem(entry, found):
   """Kind and message of what is wrong with an image entry, or None."""
   image_id, name = entry.get('id'), entry.get('file_name')
   if isinstance(image_id, str):
@@ -294,53 +306,75 @@ def _image_problem(entry, found, images_dir):
       return 'image_entry', (
         f'{side} must be a number of pixels, got {entry.get(side)!r}.'
       )
-  if images_dir is not None and not os.path.isfile(
-    os.path.join(images_dir, name)
-  ):
-    return 'missing_image', (
-      f'there is no {os.path.join(images_dir, name)}. Add the file or take the '
-      'image out of the json.'
-    )
   return None
 
 
-def _group(entries, file, found, class_names, offset, findings):
-  """Annotation entries by image id; leaves out those that cannot be used."""
+def _group(content, file, found, class_names, findings):
+  """Annotation entries by image id; leaves out those that cannot be used.
+
+  What refers to an image or a category that was found wrong is left out without
+  a word: that one has its finding.
+  """
   grouped = collections.defaultdict(list)
+  wrong_images = _ids(content['images']) - found.keys()
+  offset = class_offset(_ids(content['categories']))
+  known = {class_id - offset for class_id in class_names}
+  wrong_classes = _ids(content['categories']) - known
   seen = set()
-  for entry in entries:
-    annotation_id, image_id = entry.get('id'), entry.get('image_id')
-    category_id = entry.get('category_id')
-    kind = None
+  entries = content['annotations']
+  for entry in _entries(entries, 'annotations', file, findings):
+    annotation_id, image_id, category_id = (
+      _hashable(entry.get(key)) for key in ('id', 'image_id', 'category_id')
+    )
+    problem = None
     if annotation_id is not None and annotation_id in seen:
-      kind, severity = 'duplicate_annotation_id', 'error'
       message = 'the annotation id is there twice. Give every object its own.'
+      problem = 'duplicate_annotation_id', message, 'error'
+    elif image_id in wrong_images or category_id in wrong_classes:
+      continue
     elif image_id not in found:
-      kind, severity = 'unknown_image', 'skipped'
-      message = 'the json has no such image.'
-    elif (
-      type(category_id) is not int or category_id + offset not in class_names
-    ):
-      kind, severity = 'category_id', 'error'
-      known = [class_id - offset for class_id in sorted(class_names)]
+      message = f'the json has no such image. {_remedy(image_id, found)}'
+      problem = 'unknown_image', message, 'warning'
+    elif type(category_id) is not int or category_id not in known:
       message = (
         f'category_id {category_id!r} is not among the categories '
-        f'({_shorten(known)}). Correct the annotation or add the category.'
+        f'({_shorten(sorted(known))}). {_remedy(category_id, known)}'
       )
       if isinstance(category_id, str):
         message = f'category_id {category_id!r} is a text. ' + _number_instead(
           category_id, 'category_id'
         )
+      problem = 'unknown_category', message, 'error'
     seen.add(annotation_id)
-    if kind is None and offset:
-      grouped[image_id].append({**entry, 'class_id': category_id + offset})
-    elif kind is None:
+    if problem is None and offset:
+      entry = {**entry, 'class_id': category_id + offset}
+    if problem is None:
       grouped[image_id].append(entry)
     else:
+      kind, message, severity = problem
       findings.append(
         Finding(kind, file, image_id, annotation_id, message, severity)
       )
   return dict(grouped)
+
+
+def _ids(entries):
+  """The ids of entries that have one."""
+  return {
+    _hashable(entry.get('id')) for entry in entries if isinstance(entry, dict)
+  }
+
+
+def _hashable(value):
+  """An id to look up; a list or an object, which is none, as a text."""
+  return str(value) if isinstance(value, (list, dict)) else value
+
+
+def _remedy(given, known):
+  """What to do about an id that is not known."""
+  if isinstance(given, str) and given.isdecimal() and int(given) in known:
+    return f'It is a text: write the number {int(given)} without quotes.'
+  return 'Correct the annotation or add what it refers to.'
 
 
 def _shorten(ids):

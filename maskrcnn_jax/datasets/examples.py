@@ -7,23 +7,27 @@ cannot be read or has no pixel is left out too.
 """
 
 import dataclasses
-import math
 import os
 from collections.abc import Sequence
 
 import numpy as np
 
 from maskrcnn_jax.datasets import images, masks
-from maskrcnn_jax.datasets.annotations import CocoImage, Finding
+from maskrcnn_jax.datasets.annotations import CocoImage
+from maskrcnn_jax.datasets.findings import Finding
+from maskrcnn_jax.datasets.json_values import is_box, is_number
 
 # What `images.read_image` may have done to a file.
 _NOTES = {
-  'stored_upright': 'is turned by its EXIF flag and was stored upright.',
+  'stored_upright': (
+    'is turned by its EXIF flag, and the json gives the size of the upright '
+    'picture: a record stores it upright.'
+  ),
   'rotation_ignored': (
     'has an EXIF rotation, but the json gives the size of the stored pixels: '
     'the flag is ignored.'
   ),
-  'stored_as_png': 'is neither JPEG nor PNG and was stored as PNG.',
+  'stored_as_png': 'is neither JPEG nor PNG: a record stores it as PNG.',
 }
 
 
@@ -83,26 +87,16 @@ def make_example(
     The example, None if the image cannot be used, and what was found.
   """
   path = os.path.join(images_dir, image.file_name)
-  try:
-    encoded, note = images.read_image(path, image.height, image.width)
-  except ValueError as error:
-    message = f'{error}. Replace the file or take it out of the json.'
-    kind = 'unusable_image'
-    return None, [Finding(kind, path, image.image_id, None, message, 'error')]
-  findings = []
-  if note:
-    findings.append(
-      Finding(note, path, image.image_id, None, _NOTES[note], 'note')
-    )
+  encoded, finding = read_image(image, path)
+  findings = [] if finding is None else [finding]
+  if encoded is None:
+    return None, findings
   objects = []
   for entry in entries:
     try:
       objects.append(_read_object(entry, image))
-    except _UnusableObjectError as error:
-      kind, message = error.args
-      findings.append(
-        Finding(kind, path, image.image_id, entry.get('id'), message)
-      )
+    except UnusableObjectError as error:
+      findings.append(error.finding(path, entry))
   boxes, classes, category_ids, is_crowd, areas, encoded_masks = (
     zip(*objects) if objects else [()] * 6
   )
@@ -126,23 +120,43 @@ def make_example(
   return example, findings
 
 
-class _UnusableObjectError(Exception):
+def read_image(
+  image: CocoImage, path: str
+) -> tuple[bytes | None, Finding | None]:
+  """An image file as a record holds it, None if it is unusable; what was found.
+
+  Args:
+    image: its entry.
+    path: of the file.
+  """
+  try:
+    encoded, note = images.read_image(path, image.height, image.width)
+  except ValueError as error:
+    message = f'{error}. Replace the file or take it out of the json.'
+    kind = 'unusable_image'
+    return None, Finding(kind, path, image.image_id, None, message, 'error')
+  if note is None:
+    return encoded, None
+  return encoded, Finding(
+    note, path, image.image_id, None, _NOTES[note], 'note'
+  )
+
+
+class UnusableObjectError(Exception):
   """An object to leave out; its arguments are a kind and a message."""
+
+  def finding(self, path: str, entry: dict) -> Finding:
+    """The finding on the annotation of an image file."""
+    kind, message = self.args
+    return Finding(kind, path, entry['image_id'], entry.get('id'), message)
 
 
 def _read_object(entry, image):
   """Box, class, category, crowd flag, area and PNG mask of an annotation."""
-  box = _read_box(entry, image)
-  try:
-    mask = masks.decode_segmentation(
-      entry.get('segmentation'), image.height, image.width
-    )
-  except ValueError as error:
-    raise _UnusableObjectError('unusable_mask', f'{error}.') from error
-  if not mask.any():
-    raise _UnusableObjectError('empty_mask', 'the mask has no pixel.')
+  box = read_box(entry, image)
+  mask = read_mask(entry, image)
   area = entry.get('area')
-  if not _is_number(area):
+  if not is_number(area):
     area = np.count_nonzero(mask)
   is_crowd = bool(entry.get('iscrowd', 0))
   category_id = entry['category_id']
@@ -151,30 +165,43 @@ def _read_object(entry, image):
   return box, class_id, category_id, is_crowd, area, encoded
 
 
-def _read_box(entry, image):
-  """`(y1, x1, y2, x2)` of an annotation."""
+def read_mask(entry: dict, image: CocoImage) -> np.ndarray:
+  """`[height, width]` bool, the mask of an annotation.
+
+  Raises:
+    UnusableObjectError: it cannot be read, or has no pixel.
+  """
+  try:
+    mask = masks.decode_segmentation(
+      entry.get('segmentation'), image.height, image.width
+    )
+  except ValueError as error:
+    raise UnusableObjectError('unusable_mask', f'{error}.') from error
+  if not mask.any():
+    raise UnusableObjectError('empty_mask', 'the mask has no pixel.')
+  return mask
+
+
+def read_box(
+  entry: dict, image: CocoImage
+) -> tuple[float, float, float, float]:
+  """`(y1, x1, y2, x2)` of an annotation, in pixels.
+
+  Raises:
+    UnusableObjectError: it is no box, or one that the reference leaves out.
+  """
   box = entry.get('bbox')
-  if not (
-    isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))
-  ):
-    raise _UnusableObjectError(
+  if not is_box(box):
+    raise UnusableObjectError(
       'unusable_box', f'bbox must be x, y, width, height, got {box!r}.'
     )
   x, y, width, height = box
   if width <= 0 or height <= 0:
-    raise _UnusableObjectError('zero_area_box', f'the box {box} has no area.')
+    raise UnusableObjectError('zero_area_box', f'the box {box} has no area.')
   if x + width > image.width or y + height > image.height:
-    raise _UnusableObjectError(
+    raise UnusableObjectError(
       'box_outside_image',
       f'the box {box} ends outside the image of {image.width} x '
       f'{image.height} (width x height).',
     )
   return y, x, y + height, x + width
-
-
-def _is_number(value):
-  return (
-    isinstance(value, (int, float))
-    and not isinstance(value, bool)
-    and math.isfinite(value)
-  )

@@ -1,12 +1,13 @@
 """Masks as data sets write them: polygons, run lengths, PNG files."""
 
 import io
-import math
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
+
+from maskrcnn_jax.datasets.json_values import is_number
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
@@ -58,13 +59,13 @@ def _check_polygon(polygon):
       f'{str(polygon)[:40]!r} of odd length or another type'
     )
   for value in polygon:
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
+    if not is_number(value):
       raise ValueError(f'a polygon has the coordinate {value!r}')
 
 
 def _decode_run_lengths(segmentation, height, width):
   size = segmentation.get('size')
-  if list(size or ()) != [height, width]:
+  if size not in ([height, width], (height, width)):
     raise ValueError(f"the run lengths are for size {size}, not the image's")
   counts = segmentation.get('counts')
   if isinstance(counts, (str, bytes)):

@@ -6,24 +6,20 @@ the number of files, in order.
 """
 
 import collections
-import concurrent.futures
 import dataclasses
 import functools
 import glob
 import itertools
 import json
-import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from maskrcnn_jax.datasets import annotations, examples, formats
+from maskrcnn_jax.datasets import annotations, examples, formats, workers
+from maskrcnn_jax.datasets.findings import Finding, raise_errors
 
 _IMAGES_PER_FILE = 500
 _SUFFIX = '.tfrecord'
-_CHUNK = 8  # Images a worker takes at a time.
-_IN_FLIGHT_PER_WORKER = 4  # Chunks, so that memory stays bounded.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +42,7 @@ class Summary:
   num_empty: int
   num_objects: int
   num_crowd: int
-  findings: Sequence[annotations.Finding]
+  findings: Sequence[Finding]
   seconds: float
   annotations_file: str | None = None
 
@@ -125,7 +121,7 @@ def prepare(
       images_dir,
       annotations_file,
       classes,
-      functools.partial(_run, num_workers=num_workers or os.cpu_count()),
+      functools.partial(_run, num_workers=num_workers),
     )
     dataset = annotations.check_coco(
       content, made_file, images_dir, captions_file, found
@@ -144,7 +140,7 @@ def prepare(
       if example is not None:
         writer.write(records.encode_record(example))
         _count(example, counts)
-    annotations.raise_errors(findings)
+    raise_errors(findings)
     if content:
       _write_json(content, made_file)
   seconds = time.monotonic() - start
@@ -161,7 +157,7 @@ def make_examples(
   dataset: annotations.CocoDataset,
   images_dir: str | os.PathLike,
   num_workers: int | None = None,
-) -> Iterator[tuple[examples.ImageExample | None, list[annotations.Finding]]]:
+) -> Iterator[tuple[examples.ImageExample | None, list[Finding]]]:
   """Yields what `examples.make_example` returns, in the order of the json.
 
   Args:
@@ -169,8 +165,6 @@ def make_examples(
     images_dir: folder of the images.
     num_workers: processes; by default one per core.
   """
-  import tqdm
-
   tasks = (
     (
       image,
@@ -180,31 +174,15 @@ def make_examples(
     for image in dataset.images
   )
   make = functools.partial(
-    _make_chunk, class_names=dataset.class_names, images_dir=images_dir
+    _make, class_names=dataset.class_names, images_dir=images_dir
   )
-  num_workers = num_workers or os.cpu_count()
-  with tqdm.tqdm(total=len(dataset.images), unit='image') as bar:
-    for chunk in _map_in_order(make, tasks, num_workers):
-      for result in chunk:
-        bar.update()
-        yield result
+  return workers.map_images(make, tasks, len(dataset.images), num_workers)
 
 
-def _run(function, names: Sequence[str], num_workers: int) -> Iterator:
+def _run(function, names: Sequence[str], num_workers: int | None) -> Iterator:
   """Results for names in their order, by several processes, with a bar."""
-  import tqdm
-
-  function = functools.partial(_run_chunk, function)
-  with tqdm.tqdm(
-    total=len(names), unit='file', disable=not sys.stderr.isatty()
-  ) as bar:
-    for chunk in _map_in_order(function, iter(names), num_workers):
-      bar.update(len(chunk))
-      yield from chunk
-
-
-def _run_chunk(function, names):
-  return [function(name) for name in names]
+  tasks = ((name,) for name in names)
+  return workers.map_images(function, tasks, len(names), num_workers)
 
 
 def _write_json(content, path) -> None:
@@ -262,31 +240,10 @@ def _name_files(stem, num_images, num_shards):
   ]
 
 
-def _make_chunk(tasks, class_names, images_dir):
-  return [
-    examples.make_example(image, entries, class_names, images_dir, captions)
-    for image, entries, captions in tasks
-  ]
-
-
-def _map_in_order(function, tasks, num_workers):
-  """Results of chunks of tasks in their order, a bounded number ahead."""
-  chunks = iter(lambda: list(itertools.islice(tasks, _CHUNK)), [])
-  if num_workers == 1:
-    yield from map(function, chunks)
-    return
-  # TensorFlow's threads do not survive a fork.
-  context = multiprocessing.get_context('spawn')
-  with concurrent.futures.ProcessPoolExecutor(
-    num_workers, mp_context=context
-  ) as pool:
-    waiting = collections.deque()
-    for chunk in chunks:
-      waiting.append(pool.submit(function, chunk))
-      if len(waiting) >= num_workers * _IN_FLIGHT_PER_WORKER:
-        yield waiting.popleft().result()
-    while waiting:
-      yield waiting.popleft().result()
+def _make(image, entries, captions, class_names, images_dir):
+  return examples.make_example(
+    image, entries, class_names, images_dir, captions
+  )
 
 
 def _count(example, counts):

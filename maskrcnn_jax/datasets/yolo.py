@@ -55,7 +55,7 @@ def read_polygons(
       objects.append(_read_line(line.split(), size, class_names))
     except _UnusableError as error:
       kind, message = error.args
-      severity = 'error' if kind == 'category_id' else 'skipped'
+      severity = 'error' if kind == 'category_id' else 'warning'
       message = f'line {number}: {message}'
       findings.append(Finding(kind, str(labels), None, None, message, severity))
   return ImageAnnotations(name, size, objects, findings)

@@ -48,7 +48,7 @@ def test_groups_annotations_by_image(tmp_path):
 def test_annotation_of_an_unknown_image_is_left_out(tmp_path):
   dataset = _load(tmp_path, objects=[_object(), _object(71, image_id=8)])
   (finding,) = dataset.findings
-  assert (finding.kind, finding.severity) == ('unknown_image', 'skipped')
+  assert (finding.kind, finding.severity) == ('unknown_image', 'warning')
   assert (finding.image_id, finding.annotation_id) == (8, 71)
   assert len(dataset.annotations[7]) == 1
 
@@ -80,6 +80,58 @@ def test_ambiguous_files_are_errors_that_name_the_place(
   with pytest.raises(ValueError, match=re.escape(message)) as caught:
     _load(tmp_path, **content)
   assert 'instances.json' in str(caught.value)
+
+
+def test_inspection_goes_on_after_errors(tmp_path):
+  path = tmp_path / 'instances.json'
+  content = {
+    'images': [_image(), _image('8'), None],
+    'annotations': [
+      _object(70),
+      _object(71, image_id='8'),  # What it refers to has a finding.
+      _object(72, category_id='x'),
+      _object(73, image_id=[7]),
+      _object([74]),
+      'none',
+    ],
+    'categories': [*CATEGORIES, {'id': 'x', 'name': 'bird'}],
+  }
+  path.write_text(json.dumps(content))
+  dataset = annotations.inspect_coco(path)
+  assert [each.kind for each in dataset.findings] == [
+    'category_id',
+    'image_id',
+    'entry',
+    'unknown_image',
+    'entry',
+  ]
+  assert "entry 2 (from 0) of 'images' must be" in str(dataset.findings[2])
+  assert [x['id'] for x in dataset.annotations[7]] == [70, [74]]
+  with pytest.raises(ValueError, match='4 errors in the data'):
+    annotations.load_coco(path)
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    (
+      {'image_id': '7'},
+      'no such image. It is a text: write the number 7 without',
+    ),
+    ({'category_id': '90'}, 'is a text. Write the number 90 without quotes'),
+    ({'category_id': 91}, '(1, 90). Correct the annotation or add'),
+  ],
+)
+def test_references_that_are_texts(tmp_path, changes, message):
+  path = tmp_path / 'instances.json'
+  content = {
+    'images': [_image()],
+    'annotations': [_object(**changes)],
+    'categories': CATEGORIES,
+  }
+  path.write_text(json.dumps(content))
+  (finding,) = annotations.inspect_coco(path).findings
+  assert message in str(finding)
 
 
 def test_missing_images_are_listed(tmp_path):

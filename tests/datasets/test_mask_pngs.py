@@ -163,8 +163,8 @@ def test_objects_may_overlap_and_bad_ones_are_left_out(folder):
   found = read(folder, mask_pngs.read_objects)
   assert [x['area'] for x in found.objects] == [24, 6]
   assert [(x.kind, x.file[-5:], x.severity) for x in found.findings] == [
-    ('empty_mask', '3.png', 'skipped'),
-    ('unusable_mask', '4.png', 'skipped'),
+    ('empty_mask', '3.png', 'warning'),
+    ('unusable_mask', '4.png', 'warning'),
   ]
 
 

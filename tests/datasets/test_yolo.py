@@ -66,7 +66,7 @@ def test_other_lines_are_findings_with_file_and_line(
   assert finding.kind == kind
   assert finding.file == str(folder / 'a.txt')
   assert message in finding.message
-  assert finding.severity == ('error' if kind == 'category_id' else 'skipped')
+  assert finding.severity == ('error' if kind == 'category_id' else 'warning')
 
 
 def test_an_image_without_a_file_has_no_objects(folder):
