@@ -43,12 +43,14 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
   return overrides, rest
 
 
-def run(name: str, function: Callable[[], None], debug: bool = False) -> int:
+def run(
+  name: str, function: Callable[[], int | None], debug: bool = False
+) -> int:
   """Runs a command and returns its exit code.
 
   Args:
     name: of the command, for messages.
-    function: does it.
+    function: does it; what it returns, if anything, is the exit code.
     debug: show the traceback of an error that is the user's.
   """
   try:
@@ -59,7 +61,7 @@ def run(name: str, function: Callable[[], None], debug: bool = False) -> int:
   # So that what was begun is closed; a run of training saves, see `stopping`.
   signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
   try:
-    function()
+    code = function()
   except Exception as error:
     for_user = not debug and _is_for_user(error)
     message = f'{name}: {_message(error)}'
@@ -71,7 +73,7 @@ def run(name: str, function: Callable[[], None], debug: bool = False) -> int:
     runtime.end_job(message, code=2)
     print(message, file=sys.stderr)
     return 2
-  return 0
+  return code or 0
 
 
 def _set_up_logging() -> None:

@@ -8,7 +8,7 @@ import colorsys
 import functools
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -63,7 +63,7 @@ def draw(
     for row in rows
   ]
   mask_of = None if detections.masks is None else mask_of
-  return _draw(image, boxes, mask_of, labels, enlarge)
+  return draw_objects(image, boxes, mask_of, labels, enlarge)
 
 
 def enlargement(image_size: tuple[int, int]) -> int:
@@ -99,7 +99,7 @@ def draw_instances(
 
   mask_of = None if instances.masks is None else mask_of
   labels = [_name(instances.classes[row], class_names) for row in rows]
-  return _draw(image, boxes, mask_of, labels, enlarge)
+  return draw_objects(image, boxes, mask_of, labels, enlarge)
 
 
 def uncrop_masks(
@@ -170,8 +170,14 @@ def _name(class_id, class_names):
   return str(class_id)
 
 
-def _draw(image, boxes, mask_of, labels, enlarge):
-  """The picture; the first row is drawn last.
+def draw_objects(
+  image: np.ndarray,
+  boxes: np.ndarray,
+  mask_of: Callable[[int], np.ndarray] | None,
+  labels: Sequence[str],
+  enlarge: int = 1,
+) -> np.ndarray:
+  """A picture of the image with objects of any kind, the first on top.
 
   Args:
     image: see `draw`.
@@ -180,6 +186,9 @@ def _draw(image, boxes, mask_of, labels, enlarge):
       large image at once would take gigabytes. None: there are none.
     labels: n texts.
     enlarge: see `draw`.
+
+  Returns:
+    `[height * enlarge, width * enlarge, 3]` uint8.
   """
   picture = np.clip(np.rint(image), 0, 255).astype(np.uint8)
   picture = _enlarge(picture, enlarge)
