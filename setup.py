@@ -65,7 +65,10 @@ setuptools.setup(
     'maskrcnn_jax.configs',
   ],
   package_dir={'maskrcnn_jax.configs': 'configs'},
-  package_data={'maskrcnn_jax.inference': ['browse.html']},
+  package_data={
+    'maskrcnn_jax.checking': ['page.html'],
+    'maskrcnn_jax.inference': ['browse.html'],
+  },
   install_requires=REQUIREMENTS,
   extras_require=EXTRAS,
   entry_points={'console_scripts': ['maskrcnn-jax = maskrcnn_jax.main:main']},

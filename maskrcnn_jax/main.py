@@ -10,6 +10,7 @@ import sys
 
 from maskrcnn_jax import command_line
 from maskrcnn_jax.benchmarks import verb as bench_verb
+from maskrcnn_jax.checking import verb as check_verb
 from maskrcnn_jax.inference import verb as predict_verb
 
 
@@ -167,6 +168,11 @@ def _parser() -> _Parser:
   parser.verbs = parser.add_subparsers(dest='verb', metavar='VERB')
   parser.verbs.required = True
   _add_prepare(parser.verbs)
+  verb = _add_verb(
+    parser.verbs, 'check', check_verb.run, 'find what is wrong with a data set'
+  )
+  check_verb.add_flags(verb)
+  _add_config(verb, required=False)
   for name, run, words in (
     ('train', _train, 'train, or resume a run'),
     ('eval', _eval, 'evaluate a checkpoint of a run'),

@@ -25,7 +25,7 @@ ALLOWED = {
   'maskrcnn_jax/config': 'ml_collections',
   'maskrcnn_jax/datasets': 'numpy pycocotools PIL tqdm .datasets',
   'maskrcnn_jax/datasets/formats': 'yaml .datasets',
-  'maskrcnn_jax/datasets/prepare': 'tqdm .datasets',
+  'maskrcnn_jax/datasets/prepare': '.datasets',
   'maskrcnn_jax/datasets/records': 'numpy tensorflow .datasets',
   'maskrcnn_jax/datasets/tfds_features': (
     'numpy tensorflow_datasets .datasets'
@@ -50,6 +50,12 @@ ALLOWED = {
   'maskrcnn_jax/benchmarks/options': '',
   'maskrcnn_jax/benchmarks/torchvision_side': 'numpy torch torchvision',
   'maskrcnn_jax/benchmarks/verb': '.benchmarks .config .runtime',
+  'maskrcnn_jax/checking': '.checking .datasets .tables',
+  'maskrcnn_jax/checking/objects': 'numpy .datasets',
+  'maskrcnn_jax/checking/pictures': (
+    'numpy PIL .checking .datasets .input_pipeline .structures .visualize'
+  ),
+  'maskrcnn_jax/checking/verb': '.checking .config',
   'maskrcnn_jax/command_line': '.launcher .runtime',
   'maskrcnn_jax/inference': 'numpy .evaluation.coco_results .structures',
   'maskrcnn_jax/inference/browse': (
@@ -72,7 +78,7 @@ ALLOWED = {
   'maskrcnn_jax/inference/verb': 'PIL .backends .inference',
   'maskrcnn_jax/launcher': '',
   'maskrcnn_jax/main': (
-    '.backends .benchmarks.verb .command_line .config .datasets'
+    '.backends .benchmarks.verb .checking.verb .command_line .config .datasets'
     ' .inference.verb .plan .planning.topologies .runtime .training.conversion'
     ' .training.finetuning .training.loop'
   ),

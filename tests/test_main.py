@@ -22,6 +22,7 @@ def test_help_is_instant_and_lists_the_verbs():
   assert 'HEAVY set()' in shown.stdout
   for verb in (
     'prepare',
+    'check',
     'train',
     'eval',
     'train_and_eval',
@@ -38,6 +39,7 @@ def test_help_is_instant_and_lists_the_verbs():
   'verb',
   [
     'prepare',
+    'check',
     'train',
     'eval',
     'import_weights',
