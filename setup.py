@@ -14,6 +14,7 @@ README = pathlib.Path(__file__).parent / 'README.md'
 # bounds stop before the next release that may change an interface in use.
 REQUIREMENTS = [
   'absl-py>=2.1,<3',  # tensorflow-datasets and ml-collections log through it.
+  'flatbuffers>=24.3.25,<26',  # jax.export writes with it; so has TensorFlow.
   'flax>=0.12,<0.13',  # Linen; the first series made for jax 0.8.
   'jax>=0.8,<0.13',  # jax.shard_map and keys as they are used; 3.11 has 0.10.
   'ml-collections>=1.0,<2',  # ConfigDict.

@@ -11,6 +11,7 @@ import sys
 from maskrcnn_jax import command_line
 from maskrcnn_jax.benchmarks import verb as bench_verb
 from maskrcnn_jax.checking import verb as check_verb
+from maskrcnn_jax.export import verb as export_verb
 from maskrcnn_jax.inference import verb as predict_verb
 
 
@@ -197,6 +198,10 @@ def _parser() -> _Parser:
     parser.verbs, 'predict', predict_verb.run, 'find objects in image files'
   )
   predict_verb.add_flags(verb)
+  verb = _add_verb(
+    parser.verbs, 'export', export_verb.run, 'files that run without this'
+  )
+  export_verb.add_flags(verb)
   _add_plan(parser.verbs)
   verb = _add_verb(
     parser.verbs, 'bench', _bench, 'measure speed, also beside torchvision'

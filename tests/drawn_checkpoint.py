@@ -17,7 +17,7 @@ _SHARPER = {
 }
 
 
-def write(workdir, config, step=4, seed=0, classes=None):
+def write(workdir, config, step=4, seed=0, classes=None, variables=None):
   """Writes `config.json` and one checkpoint.
 
   Args:
@@ -26,11 +26,13 @@ def write(workdir, config, step=4, seed=0, classes=None):
     step: of the checkpoint.
     seed: of the weights.
     classes: names by number; by default `CLASSES`.
+    variables: of the model; by default drawn.
 
   Returns:
     The workdir.
   """
-  variables = draw_variables(MaskRCNN.from_config(config.model), seed)
+  if variables is None:
+    variables = draw_variables(MaskRCNN.from_config(config.model), seed)
   state = tiny_checkpoint.State(
     step=np.int32(step),
     opt_state=(),

@@ -57,6 +57,18 @@ ALLOWED = {
   ),
   'maskrcnn_jax/checking/verb': '.checking .config',
   'maskrcnn_jax/command_line': '.launcher .runtime',
+  'maskrcnn_jax/export': '',
+  # Runs where this package is not.
+  'maskrcnn_jax/export/detect': 'jax numpy PIL',
+  'maskrcnn_jax/export/exporter': (
+    'jax numpy tqdm .__version__ .export .input_pipeline.transforms .models'
+    ' .training.checkpoint'
+  ),
+  'maskrcnn_jax/export/program': 'jax numpy flax .models.mask_rcnn',
+  'maskrcnn_jax/export/saved_model': (
+    'jax numpy tensorflow .input_pipeline.reader'
+  ),
+  'maskrcnn_jax/export/verb': '.backends .export',
   'maskrcnn_jax/inference': 'numpy .evaluation.coco_results .structures',
   'maskrcnn_jax/inference/browse': (
     'numpy PIL .evaluation.coco_results .structures'
@@ -79,6 +91,7 @@ ALLOWED = {
   'maskrcnn_jax/launcher': '',
   'maskrcnn_jax/main': (
     '.backends .benchmarks.verb .checking.verb .command_line .config .datasets'
+    ' .export.verb'
     ' .inference.verb .plan .planning.topologies .runtime .training.conversion'
     ' .training.finetuning .training.loop'
   ),

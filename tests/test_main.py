@@ -29,6 +29,7 @@ def test_help_is_instant_and_lists_the_verbs():
     'import_weights',
     'export_weights',
     'predict',
+    'export',
     'plan',
     'bench',
   ):
@@ -45,6 +46,7 @@ def test_help_is_instant_and_lists_the_verbs():
     'import_weights',
     'export_weights',
     'predict',
+    'export',
     'plan',
     'bench',
   ],

@@ -1,0 +1,160 @@
+"""Finds objects in image files with the files of an export beside this one.
+
+  python detect.py photo.jpg ...
+
+It needs jax, numpy and flatbuffers, and Pillow to read the files; nothing of
+the package that trained the model. Of every image one line of JSON is printed.
+In Python: `Detector('folder')(image)`. Change it as you like.
+"""
+
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+from jax import export
+
+
+class Detector:
+  """Detects objects in images of any size.
+
+  Attributes:
+    about: what `export.json` says.
+  """
+
+  def __init__(self, folder=None):
+    """Reads the weights; a program is read and compiled when it is first used.
+
+    Args:
+      folder: of the export; None: that of this file.
+    """
+    self._folder = pathlib.Path(folder or pathlib.Path(__file__).parent)
+    text = (self._folder / 'export.json').read_text(encoding='utf-8')
+    self.about = json.loads(text)
+    with np.load(self._folder / 'weights.npz') as weights:
+      self._weights = jax.device_put(dict(weights))
+    self._programs = {}
+
+  def __call__(self, image):
+    """Objects in an image, best first.
+
+    Args:
+      image: `[height, width, 3]` uint8, RGB.
+
+    Returns:
+      A dict of `boxes` [n, 4], (y1, x1, y2, x2) in pixels of the image,
+      `scores` [n], `classes` [n] and `masks` [n, height, width], bool.
+    """
+    pixels, size, scales, name = self.fit(image)
+    # A program of a fixed batch wants all of it.
+    batch = self.about['batch_size'] or 1
+    images = np.zeros((batch, *pixels.shape), pixels.dtype)
+    image_sizes = np.zeros((batch, 2), np.float32)
+    images[0], image_sizes[0] = pixels, size
+    found = self._program(name)(self._weights, images, image_sizes)
+    found = {key: np.asarray(value[0]) for key, value in found.items()}
+    keep = found.pop('valid')
+    found = {key: value[keep] for key, value in found.items()}
+    found['boxes'] = found['boxes'] / np.tile(scales, 2)
+    found['masks'] = np.array(
+      [
+        paste(mask, box, image.shape[:2])
+        for mask, box in zip(found['masks'], found['boxes'])
+      ]
+    ).reshape(-1, *image.shape[:2])
+    return found
+
+  def fit(self, image):
+    """The canvas with the image, image_size, scales, name of the program."""
+    original = np.array(image.shape[:2])
+    canvases = self.about['canvases']
+    exact = self.about['resize']['exact_sizes']
+    real = np.float64 if exact else np.float32
+    shares = [np.min(np.array(x['fit']) / original) for x in canvases]
+    chosen = canvases[int(np.argmax(shares))]
+    scale = np.min(np.array(chosen['fit'], real) / original.astype(real))
+    size = np.maximum((scale * original.astype(real)).astype(np.int32), 1)
+    scales = size / original if exact else [scale, scale]
+    pixels = resize(image, size)
+    if self.about['inputs']['images']['dtype'] == 'uint8':
+      pixels = (pixels + np.float32(0.5)).astype(np.uint8)
+    canvas = np.zeros((*chosen['canvas'], 3), pixels.dtype)
+    canvas[: size[0], : size[1]] = pixels
+    return canvas, size, np.array(scales, np.float32), chosen['program']
+
+  def _program(self, name):
+    if name not in self._programs:
+      serialized = bytearray((self._folder / name).read_bytes())
+      self._programs[name] = jax.jit(export.deserialize(serialized).call)
+    return self._programs[name]
+
+
+def resize(image, size):
+  """`[*size, 3]` float32: bilinear, pixel centres at half, no antialiasing."""
+  image = image.astype(np.float32)
+  for axis, length in enumerate(size):
+    step = np.float32(image.shape[axis]) / np.float32(length)
+    places = (np.arange(length, dtype=np.float32) + 0.5) * step - 0.5
+    lower = np.floor(places)
+    shape = (-1, 1, 1) if axis == 0 else (1, -1, 1)
+    weight = (places - lower).reshape(shape)
+    last = image.shape[axis] - 1
+    before = np.take(image, np.maximum(lower, 0).astype(int), axis)
+    after = np.take(image, np.minimum(lower + 1, last).astype(int), axis)
+    image = before + (after - before) * weight
+  return image
+
+
+def paste(mask, box, image_size):
+  """The mask `[size, size]` of a box in an image, `[height, width]` bool.
+
+  With a border of zeros around it the mask is stretched over its box, grown as
+  much and cut to whole pixels, and is where the result is above one half.
+  """
+  cells = len(mask) + 2
+  half = (box[2:] - box[:2]) / 2
+  center, half = box[:2] + half, half * np.float32(cells / len(mask))
+  first, last = (center - half).astype(int), (center + half).astype(int)
+  padded, inside = np.pad(mask, 1), np.zeros(image_size, bool)
+  start, stop = np.maximum(first, 0), np.minimum(last + 1, image_size)
+  if np.any(start >= stop):
+    return inside
+  for axis in range(2):
+    pixels = np.arange(start[axis], stop[axis]) - first[axis]
+    length = max(last[axis] - first[axis] + 1, 1)
+    places = (pixels + 0.5) * (cells / length) - 0.5
+    lower = np.clip(np.floor(places), 0, cells - 1).astype(int)
+    weight = np.clip(places - lower, 0, 1).astype(np.float32)
+    weight = weight[:, None] if axis == 0 else weight
+    upper = np.minimum(lower + 1, cells - 1)
+    before, after = np.take(padded, lower, axis), np.take(padded, upper, axis)
+    padded = before * (1 - weight) + after * weight
+  inside[start[0] : stop[0], start[1] : stop[1]] = padded > 0.5
+  return inside
+
+
+def main(paths, min_score=0.5):
+  """Prints the objects in image files whose score is high enough."""
+  from PIL import Image, ImageOps
+
+  detector = Detector()
+  names = detector.about['class_names']
+  for path in paths:
+    # A camera may have said which side is up.
+    image = ImageOps.exif_transpose(Image.open(path)).convert('RGB')
+    found = detector(np.asarray(image))
+    objects = [
+      {
+        'class': names.get(str(found['classes'][row]), ''),
+        'score': round(float(found['scores'][row]), 4),
+        'box': [round(float(x), 2) for x in found['boxes'][row]],
+        'pixels': int(found['masks'][row].sum()),
+      }
+      for row in np.flatnonzero(found['scores'] >= min_score)
+    ]
+    print(json.dumps({'file': path, 'objects': objects}))
+
+
+if __name__ == '__main__':
+  main(sys.argv[1:])

@@ -1,0 +1,88 @@
+"""Detection as a program of plain arrays, for devices one need not have."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+from jax.interpreters import mlir
+
+from maskrcnn_jax.models.mask_rcnn import MaskRCNN
+
+OUTPUTS = ('boxes', 'scores', 'classes', 'masks', 'valid')
+
+
+def flatten_weights(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """Variables by path, as `params/fpn/output2/kernel`."""
+  flat = flax.traverse_util.flatten_dict(variables, sep='/')
+  return {name: np.asarray(flat[name]) for name in sorted(flat)}
+
+
+def detection(model: MaskRCNN):
+  """The function of (weights, images, image_sizes) that is exported.
+
+  Weights are those of `flatten_weights`; the result is a dict of `OUTPUTS`.
+  """
+
+  def detect(weights, images, image_sizes):
+    variables = flax.traverse_util.unflatten_dict(weights, sep='/')
+    found = model.apply(
+      {'batch_stats': {}, **variables}, images, image_sizes, method='detect'
+    )
+    return {name: getattr(found, name) for name in OUTPUTS}
+
+  return detect
+
+
+def export_detection(
+  model: MaskRCNN,
+  weights: Mapping[str, np.ndarray],
+  canvas: tuple[int, int],
+  batch_size: int | None,
+  image_dtype: str,
+  platforms: Sequence[str],
+  for_tensorflow: bool = False,
+) -> export.Exported:
+  """Detection on one canvas, lowered for all the platforms together.
+
+  Weights are arguments: as constants every program would have its own copy, on
+  disk and on the device.
+
+  Args:
+    model: to be exported.
+    weights: of `flatten_weights`; only shapes and dtypes count.
+    canvas: (height, width).
+    batch_size: None leaves it open; then a program is compiled for every batch
+      size that it is called with.
+    image_dtype: 'uint8' or 'float32'.
+    platforms: names that `jax.export` knows.
+    for_tensorflow: lower `top_k` to a sort, with the same results: TensorFlow
+      2.21 cannot read what jax 0.10 writes for it.
+  """
+  batch = (
+    export.symbolic_shape('batch')[0] if batch_size is None else batch_size
+  )
+  shapes = (
+    {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in weights.items()},
+    jax.ShapeDtypeStruct((batch, *canvas, 3), np.dtype(image_dtype)),
+    jax.ShapeDtypeStruct((batch, 2), np.float32),
+  )
+  rules = None
+  if for_tensorflow:
+    rules = ((jax.lax.top_k_p, mlir.lower_fun(_sorted_top_k)),)
+  return export.export(
+    jax.jit(detection(model)),
+    platforms=tuple(platforms),
+    _override_lowering_rules=rules,
+  )(*shapes)
+
+
+def _sorted_top_k(x, *, k, **_):
+  """What `lax.top_k` gives along the last axis, by sorting all of it."""
+  indices = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+  # Of equal values the lower index comes first, as a stable sort leaves it.
+  negated, indices = jax.lax.sort((-x, indices), num_keys=1, is_stable=True)
+  return [-negated[..., :k], indices[..., :k]]

@@ -1,0 +1,99 @@
+"""The example that lies in an export: what the predictor does, without it."""
+
+import json
+
+import drawn_checkpoint
+import numpy as np
+import pytest
+import tiny_run
+
+from maskrcnn_jax.evaluation import mask_edges
+from maskrcnn_jax.export import detect, exporter
+from maskrcnn_jax.inference.predictor import Predictor
+from maskrcnn_jax.input_pipeline import single_images, transforms
+
+CANVASES = ((64, 96), (96, 64))
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  config = tiny_run.make_config('', '')
+  config.input.canvases = CANVASES
+  config.input.image_dtype = 'uint8'
+  config.model.detections.max_detections = 10
+  return drawn_checkpoint.write(tmp_path_factory.mktemp('run') / 'run', config)
+
+
+def draw_image(*size):
+  return np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+
+
+@pytest.mark.parametrize('exact', [False, True])
+@pytest.mark.parametrize('image_dtype', ['uint8', 'float32'])
+@pytest.mark.parametrize(
+  'size', [(50, 70), (130, 61), (64, 96), (1, 1), (2, 700), (95, 64)]
+)
+def test_an_image_comes_to_its_canvas_as_in_training(
+  tmp_path, size, image_dtype, exact
+):
+  options = transforms.ResizeOptions(fit_size=(60, 90), exact_sizes=exact)
+  fits = [transforms.fit_size(canvas, options) for canvas in CANVASES]
+  about = {
+    'canvases': [
+      {'canvas': canvas, 'fit': fit, 'program': f'of {canvas}'}
+      for canvas, fit in zip(CANVASES, fits)
+    ],
+    'resize': {'exact_sizes': exact},
+    'inputs': {'images': {'dtype': image_dtype}},
+  }
+  (tmp_path / 'export.json').write_text(json.dumps(about))
+  np.savez(tmp_path / 'weights.npz')
+  image = draw_image(*size)
+  pixels, image_size, scales, name = detect.Detector(tmp_path).fit(image)
+  chosen = single_images.choose_canvas(size, fits)
+  assert name == f'of {CANVASES[chosen]}'
+  wanted = single_images.fit_image(
+    image, CANVASES[chosen], fits[chosen], image_dtype, options
+  )
+  np.testing.assert_array_equal(image_size, wanted['image_sizes'])
+  np.testing.assert_array_equal(scales, wanted['scales'])
+  assert pixels.dtype == wanted['images'].dtype
+  # Halves may be rounded the other way where the last bit differs.
+  most = 1.0 if image_dtype == 'uint8' else 1e-3
+  difference = np.abs(pixels.astype(float) - wanted['images'].astype(float))
+  assert difference.max() <= most
+  assert np.mean(difference > 1e-3) <= 1e-3
+
+
+@pytest.mark.parametrize(
+  'box',
+  [
+    [10.2, 5.7, 30.9, 50.1],
+    [-8, -3, 12, 20],  # Over the edge.
+    [35, 50, 70, 90],
+    [3, 3, 3, 3],
+    [20.4, 20.4, 20.6, 41],
+    [60, 10, 80, 20],  # Outside.
+  ],
+)
+def test_a_mask_is_pasted_as_evaluation_pastes_it(box):
+  mask = np.random.default_rng(1).random((28, 28), np.float32)
+  box = np.float32(box)
+  wanted = mask_edges.fill(mask[None], box[None], (40, 60))[0]
+  np.testing.assert_array_equal(detect.paste(mask, box, (40, 60)), wanted)
+
+
+def test_it_finds_what_the_predictor_finds(workdir, tmp_path):
+  options = exporter.ExportOptions(batch_size=2, platforms=('cpu',))
+  exporter.export(workdir, tmp_path / 'exported', options)
+  finds = detect.Detector(tmp_path / 'exported')
+  predictor = Predictor(workdir, batch_size=2)
+  for size in ((50, 70), (130, 61)):
+    image = draw_image(*size)
+    found, wanted = finds(image), predictor(image)
+    assert len(found['scores']) == 10
+    np.testing.assert_array_equal(found['classes'], wanted.classes)
+    np.testing.assert_allclose(found['scores'], wanted.scores, atol=1e-5)
+    np.testing.assert_allclose(found['boxes'], wanted.boxes, atol=1e-3)
+    masks = mask_edges.fill(wanted.masks, wanted.boxes, size)
+    assert np.mean(found['masks'] != masks) < 1e-3

@@ -1,0 +1,140 @@
+"""Exported models where this package cannot be imported, by what docs show."""
+
+import json
+import pathlib
+import re
+
+import drawn_checkpoint
+import export_process
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskrcnn_jax import config as config_lib
+from maskrcnn_jax.export import exporter
+from maskrcnn_jax.models.mask_rcnn import MaskRCNN
+from maskrcnn_jax.training import train_step
+
+pytestmark = pytest.mark.slow
+
+ROOT = pathlib.Path(__file__).parents[2]
+CANVASES = ((64, 96), (96, 64))
+# (number of images, canvas) of the calls; the last image of each is padding
+# alone, in which nothing is found.
+CALLS = ((2, CANVASES[0]), (3, CANVASES[0]), (2, CANVASES[1]))
+OURS = ('maskrcnn_jax', 'flax', 'optax', 'orbax', 'ml_collections')
+JAX_ALONE = (*OURS, 'tensorflow', 'PIL', 'pycocotools')
+TENSORFLOW_ALONE = (*OURS, 'jax', 'jaxlib', 'PIL', 'pycocotools')
+# Answers every call with the code of a page, and keeps what it found.
+_ANSWER = """
+import json, numpy as np
+code = open('page.py').read()
+for number, (height, width) in enumerate(json.load(open('canvases.json'))):
+  with np.load(f'input{number}.npz') as inputs:
+    names = dict(inputs)
+  exec(code.replace('832x1344', f'{height}x{width}'), names)
+  found = {k: np.asarray(v) for k, v in names['found'].items()}
+  np.savez(f'found{number}.npz', **found)
+"""
+
+
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory):
+  """A folder with an export, inputs, and the answers of `detect`."""
+  folder = tmp_path_factory.mktemp('fresh')
+  config = config_lib.load_config('shapes')
+  config.input.canvases = CANVASES
+  # A drawn model says the same of every class of an empty image.
+  config.model.detections.score_threshold = 0.25
+  model = MaskRCNN.from_config(config.model)
+  variables = drawn_checkpoint.draw_variables(model)
+  # Drawn logits of 50, and boxes that grow sixtyfold, would tell the last bits
+  # of all before them: by another compiler these differ.
+  for head, name, factor in (
+    ('rpn_head', 'box_deltas', 0.1),
+    ('box_head', 'class_logits', 0.03),
+    ('box_head', 'box_deltas', 0.1),
+    ('mask_head', 'mask_logits', 0.02),
+  ):
+    variables['params'][head][name]['kernel'] *= factor
+  drawn_checkpoint.write(
+    folder / 'run', config, classes={1: 'disc'}, variables=variables
+  )
+  options = exporter.ExportOptions(formats=('stablehlo', 'saved_model'))
+  exporter.export(folder / 'run', folder / 'exported', options)
+  wanted = []
+  for number, (batch, canvas) in enumerate(CALLS):
+    rng = np.random.default_rng(number)
+    images = rng.integers(0, 256, (batch, *canvas, 3), np.uint8)
+    image_sizes = np.float32([canvas] * batch) - 3 * number
+    images[-1], image_sizes[-1] = 0, 0
+    np.savez(
+      folder / f'input{number}.npz', images=images, image_sizes=image_sizes
+    )
+    wanted.append(train_step.detect(model, variables, images, image_sizes))
+  canvases = [canvas for _, canvas in CALLS]
+  (folder / 'canvases.json').write_text(json.dumps(canvases))
+  return folder, jax.tree.map(np.asarray, wanted)
+
+
+def pages(language_word):
+  """The example in the docs that has this word."""
+  text = (ROOT / 'docs' / 'export.md').read_text(encoding='utf-8')
+  codes = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+  (code,) = [code for code in codes if language_word in code]
+  assert '832x1344' in code
+  return code
+
+
+def assert_answers(folder, wanted):
+  for number, (batch, _) in enumerate(CALLS):
+    with np.load(folder / f'found{number}.npz') as found:
+      found = dict(found)
+    answer = wanted[number]
+    assert answer.valid[:-1].any(axis=1).all() and not answer.valid[-1].any()
+    np.testing.assert_array_equal(found['valid'], answer.valid)
+    np.testing.assert_array_equal(found['classes'], answer.classes)
+    np.testing.assert_allclose(found['scores'], answer.scores, atol=1e-5)
+    np.testing.assert_allclose(found['masks'], answer.masks, atol=1e-5)
+    # Of the side of the canvas.
+    boxes, wanted_boxes = found['boxes'] / 96, answer.boxes / 96
+    np.testing.assert_allclose(boxes, wanted_boxes, atol=1e-5)
+    assert found['boxes'].shape == (batch, 20, 4)
+    for name in ('boxes', 'scores', 'classes'):
+      assert not found[name][-1].any()
+
+
+def test_jax_alone_finds_what_detect_finds(exported):
+  folder, wanted = exported
+  (folder / 'page.py').write_text(pages('export.deserialize'))
+  export_process.run(_ANSWER, JAX_ALONE, folder)
+  assert_answers(folder, wanted)
+
+
+def test_tensorflow_alone_finds_what_detect_finds(exported):
+  folder, wanted = exported
+  (folder / 'page.py').write_text(pages('tf.saved_model'))
+  export_process.run(_ANSWER, TENSORFLOW_ALONE, folder)
+  assert_answers(folder, wanted)
+
+
+def test_the_example_reads_image_files(exported):
+  folder, _ = exported
+  rng = np.random.default_rng(9)
+  Image.fromarray(rng.integers(0, 256, (80, 120, 3), np.uint8)).save(
+    folder / 'noise.png'
+  )
+  shown = export_process.run(
+    "import detect; detect.main(['../noise.png'], min_score=0.25)",
+    tuple(name for name in JAX_ALONE if name != 'PIL'),
+    folder / 'exported',
+  )
+  (line,) = map(json.loads, shown.splitlines())
+  assert line['file'] == '../noise.png'
+  assert line['objects']
+  for found in line['objects']:
+    assert found['class'] in ('', 'disc') and found['score'] >= 0.25
+    y1, x1, y2, x2 = found['box']
+    assert min(y1, y2) >= 0 and max(y1, y2) <= 80
+    assert min(x1, x2) >= 0 and max(x1, x2) <= 120

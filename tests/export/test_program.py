@@ -1,0 +1,134 @@
+"""The exported program: the numbers of `detect`, on whatever batch."""
+
+import re
+
+import drawn_checkpoint
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+from jax import export
+
+from maskrcnn_jax.export import program
+from maskrcnn_jax.models.mask_rcnn import MaskRCNN
+from maskrcnn_jax.ops import convolution, cpu_convolution
+from maskrcnn_jax.training import train_step
+
+CANVAS = (64, 96)
+
+
+@pytest.fixture(scope='module')
+def model():
+  return MaskRCNN.from_config(tiny_run.make_config('', '').model)
+
+
+@pytest.fixture(scope='module')
+def variables(model):
+  return drawn_checkpoint.draw_variables(model)
+
+
+@pytest.fixture(scope='module')
+def weights(variables):
+  return program.flatten_weights(variables)
+
+
+def draw_batch(batch_size, dtype=np.uint8):
+  """Images of noise in the upper left of the canvas."""
+  rng = np.random.default_rng(batch_size)
+  images = rng.integers(0, 256, (batch_size, *CANVAS, 3)).astype(dtype)
+  return images, np.float32([[60 - i, 80] for i in range(batch_size)])
+
+
+def custom_calls(exported):
+  return {*re.findall(r'custom_call @([\w.]+)', exported.mlir_module())}
+
+
+def assert_is_detect(exported, model, variables, weights, batch):
+  found = exported.call(weights, *batch)
+  wanted = train_step.detect(model, variables, *batch)
+  assert np.any(wanted.valid)
+  assert found.keys() == {*program.OUTPUTS}
+  for name, value in found.items():
+    np.testing.assert_allclose(
+      value, getattr(wanted, name), rtol=1e-5, atol=1e-5, err_msg=name
+    )
+
+
+def test_weights_are_named_by_their_path(weights, variables):
+  assert len(weights) == len(jax.tree.leaves(variables))
+  assert list(weights) == sorted(weights)
+  np.testing.assert_array_equal(
+    weights['params/fpn/output2/kernel'],
+    variables['params']['fpn']['output2']['kernel'],
+  )
+
+
+@pytest.mark.slow
+def test_one_program_takes_any_number_of_images(model, variables, weights):
+  exported = program.export_detection(
+    model, weights, CANVAS, None, 'uint8', ('cpu',)
+  )
+  exported = export.deserialize(exported.serialize())
+  for batch_size in (1, 3):
+    batch = draw_batch(batch_size)
+    assert_is_detect(exported, model, variables, weights, batch)
+
+
+def test_a_program_of_two_float_images(model, variables, weights):
+  exported = program.export_detection(
+    model, weights, CANVAS, 2, 'float32', ('cpu',), for_tensorflow=True
+  )
+  batch = draw_batch(2, np.float32)
+  assert_is_detect(exported, model, variables, weights, batch)
+  with pytest.raises(ValueError, match='2'):
+    exported.call(weights, *draw_batch(3, np.float32))
+
+
+def test_a_program_for_three_platforms_calls_nothing_of_theirs(model, weights):
+  exported = program.export_detection(
+    model, weights, CANVAS, None, 'uint8', ('cpu', 'cuda', 'tpu')
+  )
+  assert exported.platforms == ('cpu', 'cuda', 'tpu')
+  # Says that the batch has an image; every compiler of StableHLO knows it.
+  assert custom_calls(exported) == {'shape_assertion'}
+
+
+def test_a_program_for_tensorflow_is_without_top_k(model, weights):
+  exported = program.export_detection(
+    model, weights, CANVAS, 1, 'uint8', ('cpu', 'tpu'), for_tensorflow=True
+  )
+  assert custom_calls(exported) == set()
+  text = re.sub(r'loc\(.*', '', exported.mlir_module())  # Names its sources.
+  assert 'stablehlo.sort' in text and 'top_k' not in text
+
+
+@pytest.mark.parametrize('k', [1, 3, 7])
+def test_a_sort_gives_what_top_k_gives(k):
+  rng = np.random.default_rng(k)
+  x = rng.integers(-2, 3, (2, 7)).astype(np.float32)  # With many equal ones.
+  x[0, 2], x[1, 4], x[1, 5] = -np.inf, np.inf, -np.inf
+  for found, wanted in zip(
+    program._sorted_top_k(jnp.asarray(x), k=k), jax.lax.top_k(x, k)
+  ):
+    np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize('is_open', [False, True])
+def test_a_convolution_that_has_a_form_for_the_cpu(is_open):
+  rng = np.random.default_rng(0)
+  kernel = rng.normal(size=(3, 3, 32, 32)).astype(np.float32)
+  images = rng.normal(size=(128, 6, 6, 32)).astype(np.float32)
+  assert cpu_convolution.group_size(images, kernel)
+  (batch,) = export.symbolic_shape('batch')
+  exported = export.export(
+    jax.jit(lambda x: convolution.convolve(x, kernel)),
+    platforms=('cpu', 'cuda', 'tpu'),
+  )(
+    jax.ShapeDtypeStruct(
+      (batch if is_open else 128, *images.shape[1:]), np.float32
+    )
+  )
+  found = export.deserialize(exported.serialize()).call(images)
+  wanted = convolution.convolve(images, kernel)
+  np.testing.assert_allclose(found, wanted, atol=1e-4)  # Values of about 17.
