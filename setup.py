@@ -37,17 +37,21 @@ REQUIREMENTS = [
   ' or platform_machine != "x86_64"',
 ]
 HOTCOCO = 'hotcoco>=1.3,<2'  # Its numbers were compared with pycocotools'.
+MATPLOTLIB = 'matplotlib>=3.9,<4'  # Pictures and curves in notebooks.
 EXTRAS = {
   'test': [
     HOTCOCO,
     'hypothesis>=6.100,<7',  # Properties of order and round trips.
+    'ipykernel>=6.29,<8',  # The process that the notebook runs in.
+    MATPLOTLIB,  # The notebook draws.
+    'nbclient>=0.10,<0.12',  # Runs the notebook; brings nbformat.
     'psutil>=5.9,<8',  # Finds the processes to kill.
     'pytest>=8,<10',
     'pytest-xdist>=3.6,<4',  # Files side by side: a test rarely fills a core.
     'ruff==0.17.*',  # Formatting may change between series.
     'setuptools>=77',  # Builds the wheel that the packaging test looks into.
   ],
-  'notebook': ['jupyterlab>=4,<5', 'matplotlib>=3.9,<4'],
+  'notebook': ['jupyterlab>=4,<5', MATPLOTLIB],
   'hotcoco': [HOTCOCO],  # Scores COCO results faster: evaluation.scorer.
   'cuda': ['jax[cuda12]>=0.8,<0.13'],
   'tpu': ['jax[tpu]>=0.8,<0.13'],  # On any machine also `plan` for TPUs.
