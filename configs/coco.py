@@ -266,6 +266,9 @@ def get_config(variant='habana_1x'):
   optimizer.rate_in_momentum = False
   # Gradients are scaled down to this norm; None: never.
   optimizer.clip_global_norm = ml_collections.config_dict.placeholder(float)
+  # Share of a moving average of the parameters that stays in a step, such as
+  # 0.9998; the average is what is evaluated and detects. None: there is none.
+  optimizer.ema_decay = ml_collections.config_dict.placeholder(float)
 
   # Fields of TrainingOptions.
   config.training = training = ml_collections.ConfigDict()

@@ -146,6 +146,9 @@ def get_config(variant='demo'):
   optimizer.weight_decay = 1e-4
   # Gradients of biases are multiplied by it.
   optimizer.bias_gradient_factor = 2.0
+  # Share of a moving average of the parameters that stays in a step, such as
+  # 0.99; the average is what is evaluated and detects. None: there is none.
+  optimizer.ema_decay = ml_collections.config_dict.placeholder(float)
 
   # Fields of TrainingOptions.
   config.training = training = ml_collections.ConfigDict()

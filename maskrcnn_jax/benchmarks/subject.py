@@ -61,13 +61,7 @@ class Subject:
       jax.random.key(0),
     )
     variables = example_weights.example_variables(state.variables(), background)
-    params = variables['params']
-    state = train_step.TrainState(
-      step=jax.numpy.int32(0),
-      params=params,
-      batch_stats=variables['batch_stats'],
-      opt_state=self.optimizer.transformation(params).init(params),
-    )
+    state = train_step.initial_state(self.optimizer, variables)
     places = sharding.state_shardings(state, self.mesh, self.shard_state)
     return jax.device_put(state, places)
 

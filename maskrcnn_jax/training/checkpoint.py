@@ -203,7 +203,8 @@ def restore(path, step: int | None = None):
 
   Returns:
     The variables that `MaskRCNN.apply` and `detect` take (`params` and
-    `batch_stats`), on the default device, and the config as a ConfigDict.
+    `batch_stats`), on the default device, and the config as a ConfigDict. Of a
+    run that averages its parameters `params` is the average.
 
   Raises:
     FileNotFoundError: there is no such checkpoint.
@@ -216,7 +217,8 @@ def restore(path, step: int | None = None):
     if health:
       found = health_lib.shapes(tree)
       health_lib.check_shapes(health, path / 'state', found)
-    wanted = {k: tree[k] for k in ('params', 'batch_stats') if tree.get(k)}
+    params = 'ema' if 'ema' in tree else 'params'
+    wanted = {k: tree[k] for k in (params, 'batch_stats') if tree.get(k)}
     item = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), wanted
     )
@@ -231,6 +233,7 @@ def restore(path, step: int | None = None):
     variables = jax.tree.map(jnp.asarray, variables)
     if health:
       health_lib.check_tensors(health, path / 'state', variables)
+  variables['params'] = variables.pop(params)
   return {'batch_stats': {}, **variables}, config
 
 

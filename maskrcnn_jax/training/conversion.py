@@ -125,14 +125,7 @@ def _filled_state(source, config):
     logging.info('Initial values are drawn for what the file is not about.')
     variables, account = foreign.load(source, jax.jit(make)(key))
   variables = jax.tree.map(jnp.asarray, variables)
-  state = train_step.TrainState(
-    step=jnp.int32(0),
-    opt_state=optimizer.transformation(variables['params']).init(
-      variables['params']
-    ),
-    **variables,
-  )
-  return state, account
+  return train_step.initial_state(optimizer, variables), account
 
 
 def export_weights(source: str | os.PathLike, output: str | os.PathLike) -> str:

@@ -24,6 +24,7 @@ from maskrcnn_jax.training import (
   stopping,
   summary,
   tracing,
+  train_state,
   watchdog,
 )
 from maskrcnn_jax.training import train_step as step_lib
@@ -177,7 +178,8 @@ def _train(config, workdir, evaluator: Evaluator | None, notes) -> None:
       fresh,
       finetuning.fit(training, evaluation_data.names_of(classes)),
     )
-    return sharding.put(state, places), optimizer, 0, _START, account
+    state = sharding.put(train_state.restart_average(state), places)
+    return state, optimizer, 0, _START, account
 
   state, optimizer, done, position, account = resume()
   checkpoint.check_can_save(workdir, state, training.keep_checkpoints)

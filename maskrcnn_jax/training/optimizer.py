@@ -30,6 +30,8 @@ class OptimizerOptions:
     rate_in_momentum: the rate is multiplied in before the momentum (Keras), not
       after (TensorFlow 1, PyTorch); differs only where the rate changes.
     clip_global_norm: gradients are scaled down to this norm; None: never.
+    ema_decay: share of a moving average of the parameters that stays in a step,
+      such as 0.999; the average is evaluated and detects. None: there is none.
   """
 
   learning_rate: float = 0.005
@@ -44,8 +46,13 @@ class OptimizerOptions:
   bias_gradient_factor: float = 2.0
   rate_in_momentum: bool = False
   clip_global_norm: float | None = None
+  ema_decay: float | None = None
 
   def __post_init__(self):
+    if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
+      raise ValueError(
+        f'ema_decay must be between 0 and 1, or None, got {self.ema_decay}.'
+      )
     if len(self.decay_steps) != len(self.decay_factors):
       raise ValueError(
         'decay_steps and decay_factors must have the same length, got '

@@ -163,7 +163,8 @@ def state_shardings(
     state: a `TrainState`, or its shapes.
     mesh: whose axis `data` splits arrays.
     kind: `none`, every device holds all of the state; `optimizer`, each a part
-      of the optimizer's arrays (ZeRO, stage 1); `all`, also of the parameters.
+      of the optimizer's arrays (ZeRO, stage 1); `all`, also of the parameters
+      and of their average.
     smallest: arrays with fewer entries are not split.
   """
   whole = jax.tree.map(lambda _: replicated(mesh), state)
@@ -171,7 +172,8 @@ def state_shardings(
   if kind != 'none':
     whole = whole.replace(opt_state=parts.opt_state)
   if kind == 'all':
-    whole = whole.replace(params=parts.params)
+    names = [x for x in ('params', 'ema') if hasattr(state, x)]
+    whole = whole.replace(**{x: getattr(parts, x) for x in names})
   return whole
 
 

@@ -249,9 +249,9 @@ def _first_nonfinite(run: Run, step: int, batch, state) -> str:
   # The keys of `train_step`, for the same RoIs.
   key = jax.random.fold_in(run.key, step - 1)
   _, sampling_key = jax.random.split(key)
-  name = diagnosis.first_nonfinite(
-    run.model, state.variables(), batch, sampling_key
-  )
+  # What is trained, which `state.variables()` need not be.
+  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+  name = diagnosis.first_nonfinite(run.model, variables, batch, sampling_key)
   if name is None:
     return 'All tensors of the forward pass are finite: it is a gradient'
   return f'First tensor that is not finite: {name}'

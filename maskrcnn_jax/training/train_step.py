@@ -5,7 +5,6 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -17,28 +16,8 @@ from maskrcnn_jax.models.mask_rcnn import MaskRCNN, TrainOutputs
 from maskrcnn_jax.models.proposals import take_rows
 from maskrcnn_jax.structures import Detections, Instances
 from maskrcnn_jax.training import optimizer as optimizer_lib
-from maskrcnn_jax.training import sharding
-
-
-@flax.struct.dataclass
-class TrainState:
-  """Everything that a step changes.
-
-  Attributes:
-    step: int32, steps taken.
-    params: float32 parameters of the model.
-    batch_stats: arrays of batch norm; empty without it.
-    opt_state: of the optimizer.
-  """
-
-  step: jax.Array
-  params: Any
-  batch_stats: Any
-  opt_state: Any
-
-  def variables(self) -> dict[str, Any]:
-    """What `model.apply` takes."""
-    return {'params': self.params, 'batch_stats': self.batch_stats}
+from maskrcnn_jax.training import sharding, train_state
+from maskrcnn_jax.training.train_state import TrainState as TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,13 +98,23 @@ def init_state(
     batch['images'].shape[1:3],
     batch['instances']['masks'].shape[1:],
   )
+  return initial_state(optimizer, variables)
+
+
+def initial_state(
+  optimizer: Optimizer, variables: Mapping[str, Any]
+) -> TrainState:
+  """The state before the first step from given `params` and `batch_stats`."""
   params = variables['params']
-  return TrainState(
+  state = TrainState(
     step=jnp.int32(0),
     params=params,
     batch_stats=variables['batch_stats'],
     opt_state=optimizer.transformation(params).init(params),
   )
+  if optimizer.options.ema_decay is None:
+    return state
+  return train_state.start_average(state)
 
 
 def init_variables(
@@ -291,12 +280,12 @@ def train_step(
   updates, opt_state = optimizer.transformation(state.params).update(
     gradients, state.opt_state, state.params, step=state.step
   )
-  updated = TrainState(
-    step=state.step,
+  updated = state.replace(
     params=optax.apply_updates(state.params, updates),
     batch_stats=batch_stats,
     opt_state=opt_state,
   )
+  updated = train_state.advance_average(updated, optimizer.options.ema_decay)
   kept = jax.tree.map(
     lambda new, old: jnp.where(finite, new, old), updated, state
   )
