@@ -31,6 +31,7 @@ ALLOWED = {
     'numpy tensorflow_datasets .datasets'
   ),
   'maskrcnn_jax/evaluation': 'numpy .evaluation .structures',
+  'maskrcnn_jax/evaluation/class_report': 'numpy .evaluation .tables',
   # They run in processes that must not import JAX, as `structures` does.
   'maskrcnn_jax/evaluation/mask_edges': 'numpy',
   'maskrcnn_jax/evaluation/processes': '',
@@ -118,30 +119,40 @@ ALLOWED = {
   ),
   'maskrcnn_jax/training/checkpoint_layout': (
     'jax numpy orbax ml_collections .training.checkpoint_health'
+    ' .training.scores'
   ),
   'maskrcnn_jax/training/checkpoint_policy': (
-    'orbax .training.checkpoint_layout'
+    'orbax .training.checkpoint_layout .training.scores'
   ),
   'maskrcnn_jax/training/checkpoint_writer': 'jax numpy orbax .training',
   'maskrcnn_jax/training/checkpoint_match': '.models .training',
   'maskrcnn_jax/training/conversion': (
     'jax .config .models .training .weights'
   ),
+  'maskrcnn_jax/training/curves': 'numpy PIL .training.scores',
+  'maskrcnn_jax/training/early_stopping': '.training.scores',
   'maskrcnn_jax/training/finetuning': (
     'ml_collections .config .models .training .weights'
   ),
   'maskrcnn_jax/training/loop': (
     'jax ml_collections .models .structures .training'
   ),
+  'maskrcnn_jax/training/scores': '',
   'maskrcnn_jax/training/steps': (
     'jax numpy .models .training .input_pipeline .evaluation .roll_call'
   ),
   'maskrcnn_jax/training/evaluation_data': 'jax .datasets',
+  'maskrcnn_jax/training/evaluation_output': (
+    'numpy .evaluation .training .visualize'
+  ),
   'maskrcnn_jax/training/evaluator': (
     'jax numpy .models .structures .training .input_pipeline .evaluation'
     ' .visualize'
   ),
   'maskrcnn_jax/training/metrics': 'numpy tensorboardX tqdm',
+  'maskrcnn_jax/training/options': (
+    '.evaluation.coco_metrics .training.scores'
+  ),
   'maskrcnn_jax/training/pretrained': (
     'jax numpy .models .training .weights.account .weights.foreign'
   ),

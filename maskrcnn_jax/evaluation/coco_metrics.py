@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from maskrcnn_jax.evaluation import processes, scoring
+from maskrcnn_jax.evaluation import class_report, processes, scoring
 
 # In the order of COCOeval.stats.
 NAMES = (
@@ -67,6 +67,74 @@ def evaluate(
       there is no such scorer.
     ImportError: the scorer is not installed.
   """
+  _, _, scores = _score(
+    results,
+    annotations_file,
+    image_ids,
+    kinds,
+    scorer,
+    workers,
+    max_detections,
+  )
+  return _named(scores)
+
+
+def evaluate_classes(
+  results: Sequence[Mapping],
+  annotations_file: str | os.PathLike,
+  image_ids: Collection[int],
+  scorer: str = 'pycocotools',
+  workers: processes.Processes | None = None,
+  max_detections: int = scoring.MAX_DETECTIONS,
+  min_score: float = 0.5,
+) -> tuple[dict[str, float], class_report.ClassReport]:
+  """What `evaluate` returns of boxes and masks, and a report by class.
+
+  Args:
+    results: see `evaluate`; all with `bbox`.
+    annotations_file: see `evaluate`, also for the three after it.
+    image_ids: the images that were looked at.
+    scorer: one of `scoring.SCORERS`.
+    workers: processes that share the work.
+    max_detections: see `evaluate`.
+    min_score: of the detections that confusions are counted of.
+  """
+  kinds = tuple(PREFIXES)
+  truth, image_ids, scores = _score(
+    results,
+    annotations_file,
+    image_ids,
+    kinds,
+    scorer,
+    workers,
+    max_detections,
+  )
+  tables = {kind: precision for kind, (_, precision) in scores.items()}
+  report = class_report.make_report(
+    truth, results, image_ids, tables, min_score
+  )
+  return _named(scores), report
+
+
+def _named(scores) -> dict[str, float]:
+  """The 12 numbers of every kind by name."""
+  return {
+    PREFIXES[kind] + name: float(value)
+    for kind, (numbers, _) in scores.items()
+    for name, value in zip(NAMES, numbers)
+  }
+
+
+def _score(
+  results,
+  annotations_file,
+  image_ids,
+  kinds,
+  scorer,
+  workers,
+  max_detections,
+):
+  """The ground truth, the images that count, and `scoring.score` of them."""
   unknown = set(kinds) - set(PREFIXES)
   if unknown:
     raise ValueError(f'kinds must be of {list(PREFIXES)}, got {list(kinds)}.')
@@ -79,7 +147,7 @@ def evaluate(
     'results', (r['image_id'] for r in results), known, annotations_file
   )
   _warn_of_categories(results, truth, annotations_file)
-  numbers = scoring.score(
+  scores = scoring.score(
     truth,
     results,
     image_ids,
@@ -88,11 +156,7 @@ def evaluate(
     workers or processes.Processes(0),
     max_detections,
   )
-  return {
-    PREFIXES[kind] + name: float(value)
-    for kind in kinds
-    for name, value in zip(NAMES, numbers[kind])
-  }
+  return truth, image_ids, scores
 
 
 def _load_truth(annotations_file, with_masks):

@@ -53,8 +53,8 @@ def score(
   scorer: str,
   workers: processes.Processes,
   max_detections: int = MAX_DETECTIONS,
-) -> dict[str, np.ndarray]:
-  """The 12 numbers of each kind.
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """The 12 numbers of each kind, and the table that they are means of.
 
   Args:
     truth: COCO dataset with all that COCOeval needs.
@@ -66,7 +66,8 @@ def score(
     max_detections: of an image and category that count, the best ones.
 
   Returns:
-    `[12]` float64 in the order of `COCOeval.stats`, by kind.
+    By kind `[12]` float64 in the order of `COCOeval.stats`, and `precision` of
+    all categories, see `make_tables`.
 
   Raises:
     ValueError: a result has no mask while masks are scored.
@@ -282,7 +283,7 @@ def _area(bbox):
 
 
 def _summarize(tables, category_ids, kind):
-  """COCO's means over the tables of all categories."""
+  """COCO's means over the tables of all categories, and their precision."""
   summary = cocoeval.COCOeval(iouType=kind)
   params = summary.params
   shape = (
@@ -298,4 +299,4 @@ def _summarize(tables, category_ids, kind):
   summary.eval = {'precision': precision, 'recall': recall}
   with contextlib.redirect_stdout(io.StringIO()):
     summary.summarize()
-  return summary.stats
+  return summary.stats, precision
