@@ -157,6 +157,8 @@ class MaskRCNN(nn.Module):
     instances: Instances,
     valid: jax.Array | None = None,
     rois: SampledRois | None = None,
+    keys: jax.Array | None = None,
+    train: bool = True,
   ) -> TrainOutputs:
     """What the losses need, for RoIs sampled around the instances.
 
@@ -166,16 +168,19 @@ class MaskRCNN(nn.Module):
       instances: ground truth.
       valid: `[batch]` bool, images that count; None: all.
       rois: RoIs to use instead of sampling from the `sampling` stream.
+      keys: `[batch]`, draw the RoIs of each image instead of that stream.
+      train: whether trainable batch norm uses the statistics of this batch.
     """
-    pyramid = self.pyramid(images, image_sizes, valid, train=True)
+    pyramid = self.pyramid(images, image_sizes, valid, train)
     rpn = self.layout.whole(self.rpn_head(pyramid))
     # A RoI may be anywhere in the image.
     pyramid = self.layout.whole(pyramid)
     if rois is None:
-      rois = self.sample(rpn, images.shape[1:3], image_sizes, instances, valid)
+      canvas = images.shape[1:3]
+      rois = self.sample(rpn, canvas, image_sizes, instances, valid, keys)
     counted = rois.valid if valid is None else rois.valid & valid[:, None]
     features = self.align(pyramid, rois.boxes, self.box_size)
-    box = self.box_head(features, counted, train=True)
+    box = self.box_head(features, counted, train)
     pooled = mask_pool.pool_foreground(
       rois, instances.valid.shape[1], self.sampling
     )
@@ -183,7 +188,7 @@ class MaskRCNN(nn.Module):
       pyramid, pooled.rois.boxes, self.mask_size, pooled.images
     )
     mask_logits = self.mask_head(
-      features, pooled.rois.classes, pooled.rois.valid, train=True
+      features, pooled.rois.classes, pooled.rois.valid, train
     )
     return TrainOutputs(rpn, rois, box, mask_logits, pooled.num_left_out)
 
@@ -237,8 +242,10 @@ class MaskRCNN(nn.Module):
     features = split(self.resnet(split(x), valid, train))
     return split(self.fpn(features, valid, train))
 
-  def sample(self, rpn, canvas, image_sizes, instances, valid) -> SampledRois:
-    """RoIs to train on, drawn from the `sampling` stream."""
+  def sample(
+    self, rpn, canvas, image_sizes, instances, valid, keys=None
+  ) -> SampledRois:
+    """RoIs to train on, drawn from the `sampling` stream or by keys."""
     proposals = proposals_lib.propose(
       rpn,
       self.anchor_boxes(canvas),
@@ -248,9 +255,14 @@ class MaskRCNN(nn.Module):
     )
     batch = proposals.valid.shape[0]
     num_candidates = proposals.valid.shape[1] + instances.valid.shape[1]
-    priorities = jax.random.uniform(
-      self.make_rng('sampling'), (batch, num_candidates)
-    )
+    if keys is None:
+      priorities = jax.random.uniform(
+        self.make_rng('sampling'), (batch, num_candidates)
+      )
+    else:
+      priorities = jax.vmap(jax.random.uniform, (0, None))(
+        keys, (num_candidates,)
+      )
     if valid is not None:
       proposals = proposals.replace(valid=proposals.valid & valid[:, None])
     return targets_lib.sample_rois(

@@ -99,7 +99,7 @@ def rpn_targets(
     anchors: `[num_anchors, 4]` by level.
     instances: ground truth.
     valid: `[batch]` bool; nothing is sampled in an image that is not.
-    key: draws the sampled anchors.
+    key: draws the sampled anchors; `[batch]` keys draw those of each image.
     options: see `RPNTargetOptions`.
 
   Faster R-CNN, Sec. 3.1.2 and 3.1.3. Deltas are coded without `plus_one` in
@@ -107,7 +107,9 @@ def rpn_targets(
   """
   levels = sorted(anchors)
   boxes = [jnp.asarray(anchors[level]) for level in levels]
-  keys = jax.random.split(key, instances.boxes.shape[0])
+  keys = key
+  if not key.shape:
+    keys = jax.random.split(key, instances.boxes.shape[0])
 
   def one_image(instance_boxes, instance_valid, image_valid, key):
     matches = match(boxes, instance_boxes, instance_valid, options.matching)
