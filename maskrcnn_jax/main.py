@@ -185,7 +185,12 @@ def _parser() -> _Parser:
       '--workdir', required=True, help='checkpoints, metrics and pictures'
     )
     if name == 'eval':
-      verb.add_argument('--step', type=int, help='checkpoint; default: newest')
+      verb.add_argument(
+        '--step',
+        type=_step,
+        metavar='STEP',
+        help='checkpoint; best: by training.keep_best; default: newest',
+      )
       verb.add_argument(
         '--checkpoint',
         metavar='PATH',
@@ -281,6 +286,14 @@ def _add_plan(verbs) -> None:
     help='images; by default what the batch of the config gives each device',
   )
   verb.add_argument('--output', help='folder of plan.json and plan.png')
+
+
+def _step(text: str) -> int | str:
+  if text != 'best' and not text.isdecimal():
+    raise argparse.ArgumentTypeError(
+      f'must be a number of steps or best, got {text!r}.'
+    )
+  return text if text == 'best' else int(text)
 
 
 def _whole_numbers(text: str) -> list[int]:

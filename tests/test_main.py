@@ -79,6 +79,10 @@ def test_help_of_a_verb(verb, capsys):
       ['train', '--config=shapes', '--workdir=w', '--config.input.flip'],
       '--config.input.flip',
     ),
+    (
+      ['eval', '--config=shapes', '--workdir=w', '--step=bets'],
+      "must be a number of steps or best, got 'bets'",
+    ),
   ],
 )
 def test_a_misspelt_command_line_says_what_was_meant(argv, message, capsys):

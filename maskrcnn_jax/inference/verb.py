@@ -15,7 +15,8 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
   source.add_argument(
     '--checkpoint',
     metavar='PATH',
-    help='one checkpoint, as WORKDIR/checkpoints/STEP',
+    help='one checkpoint, as WORKDIR/checkpoints/STEP, or '
+    'WORKDIR/checkpoints/best by training.keep_best',
   )
   verb.add_argument(
     '--images',

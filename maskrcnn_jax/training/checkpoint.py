@@ -55,13 +55,13 @@ class Restored:
   classes: dict[int, str]
 
 
-def check_workdir(workdir, config, step: int | None = None) -> None:
+def check_workdir(workdir, config, step: int | str | None = None) -> None:
   """Checks that a workdir is empty or of the same model; changes nothing.
 
   Args:
     workdir: directory of a run, or where one will be.
     config: of this run; its section `model` is compared.
-    step: the checkpoint to compare with; the newest if None.
+    step: the checkpoint to compare with, see `restore`; the newest if None.
 
   Raises:
     FileNotFoundError: there is no checkpoint of that step.
@@ -97,12 +97,14 @@ def check_same_model(path, config) -> None:
 def is_ours(path) -> bool:
   """Whether a path is a workdir with a checkpoint, or a checkpoint itself."""
   path = pathlib.Path(path)
+  if layout.is_best(path):
+    path = path.parents[1]
   return (path / 'state').is_dir() or latest_step(path) is not None
 
 
-def step_of(path) -> int:
-  """The finished steps of the checkpoint that `restore(path)` takes."""
-  return int(layout.find(path, None).name)
+def step_of(path, step: int | str | None = None) -> int:
+  """The finished steps of the checkpoint that `restore(path, step)` takes."""
+  return int(layout.find(path, step).name)
 
 
 def foreign_checkpoints(workdir) -> list[str]:
@@ -194,12 +196,14 @@ def restore_latest(workdir, target, config) -> Restored | None:
   return None
 
 
-def restore(path, step: int | None = None):
+def restore(path, step: int | str | None = None):
   """The model of a checkpoint, to look at or to detect with.
 
   Args:
-    path: a workdir, or one checkpoint of it (`WORKDIR/checkpoints/STEP`).
-    step: which checkpoint of the workdir; the newest if None.
+    path: a workdir, or one checkpoint of it (`WORKDIR/checkpoints/STEP`, or
+      `WORKDIR/checkpoints/best`).
+    step: which checkpoint of the workdir; `'best'` for the one with the best
+      `training.keep_best`; the newest if None.
 
   Returns:
     The variables that `MaskRCNN.apply` and `detect` take (`params` and
@@ -237,12 +241,12 @@ def restore(path, step: int | None = None):
   return {'batch_stats': {}, **variables}, config
 
 
-def read_config(path, step: int | None = None) -> dict[str, Any]:
-  """The config of a checkpoint, in the types of JSON."""
+def read_config(path, step: int | str | None = None) -> dict[str, Any]:
+  """The config of a checkpoint (see `restore`), in the types of JSON."""
   return layout.read_item(layout.find(path, step), 'config')
 
 
-def read_classes(path, step: int | None = None) -> dict[int, str]:
+def read_classes(path, step: int | str | None = None) -> dict[int, str]:
   """The class names of a checkpoint by id; empty if none were known."""
   classes = layout.read_item(layout.find(path, step), 'classes')
   return {
@@ -263,7 +267,7 @@ def read_category_ids(path, step: int | None = None) -> dict[int, int]:
   }
 
 
-def read_position(path, step: int | None = None) -> dict[str, int]:
+def read_position(path, step: int | str | None = None) -> dict[str, int]:
   """Where the input of a checkpoint continues: `examples` and `salt`."""
   return layout.read_item(layout.find(path, step), 'position')
 

@@ -16,10 +16,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from maskrcnn_jax.training import checkpoint_health
+from maskrcnn_jax.training import checkpoint_health, scores
 
 # What processes tell each other about a trouble, cut to this length.
 _TROUBLE_BYTES = 1024
+# Names the checkpoint with the best score, in place of its step.
+BEST = 'best'
 _UNFINISHED = '.orbax-checkpoint-tmp'
 _DAMAGED = '.damaged'
 
@@ -34,30 +36,60 @@ def steps(workdir) -> list[int]:
   return sorted(ocp.path.step.checkpoint_steps(directory(workdir)))
 
 
-def find(path, step: int | None) -> pathlib.Path:
+def find(path, step: int | str | None = None) -> pathlib.Path:
   """The checkpoint that is meant by a workdir or a checkpoint's folder.
 
   Args:
-    path: a workdir, or `WORKDIR/checkpoints/STEP`.
-    step: which checkpoint of the workdir; the newest if None.
+    path: a workdir, `WORKDIR/checkpoints/STEP`, or `WORKDIR/checkpoints/best`,
+      which is a name, not a folder.
+    step: which checkpoint of the workdir: its number; `'best'`, by the metric
+      that `training.keep_best` named; the newest if None.
 
   Raises:
     FileNotFoundError: there is no such checkpoint.
+    ValueError: no metric says what is best.
   """
   path = pathlib.Path(path).absolute()
   if step is None and (path / 'state').is_dir():
     return path
+  if step is None and is_best(path):
+    path, step = path.parents[1], BEST
   there = steps(path)
   if not there:
     raise FileNotFoundError(
       f'{path} holds no checkpoint; wanted a workdir with checkpoints/STEP, or '
       'one such directory.'
     )
+  if step == BEST:
+    step = _find_best(path, there)
   if step is not None and step not in there:
     raise FileNotFoundError(
       f'{path} holds no checkpoint of step {step}; it has {there}.'
     )
   return directory(path) / str(there[-1] if step is None else step)
+
+
+def is_best(path: pathlib.Path) -> bool:
+  """Whether a path names the best checkpoint of a workdir."""
+  return path.name == BEST and path.parent.name == directory('').name
+
+
+def _find_best(workdir: pathlib.Path, there: list[int]) -> int:
+  """The best of some steps, by what the newest of them was told to keep."""
+  newest = directory(workdir) / str(there[-1])
+  metric = read_item(newest, 'config').get('training', {}).get('keep_best')
+  if not metric:
+    raise ValueError(
+      f'{workdir} has no best checkpoint: training.keep_best, the number that '
+      "tells, such as 'eval/mask_AP', was not set in its run."
+    )
+  best = scores.best_step(scores.read(workdir, metric), metric, there)
+  if best is None:
+    raise FileNotFoundError(
+      f'{workdir} has no best checkpoint: of its steps {there} none was '
+      f'evaluated with a result for {metric}.'
+    )
+  return best
 
 
 def unfinished(workdir, step: int | None = None) -> list[pathlib.Path]:

@@ -1,44 +1,28 @@
 """Which checkpoints stay on disk: the newest, the best, one every few hours."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 
 import orbax.checkpoint as ocp
 
-from maskrcnn_jax.training import checkpoint_layout
+from maskrcnn_jax.training import checkpoint_layout, scores
 
 _policies = ocp.checkpoint_managers
 
 
 def best_step(workdir, metric: str) -> int | None:
-  """The saved step with the highest score; None if no saved one has a score.
+  """The saved step with the best score; None if no saved one has a score.
 
   Only checkpoints count that are on disk and were evaluated at that very step:
   an evaluation between two saves has none. Of equal scores the newest wins.
 
   Args:
     workdir: directory of a run.
-    metric: a key of `metrics.jsonl`, such as 'eval/mask_AP'.
+    metric: a key of `metrics.jsonl`, such as 'eval/mask_AP'; see `scores`.
   """
-  return _best(scores(workdir, metric), checkpoint_layout.steps(workdir))
-
-
-def scores(workdir, metric: str) -> dict[int, float]:
-  """step -> the last finite value of a metric in `WORKDIR/metrics.jsonl`."""
-  path = pathlib.Path(workdir) / 'metrics.jsonl'
-  if not path.exists():
-    return {}
-  found = {}
-  for line in path.read_text(encoding='utf-8', errors='replace').splitlines():
-    if f'"{metric}"' in line:
-      try:
-        values = json.loads(line)
-      except json.JSONDecodeError:
-        continue  # The line that a killed run was writing.
-      found[values['step']] = values[metric]
-  return {step: value for step, value in found.items() if value is not None}
+  saved = checkpoint_layout.steps(workdir)
+  return scores.best_step(scores.read(workdir, metric), metric, saved)
 
 
 def preservation(
@@ -55,7 +39,7 @@ def preservation(
 
 @dataclasses.dataclass(frozen=True)
 class _Best(_policies.PreservationPolicy):
-  """Keeps the checkpoint with the highest score so far.
+  """Keeps the checkpoint with the best score so far.
 
   Attributes:
     workdir: whose `metrics.jsonl` is read at every save, as evaluations come
@@ -69,10 +53,6 @@ class _Best(_policies.PreservationPolicy):
   def should_preserve(self, checkpoints, *, context) -> Sequence[bool]:
     """One bool for each checkpoint."""
     steps = [info.step for info in checkpoints]
-    best = _best(scores(self.workdir, self.metric), steps)
+    found = scores.read(self.workdir, self.metric)
+    best = scores.best_step(found, self.metric, steps)
     return [step == best for step in steps]
-
-
-def _best(found: dict[int, float], steps: Sequence[int]) -> int | None:
-  scored = [step for step in steps if step in found]
-  return max(scored, key=lambda step: (found[step], step), default=None)

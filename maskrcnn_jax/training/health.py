@@ -6,12 +6,12 @@ numbers are no numbers goes back to where they were.
 """
 
 import collections
-import json
-import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from maskrcnn_jax.training import scores
 
 # A loss is a spike from so many times the median of the steps before it.
 SPIKE_FACTOR = 5.0
@@ -133,7 +133,8 @@ def fallen_score(workdir, step: int, values: Mapping[str, float]) -> str | None:
     values: its numbers.
   """
   name = 'eval/mask_AP' if 'eval/mask_AP' in values else 'eval/AP'
-  earlier = _scores(pathlib.Path(workdir) / 'metrics.jsonl', name, step)
+  found = scores.read(workdir, name)
+  earlier = {s: v for s, v in found.items() if v is not None and s < step}
   best = max(earlier, key=earlier.get, default=None)
   if best is None or earlier[best] < _LOWEST_BEST:
     return None
@@ -144,17 +145,3 @@ def fallen_score(workdir, step: int, values: Mapping[str, float]) -> str | None:
     f'at step {best}. The run may have diverged; checkpoints of that time are '
     'worth keeping.'
   )
-
-
-def _scores(path, name, before) -> dict[int, float]:
-  """step -> value of a metric, of the steps before one."""
-  scores = {}
-  if path.exists():
-    for line in path.read_text().splitlines():
-      try:
-        entry = json.loads(line)
-      except ValueError:
-        continue  # The torn last line of a killed run.
-      if entry.get(name) is not None and entry['step'] < before:
-        scores[entry['step']] = entry[name]
-  return scores

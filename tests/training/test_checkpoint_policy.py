@@ -63,6 +63,56 @@ def test_only_saved_steps_and_last_lines_count(tmp_path):
   assert checkpoint.best_step(tmp_path, METRIC) == 1
 
 
+def test_of_a_loss_the_lowest_stays(tmp_path):
+  with checkpoint.CheckpointWriter(tmp_path, 1, 'eval/loss') as writer:
+    for step, loss in enumerate((0.5, 0.2, 0.4, 0.3), start=1):
+      state = make_state(step=step)
+      writer.save(step, state, POSITION, make_config(), CLASSES)
+      report(tmp_path, step, loss, 'eval/loss')
+  assert kept(tmp_path) == [2, 4]
+  assert checkpoint.best_step(tmp_path, 'eval/loss') == 2
+
+
+def save_with_best(workdir, scores, keep_best=METRIC):
+  """A run whose config says what is best."""
+  config = make_config()
+  config.training.keep_best = keep_best
+  with checkpoint.CheckpointWriter(workdir, 3, keep_best) as writer:
+    for step, score in scores.items():
+      state = make_state(step=step, scale=float(step))
+      writer.save(step, state, POSITION, config, CLASSES)
+      report(workdir, step, score)
+
+
+def test_the_best_is_restored_by_name(tmp_path):
+  save_with_best(tmp_path, {1: 0.1, 2: 0.3, 3: 0.2})
+  path = tmp_path / 'checkpoints' / 'best'
+  assert not path.exists()
+  assert checkpoint.is_ours(path)
+  for given in ((tmp_path, 'best'), (path,)):
+    assert checkpoint.step_of(*given) == 2
+    variables, _ = checkpoint.restore(*given)
+    assert float(variables['params']['head']['bias'][0]) == 2.0
+    assert checkpoint.read_classes(*given) == CLASSES
+    assert checkpoint.read_position(*given) == POSITION
+  assert checkpoint.step_of(tmp_path) == 3
+  # What becomes the best later is what the name means then.
+  report(tmp_path, 3, 0.4)
+  assert checkpoint.step_of(path) == 3
+
+
+def test_without_a_best_the_name_says_what_is_missing(tmp_path):
+  with pytest.raises(FileNotFoundError, match='holds no checkpoint'):
+    checkpoint.restore(tmp_path, 'best')
+  assert not checkpoint.is_ours(tmp_path / 'checkpoints' / 'best')
+  save_with_best(tmp_path / 'a', {1: None})
+  with pytest.raises(FileNotFoundError, match=r'of its steps \[1\] none was'):
+    checkpoint.restore(tmp_path / 'a', 'best')
+  save_with_best(tmp_path / 'b', {1: 0.5}, keep_best=None)
+  with pytest.raises(ValueError, match=r'training\.keep_best.*was not set'):
+    checkpoint.restore(tmp_path / 'b/checkpoints/best')
+
+
 def make_older(workdir, hours):
   """As if everything had been saved so long ago."""
   for path in (workdir / 'checkpoints').glob('*/_CHECKPOINT_METADATA'):
