@@ -306,6 +306,11 @@ def put(tree: Any, shardings: Any) -> Any:
   )
 
 
+def put_rows(rows: np.ndarray, mesh: Mesh) -> jax.Array:
+  """This host's part of an array with a row for each image of the batch."""
+  return jax.make_array_from_process_local_data(batch_sharding(mesh), rows)
+
+
 def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
   """The part of a host's batch that devices need, as global arrays.
 

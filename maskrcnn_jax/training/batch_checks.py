@@ -1,0 +1,53 @@
+"""Whether a batch fits the devices and the model."""
+
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+
+from maskrcnn_jax.training import sharding
+
+
+def check_classes(batch: Mapping, num_classes: int) -> None:
+  """Raises for an instance whose class the model does not have."""
+  classes = batch['instances']['classes']
+  rows = np.flatnonzero(np.max(classes, axis=1, initial=0) >= num_classes)
+  if rows.size:
+    raise ValueError(
+      f'Image {batch["image_ids"][rows[0]]} has class '
+      f'{np.max(classes[rows[0]])}; model.num_classes is {num_classes}, so '
+      f'classes may be 1 to {num_classes - 1}.'
+    )
+
+
+def check_batch_size(
+  section: str, batch_size: int, mesh, group: int = 1
+) -> None:
+  """Raises if groups of images cannot be split evenly over devices."""
+  parts = sharding.num_parts(mesh)
+  if batch_size < 1 or batch_size % (parts * group):
+    what = f'the {parts} devices'
+    if parts < mesh.size:
+      what = f'{parts}, the {mesh.size} devices by runtime.spatial'
+    if group > 1:
+      what += f', times model.sampling.mask_pool_group {group}'
+    raise ValueError(
+      f'{section}.batch_size must be a positive multiple of {what}, got '
+      f'{batch_size}.'
+    )
+
+
+def whole_batch(batch_size: int, mesh) -> int:
+  """The next multiple of the devices; rows without an image fill a batch."""
+  if batch_size < 1:
+    raise ValueError(
+      f'evaluation.batch_size must be at least 1, got {batch_size}.'
+    )
+  parts = sharding.num_parts(mesh)
+  whole = -(-batch_size // parts) * parts
+  if whole != batch_size:
+    logging.info(
+      'evaluation.batch_size %d becomes %d: %d devices share a batch evenly',
+      *(batch_size, whole, mesh.size),
+    )
+  return whole

@@ -1,0 +1,159 @@
+"""The terms of the training loss on the evaluation set.
+
+Every image counts as a batch of its own, and draws its anchors and RoIs by its
+id. So the means over the images depend neither on the batch size nor on how
+many devices and processes share the work, and differ between two evaluations by
+what was learnt alone. Nothing is updated; batch norm takes what it has stored.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from maskrcnn_jax.models import targets as targets_lib
+from maskrcnn_jax.models.mask_rcnn import MaskRCNN, TrainOutputs
+from maskrcnn_jax.structures import Instances
+from maskrcnn_jax.training import batch_checks, scores, sharding, train_step
+
+
+class ValidationLosses:
+  """Computes them; keeps the compiled program between the calls."""
+
+  def __init__(self, model: MaskRCNN, mesh):
+    """Compiles nothing yet.
+
+    Args:
+      model: as `sharding.lay_out` made it for the mesh.
+      mesh: of all devices of all hosts.
+    """
+    self._mesh = mesh
+    self._num_classes = model.num_classes
+    everywhere = sharding.replicated(mesh)
+    self._losses = jax.jit(
+      functools.partial(image_losses, model),
+      in_shardings=(
+        everywhere,
+        sharding.input_shardings(mesh),
+        sharding.batch_sharding(mesh),
+      ),
+      out_shardings=everywhere,
+    )
+
+  def __call__(
+    self, variables, batches: Iterable[Mapping], feed: Callable[[int], None]
+  ) -> dict[str, float]:
+    """Means over the images, the same on all hosts; {} without an image.
+
+    Args:
+      variables: of the model, whole on every device.
+      batches: this host's, of `eval_batches` with instances.
+      feed: is told the number of every batch, from 1.
+
+    Returns:
+      The keys `scores.LOSSES`: the five terms, and their sum.
+
+    Raises:
+      ValueError: an instance has a class that the model lacks.
+    """
+    found, previous = {term: [] for term in scores.TERMS}, None
+    for number, batch in enumerate(batches, start=1):
+      feed(number)
+      batch_checks.check_classes(batch, self._num_classes)
+      losses = self._losses(
+        variables,
+        sharding.put_batch(batch, self._mesh),
+        sharding.put_rows(_seeds(batch['image_ids']), self._mesh),
+      )
+      # The device has work while the values before are fetched.
+      _add(found, previous)
+      previous = losses
+    _add(found, previous)
+    count = len(found['mask'])
+    if not count:
+      return {}
+    # Exact sums, which do not depend on the order of the images.
+    means = {
+      f'{scores.LOSS}_{term}': math.fsum(values) / count
+      for term, values in found.items()
+    }
+    return {scores.LOSS: math.fsum(means.values()), **means}
+
+
+def image_losses(
+  model: MaskRCNN,
+  variables: Mapping[str, Any],
+  batch: Mapping[str, Any],
+  seeds: jax.Array,
+) -> dict[str, jax.Array]:
+  """The loss terms of every image, as of a batch that holds it alone.
+
+  Args:
+    model: to evaluate.
+    variables: of the model.
+    batch: `images`, `image_sizes`, `instances` and `valid`.
+    seeds: `[batch]` uint32, draw the anchors and RoIs of each image.
+
+  Returns:
+    `[batch]` float32 by term, and `valid` as it was given.
+  """
+  # Places that images share would be shared with none.
+  sampling = dataclasses.replace(
+    model.sampling, mask_pool_group=1, mask_pool_size=None
+  )
+  model = model.clone(sampling=sampling)
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), seeds)
+  rpn_keys, sampling_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+  valid = batch['valid']
+  instances = Instances(**batch['instances'])
+  instances = instances.replace(valid=instances.valid & valid[:, None])
+  outputs = model.apply(
+    variables,
+    batch['images'],
+    batch['image_sizes'],
+    instances,
+    valid,
+    keys=sampling_keys,
+    train=False,
+  )
+  targets = targets_lib.rpn_targets(
+    model.anchor_boxes(batch['images'].shape[1:3]),
+    instances,
+    valid,
+    rpn_keys,
+    model.rpn_targets,
+  )
+
+  def one_image(*row):
+    row = jax.tree.map(lambda x: x[None], row)
+    rpn, rois, box, mask_logits, instances, valid, targets = row
+    outputs = TrainOutputs(rpn, rois, box, mask_logits)
+    return train_step.training_losses(model, outputs, instances, valid, targets)
+
+  losses = jax.vmap(one_image)(
+    outputs.rpn,
+    outputs.rois,
+    outputs.box,
+    outputs.mask_logits,
+    instances,
+    valid,
+    targets,
+  )
+  return {**losses, 'valid': valid}
+
+
+def _seeds(image_ids: np.ndarray) -> np.ndarray:
+  return (image_ids & 0xFFFFFFFF).astype(np.uint32)
+
+
+def _add(found: dict[str, list[float]], losses) -> None:
+  """Appends the values of a batch's images; waits for the device."""
+  if losses is None:
+    return
+  losses = jax.tree.map(np.asarray, losses)
+  for term, values in found.items():
+    values += losses[term][losses['valid']].tolist()
