@@ -164,6 +164,8 @@ def get_config(variant='demo'):
   training.keep_checkpoints = 2
   # The best by a number like 'eval/mask_AP' stays too; None: no.
   training.keep_best = ml_collections.config_dict.placeholder(str)
+  # So many evaluations that do not improve keep_best end the run; None: no.
+  training.patience = ml_collections.config_dict.placeholder(int)
   # One in so many hours of training stays too; None: no.
   training.keep_every_hours = ml_collections.config_dict.placeholder(float)
   # Images of an evaluation that are drawn with their detections.
@@ -199,8 +201,15 @@ def get_config(variant='demo'):
   evaluation.skip_first = 0
   # Score what is there after so many batches; 0: only at the end.
   evaluation.report_every_batches = 0
+  # Also the losses of training on these images, in another pass over them.
+  evaluation.losses = False
   # Detections below are not drawn.
   evaluation.min_picture_score = 0.5
+  # Detections below do not count in the table of confusions.
+  evaluation.min_confusion_score = 0.5
+  # AP by class and confusions are printed for at most so many classes; the file
+  # eval/classes-STEP.md always has them.
+  evaluation.show_classes = 10
   # Of an image and class that count, the best ones: COCO's number.
   evaluation.max_detections = 100
   # pycocotools, or hotcoco: the same numbers, faster, if it is installed.

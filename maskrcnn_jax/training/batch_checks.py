@@ -16,7 +16,8 @@ def check_classes(batch: Mapping, num_classes: int) -> None:
     raise ValueError(
       f'Image {batch["image_ids"][rows[0]]} has class '
       f'{np.max(classes[rows[0]])}; model.num_classes is {num_classes}, so '
-      f'classes may be 1 to {num_classes - 1}.'
+      f'classes may be 1 to {num_classes - 1}. Set it to the largest class id '
+      f'plus one, {np.max(classes) + 1} or more.'
     )
 
 

@@ -3,10 +3,7 @@
 import dataclasses
 import functools
 import itertools
-import json
-import logging
 import pathlib
-import sys
 import time
 from collections.abc import Callable
 
@@ -25,11 +22,14 @@ from maskrcnn_jax.input_pipeline import batches as input_batches
 from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import (
+  batch_checks,
   evaluation_data,
-  seed_names,
+  evaluation_output,
+  hosts,
   sharding,
   summary,
   train_step,
+  validation_losses,
 )
 
 
@@ -46,7 +46,13 @@ class EvaluationOptions:
     every_steps: evaluate on the way; 0 for only at the end.
     skip_first: how many of these evaluations are left out.
     report_every_batches: score what is there so often; 0 for only at the end.
+    losses: also the terms of the training loss, see `validation_losses`; they
+      cost another pass over the images.
     min_picture_score: detections below are not drawn.
+    min_confusion_score: detections below do not count in the table of
+      confusions.
+    show_classes: tables of AP by class and of confusions are also printed if
+      there are at most so many classes; `eval/classes-STEP.md` always has them.
     max_detections: of an image and class that count, the best ones; COCO's own
       number is 100.
     scorer: `pycocotools`, or `hotcoco` for the same numbers faster.
@@ -61,7 +67,10 @@ class EvaluationOptions:
   every_steps: int = 0
   skip_first: int = 0
   report_every_batches: int = 0
+  losses: bool = False
   min_picture_score: float = 0.5
+  min_confusion_score: float = 0.5
+  show_classes: int = 10
   max_detections: int = scoring.MAX_DETECTIONS
   scorer: str = 'pycocotools'
   num_processes: int | None = None
@@ -115,7 +124,9 @@ class Evaluator:
     self._mesh = sharding.config_mesh(config)
     model = sharding.lay_out(MaskRCNN.from_config(config.model), self._mesh)
     self._workdir = pathlib.Path(workdir)
-    self._batch_size = _whole_batch(self.options.batch_size, self._mesh)
+    self._batch_size = batch_checks.whole_batch(
+      self.options.batch_size, self._mesh
+    )
     data = (self.options.file_pattern, self.options.max_images)
     self.annotations_file = self.options.annotations_file
     if not self.annotations_file:
@@ -128,6 +139,9 @@ class Evaluator:
     self._input = config.input
     self._names = evaluation_data.class_names(self.annotations_file)
     self._category_ids = evaluation_data.category_ids(self.annotations_file)
+    self._losses = None
+    if self.options.losses:
+      self._losses = validation_losses.ValidationLosses(model, self._mesh)
     everywhere = sharding.replicated(self._mesh)
     inputs = sharding.input_shardings(self._mesh)
     self._detect = jax.jit(
@@ -148,10 +162,12 @@ class Evaluator:
       feed: is told of progress, see `watchdog.Watchdog`.
 
     Returns:
-      The 24 numbers, `eval/AP` to `eval/mask_ARl`; {} on all hosts but the
-      first, which scores while the others wait.
+      The 24 numbers, `eval/AP` to `eval/mask_ARl`, and the losses if they are
+      wanted; {} on all hosts but the first, which scores while the others wait.
     """
     start = time.monotonic()
+    variables = sharding.put_replicated(variables, self._mesh)
+    losses = self._find_losses(step, variables, writer, feed)
     count = self.options.num_processes
     if count is None:
       count = processes.default_count(self._num_images)
@@ -162,52 +178,55 @@ class Evaluator:
       )
       feed(f'evaluation of step {step}: scoring')
       if jax.process_index() == 0:
-        self._write(step, results, pictures, writer)
-        values = self._score(results, image_ids, workers)
+        evaluation_output.write(self._workdir, step, results, pictures, writer)
+        values, classes = self._score(results, image_ids, workers)
+        values |= losses
     if jax.process_index() == 0:
-      self._log(step, values, image_ids, writer, start)
+      limit = self.options.max_detections
+      counted = f', maxDets {limit}' if limit != scoring.MAX_DETECTIONS else ''
+      writer.say(
+        f'step {step}: {len(image_ids)} of {self._num_images} images evaluated '
+        f'in {time.monotonic() - start:.0f} s{counted}'
+      )
+      evaluation_output.report(
+        self._workdir,
+        step,
+        values,
+        classes,
+        writer,
+        self._log_file,
+        self.options.show_classes,
+      )
     # At the end of a run, a host that waits long for the last one gives up.
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices(f'evaluated {step}')
     return values
 
-  def _write(self, step, results, pictures, writer):
-    """Writes the results of all hosts, and the pictures."""
-    path = self._workdir / 'eval' / f'detections-{step}.json'
-    coco_results.write_results(results, path)
-    for image_id, picture in pictures:
-      writer.image(step, f'eval/image-{image_id}', picture)
-      name = f'step-{step}-image-{image_id}.png'
-      visualize.save_png(self._workdir / 'pictures' / name, picture)
+  def _find_losses(self, step, variables, writer, feed):
+    """The losses of `validation_losses`; {} if they are not wanted."""
+    if self._losses is None:
+      return {}
+    shown = writer.progress(self._batches(with_instances=True))
+
+    def feed_number(number):
+      feed(f'evaluation of step {step}: losses of batch {number}')
+
+    return self._losses(variables, shown, feed_number)
 
   def _score(self, results, image_ids, workers):
-    """The 24 numbers."""
-    return coco_metrics.evaluate(
+    """The 24 numbers, and the report by class."""
+    return coco_metrics.evaluate_classes(
       results,
       self.annotations_file,
       image_ids,
       scorer=self.options.scorer,
       workers=workers,
       max_detections=self.options.max_detections,
+      min_score=self.options.min_confusion_score,
     )
-
-  def _log(self, step, values, image_ids, writer, start):
-    """Writes the numbers down and shows them."""
-    writer.scalars(step, values)
-    writer.flush()
-    summary.log(self._log_file, seed_names.evaluated(values))
-    seconds = time.monotonic() - start
-    limit = self.options.max_detections
-    counted = f', maxDets {limit}' if limit != scoring.MAX_DETECTIONS else ''
-    writer.say(
-      f'step {step}: {len(image_ids)} of {self._num_images} images evaluated '
-      f'in {seconds:.0f} s{counted}'
-    )
-    writer.say(coco_metrics.format_table(values), file=sys.stdout)
 
   def _detect_all(self, step, variables, writer, feed, workers):
     """Results and ids of all images, and pictures of this host's first ones."""
-    variables = sharding.put_replicated(variables, self._mesh)
     num_pictures = self._num_pictures if jax.process_index() == 0 else 0
     encoder = coco_results.ResultEncoder(
       workers, category_ids=self._category_ids
@@ -217,7 +236,7 @@ class Evaluator:
     shown = writer.progress(batches)
     found = self._detect_ahead(shown, variables, seconds, feed, step)
     for number, (batch, detections) in enumerate(found, start=1):
-      detections = _own_rows(detections, len(batch['valid']))
+      detections = hosts.own_rows(detections, len(batch['valid']))
       encoder.add(detections, batch)
       image_ids += batch['image_ids'][batch['valid']].tolist()
       pictures += self._draw(batch, detections, num_pictures - len(pictures))
@@ -228,7 +247,7 @@ class Evaluator:
     for kind, count in batches.counts.items():
       writer.say(f'WARNING: {count} {kind} left out, see above')
     self._say_speed(seconds, writer)
-    return _gather(encoder.collect()), _gather(image_ids), pictures
+    return hosts.gather(encoder.collect()), hosts.gather(image_ids), pictures
 
   def _detect_ahead(self, batches, variables, seconds, feed, step):
     """Yields each batch and what was found in it.
@@ -258,10 +277,10 @@ class Evaluator:
 
   def _report(self, step, number, results, image_ids, writer, workers):
     """Scores the first batches of an evaluation that goes on."""
-    results, image_ids = _gather(results), _gather(image_ids)
+    results, image_ids = hosts.gather(results), hosts.gather(image_ids)
     if jax.process_index() > 0:
       return
-    values = self._score(results, image_ids, workers)
+    values, _ = self._score(results, image_ids, workers)
     writer.print(
       f'step {step}, after {number} batches ({len(image_ids)} images):\n'
       f'{coco_metrics.format_table(values)}'
@@ -274,13 +293,16 @@ class Evaluator:
     if writer.enabled:
       summary.log(self._log_file, logged)
 
-  def _batches(self):
+  def _batches(self, with_instances=False):
     """This host's batches of the whole set, with the counts of bad records."""
     shared = ('canvases', 'image_dtype', 'resize', 'num_threads')
+    if with_instances:
+      shared += ('max_instances', 'mask_size')
     return input_batches.eval_batches(
       self.options.file_pattern,
       batch_size=self._batch_size,
       max_images=self.options.max_images,
+      with_instances=with_instances,
       host_index=jax.process_index(),
       host_count=jax.process_count(),
       **{k: self._input[k] for k in shared if k in self._input},
@@ -303,61 +325,3 @@ class Evaluator:
       )
       pictures.append((int(batch['image_ids'][row]), picture))
     return pictures
-
-
-def check_batch_size(
-  section: str, batch_size: int, mesh, group: int = 1
-) -> None:
-  """Raises if groups of images cannot be split evenly over devices."""
-  parts = sharding.num_parts(mesh)
-  if batch_size < 1 or batch_size % (parts * group):
-    what = f'the {parts} devices'
-    if parts < mesh.size:
-      what = f'{parts}, the {mesh.size} devices by runtime.spatial'
-    if group > 1:
-      what += f', times model.sampling.mask_pool_group {group}'
-    raise ValueError(
-      f'{section}.batch_size must be a positive multiple of {what}, got '
-      f'{batch_size}.'
-    )
-
-
-def _whole_batch(batch_size: int, mesh) -> int:
-  """The next multiple of the devices; rows without an image fill a batch."""
-  if batch_size < 1:
-    raise ValueError(
-      f'evaluation.batch_size must be at least 1, got {batch_size}.'
-    )
-  parts = sharding.num_parts(mesh)
-  whole = -(-batch_size // parts) * parts
-  if whole != batch_size:
-    logging.info(
-      'evaluation.batch_size %d becomes %d: %d devices share a batch evenly',
-      *(batch_size, whole, mesh.size),
-    )
-  return whole
-
-
-def _own_rows(detections, num_rows: int):
-  """This host's rows of what was detected on all hosts."""
-  if jax.process_count() == 1:
-    return detections
-  start = jax.process_index() * num_rows
-  return jax.tree.map(
-    lambda x: np.asarray(x)[start : start + num_rows], detections
-  )
-
-
-def _gather(values: list) -> list:
-  """The values of all hosts in their order; [] on all but the first."""
-  if jax.process_count() == 1:
-    return values
-  text = np.frombuffer(json.dumps(values).encode(), np.uint8)
-  lengths = multihost_utils.process_allgather(np.array(len(text)))
-  padded = np.zeros(np.max(lengths), np.uint8)
-  padded[: len(text)] = text
-  texts = multihost_utils.process_allgather(padded)
-  if jax.process_index() != 0:
-    return []
-  parts = [json.loads(bytes(t[:n])) for t, n in zip(texts, lengths)]
-  return list(itertools.chain.from_iterable(parts))

@@ -90,7 +90,7 @@ def fit(training, classes: Mapping[int, str]) -> account_lib.Fit:
   """How much of a model a run must take from `training.pretrained`.
 
   Args:
-    training: `steps.TrainingOptions`.
+    training: `options.TrainingOptions`.
     classes: names of this run's classes by id; {} if they are not known.
   """
   if not training.finetune:

@@ -1,8 +1,9 @@
 """Trains and evaluates a config in a workdir.
 
 A run writes `config.json`, `checkpoints/`, `metrics.jsonl`, TensorBoard events,
-`eval/detections-STEP.json` and `pictures/` into its workdir. The same command
-again continues from the newest checkpoint, whatever it started from.
+`curves.png`, `eval/detections-STEP.json`, `eval/classes-STEP.md` and
+`pictures/` into its workdir. The same command again continues from the newest
+checkpoint, whatever it started from.
 """
 
 import functools
@@ -14,7 +15,9 @@ from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import (
   checkpoint,
+  curves,
   evaluation_data,
+  evaluations,
   finetuning,
   health,
   metrics,
@@ -28,8 +31,9 @@ from maskrcnn_jax.training import (
   watchdog,
 )
 from maskrcnn_jax.training import train_step as step_lib
-from maskrcnn_jax.training.evaluator import Evaluator, check_batch_size
-from maskrcnn_jax.training.steps import TrainingOptions
+from maskrcnn_jax.training.batch_checks import check_batch_size
+from maskrcnn_jax.training.evaluator import Evaluator
+from maskrcnn_jax.training.options import TrainingOptions
 
 _START = {'examples': 0, 'salt': 0}
 
@@ -55,6 +59,8 @@ def train_and_evaluate(
 ) -> dict[str, float]:
   """Trains, evaluating on the way and at the end.
 
+  The end may come early, see `training.patience`.
+
   Args:
     config: a ConfigDict with all sections.
     workdir: directory of the run; made if missing.
@@ -72,7 +78,9 @@ def train_and_evaluate(
   """
   checkpoint.check_workdir(workdir, config)
   evaluator = Evaluator(config, workdir)
-  _train(config, workdir, evaluator, notes)
+  values = _train(config, workdir, evaluator, notes)
+  if values is not None:
+    return values
   step = checkpoint.latest_step(workdir)
   if not evaluator.options.is_due(step, is_last=True):
     return {}
@@ -81,14 +89,18 @@ def train_and_evaluate(
 
 
 def evaluate(
-  config, workdir, step: int | None = None, source: str | None = None
+  config,
+  workdir,
+  step: int | str | None = None,
+  source: str | None = None,
 ) -> dict[str, float]:
   """Evaluates a checkpoint on every image of the evaluation set.
 
   Args:
     config: a ConfigDict with the sections `model, input, training, evaluation`.
     workdir: directory of a run, or where the results shall be.
-    step: which checkpoint of the workdir; the newest if None.
+    step: which checkpoint of the workdir, its number or `'best'`; the newest
+      if None.
     source: a checkpoint to take in place of the workdir's: of another run, or
       of a whole Mask R-CNN by TensorFlow.
 
@@ -107,6 +119,8 @@ def evaluate(
   checkpoint.check_workdir(workdir, config, step)
   if step is None:
     step = checkpoint.latest_step(workdir)
+  else:
+    step = checkpoint.step_of(workdir, step)
   if step is None:
     found = checkpoint.foreign_checkpoints(workdir)
     hint = f' There is {found[-1]}: name it with --checkpoint.' if found else ''
@@ -123,7 +137,7 @@ def _evaluate(evaluator, workdir, step, variables, config) -> dict[str, float]:
     metrics.MetricWriter(workdir, enabled=_is_first_host()) as writer,
     _watchdog(config) as watch,
   ):
-    return steps.look_at(
+    return evaluations.look_at(
       evaluator, workdir, step, variables, writer, watch.feed
     )
 
@@ -132,10 +146,17 @@ def _watchdog(config) -> watchdog.Watchdog:
   return watchdog.Watchdog(config.get('runtime', {}).get('watchdog_seconds', 0))
 
 
-def _train(config, workdir, evaluator: Evaluator | None, notes) -> None:
-  """Trains from the newest checkpoint on; leaves the last state as one."""
+def _train(
+  config, workdir, evaluator: Evaluator | None, notes
+) -> dict[str, float] | None:
+  """Trains from the newest checkpoint on; leaves the last state as one.
+
+  Returns:
+    What `steps.run_steps` returns.
+  """
   training = override.make(TrainingOptions, config.training, 'training')
   num_steps = training.num_steps
+  evaluations.check(training, evaluator)
   checkpoint.check_workdir(workdir, config)
   mesh = sharding.config_mesh(config)
   shard_state = sharding.config_shard_state(config)
@@ -146,7 +167,7 @@ def _train(config, workdir, evaluator: Evaluator | None, notes) -> None:
   if done >= num_steps:
     if _is_first_host():
       print(f'{workdir} has {done} of {num_steps} steps: nothing to train.')
-    return
+    return None
   trace = tracing.Trace(workdir, training.profile)
   if not done:
     pretrained.check(training.pretrained, model)
@@ -185,6 +206,7 @@ def _train(config, workdir, evaluator: Evaluator | None, notes) -> None:
   checkpoint.check_can_save(workdir, state, training.keep_checkpoints)
   checkpoint.claim_workdir(workdir, config, notes)
   with (
+    curves.drawn_at_end(workdir, _is_first_host()),
     checkpoint.CheckpointWriter(workdir, **training.kept()) as saved,
     metrics.MetricWriter(workdir, num_steps, done, _is_first_host()) as writer,
     summary.RunSummary(writer, training.log_file) as account_of_run,
@@ -215,8 +237,7 @@ def _train(config, workdir, evaluator: Evaluator | None, notes) -> None:
     _say_start(run, state, account)
     while True:
       try:
-        steps.run_steps(run, state, done, position)
-        break
+        return steps.run_steps(run, state, done, position)
       except health.Rewind:
         saved.wait()
         state, _, done, position, _ = resume()

@@ -16,12 +16,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from maskrcnn_jax import roll_call
-from maskrcnn_jax.evaluation import coco_metrics
 from maskrcnn_jax.input_pipeline import batches as input_batches
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import (
+  batch_checks,
   checkpoint,
   diagnosis,
+  evaluations,
   health,
   metrics,
   seed_names,
@@ -33,87 +34,11 @@ from maskrcnn_jax.training import (
 )
 from maskrcnn_jax.training import train_step as step_lib
 from maskrcnn_jax.training.evaluator import Evaluator
+from maskrcnn_jax.training.options import TrainingOptions
 
-# Numbers of an evaluation.
-METRICS = tuple(
-  prefix + name
-  for prefix in coco_metrics.PREFIXES.values()
-  for name in coco_metrics.NAMES
-)
 # Steps that may run before the flag of a step is read, so that the device
 # always has work while the host waits.
 _FLAG_LAG = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingOptions:
-  """The section `training` of a config.
-
-  Attributes:
-    num_steps: length of the run.
-    seed: of the initial parameters and of the sampling of RoIs.
-    log_every_steps: metrics are means over so many steps.
-    checkpoint_every_steps: the end of the run is always saved.
-    keep_checkpoints: how many stay on disk, the newest.
-    keep_best: a number of the evaluations on the way, such as 'eval/mask_AP':
-      the checkpoint where it was highest stays too; None: no such.
-    keep_every_hours: one checkpoint stays for so many hours of training; None:
-      no such.
-    pictures: how many images of an evaluation are drawn.
-    pretrained: what a run starts from, a backbone or a whole Mask R-CNN: a
-      file of weights, the prefix of a TensorFlow checkpoint, or a checkpoint of
-      ours; None or '' for random values.
-    finetune: of `pretrained`, what does not fit other classes starts from
-      random values, see `finetuning`.
-    summary_every_steps: TensorBoard also shows metrics of single steps under
-      the seed's names, this often; None: not.
-    log_file: JSON lines that sum up the run under the seed's names; None: none.
-    profile: first and last step to trace for TensorBoard's profiler, counted
-      from the start of the process; None: no trace.
-    max_bad_steps: so many steps in a row that are not finite make the run go
-      back to its newest checkpoint, and on with other data; the second time it
-      stops. Fewer are skipped.
-  """
-
-  num_steps: int
-  seed: int = 0
-  log_every_steps: int = 50
-  checkpoint_every_steps: int = 1000
-  keep_checkpoints: int = 3
-  keep_best: str | None = None
-  keep_every_hours: float | None = None
-  pictures: int = 8
-  pretrained: str | None = None
-  finetune: bool = False
-  summary_every_steps: int | None = None
-  log_file: str | None = None
-  profile: tuple[int, int] | None = None
-  max_bad_steps: int = 5
-
-  def __post_init__(self):
-    for name in (
-      'num_steps',
-      'log_every_steps',
-      'checkpoint_every_steps',
-      'max_bad_steps',
-    ):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f'training.{name} must be at least 1, got {getattr(self, name)}.'
-        )
-    if self.keep_best is not None and self.keep_best not in METRICS:
-      raise ValueError(
-        f'training.keep_best must be one of {", ".join(METRICS)}, got '
-        f'{self.keep_best!r}.'
-      )
-
-  def kept(self) -> dict:
-    """Which checkpoints stay, as `CheckpointWriter` takes it."""
-    return {
-      'keep': self.keep_checkpoints,
-      'keep_best': self.keep_best,
-      'keep_every_hours': self.keep_every_hours,
-    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,14 +65,30 @@ class Run:
   watch: watchdog.Watchdog
 
 
-def run_steps(run: Run, state, done: int, position) -> None:
+def run_steps(run: Run, state, done: int, position) -> dict | None:
   """The loop over the steps.
+
+  Args:
+    run: what stays as it is.
+    state: before the first of them.
+    done: finished steps.
+    position: of the input.
+
+  Returns:
+    The numbers of the last evaluation if they ended the run, see
+    `early_stopping`; None if it went to its end, or had ended before.
 
   Raises:
     Rewind: too many steps in a row were not finite.
     Stopped: SIGTERM asked for it.
   """
   training, config = run.training, run.config
+  if evaluations.is_missing(run.evaluator, run.workdir, done):
+    values = _evaluate(run, done, state)
+    if values is not None:
+      return values
+  elif _is_stopped(run, done):
+    return None
   batches = train_batches(config, position, run.model.num_classes)
   window, flags, is_saved = [], collections.deque(), True
   steps = range(done + 1, training.num_steps + 1)
@@ -188,35 +129,49 @@ def run_steps(run: Run, state, done: int, position) -> None:
     if save or stop or (log and not is_saved):
       is_saved = run.saved.save(step, state, position, config, run.classes)
     if (last or stop) and not is_saved:
-      raise checkpoint.SaveError(
-        f'Step {step} could not be saved in {run.workdir}, whose disk is full. '
-        'Free some space and run the same command: it goes on from the newest '
-        'checkpoint.'
-      )
+      raise _not_saved(run, step)
     if stop:
       raise stopping.Stopped(f'step {step}')
     if look:
-      with run.summary.paused(), run.stop.at_once():
-        look_at(
-          evaluator,
-          run.workdir,
-          step,
-          state.variables(),
-          run.writer,
-          run.watch.feed,
-        )
+      values = _evaluate(run, step, state)
+      if values is not None and not is_saved:
+        raise _not_saved(run, step)
+      if values is not None:
+        return values
     run.watch.feed(f'step {step + 1}: reading')
+  return None
 
 
-def look_at(
-  evaluator, workdir, step, variables, writer, feed
-) -> dict[str, float]:
-  """Evaluates, and says so where the result is far below earlier ones."""
-  values = evaluator(step, variables, writer, feed)
-  message = values and health.fallen_score(workdir, step, values)
-  if message:
-    writer.say(f'WARNING: {message}')
-  return values
+def _evaluate(run: Run, step: int, state) -> dict[str, float] | None:
+  """Evaluates on the way; returns the numbers if the run should end."""
+  with run.summary.paused(), run.stop.at_once():
+    values = evaluations.look_at(
+      run.evaluator,
+      run.workdir,
+      step,
+      state.variables(),
+      run.writer,
+      run.watch.feed,
+    )
+  return values if _is_stopped(run, step) else None
+
+
+def _is_stopped(run: Run, step: int) -> bool:
+  """Whether the run has learnt what it will, which is said."""
+  reason = evaluations.reason_to_stop(
+    run.training, run.evaluator, run.workdir, step
+  )
+  if reason:
+    run.writer.say(reason)
+  return reason is not None
+
+
+def _not_saved(run: Run, step: int) -> checkpoint.SaveError:
+  return checkpoint.SaveError(
+    f'Step {step} could not be saved in {run.workdir}, whose disk is full. '
+    'Free some space and run the same command: it goes on from the newest '
+    'checkpoint.'
+  )
 
 
 def _settle(run: Run, flags: collections.deque, state, lag: int) -> list[dict]:
@@ -279,7 +234,7 @@ def train_batches(
     host_count=jax.process_count(),
   )
   for batch in batches:
-    _check_classes(batch, num_classes)
+    batch_checks.check_classes(batch, num_classes)
     yield batch, dict(batches.position), dict(batches.counts)
 
 
@@ -306,19 +261,6 @@ def _operations(compiled, batch_size, mesh) -> str:
   # The compiler counts what one device does.
   count = costs.get('flops', 0) * mesh.size / batch_size
   return f', {count / 1e9:.3g} GFLOP an image' if count > 0 else ''
-
-
-def _check_classes(batch: Mapping, num_classes: int) -> None:
-  """Raises for an instance whose class the model does not have."""
-  classes = batch['instances']['classes']
-  rows = np.flatnonzero(np.max(classes, axis=1, initial=0) >= num_classes)
-  if rows.size:
-    raise ValueError(
-      f'Image {batch["image_ids"][rows[0]]} has class '
-      f'{np.max(classes[rows[0]])}; model.num_classes is {num_classes}, so '
-      f'classes may be 1 to {num_classes - 1}. Set it to the largest class id '
-      f'plus one, {np.max(classes) + 1} or more.'
-    )
 
 
 def _log(run: Run, step: int, window, left_out: Mapping[str, int]) -> None:

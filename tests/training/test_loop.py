@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 import tiny_run
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from maskrcnn_jax.evaluation import scoring
@@ -25,27 +24,7 @@ from maskrcnn_jax.training import (
 LOSSES = ('rpn_objectness', 'rpn_box', 'class', 'box', 'mask')
 
 
-@pytest.fixture(scope='module', autouse=True)
-def fast_compilation(tmp_path_factory):
-  """Compiles every program once in this file, and without much thought."""
-  settings = {
-    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('programs')),
-    'jax_persistent_cache_min_compile_time_secs': 0.0,
-    'jax_disable_most_optimizations': True,
-  }
-  before = {name: jax.config.values[name] for name in settings}
-  for name, value in settings.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-
-
-@pytest.fixture(scope='module')
-def dataset(tmp_path_factory):
-  return tiny_run.write_dataset(tmp_path_factory.mktemp('dataset'))
+pytestmark = pytest.mark.usefixtures('fast_compilation')
 
 
 @pytest.fixture
@@ -67,7 +46,7 @@ def lines(workdir, key):
 
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory, dataset):
+def run(tmp_path_factory, dataset, fast_compilation):
   """A run of four steps without interruption, evaluated on the way."""
   workdir = tmp_path_factory.mktemp('run')
   config = tiny_run.make_config(*dataset)

@@ -1,0 +1,36 @@
+"""What tests of whole runs share: a data set, and programs compiled once."""
+
+import jax
+import pytest
+import tiny_run
+from jax.experimental.compilation_cache import compilation_cache
+
+
+@pytest.fixture(scope='session')
+def programs(tmp_path_factory):
+  """The folder of the programs that tests of runs compile."""
+  return tmp_path_factory.mktemp('programs')
+
+
+@pytest.fixture(scope='module')
+def fast_compilation(programs):
+  """Compiles every program once for all files, and without much thought."""
+  settings = {
+    'jax_compilation_cache_dir': str(programs),
+    'jax_persistent_cache_min_compile_time_secs': 0.0,
+    'jax_disable_most_optimizations': True,
+  }
+  before = {name: jax.config.values[name] for name in settings}
+  for name, value in settings.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope='session')
+def dataset(tmp_path_factory):
+  """The record pattern and the COCO json of `tiny_run.write_dataset`."""
+  return tiny_run.write_dataset(tmp_path_factory.mktemp('dataset'))

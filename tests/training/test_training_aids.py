@@ -1,0 +1,233 @@
+"""Aids of a run end to end: averages, losses beside AP, the best, an early end.
+
+Scores that decide something are made up, so that they are known.
+"""
+
+import copy
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny_run
+from PIL import Image
+
+from maskrcnn_jax.training import (
+  checkpoint,
+  evaluator,
+  loop,
+  scores,
+)
+
+pytestmark = pytest.mark.usefixtures('fast_compilation')
+
+METRIC = 'eval/mask_AP'
+
+
+@pytest.fixture
+def config(dataset):
+  return tiny_run.make_config(*dataset)
+
+
+def lines(workdir, key):
+  """step -> the last line of metrics.jsonl that has the key, but for speed."""
+  text = (workdir / 'metrics.jsonl').read_text()
+  found = [json.loads(line) for line in text.splitlines()]
+  speed = 'train/images_per_second'
+  return {
+    line['step']: {k: v for k, v in line.items() if k != speed}
+    for line in found
+    if key in line
+  }
+
+
+def kept(workdir):
+  names = [p.name for p in (workdir / 'checkpoints').iterdir()]
+  return sorted(int(name) for name in names)
+
+
+class Killed(BaseException):
+  """The end of a process, as far as a test can have it."""
+
+
+def score_by(monkeypatch, table, killed_at=None):
+  """Evaluations write made-up scores; returns the steps that were evaluated."""
+  evaluated = []
+
+  def evaluate(self, step, variables, writer, feed):
+    if step == killed_at:
+      raise Killed
+    evaluated.append(step)
+    values = {'eval/AP': 0.5, METRIC: table[step]}
+    writer.scalars(step, values)
+    return values
+
+  monkeypatch.setattr(evaluator.Evaluator, '__call__', evaluate)
+  return evaluated
+
+
+def with_patience(config, patience=1, num_steps=8):
+  config = copy.deepcopy(config)
+  with config.unlocked():
+    config.training.num_steps = num_steps
+    config.training.keep_best = METRIC
+    config.training.patience = patience
+    config.training.keep_checkpoints = 1
+    config.training.checkpoint_every_steps = 100
+  config.evaluation.every_steps = 1
+  return config
+
+
+TABLE = {1: 0.1, 2: 0.3, 3: 0.2, 4: 0.4, 5: 0.1}
+
+
+def test_a_run_ends_when_its_score_stays_and_its_best_has_a_name(
+  config, tmp_path, monkeypatch, capsys
+):
+  evaluated = score_by(monkeypatch, TABLE)
+  values = loop.train_and_evaluate(with_patience(config), tmp_path)
+  assert evaluated == [1, 2, 3]
+  assert values[METRIC] == 0.2
+  said = capsys.readouterr().err
+  assert (
+    f'stopped early at step 3: {METRIC} has not improved since step 2 (0.3)'
+  ) in said
+  assert kept(tmp_path) == [2, 3]
+  assert checkpoint.step_of(tmp_path, 'best') == 2
+  assert (tmp_path / 'curves.png').exists()
+  # The same command does not go on silently, and neither does its training.
+  before = (tmp_path / 'metrics.jsonl').read_text()
+  loop.train_and_evaluate(with_patience(config), tmp_path)
+  assert 'stopped early at step 3' in capsys.readouterr().err
+  assert evaluated == [1, 2, 3, 3]  # As of any run that has ended.
+  added = (tmp_path / 'metrics.jsonl').read_text().removeprefix(before)
+  assert 'train/' not in added
+  assert kept(tmp_path) == [2, 3]
+  # With more patience it goes on, and finds something better.
+  loop.train_and_evaluate(with_patience(config, 2, num_steps=4), tmp_path)
+  assert 'stopped early' not in capsys.readouterr().err
+  assert checkpoint.latest_step(tmp_path) == 4
+  assert checkpoint.step_of(tmp_path, 'best') == 4
+  assert sorted(lines(tmp_path, 'train/total_loss')) == [1, 2, 3, 4]
+
+
+def test_a_run_killed_before_an_evaluation_makes_up_for_it(
+  config, tmp_path, monkeypatch
+):
+  """It ends at the same step, with the same scores and the same best."""
+  score_by(monkeypatch, TABLE, killed_at=2)
+  with pytest.raises(Killed):
+    loop.train_and_evaluate(with_patience(config), tmp_path)
+  assert checkpoint.latest_step(tmp_path) == 2  # Saved, not evaluated.
+  assert sorted(lines(tmp_path, METRIC)) == [1]
+  evaluated = score_by(monkeypatch, TABLE)
+  loop.train_and_evaluate(with_patience(config), tmp_path)
+  assert evaluated == [2, 3]
+  assert kept(tmp_path) == [2, 3]
+  assert checkpoint.step_of(tmp_path, 'best') == 2
+  # Killed once more, at the evaluation that is the last one: it still is.
+  text = (tmp_path / 'metrics.jsonl').read_text().splitlines(keepends=True)
+  (tmp_path / 'metrics.jsonl').write_text(
+    ''.join(x for x in text if not ('"step": 3' in x and METRIC in x))
+  )
+  evaluated = score_by(monkeypatch, TABLE)
+  values = loop.train_and_evaluate(with_patience(config), tmp_path)
+  assert evaluated == [3] and values[METRIC] == 0.2
+  assert kept(tmp_path) == [2, 3]
+
+
+def aided(config):
+  """A run with an average and with losses beside the AP."""
+  config = copy.deepcopy(config)
+  with config.unlocked():
+    config.optimizer.ema_decay = 0.9
+    config.evaluation.losses = True
+    config.training.keep_best = scores.LOSS
+  config.evaluation.every_steps = 2
+  return config
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory, dataset, fast_compilation):
+  """An aided run of four steps, evaluated after two and at the end."""
+  workdir = tmp_path_factory.mktemp('run')
+  config = aided(tiny_run.make_config(*dataset))
+  return workdir, loop.train_and_evaluate(config, workdir)
+
+
+@pytest.mark.slow
+def test_losses_stand_beside_the_ap(run):
+  workdir, values = run
+  reported = lines(workdir, scores.LOSS)
+  assert sorted(reported) == [2, 4]
+  for line in reported.values():
+    terms = [line[f'{scores.LOSS}_{term}'] for term in scores.TERMS]
+    assert np.all(np.isfinite(terms)) and min(terms) > 0
+    np.testing.assert_allclose(line[scores.LOSS], sum(terms), rtol=1e-9)
+    assert line['eval/AP'] >= 0
+  assert values[scores.LOSS] == reported[4][scores.LOSS]
+  assert reported[2][scores.LOSS] != reported[4][scores.LOSS]
+  assert len(values) == 24 + 6
+  best = min(reported, key=lambda step: reported[step][scores.LOSS])
+  assert checkpoint.step_of(workdir, 'best') == best
+
+
+@pytest.mark.slow
+def test_a_run_leaves_tables_by_class_and_curves(run):
+  workdir, _ = run
+  for step in (2, 4):
+    text = (workdir / f'eval/classes-{step}.md').read_text()
+    assert text.startswith(f'# Step {step}, class by class\n')
+    # Two discs and a star, see `tiny_run`.
+    assert '| disc  | 2       |' in text
+    assert '| star  | 1       |' in text
+    assert '| object     | disc | star | background |' in text
+  with Image.open(workdir / 'curves.png') as image:
+    assert image.size == (900, 4 * 270)
+
+
+@pytest.mark.slow
+def test_an_average_is_evaluated_saved_and_resumed_bit_by_bit(
+  run, config, tmp_path, capsys
+):
+  workdir, _ = run
+  half = aided(config)
+  half.training.num_steps = 2
+  # Its last step is evaluated from the checkpoint.
+  loop.train_and_evaluate(half, tmp_path)
+  loop.train_and_evaluate(aided(config), tmp_path)
+  for key in ('train/total_loss', 'eval/AP'):
+    assert lines(tmp_path, key) == lines(workdir, key)
+  states = [w / 'checkpoints/4/state' for w in (workdir, tmp_path)]
+  trees = [checkpoint.layout.tensors(path.parent) for path in states]
+  assert trees[0].keys() == trees[1].keys() >= {'ema', 'params'}
+  variables = [checkpoint.restore(w)[0] for w in (workdir, tmp_path)]
+  jax.tree.map(np.testing.assert_array_equal, *variables)
+  # Compared with another run's, the average is what is evaluated.
+  printed = capsys.readouterr().out
+  assert '| disc  | 2       |' in printed
+
+
+@pytest.mark.parametrize(
+  'changes, error',
+  [
+    ({'patience': 0}, r'training\.patience must be at least 1.*got 0'),
+    ({'patience': 2}, r'training\.patience=2 needs training\.keep_best'),
+    (
+      {'patience': 2, 'keep_best': METRIC},
+      r'training\.patience=2 .* needs train_and_eval and evaluation\.every',
+    ),
+    ({'keep_best': 'eval/AP60'}, "must be one of .*eval/loss.*'eval/AP60'"),
+    ({'keep_best': scores.LOSS}, r'keep_best=eval/loss needs evaluation\.loss'),
+  ],
+)
+def test_what_could_never_happen_is_refused_before_the_first_step(
+  config, tmp_path, changes, error
+):
+  with config.unlocked():
+    config.training.update(changes)
+  if 'patience' not in changes:
+    config.evaluation.every_steps = 2
+  with pytest.raises(ValueError, match=error):
+    loop.train_and_evaluate(config, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
