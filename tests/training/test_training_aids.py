@@ -111,6 +111,7 @@ def test_a_run_ends_when_its_score_stays_and_its_best_has_a_name(
   assert sorted(lines(tmp_path, 'train/total_loss')) == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_an_evaluation_makes_up_for_it(
   config, tmp_path, monkeypatch
 ):
