@@ -45,7 +45,7 @@ def check(training, evaluator: Evaluator | None) -> None:
   """Raises if a run could never have the numbers that it is to go by.
 
   Args:
-    training: `steps.TrainingOptions`.
+    training: `options.TrainingOptions`.
     evaluator: of the run; None: it is not evaluated.
 
   Raises:
@@ -87,7 +87,7 @@ def reason_to_stop(
   All processes must ask, and go on alike; only the first one is told why.
 
   Args:
-    training: `steps.TrainingOptions`.
+    training: `options.TrainingOptions`.
     evaluator: of the run; None: it is not evaluated.
     workdir: of the run.
     step: finished.
