@@ -1,6 +1,7 @@
 """The input pipeline and its stages, measured by the process that asks."""
 
 import collections
+import logging
 import os
 import pathlib
 import statistics
@@ -48,6 +49,8 @@ def measure(
     See `input_pipeline.run`.
   """
   reader.set_up_tensorflow(1)
+  # Stages are traced for every record, which TensorFlow would warn of.
+  logging.getLogger('tensorflow').setLevel(logging.ERROR)
   inputs = {**inputs, 'num_threads': 1, 'repeat_first': False}
   source = records.index_records(inputs['file_pattern'], inputs.get('split'))
   rows = range(min(num_images, len(source)))
