@@ -4,6 +4,7 @@ What our own checks or the system refuse ends as a message and exit code 2;
 `--debug` shows the traceback.
 """
 
+import argparse
 import logging
 import os
 import pathlib
@@ -41,6 +42,40 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
       raise ValueError(f'{word} needs a value, as in {word}=VALUE.')
     overrides.append(f'{match[1]}{value}')
   return overrides, rest
+
+
+def add_config(
+  verb: argparse.ArgumentParser, required: bool, default: str = ''
+) -> None:
+  """Adds `--config` and, for the help, the flags of its fields.
+
+  Args:
+    verb: parser of the verb.
+    required: whether the verb does nothing without a config.
+    default: what is taken without one, in words.
+  """
+  verb.add_argument(
+    '--config',
+    required=required,
+    metavar='NAME[:VARIANT]',
+    help='a shipped config such as shapes or coco:habana_1x, or a path'
+    + (f'; default: {default}' if default else ''),
+  )
+  verb.add_argument(  # `split_overrides` takes these out.
+    '--config.SECTION.FIELD',
+    dest='override',
+    metavar='VALUE',
+    help='change a field, such as --config.input.batch_size=8',
+  )
+
+
+def whole_numbers(text: str) -> list[int]:
+  """The numbers of `4,8,12`, as the type of a flag."""
+  if not re.fullmatch(r'\d+(,\d+)*', text):
+    raise argparse.ArgumentTypeError(
+      f'must be whole numbers such as 4,8,12, got {text!r}.'
+    )
+  return [int(word) for word in text.split(',')]
 
 
 def run(

@@ -1,6 +1,7 @@
 """The `maskrcnn-jax` command: a verb and flags become one function call.
 
-Everything heavy is imported inside the verb, so `--help` is instant.
+Every verb has its flags beside what it runs. Everything heavy is imported when
+it runs, so `--help` is instant.
 """
 
 import argparse
@@ -11,8 +12,91 @@ import sys
 from maskrcnn_jax import command_line
 from maskrcnn_jax.benchmarks import verb as bench_verb
 from maskrcnn_jax.checking import verb as check_verb
+from maskrcnn_jax.datasets import verb as prepare_verb
 from maskrcnn_jax.export import verb as export_verb
 from maskrcnn_jax.inference import verb as predict_verb
+from maskrcnn_jax.planning import verb as plan_verb
+from maskrcnn_jax.training import verbs as training_verbs
+
+# Name, words of the help, what adds its flags, and what runs it.
+_VERBS = (
+  (
+    'prepare',
+    'images, masks -> records',
+    prepare_verb.add_flags,
+    prepare_verb.run,
+  ),
+  (
+    'check',
+    'find what is wrong with a data set',
+    check_verb.add_flags,
+    check_verb.run,
+  ),
+  (
+    'train',
+    'train, or resume a run',
+    training_verbs.add_flags,
+    training_verbs.train,
+  ),
+  (
+    'eval',
+    'evaluate a checkpoint of a run',
+    training_verbs.add_eval_flags,
+    training_verbs.evaluate,
+  ),
+  (
+    'train_and_eval',
+    'train, evaluating on the way',
+    training_verbs.add_flags,
+    training_verbs.train_and_evaluate,
+  ),
+  (
+    'import_weights',
+    'weights of others -> checkpoint',
+    training_verbs.add_import_flags,
+    training_verbs.import_weights,
+  ),
+  (
+    'export_weights',
+    "checkpoint -> torchvision's",
+    training_verbs.add_export_flags,
+    training_verbs.export_weights,
+  ),
+  (
+    'predict',
+    'find objects in image files',
+    predict_verb.add_flags,
+    predict_verb.run,
+  ),
+  (
+    'export',
+    'files that run without this',
+    export_verb.add_flags,
+    export_verb.run,
+  ),
+  (
+    'plan',
+    'compile the training step for devices one has not',
+    plan_verb.add_flags,
+    plan_verb.run,
+  ),
+  (
+    'bench',
+    'measure speed, also beside torchvision',
+    bench_verb.add_flags,
+    bench_verb.run,
+  ),
+)
+# Those that take a config.
+_CONFIG = {
+  'check': {'required': False},
+  'train': {'required': True},
+  'eval': {'required': True},
+  'train_and_eval': {'required': True},
+  'import_weights': {'required': False, 'default': 'the weights tell it'},
+  'plan': {'required': True},
+  'bench': {'required': True},
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,103 +118,6 @@ def main(argv: list[str] | None = None) -> int:
   return command_line.run(
     f'maskrcnn-jax {args.verb}', lambda: args.run(args), args.debug
   )
-
-
-def _prepare(args) -> None:
-  from maskrcnn_jax.datasets import prepare
-
-  summary = prepare.prepare(
-    args.images,
-    args.annotations,
-    args.output,
-    args.num_shards,
-    args.num_workers,
-    args.captions,
-    args.image_ids,
-    args.format,
-    args.classes,
-  )
-  print(summary)
-
-
-def _train(args) -> None:
-  config, loop = _start(args)
-  loop.train(config, args.workdir)
-
-
-def _eval(args) -> None:
-  config, loop = _start(args)
-  loop.evaluate(config, args.workdir, args.step, args.checkpoint)
-
-
-def _train_and_eval(args) -> None:
-  config, loop = _start(args)
-  loop.train_and_evaluate(config, args.workdir)
-
-
-def _plan(args) -> None:
-  from maskrcnn_jax.planning import topologies
-
-  topologies.check_names(args.topology)
-  topologies.prepare(args.topology)
-  from maskrcnn_jax import config as config_lib
-
-  config = config_lib.load_config(args.config, args.override)
-  if 'here' in args.topology:
-    from maskrcnn_jax import backends
-
-    backends.pick_backend(config.get('runtime', {}).get('backend', 'auto'))
-  from maskrcnn_jax import plan
-
-  given = {override.partition('=')[0] for override in args.override}
-  plan.plan(
-    config,
-    args.topology,
-    args.batch_per_device,
-    args.output,
-    'optimizer.learning_rate' in given,
-  )
-
-
-def _bench(args) -> None:
-  bench_verb.run(args)
-
-
-def _import_weights(args) -> None:
-  conversion = _on_the_cpu()
-  print(
-    conversion.import_weights(
-      args.source, args.output, args.config, args.override
-    )
-  )
-
-
-def _export_weights(args) -> None:
-  print(_on_the_cpu().export_weights(args.checkpoint, args.output))
-
-
-def _on_the_cpu():
-  """The module that converts weights, which needs no accelerator."""
-  from maskrcnn_jax import backends
-
-  backends.pick_backend('cpu')
-  from maskrcnn_jax.training import conversion
-
-  return conversion
-
-
-def _start(args):
-  """The config and the loop, once the backend is chosen."""
-  from maskrcnn_jax import config as config_lib
-
-  config = config_lib.load_config(args.config, args.override)
-  from maskrcnn_jax import runtime
-
-  runtime.start(config.runtime)
-  from maskrcnn_jax.training import finetuning, loop
-
-  finetuning.complete(config, args.workdir, args.override)
-  return config, loop
 
 
 class _Parser(argparse.ArgumentParser):
@@ -168,186 +155,18 @@ def _parser() -> _Parser:
   )
   parser.verbs = parser.add_subparsers(dest='verb', metavar='VERB')
   parser.verbs.required = True
-  _add_prepare(parser.verbs)
-  verb = _add_verb(
-    parser.verbs, 'check', check_verb.run, 'find what is wrong with a data set'
-  )
-  check_verb.add_flags(verb)
-  _add_config(verb, required=False)
-  for name, run, words in (
-    ('train', _train, 'train, or resume a run'),
-    ('eval', _eval, 'evaluate a checkpoint of a run'),
-    ('train_and_eval', _train_and_eval, 'train, evaluating on the way'),
-  ):
-    verb = _add_verb(parser.verbs, name, run, words)
-    _add_config(verb)
+  for name, words, add_flags, run in _VERBS:
+    verb = parser.verbs.add_parser(
+      name, help=words, description=words, allow_abbrev=False
+    )
+    verb.set_defaults(run=run)
     verb.add_argument(
-      '--workdir', required=True, help='checkpoints, metrics and pictures'
+      '--debug', action='store_true', help='show the traceback of an error'
     )
-    if name == 'eval':
-      verb.add_argument(
-        '--step',
-        type=_step,
-        metavar='STEP',
-        help='checkpoint; best: by training.keep_best; default: newest',
-      )
-      verb.add_argument(
-        '--checkpoint',
-        metavar='PATH',
-        help='evaluate this instead: a checkpoint of another run, or weights '
-        'of a Mask R-CNN by torchvision, Detectron2 or TensorFlow',
-      )
-  _add_import_weights(parser.verbs)
-  _add_export_weights(parser.verbs)
-  verb = _add_verb(
-    parser.verbs, 'predict', predict_verb.run, 'find objects in image files'
-  )
-  predict_verb.add_flags(verb)
-  verb = _add_verb(
-    parser.verbs, 'export', export_verb.run, 'files that run without this'
-  )
-  export_verb.add_flags(verb)
-  _add_plan(parser.verbs)
-  verb = _add_verb(
-    parser.verbs, 'bench', _bench, 'measure speed, also beside torchvision'
-  )
-  _add_config(verb)
-  bench_verb.add_flags(verb)
+    if name in _CONFIG:
+      command_line.add_config(verb, **_CONFIG[name])
+    add_flags(verb)
   return parser
-
-
-def _add_import_weights(verbs) -> None:
-  verb = _add_verb(
-    verbs, 'import_weights', _import_weights, 'weights of others -> checkpoint'
-  )
-  verb.add_argument(
-    '--source',
-    required=True,
-    metavar='FILE',
-    help='a .pth, .pkl, .npz or .safetensors by torchvision, timm or '
-    'Detectron2, or the prefix of a TensorFlow checkpoint',
-  )
-  verb.add_argument(
-    '--output', required=True, metavar='DIR', help='workdir to be made'
-  )
-  _add_config(verb, 'the weights tell it', required=False)
-
-
-def _add_export_weights(verbs) -> None:
-  verb = _add_verb(
-    verbs, 'export_weights', _export_weights, "checkpoint -> torchvision's"
-  )
-  verb.add_argument(
-    '--checkpoint',
-    required=True,
-    metavar='PATH',
-    help='a workdir, or one checkpoint of it',
-  )
-  verb.add_argument(
-    '--output',
-    required=True,
-    metavar='FILE',
-    help='to be made: .pth, .safetensors or .npz',
-  )
-
-
-def _add_config(verb, default: str = '', required: bool = True) -> None:
-  verb.add_argument(
-    '--config',
-    required=required,
-    metavar='NAME[:VARIANT]',
-    help='a shipped config such as shapes or coco:habana_1x, or a path'
-    + (f'; default: {default}' if default else ''),
-  )
-  verb.add_argument(  # For the help; `split_overrides` takes these out.
-    '--config.SECTION.FIELD',
-    dest='override',
-    metavar='VALUE',
-    help='change a field, such as --config.input.batch_size=8',
-  )
-
-
-def _add_plan(verbs) -> None:
-  verb = _add_verb(
-    verbs, 'plan', _plan, 'compile the training step for devices one has not'
-  )
-  _add_config(verb)
-  verb.add_argument(
-    '--topology',
-    required=True,
-    type=lambda text: text.split(','),
-    metavar='NAME,NAME,...',
-    help='slices of TPUs such as v5e:4x4 or v5p:2x2x1, here, cpu:8',
-  )
-  verb.add_argument(
-    '--batch_per_device',
-    type=_whole_numbers,
-    metavar='N,N,...',
-    help='images; by default what the batch of the config gives each device',
-  )
-  verb.add_argument('--output', help='folder of plan.json and plan.png')
-
-
-def _step(text: str) -> int | str:
-  if text != 'best' and not text.isdecimal():
-    raise argparse.ArgumentTypeError(
-      f'must be a number of steps or best, got {text!r}.'
-    )
-  return text if text == 'best' else int(text)
-
-
-def _whole_numbers(text: str) -> list[int]:
-  if not re.fullmatch(r'\d+(,\d+)*', text):
-    raise argparse.ArgumentTypeError(
-      f'must be whole numbers such as 4,8,12, got {text!r}.'
-    )
-  return [int(word) for word in text.split(',')]
-
-
-def _add_prepare(verbs) -> None:
-  verb = _add_verb(verbs, 'prepare', _prepare, 'images, masks -> records')
-  verb.add_argument('--images', required=True, help='folder of the images')
-  verb.add_argument(
-    '--annotations',
-    required=True,
-    help='COCO json; of other formats the folder of PNG or text files',
-  )
-  verb.add_argument(
-    '--format',
-    default='coco',
-    metavar='NAME',
-    help='coco; instance_png: a PNG for every image, of the numbers of its '
-    'objects; object_png: a folder for every image, a PNG for every object; '
-    'yolo: polygons in text files',
-  )
-  verb.add_argument(
-    '--classes',
-    metavar='NAME,NAME,...',
-    help='of formats other than coco; or a file that lists them',
-  )
-  verb.add_argument(
-    '--output', required=True, help='such as records/train-*.tfrecord'
-  )
-  verb.add_argument('--captions', help='COCO json of captions')
-  verb.add_argument(
-    '--image_ids',
-    type=_whole_numbers,
-    metavar='ID,ID,...',
-    help='take these images only',
-  )
-  verb.add_argument('--num_shards', type=int, help='record files to write')
-  verb.add_argument('--num_workers', type=int, help='processes to use')
-
-
-def _add_verb(verbs, name, run, words):
-  verb = verbs.add_parser(
-    name, help=words, description=words, allow_abbrev=False
-  )
-  verb.set_defaults(run=run)
-  verb.add_argument(
-    '--debug', action='store_true', help='show the traceback of an error'
-  )
-  return verb
 
 
 def _suggest(given: str, known: list[str]) -> str:

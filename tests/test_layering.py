@@ -27,6 +27,7 @@ ALLOWED = {
   'maskrcnn_jax/datasets/formats': 'yaml .datasets',
   'maskrcnn_jax/datasets/prepare': '.datasets',
   'maskrcnn_jax/datasets/records': 'numpy tensorflow .datasets',
+  'maskrcnn_jax/datasets/verb': '.command_line .datasets',
   'maskrcnn_jax/datasets/tfds_features': (
     'numpy tensorflow_datasets .datasets'
   ),
@@ -91,10 +92,8 @@ ALLOWED = {
   'maskrcnn_jax/inference/verb': 'PIL .backends .inference',
   'maskrcnn_jax/launcher': '',
   'maskrcnn_jax/main': (
-    '.backends .benchmarks.verb .checking.verb .command_line .config .datasets'
-    ' .export.verb'
-    ' .inference.verb .plan .planning.topologies .runtime .training.conversion'
-    ' .training.finetuning .training.loop'
+    '.benchmarks.verb .checking.verb .command_line .datasets.verb .export.verb'
+    ' .inference.verb .planning.verb .training.verbs'
   ),
   'maskrcnn_jax/models': 'jax numpy flax .ops .models .structures',
   'maskrcnn_jax/models/losses': 'jax numpy flax optax .ops .models .structures',
@@ -105,6 +104,9 @@ ALLOWED = {
   'maskrcnn_jax/planning': '',
   'maskrcnn_jax/planning/report': 'PIL .tables',
   'maskrcnn_jax/planning/topologies': 'jax',
+  'maskrcnn_jax/planning/verb': (
+    '.backends .command_line .config .plan .planning'
+  ),
   'maskrcnn_jax/roll_call': 'jax',
   'maskrcnn_jax/runtime': 'jax .backends .launcher .roll_call',
   'maskrcnn_jax/seed_command': ('yaml .config .runtime .seed_flags .training'),
@@ -156,6 +158,7 @@ ALLOWED = {
   'maskrcnn_jax/training/pretrained': (
     'jax numpy .models .training .weights.account .weights.foreign'
   ),
+  'maskrcnn_jax/training/verbs': '.backends .config .runtime .training',
   'maskrcnn_jax/training/watchdog': '.roll_call',
   'maskrcnn_jax/visualize': 'numpy PIL .evaluation.mask_edges .structures',
   'maskrcnn_jax/weights': 'numpy .weights',

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from maskrcnn_jax import main as command
+from maskrcnn_jax.datasets import prepare
 
 
 def test_help_is_instant_and_lists_the_verbs():
@@ -145,10 +146,10 @@ def test_an_empty_pattern_names_the_pattern(tmp_path, capsys):
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-  def broken(_):
+  def broken(*_):
     int('one')
 
-  monkeypatch.setattr(command, '_prepare', broken)
+  monkeypatch.setattr(prepare, 'prepare', broken)
   argv = ['prepare', '--images=a', '--annotations=b', '--output=c']
   with pytest.raises(ValueError, match='one'):
     command.main(argv)
