@@ -47,7 +47,7 @@ EXTRAS = {
     'nbclient>=0.10,<0.12',  # Runs the notebook; brings nbformat.
     'psutil>=5.9,<8',  # Finds the processes to kill.
     'pytest>=8,<10',
-    'pytest-xdist>=3.6,<4',  # Files side by side: a test rarely fills a core.
+    'pytest-xdist>=3.8,<4',  # Files side by side: a test rarely fills a core.
     'ruff==0.17.*',  # Formatting may change between series.
     'setuptools>=77',  # Builds the wheel that the packaging test looks into.
   ],

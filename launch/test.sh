@@ -32,7 +32,7 @@ start=$SECONDS
 status=0
 # Warnings of our own modules are errors; those of others are not ours to read.
 .venv/bin/python -m pytest --disable-warnings --durations=15 -n 2 \
-  --dist loadfile \
+  --dist loadfile --no-loadscope-reorder \
   ${select[@]+"${select[@]}"} "$@" || status=$?
 echo "Tests took $((SECONDS - start)) s; exit status $status."
 exit $status

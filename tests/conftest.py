@@ -1,8 +1,11 @@
 """What holds for all tests."""
 
+import pathlib
 import sys
 
 import pytest
+
+TESTS = pathlib.Path(__file__).parent
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -11,3 +14,9 @@ def _free_programs():
   yield
   if 'jax' in sys.modules:
     sys.modules['jax'].clear_caches()
+
+
+def pytest_collection_modifyitems(items):
+  """Whole runs come first: whoever ends with one leaves the others idle."""
+  slow = {x.path for x in items if x.get_closest_marker('slow')}
+  items.sort(key=lambda x: (x.path not in slow, x.path.parent != TESTS))
