@@ -337,7 +337,8 @@ def test_process_0_alone_prints_and_writes(two):
   names = {path.name for path in workdir.iterdir()}
   events = {name for name in names if name.startswith('events.out.')}
   assert names - events == {
-    *('checkpoints', 'config.json', 'eval', 'metrics.jsonl', 'pictures')
+    *('checkpoints', 'config.json', 'curves.png', 'eval'),
+    *('metrics.jsonl', 'pictures'),
   }
   assert len((workdir / 'metrics.jsonl').read_text().splitlines()) == 6
   steps = sorted(int(p.name) for p in (workdir / 'checkpoints').iterdir())
