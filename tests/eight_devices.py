@@ -17,7 +17,9 @@ import numpy as np
 import tiny_model
 from maskrcnn_jax.models import mask_rcnn
 from maskrcnn_jax.ops import cpu_convolution
-from maskrcnn_jax.training import checkpoint, evaluator, sharding, train_step
+from maskrcnn_jax.training import (
+  batch_checks, checkpoint, evaluator, sharding, train_step
+)
 # What devices send is looked at for those that have no form of their own.
 cpu_convolution.product_kernel_gradient = functools.partial(
   jnp.einsum, '...i,...o->io'

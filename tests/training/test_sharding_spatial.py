@@ -211,7 +211,7 @@ print(json.dumps({
   'canvas': message(sharding.config_mesh, config),
   'low': message(sharding.check_canvas, (64, 64), sharding.make_mesh(2, 2)),
   'batch': message(sharding.put_batch, tiny_model.make_batch((1,)), mesh),
-  'batch_size': message(evaluator.check_batch_size, 'input', 3, mesh),
+  'batch_size': message(batch_checks.check_batch_size, 'input', 3, mesh),
 }))
 """
 
