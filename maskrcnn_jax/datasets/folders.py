@@ -14,6 +14,8 @@ from PIL import ExifTags, Image
 from maskrcnn_jax.datasets.annotations import Finding
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp')
+# (height, width) of an image as stored, and as its EXIF flag turns it.
+Sizes = tuple[tuple[int, int], tuple[int, int]]
 # What folders of masks are called beside folders of images.
 MASKS = 'masks'
 
@@ -65,9 +67,7 @@ def find_images(
   return names
 
 
-def read_sizes(
-  path: str | os.PathLike,
-) -> tuple[tuple[int, int], tuple[int, int]]:
+def read_sizes(path: str | os.PathLike) -> Sizes:
   """(height, width) of an image as stored, and when its EXIF flag is heeded.
 
   Raises:
@@ -80,15 +80,6 @@ def read_sizes(
   except (OSError, SyntaxError, Image.DecompressionBombError) as error:
     raise ValueError(f'cannot be read ({error})') from error
   return stored, stored[::-1] if orientation in (5, 6, 7, 8) else stored
-
-
-def unusable(path: str | os.PathLike, name: str, error: Exception):
-  """The annotations of an image that cannot be read."""
-  message = f'{error}. Replace the file or take it away.'
-  finding = Finding(
-    'unusable_image', os.fspath(path), None, None, message, 'error'
-  )
-  return ImageAnnotations(name, None, (), (finding,))
 
 
 def beside(

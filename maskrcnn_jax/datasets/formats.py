@@ -13,6 +13,7 @@ import yaml
 
 from maskrcnn_jax.datasets import folders, mask_pngs, yolo
 from maskrcnn_jax.datasets.annotations import Finding
+from maskrcnn_jax.datasets.folders import ImageAnnotations
 
 COCO = 'coco'
 _READERS = {
@@ -63,7 +64,8 @@ def read(
       'folder of their own.'
     )
   reader = functools.partial(
-    _READERS[data_format],
+    read_image,
+    reader=_READERS[data_format],
     images_dir=images_dir,
     annotations_dir=annotations_dir,
     class_names=names,
@@ -87,6 +89,32 @@ def read(
     'categories': [{'id': i, 'name': name} for i, name in names.items()],
   }
   return content, findings
+
+
+def read_image(
+  name: str,
+  reader: Callable[..., ImageAnnotations],
+  images_dir: str | os.PathLike,
+  annotations_dir: str | os.PathLike,
+  class_names: Mapping[int, str],
+) -> ImageAnnotations:
+  """The objects of an image, or a finding where it cannot be read.
+
+  Args:
+    name: of the image, relative to the folder of the images.
+    reader: of the format, such as `yolo.read_polygons`.
+    images_dir: folder of the images.
+    annotations_dir: folder of their annotations.
+    class_names: by category id.
+  """
+  path = os.path.join(images_dir, name)
+  try:
+    sizes = folders.read_sizes(path)
+  except ValueError as error:
+    message = f'{error}. Replace the file or take it away.'
+    finding = Finding('unusable_image', path, None, None, message, 'error')
+    return ImageAnnotations(name, None, (), (finding,))
+  return reader(name, path, sizes, annotations_dir, class_names)
 
 
 def class_names(

@@ -26,7 +26,8 @@ CLASS_FACTOR = 1000
 
 def read_instances(
   name: str,
-  images_dir: str | os.PathLike,
+  path: str,
+  sizes: folders.Sizes,
   annotations_dir: str | os.PathLike,
   class_names: Mapping[int, str],
 ) -> ImageAnnotations:
@@ -34,15 +35,11 @@ def read_instances(
 
   Args:
     name: of the image, relative to the folder of the images.
-    images_dir: folder of the images.
+    path: of the image.
+    sizes: see `folders.read_sizes`.
     annotations_dir: of the PNGs, with the names of the images.
     class_names: by category id.
   """
-  path = os.path.join(images_dir, name)
-  try:
-    sizes = folders.read_sizes(path)
-  except ValueError as error:
-    return folders.unusable(path, name, error)
   mask_path = folders.beside(name, annotations_dir, '.png')
   if mask_path is None:
     message = (
@@ -74,7 +71,8 @@ def read_instances(
 
 def read_objects(
   name: str,
-  images_dir: str | os.PathLike,
+  path: str,
+  sizes: folders.Sizes,
   annotations_dir: str | os.PathLike,
   class_names: Mapping[int, str],
 ) -> ImageAnnotations:
@@ -82,16 +80,12 @@ def read_objects(
 
   Args:
     name: of the image, relative to the folder of the images.
-    images_dir: folder of the images.
+    path: of the image.
+    sizes: see `folders.read_sizes`.
     annotations_dir: holds a folder of PNGs for every image: `STEM`,
       `STEM/masks`, or `masks` beside the folder `images` that the image is in.
     class_names: by category id.
   """
-  path = os.path.join(images_dir, name)
-  try:
-    sizes = folders.read_sizes(path)
-  except ValueError as error:
-    return folders.unusable(path, name, error)
   places = _folders_of(name, annotations_dir)
   folder = next((place for place in places if place.is_dir()), None)
   if folder is None:

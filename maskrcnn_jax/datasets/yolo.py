@@ -24,7 +24,8 @@ class _UnusableError(Exception):
 
 def read_polygons(
   name: str,
-  images_dir: str | os.PathLike,
+  path: str,
+  sizes: folders.Sizes,
   annotations_dir: str | os.PathLike,
   class_names: Mapping[int, str],
 ) -> ImageAnnotations:
@@ -32,15 +33,12 @@ def read_polygons(
 
   Args:
     name: of the image, relative to the folder of the images.
-    images_dir: folder of the images.
+    path: of the image.
+    sizes: see `folders.read_sizes`.
     annotations_dir: of the text files, with the names of the images.
     class_names: by category id, from 0.
   """
-  path = os.path.join(images_dir, name)
-  try:
-    _, size = folders.read_sizes(path)
-  except ValueError as error:
-    return folders.unusable(path, name, error)
+  _, size = sizes
   labels = folders.beside(name, annotations_dir, '.txt')
   if labels is None:
     message = f'has no text file in {annotations_dir}: no objects.'

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from maskrcnn_jax.datasets import mask_pngs
+from maskrcnn_jax.datasets import formats, mask_pngs
 
 ONE = {1: 'cell'}
 TWO = {1: 'cat', 2: 'dog'}
@@ -30,7 +30,9 @@ def folder(tmp_path):
 
 
 def read(folder, kind=mask_pngs.read_instances, names=ONE):
-  return kind('a.jpg', folder / 'images', folder / 'masks', names)
+  return formats.read_image(
+    'a.jpg', kind, folder / 'images', folder / 'masks', names
+  )
 
 
 def save(path, array, palette=None):
@@ -145,7 +147,9 @@ def test_a_png_for_every_object(folder, place):
   save(folder / place / '1.png', 255 * (NUMBERS == 5).astype(np.uint8))
   # 16 bits of which the upper 8 are 0.
   save(folder / place / '2.png', (NUMBERS == 9).astype(np.uint16))
-  found = mask_pngs.read_objects(name, folder / 'images', folder / 'masks', ONE)
+  found = formats.read_image(
+    name, mask_pngs.read_objects, folder / 'images', folder / 'masks', ONE
+  )
   assert not found.findings
   assert [(x['category_id'], x['area']) for x in found.objects] == [
     (1, 6),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskrcnn_jax.datasets import masks, yolo
+from maskrcnn_jax.datasets import formats, masks, yolo
 
 NAMES = {0: 'cat', 1: 'dog'}
 
@@ -18,7 +18,7 @@ def folder(tmp_path):
 def read(folder, text=None, name='a.png'):
   if text is not None:
     (folder / 'a.txt').write_text(text)
-  return yolo.read_polygons(name, folder, folder, NAMES)
+  return formats.read_image(name, yolo.read_polygons, folder, folder, NAMES)
 
 
 def test_a_rectangle_by_hand(folder):
