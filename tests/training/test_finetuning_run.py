@@ -3,12 +3,10 @@
 import json
 
 import drawn_checkpoint
-import jax
 import ml_collections
 import numpy as np
 import pytest
 import tiny_run
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image, ImageDraw
 
 from maskrcnn_jax import main as command
@@ -42,24 +40,6 @@ def write_yolo(folder, count=4):
 
 def run(*arguments, expected=0):
   assert command.main([str(x) for x in arguments]) == expected
-
-
-@pytest.fixture
-def fast_compilation(tmp_path):
-  """Compiles without much thought, and every program once."""
-  settings = {
-    'jax_compilation_cache_dir': str(tmp_path / 'programs'),
-    'jax_persistent_cache_min_compile_time_secs': 0.0,
-    'jax_disable_most_optimizations': True,
-  }
-  before = {name: jax.config.values[name] for name in settings}
-  for name, value in settings.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
 
 
 @pytest.mark.slow
