@@ -49,9 +49,7 @@ def group_size(inputs: jax.Array, kernel: jax.Array) -> int | None:
     float32, or the batch is symbolic.
   """
   batch, height, width, _ = inputs.shape
-  if kernel.shape[:2] != (3, 3) or min(kernel.shape[2:]) < _LEAST_CHANNELS:
-    return None
-  if inputs.dtype != jnp.float32 or not isinstance(batch, int):
+  if not _is_fit(inputs, kernel, _LEAST_CHANNELS):
     return None
   tiles = -(-height // 2) * -(-width // 2)
   if batch * tiles < _LEAST_TILES:
@@ -133,9 +131,7 @@ def band_rows(inputs: jax.Array, kernel: jax.Array) -> int | None:
     An even divisor of the height, or None, as of `group_size`.
   """
   batch, height, width, _ = inputs.shape
-  if kernel.shape[:2] != (3, 3) or min(kernel.shape[2:]) < _LEAST_BAND_CHANNELS:
-    return None
-  if inputs.dtype != jnp.float32 or not isinstance(batch, int):
+  if not _is_fit(inputs, kernel, _LEAST_BAND_CHANNELS):
     return None
   row_tiles = batch * -(-width // 2)
   if height % 2 or height // 2 * row_tiles < _LEAST_BAND_TILES:
@@ -204,6 +200,17 @@ def product_kernel_gradient(
   """
   rows = inputs.reshape(-1, inputs.shape[-1])
   return rows.T @ gradient.reshape(-1, gradient.shape[-1])
+
+
+def _is_fit(inputs, kernel, least_channels):
+  """Whether Winograd's form could be the faster one for a convolution."""
+  return (
+    kernel.shape[:2] == (3, 3)
+    and min(kernel.shape[2:]) >= least_channels
+    and inputs.dtype == jnp.float32
+    # Not a symbol: what is exported for any batch takes the plain form.
+    and isinstance(inputs.shape[0], int)
+  )
 
 
 def _split(images, group):
