@@ -11,9 +11,8 @@ import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
+from maskrcnn_jax.datasets import entry_problems
 from maskrcnn_jax.datasets.findings import Finding, raise_errors
-
-_MAX_CLASS_ID = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,10 +187,6 @@ def _read_json(file, keys):
   return content
 
 
-def _is_int(value, low, high):
-  return type(value) is int and low <= value <= high
-
-
 def _entries(entries, name, file, findings):
   """The entries of a list that are objects of the json."""
   for number, entry in enumerate(entries):
@@ -210,13 +205,13 @@ def _class_names(entries, file, findings):
   names = {}
   offset = class_offset(_ids(entries))
   for entry in _entries(entries, 'categories', file, findings):
-    category_id, name = entry.get('id'), entry.get('name')
-    problem = _category_problem(category_id, name, names, offset)
+    problem = entry_problems.of_category(entry, names, offset)
     if problem:
       kind, message = problem
       findings.append(Finding(kind, file, None, None, message, 'error'))
     else:
-      names[category_id + offset] = str(entry.get('name', category_id))
+      class_id = entry['id'] + offset
+      names[class_id] = str(entry.get('name', entry['id']))
   if offset:
     message = (
       'has a category 0: classes are counted from 1 (0 is the background), so '
@@ -226,45 +221,12 @@ def _class_names(entries, file, findings):
   return names
 
 
-def _category_problem(category_id, name, names, offset):
-  """Kind and message of what is wrong with a category, or None."""
-  if isinstance(category_id, str):
-    return 'category_id', (
-      f'category id {category_id!r} ({name!r}) is a text. '
-      + _number_instead(category_id, 'category_id')
-    )
-  if not _is_int(category_id, 0, _MAX_CLASS_ID - 1):
-    return 'category_id', (
-      f'category id {category_id!r} ({name!r}) must be a whole number from 0. '
-      'Renumber the categories.'
-    )
-  if category_id + offset in names:
-    return 'duplicate_category_id', (
-      f'category id {category_id} is there twice '
-      f'({names[category_id + offset]!r} and {name!r}). Renumber one.'
-    )
-  return None
-
-
-def _number_instead(text: str, key: str) -> str:
-  """What to write instead of an id that is a text."""
-  text = text.strip()
-  if text.isdecimal():
-    return (
-      f'Write the number {int(text)} without quotes, here and as {key!r} of '
-      'every annotation.'
-    )
-  return (
-    f'Give each a whole number, here and as {key!r} of every annotation; a '
-    'name belongs into another field.'
-  )
-
-
 def _images(entries, file, images_dir, findings):
   """Checked image entries by id."""
   found = {}
+  file_names = {}
   for entry in _entries(entries, 'images', file, findings):
-    problem = _image_problem(entry, found)
+    problem = entry_problems.of_image(entry, file_names)
     if problem:
       kind, message = problem
       image_id = entry.get('id')
@@ -277,36 +239,9 @@ def _images(entries, file, images_dir, findings):
     if missing:
       findings.append(missing)
     else:
-      found[entry['id']] = image
+      found[image.image_id] = image
+      file_names[image.image_id] = image.file_name
   return found
-
-
-def _image_problem(entry, found):
-  """Kind and message of what is wrong with an image entry, or None."""
-  image_id, name = entry.get('id'), entry.get('file_name')
-  if isinstance(image_id, str):
-    return 'image_id', (
-      f'image id {image_id!r} is a text and must be a whole number. '
-      + _number_instead(image_id, 'image_id')
-    )
-  if not _is_int(image_id, -(2**63), 2**63 - 1):
-    return 'image_id', (
-      f'image id {image_id!r} must be a whole number of up to 64 bits. '
-      'Renumber the images, here and in the annotations.'
-    )
-  if image_id in found:
-    return 'duplicate_image_id', (
-      f'image id {image_id} is there twice ({found[image_id].file_name!r} and '
-      f'{name!r}). Give every image its own.'
-    )
-  if not isinstance(name, str) or not name:
-    return 'image_entry', f'file_name must be a text, got {name!r}.'
-  for side in ('height', 'width'):
-    if not _is_int(entry.get(side), 1, 2**20):
-      return 'image_entry', (
-        f'{side} must be a number of pixels, got {entry.get(side)!r}.'
-      )
-  return None
 
 
 def _group(content, file, found, class_names, findings):
@@ -326,35 +261,22 @@ def _group(content, file, found, class_names, findings):
     annotation_id, image_id, category_id = (
       _hashable(entry.get(key)) for key in ('id', 'image_id', 'category_id')
     )
-    problem = None
-    if annotation_id is not None and annotation_id in seen:
-      message = 'the annotation id is there twice. Give every object its own.'
-      problem = 'duplicate_annotation_id', message, 'error'
-    elif image_id in wrong_images or category_id in wrong_classes:
+    problem = entry_problems.of_annotation(
+      annotation_id, image_id, category_id, seen, found, known
+    )
+    is_excused = image_id in wrong_images or category_id in wrong_classes
+    if is_excused and problem[0] != 'duplicate_annotation_id':
       continue
-    elif image_id not in found:
-      message = f'the json has no such image. {_remedy(image_id, found)}'
-      problem = 'unknown_image', message, 'warning'
-    elif type(category_id) is not int or category_id not in known:
-      message = (
-        f'category_id {category_id!r} is not among the categories '
-        f'({_shorten(sorted(known))}). {_remedy(category_id, known)}'
-      )
-      if isinstance(category_id, str):
-        message = f'category_id {category_id!r} is a text. ' + _number_instead(
-          category_id, 'category_id'
-        )
-      problem = 'unknown_category', message, 'error'
     seen.add(annotation_id)
-    if problem is None and offset:
-      entry = {**entry, 'class_id': category_id + offset}
-    if problem is None:
-      grouped[image_id].append(entry)
-    else:
+    if problem:
       kind, message, severity = problem
       findings.append(
         Finding(kind, file, image_id, annotation_id, message, severity)
       )
+      continue
+    if offset:
+      entry = {**entry, 'class_id': category_id + offset}
+    grouped[image_id].append(entry)
   return dict(grouped)
 
 
@@ -368,15 +290,3 @@ def _ids(entries):
 def _hashable(value):
   """An id to look up; a list or an object, which is none, as a text."""
   return str(value) if isinstance(value, (list, dict)) else value
-
-
-def _remedy(given, known):
-  """What to do about an id that is not known."""
-  if isinstance(given, str) and given.isdecimal() and int(given) in known:
-    return f'It is a text: write the number {int(given)} without quotes.'
-  return 'Correct the annotation or add what it refers to.'
-
-
-def _shorten(ids):
-  texts = [str(value) for value in ids]
-  return ', '.join(texts if len(texts) < 12 else [*texts[:10], '..', texts[-1]])
