@@ -14,6 +14,7 @@ import functools, json, re, sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import quick
 import tiny_model
 from maskrcnn_jax.models import mask_rcnn
 from maskrcnn_jax.ops import cpu_convolution
@@ -68,7 +69,7 @@ def step(num_devices, spatial=1, shard_state='none'):
   )
   key = jax.device_put(jax.random.key(1), everywhere)
   inputs = place(shardings), sharding.put_batch(batch, mesh), key
-  # Not tiny_model.jit: sums that are not vectorised lose digits.
+  # Not quick.jit: sums that are not vectorised lose digits.
   compiled = step.lower(*inputs).compile()
   results = compiled(*inputs)
   momentum = jax.tree.leaves(results[0].opt_state)

@@ -4,10 +4,7 @@ import os
 import subprocess
 import sys
 
-# So that a program that runs a few times is compiled without much thought.
-_QUICK = (
-  '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
-)
+import quick
 
 
 def run(code, blocked, folder):
@@ -25,7 +22,7 @@ def run(code, blocked, folder):
     **os.environ,
     'PYTHONPATH': '',
     'TF_CPP_MIN_LOG_LEVEL': '3',
-    'XLA_FLAGS': _QUICK,
+    'XLA_FLAGS': quick.xla_flags(),
   }
   done = subprocess.run(
     [sys.executable, '-c', setup + code],

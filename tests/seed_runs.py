@@ -6,6 +6,8 @@ import pathlib
 import subprocess
 import sys
 
+import quick
+
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPT = ROOT / 'launch' / 'mask_rcnn_main.py'
 # A narrow ResNet-50, so that the seed's pretrained weights have their names.
@@ -58,7 +60,7 @@ def environment(cache, **more):
     'PYTHONPATH': str(ROOT),
     'JAX_COMPILATION_CACHE_DIR': str(cache),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+    'XLA_FLAGS': quick.xla_flags(),
     'TF_CPP_MIN_LOG_LEVEL': '2',
     **more,
   }

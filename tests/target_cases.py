@@ -11,7 +11,7 @@ import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tiny_model
+import quick
 from hypothesis import strategies as st
 
 from maskrcnn_jax import config as config_lib
@@ -167,7 +167,7 @@ def run(family: str, case) -> dict:
   return jax.tree.map(np.asarray, found)
 
 
-@functools.partial(tiny_model.jit, static_argnums=0)
+@functools.partial(quick.jit, static_argnums=0)
 def _run(model, case):
   valid = case['valid']
   instances = case['instances']

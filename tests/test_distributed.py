@@ -13,6 +13,7 @@ import time
 
 import numpy as np
 import pytest
+import quick
 import tiny_run
 
 from maskrcnn_jax import backends, launcher, runtime
@@ -158,7 +159,7 @@ def environment(**variables):
   return {
     **kept,
     'JAX_PLATFORMS': 'cpu',
-    'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+    'XLA_FLAGS': quick.xla_flags(),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
     'TF_CPP_MIN_LOG_LEVEL': '2',
     'PYTHONPATH': os.pathsep.join(filter(None, paths)),

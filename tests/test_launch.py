@@ -9,6 +9,7 @@ import time
 
 import plugin_environment
 import pytest
+import quick
 import tiny_run
 import yaml
 
@@ -273,7 +274,7 @@ def test_gaudi_trains_where_a_plugin_registers_hpu(tmp_path):
     PATH=path,
     FAKE_HPU='healthy',
     JAX_PLATFORMS='',
-    JAX_DISABLE_MOST_OPTIMIZATIONS='1',
+    XLA_FLAGS=quick.xla_flags(),
   )
   assert done.returncode == 0, done.stderr
   assert 'training on 1 cpu with 2 images a step' in done.stderr

@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+import quick
 import tiny_run
 
 from maskrcnn_jax.training import checkpoint
@@ -30,7 +31,7 @@ def environment(**variables):
   kept = {k: v for k, v in os.environ.items() if not k.startswith(HIDDEN)}
   return {
     **kept,
-    'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+    'XLA_FLAGS': quick.xla_flags(),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
     'TF_CPP_MIN_LOG_LEVEL': '2',
     'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests')]),

@@ -9,6 +9,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
+import quick
 import tiny_run
 from PIL import Image
 
@@ -18,10 +19,6 @@ from maskrcnn_jax.planning import report, topologies
 from maskrcnn_jax.training import train_step
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Tests need what the compiler says, not a fast program.
-QUICK = (
-  '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
-)
 
 
 def _make_config():
@@ -41,7 +38,7 @@ def _run(folder, *flags):
   paths = [str(ROOT), os.environ.get('PYTHONPATH', '')]
   environment = os.environ | {
     'PYTHONPATH': os.pathsep.join(filter(None, paths)),
-    'XLA_FLAGS': QUICK,
+    'XLA_FLAGS': quick.xla_flags(),
   }
   words = [f'--config={path}', f'--output={folder / "out"}', *flags]
   done = subprocess.run(

@@ -8,6 +8,7 @@ import pathlib
 
 import numpy as np
 import pytest
+import quick
 from PIL import Image
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -40,7 +41,7 @@ def test_it_runs(tmp_path, monkeypatch):
 
   # Few steps, and programs that are not worth much thought.
   monkeypatch.setenv('QUICKSTART_TRIAL', str(tmp_path / 'shapes'))
-  monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+  monkeypatch.setenv('XLA_FLAGS', quick.xla_flags())
   # A user's settings of Jupyter and IPython are not those of the test.
   monkeypatch.setenv('IPYTHONDIR', str(tmp_path / 'ipython'))
   monkeypatch.setenv('JUPYTER_CONFIG_DIR', str(tmp_path / 'jupyter'))

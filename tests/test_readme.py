@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import quick
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
@@ -33,7 +34,8 @@ def test_notebook_example(tmp_path, monkeypatch):
   subprocess.run([*command, *sizes], check=True, capture_output=True)
   names = {}
   *steps, picture = code.replace('range(200)', 'range(2)').strip().split('\n')
-  exec('\n'.join([*steps, f'picture = {picture}']), names)
+  with quick.compilation():
+    exec('\n'.join([*steps, f'picture = {picture}']), names)
   assert np.isfinite(names['losses']['total_loss'])
   assert int(names['state'].step) == 2
   assert names['detections'].boxes.shape == (8, 20, 4)

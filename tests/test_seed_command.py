@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import quick
 import seed_runs
 import tensorflow_checkpoint
 import tiny_run
@@ -642,7 +643,7 @@ def test_one_process_drives_one_device_or_all(dataset, env, tmp_path):
     'sys.exit(seed_flags.main(sys.argv[1:]))\n'
   )
   argv = ['--mode=train', '--noeval_after_training', '--train_batch_size=3']
-  two = env | {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+  two = env | {'XLA_FLAGS': quick.xla_flags(num_devices=2)}
   for flags, expected in (([], '1 3 4'), (['--use_tf_distributed'], '2 6 8')):
     shown = subprocess.run(
       [sys.executable, '-c', code, *argv, *flags],

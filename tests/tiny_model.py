@@ -16,16 +16,6 @@ OPTIMIZER = {
   'decay_steps': (),
   'decay_factors': (),
 }
-# Tests run a program a few times, so its compilation must be short.
-QUICK = {
-  'xla_backend_optimization_level': 0,
-  'xla_llvm_disable_expensive_passes': True,
-}
-
-
-def jit(function, **options):
-  """`jax.jit` that compiles quickly to a slower program."""
-  return jax.jit(function, compiler_options=QUICK, **options)
 
 
 def make_model(

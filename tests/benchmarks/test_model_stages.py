@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+import quick
 import tiny_model
 
 from maskrcnn_jax.benchmarks import chain, model_stages, stages
@@ -49,7 +50,7 @@ def fixture_made():
 def fixture_chained(made):
   model, state, _, _, values = made
   parts = model_stages.training_stages(model)
-  return tiny_model.jit(
+  return quick.jit(
     lambda params, values: chain.run_backward(parts, params, values, 'losses')
   )(state.params, values)
 
@@ -57,7 +58,7 @@ def fixture_chained(made):
 @pytest.fixture(name='update', scope='module')
 def fixture_update(made):
   optimizer = made[2]
-  return tiny_model.jit(
+  return quick.jit(
     lambda state, gradients: stages.update(optimizer, state, gradients)
   )
 
@@ -72,7 +73,7 @@ def test_losses_and_gradients_are_those_of_the_step(made, chained):
     )
     return sum(losses.values()), losses
 
-  expected, losses = tiny_model.jit(jax.grad(total, has_aux=True))(state.params)
+  expected, losses = quick.jit(jax.grad(total, has_aux=True))(state.params)
   assert values['losses'].keys() == losses.keys()
   for name, loss in losses.items():
     np.testing.assert_allclose(values['losses'][name], loss, **TOLERANCE)
@@ -91,7 +92,7 @@ def test_a_stage_alone_has_the_gradients_of_the_chain(made, chained):
     if stage.name not in ('RPN', 'box head'):
       continue
     own, inputs, fixed = stage.arguments(state.params, values)
-    output, (of_params, _) = tiny_model.jit(stage.both)(
+    output, (of_params, _) = quick.jit(stage.both)(
       own, inputs, fixed, cotangents[stage.output]
     )
     for found, expected in (
@@ -135,10 +136,10 @@ def test_an_update_that_is_not_finite_changes_nothing(made, chained, update):
 def test_detections_are_those_of_the_model(made):
   model, state, _, batch, values = made
   parts = model_stages.detection_stages(model)
-  found = tiny_model.jit(
+  found = quick.jit(
     lambda params, values: chain.run_forward(parts, params, values)
   )(state.params, values)
-  expected = tiny_model.jit(
+  expected = quick.jit(
     lambda variables, images, sizes: model.apply(
       variables, images, sizes, method='detect'
     )

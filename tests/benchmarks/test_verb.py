@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import quick
 import stand_in_torchvision
 import tiny_run
 from PIL import Image
@@ -15,10 +16,6 @@ from maskrcnn_jax import main as command
 from maskrcnn_jax.benchmarks.options import BenchOptions
 
 ROOT = pathlib.Path(__file__).parents[2]
-# What is tested is not the speed of the programs.
-QUICK = (
-  '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
-)
 
 
 def _make_config():
@@ -46,7 +43,7 @@ def fixture_done(tmp_path_factory):
   paths = [str(folder), str(ROOT), os.environ.get('PYTHONPATH', '')]
   environment = os.environ | {
     'PYTHONPATH': os.pathsep.join(filter(None, paths)),
-    'XLA_FLAGS': QUICK,
+    'XLA_FLAGS': quick.xla_flags(),
   }
   words = [
     f'--config={folder}/tiny.py',

@@ -1,14 +1,10 @@
 """What all tests of this folder share."""
 
-import jax
 import pytest
+import quick
 
 
 @pytest.fixture(scope='module', autouse=True)
 def quick_compilation():
-  """Compiles without much thought: the programs run only a few times."""
-  name = 'jax_disable_most_optimizations'
-  before = jax.config.values[name]
-  jax.config.update(name, True)
-  yield
-  jax.config.update(name, before)
+  with quick.compilation():
+    yield

@@ -12,7 +12,7 @@ import drawn_checkpoint
 import foreign_models
 import numpy as np
 import pytest
-import tiny_model
+import quick
 import tiny_run
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -283,7 +283,7 @@ def test_imported_weights_detect(photos, tmp_path):
     transforms.ResizeOptions(**config.input.resize),
   )
   expected = coco_results.to_coco_results(
-    tiny_model.jit(functools.partial(train_step.detect, model))(
+    quick.jit(functools.partial(train_step.detect, model))(
       variables, row['images'][None], row['image_sizes'][None]
     ),
     *(np.array([1]), row['original_sizes'][None], row['scales'][None]),

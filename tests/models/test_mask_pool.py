@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+import quick
 import tiny_model
 
 from maskrcnn_jax.models import mask_pool
@@ -125,7 +126,7 @@ def losses_and_gradients():
   def compute(**pool):
     model = tiny_model.make_model(sampling={**SAMPLING, **pool})
 
-    @tiny_model.jit
+    @quick.jit
     def gradients(params):
       def total(params):
         losses, (_, counts) = train_step.loss_fn(

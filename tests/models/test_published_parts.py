@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 import tiny_model
 
 from maskrcnn_jax.models import heads, layers, resnet
@@ -20,7 +21,7 @@ BATCH = layers.NormOptions('batch')
 
 def initialized(module, *arguments, **options):
   """Variables whose biases are not all 0."""
-  init = tiny_model.jit(functools.partial(module.init, **options))
+  init = quick.jit(functools.partial(module.init, **options))
   variables = init(jax.random.key(0), *arguments)
   return jax.tree.map(lambda x: x + 0.1, variables)
 
@@ -44,7 +45,7 @@ def test_the_stride_of_a_bottleneck(stride_in_1x1):
     assert y.shape == (1, 4, 4, 16)
     return jnp.sum(y * jnp.arange(y.size).reshape(y.shape))
 
-  gradient = np.abs(tiny_model.jit(jax.grad(total))(x))[0].sum(axis=-1)
+  gradient = np.abs(quick.jit(jax.grad(total))(x))[0].sum(axis=-1)
   seen = gradient > 0.0
   assert seen[::2, ::2].all()
   assert seen[1::2].any() == seen[:, 1::2].any() == (not stride_in_1x1)
@@ -155,7 +156,7 @@ def test_padded_rois_are_in_no_statistics():
   valid = np.array([[1, 1, 0, 1], [1, 0, 0, 0]], bool)
   variables = initialized(head, x)
 
-  @tiny_model.jit
+  @quick.jit
   def run(x, valid):
     outputs, updated = head.apply(
       variables, x, valid, train=True, mutable=['batch_stats']
@@ -187,14 +188,14 @@ def test_a_pyramid_with_norm():
     2: jax.random.normal(jax.random.key(0), (2, 8, 8, 3)),
     3: jax.random.normal(jax.random.key(1), (2, 4, 4, 6)),
   }
-  variables = tiny_model.jit(fpn.init)(jax.random.key(2), features)
+  variables = quick.jit(fpn.init)(jax.random.key(2), features)
   layer_names = {'lateral2', 'lateral3', 'output2', 'output3'}
   assert {*variables['params']} == layer_names | {
     f'{name}_norm' for name in layer_names
   }
   assert {*variables['params']['output2']} == {'kernel'}
   run = functools.partial(fpn.apply, train=True, mutable=['batch_stats'])
-  pyramid, updated = tiny_model.jit(run)(variables, features)
+  pyramid, updated = quick.jit(run)(variables, features)
   assert {level: x.shape for level, x in pyramid.items()} == {
     2: (2, 8, 8, 4),
     3: (2, 4, 4, 4),
@@ -228,7 +229,7 @@ def test_a_step_of_the_second_version():
   batch = tiny_model.make_batch()
   state, optimizer = tiny_model.make_state(model, batch)
   step = functools.partial(train_step.train_step, model, optimizer)
-  updated, metrics = tiny_model.jit(step)(state, batch)
+  updated, metrics = quick.jit(step)(state, batch)
   assert metrics['finite']
   before, after = (account_lib.flatten(x.variables()) for x in (state, updated))
   moved = {name for name in before if np.any(before[name] != after[name])}

@@ -2,6 +2,7 @@
 
 import jax
 import pytest
+import quick
 import tiny_run
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -18,13 +19,13 @@ def fast_compilation(programs):
   settings = {
     'jax_compilation_cache_dir': str(programs),
     'jax_persistent_cache_min_compile_time_secs': 0.0,
-    'jax_disable_most_optimizations': True,
   }
   before = {name: jax.config.values[name] for name in settings}
   for name, value in settings.items():
     jax.config.update(name, value)
   compilation_cache.reset_cache()
-  yield
+  with quick.compilation():
+    yield
   for name, value in before.items():
     jax.config.update(name, value)
   compilation_cache.reset_cache()

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import quick
 import tensorflow_checkpoint
 import tiny_model
 
@@ -52,7 +53,7 @@ def fixture_recipe(tmp_path_factory):
   state = state.replace(**loaded)
   key = jax.random.key(1)
 
-  @tiny_model.jit
+  @quick.jit
   def step(state, batch):
     def loss(params):
       losses, _ = train_step.loss_fn(

@@ -149,7 +149,7 @@ for spatial in (1, 2):
   mesh = sharding.make_mesh(2 * spatial, spatial)
   everywhere = sharding.replicated(mesh)
   inputs = sharding.input_shardings(mesh)
-  detect = tiny_model.jit(
+  detect = quick.jit(
     functools.partial(train_step.detect, sharding.lay_out(model, mesh)),
     in_shardings=(everywhere, inputs['images'], inputs['image_sizes']),
     out_shardings=everywhere,

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import quick
 import tiny_model
 
 from maskrcnn_jax.training import sharding, train_step
@@ -45,7 +46,7 @@ class Run:
     self.compile(self.optimizer)
 
   def compile(self, optimizer):
-    self.jitted = tiny_model.jit(
+    self.jitted = quick.jit(
       functools.partial(train_step.train_step, self.model, optimizer),
       in_shardings=(
         self.replicated,
@@ -252,7 +253,7 @@ def take_all_gradients(run):
 
     return jax.grad(total, has_aux=True)(params)
 
-  compiled = tiny_model.jit(gradients, static_argnames='dtype')
+  compiled = quick.jit(gradients, static_argnames='dtype')
   return functools.partial(compiled, run.state.params)
 
 
@@ -289,7 +290,7 @@ def test_bfloat16_is_near_and_keeps_float32_parameters(
 def test_batch_norm_sees_valid_images_only(batch):
   run = Run(tiny_model.make_model(norm='batch'), batch)
 
-  @tiny_model.jit
+  @quick.jit
   def stored(batch):
     return train_step.loss_fn(
       run.model,
@@ -372,7 +373,7 @@ from maskrcnn_jax.training import train_step
 batch = tiny_model.make_batch()
 model = tiny_model.make_model()
 state, optimizer = tiny_model.make_state(model, batch)
-step = tiny_model.jit(train_step.train_step, static_argnums=(0, 1))
+step = quick.jit(train_step.train_step, static_argnums=(0, 1))
 state, metrics = step(model, optimizer, state, batch)
 assert metrics['finite'] and int(state.step) == 1
 assert not BLOCKED & set(sys.modules)

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+import quick
 import tiny_model
 from eight_devices import run_on_eight
 
@@ -25,9 +26,9 @@ def sampled():
   batch = tiny_model.make_batch((2, 0, 3))
   variables = jax.jit(
     lambda key: train_step.init_variables(model, key),
-    compiler_options=tiny_model.QUICK,
+    compiler_options=quick.options(),
   )(jax.random.key(0))
-  program = tiny_model.jit(lambda *x: validation_losses.image_losses(model, *x))
+  program = quick.jit(lambda *x: validation_losses.image_losses(model, *x))
   return model, variables, batch, lambda *x: jax.device_get(program(*x))
 
 
@@ -125,10 +126,10 @@ def test_the_losses_of_an_image_are_those_of_a_step_with_it_alone():
   )
   batch = tiny_model.make_batch((2, 0, 3))
   variables = train_step.init_variables(model, jax.random.key(0))
-  losses = tiny_model.jit(
+  losses = quick.jit(
     lambda *x: validation_losses.image_losses(model.clone(sampling=shared), *x)
   )(variables, batch, SEEDS)
-  step = tiny_model.jit(
+  step = quick.jit(
     lambda variables, batch, key: train_step.loss_fn(
       model, variables['params'], variables['batch_stats'], batch, key
     )[0]

@@ -1,0 +1,59 @@
+"""Short compilation, for programs that tests run a few times."""
+
+import contextlib
+import functools
+
+import jax
+
+_OPTIONS = {
+  'xla_backend_optimization_level': 0,
+  'xla_llvm_disable_expensive_passes': True,
+  # The older way to compile fused loops takes half the time, if they are not
+  # optimised. Numbers that are held to recorded ones are computed in neither.
+  'xla_cpu_use_fusion_emitters': False,
+}
+
+
+@functools.cache
+def options():
+  """`compiler_options` for `jax.jit`: those that this XLA has."""
+  known = {}
+  for name, value in _OPTIONS.items():
+    try:
+      jax.jit(lambda: 0, compiler_options={name: value})()
+    except jax.errors.JaxRuntimeError:
+      continue
+    known[name] = value
+  return known
+
+
+def jit(function, **more):
+  """`jax.jit` that compiles quickly to a slower program."""
+  return jax.jit(function, compiler_options=options(), **more)
+
+
+@contextlib.contextmanager
+def compilation():
+  """Whatever this process compiles within, it compiles quickly.
+
+  The choice of loops is fixed when a process starts, so it stays.
+  """
+  name = 'jax_disable_most_optimizations'
+  before = jax.config.values[name]
+  jax.config.update(name, True)
+  try:
+    yield
+  finally:
+    jax.config.update(name, before)
+
+
+def xla_flags(num_devices=None):
+  """`XLA_FLAGS` of a process that compiles quickly.
+
+  Args:
+    num_devices: as which the CPU shows itself.
+  """
+  flags = [f'--{name}={str(x).lower()}' for name, x in options().items()]
+  if num_devices:
+    flags.append(f'--xla_force_host_platform_device_count={num_devices}')
+  return ' '.join(flags)
