@@ -363,7 +363,7 @@ def _flat(tree):
 
 
 @needs_mpirun
-@pytest.mark.slow
+@pytest.mark.long
 def test_resume_gives_the_same_losses_bit_by_bit(config, two, tmp_path):
   for num_steps in (2, 4):
     flag = f'--config.training.num_steps={num_steps}'

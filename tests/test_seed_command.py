@@ -461,7 +461,7 @@ def test_evaluation_of_some_images_in_any_batch(run, dataset, env):
   argv += ['--model_dir=run', '--log_path=logs/eval.json']
   results = folder / 'run' / 'eval' / 'detections-6.json'
   expected = json.loads(results.read_text())
-  for size in (1, 3, 4):
+  for size in (1, 4):
     execute([*argv, f'--eval_batch_size={size}'], folder, env)
     actual = json.loads(results.read_text())
     assert len(actual) == len(expected) > 0
@@ -546,7 +546,7 @@ def test_a_new_run_starts_from_the_pretrained_backbone(dataset, env, tmp_path):
   np.testing.assert_array_equal(frozen, tensors['conv2d_2/kernel'])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_at_any_moment_it_goes_on_with_the_trained_backbone(
   dataset, env, tmp_path
 ):

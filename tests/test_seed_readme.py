@@ -132,7 +132,10 @@ def check(folder, shown, precision, batch_size):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ONE_CARD)
+@pytest.mark.parametrize(
+  'name',
+  ['defaults', 'gaudi2', pytest.param('exemplary', marks=pytest.mark.long)],
+)
 def test_on_one_card(name, folder, env):
   precision, command = ONE_CARD[name]
   flags = f'{command} {DATA}' if name == 'defaults' else command
@@ -144,16 +147,9 @@ def test_on_one_card(name, folder, env):
   assert config['optimizer']['learning_rate'] == rate
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not shutil.which('mpirun'), reason='needs Open MPI')
-@pytest.mark.parametrize(
-  'name',
-  [
-    'fp32',
-    pytest.param('bf16', marks=pytest.mark.long),
-    pytest.param('gaudi2', marks=pytest.mark.long),
-  ],
-)
+@pytest.mark.parametrize('name', EIGHT_CARDS)
 def test_on_several_cards(name, folder, env):
   precision, command = EIGHT_CARDS[name]
   shown = run(command, precision, folder, env)

@@ -142,6 +142,7 @@ def losses_and_gradients():
   return compute
 
 
+@pytest.mark.slow
 def test_a_pool_with_room_changes_nothing(losses_and_gradients):
   expected, expected_grads, counts = losses_and_gradients()
   assert counts == {}

@@ -163,6 +163,7 @@ def test_canvases_that_do_not_fit_are_refused():
     run(jnp.zeros((1, 96, 96)), sizes)
 
 
+@pytest.mark.slow
 def test_detections_of_an_image_are_its_own():
   """Neither other images nor what lies outside an image change them."""
   model = tiny_model.make_model()

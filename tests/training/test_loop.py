@@ -228,6 +228,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_named(
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(variables))
 
 
+@pytest.mark.slow
 def test_bad_steps_in_a_row_rewind_to_the_last_checkpoint_and_other_data(
   config, tmp_path, monkeypatch, capsys
 ):
@@ -245,6 +246,7 @@ def test_bad_steps_in_a_row_rewind_to_the_last_checkpoint_and_other_data(
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(variables))
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_with_other_data_too_stops_the_run(
   config, tmp_path, monkeypatch, capsys
 ):
@@ -265,6 +267,7 @@ def test_what_goes_wrong_with_other_data_too_stops_the_run(
   assert checkpoint.read_position(tmp_path)['examples'] == 2 * size
 
 
+@pytest.mark.slow
 def test_without_a_checkpoint_a_run_starts_anew_with_other_data(
   config, tmp_path, monkeypatch, capsys
 ):

@@ -392,6 +392,7 @@ def test_images_that_share_places_for_masks_have_the_same_variables():
   assert shapes(sampling=sampling) == shapes()
 
 
+@pytest.mark.slow
 def test_step_runs_without_the_packages_of_the_input():
   root = pathlib.Path(__file__).parents[2]
   paths = [str(root), str(root / 'tests'), os.environ.get('PYTHONPATH', '')]

@@ -81,6 +81,7 @@ def with_patience(config, patience=1, num_steps=8):
 TABLE = {1: 0.1, 2: 0.3, 3: 0.2, 4: 0.4, 5: 0.1}
 
 
+@pytest.mark.slow
 def test_a_run_ends_when_its_score_stays_and_its_best_has_a_name(
   config, tmp_path, monkeypatch, capsys
 ):

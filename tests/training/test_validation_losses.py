@@ -173,6 +173,6 @@ print(0)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_batch_size_and_devices_do_not_matter(tmp_path):
   run_on_eight(LAYOUTS, str(tmp_path))
