@@ -367,6 +367,7 @@ class Blocker:
 sys.meta_path.insert(0, Blocker())
 
 import jax
+import quick
 import tiny_model
 from maskrcnn_jax.training import train_step
 
