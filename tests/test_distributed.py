@@ -206,6 +206,7 @@ runtime.end_job('the cause', 3, expected=sys.argv[1] == 'expected')
 """
 
 
+@pytest.mark.slow
 def test_the_process_that_knows_the_cause_ends_first():
   cases = ((0, 'expected'), (1, 'expected'), (0, 'a bug'))
   processes = [

@@ -149,6 +149,7 @@ def test_batch_norms_of_stages_3_to_5_learn():
   assert trained[('--finetune_bn',)] == {'stage3', 'stage4', 'stage5'}
 
 
+@pytest.mark.slow
 def test_nms_over_all_anchors():
   """2000 boxes on one place hide 500 others from a cut, not from NMS."""
   boxes = np.tile(np.float32([0, 0, 20, 20]), (2500, 1))
@@ -631,6 +632,7 @@ def test_the_device_is_the_one_that_is_asked_for(dataset, tmp_path, capsys):
   assert 'no checkpoint' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_one_process_drives_one_device_or_all(dataset, env, tmp_path):
   code = (
     'import sys\n'

@@ -91,6 +91,7 @@ def in_order(results):
   return sorted(results, key=lambda x: (x['image_id'], -x['score']))
 
 
+@pytest.mark.slow
 def test_images_of_any_size_compile_once_per_canvas(workdir):
   sees = Predictor(workdir, batch_size=2)
   sizes = ((50, 70), (100, 60), (1, 1), (300, 20), (40, 90), (64, 96), (7, 999))

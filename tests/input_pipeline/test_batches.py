@@ -336,6 +336,7 @@ def test_real_batches_are_those_of_whole_masks(tmp_path):
     assert_equal(made, row)
 
 
+@pytest.mark.slow
 def test_threads_are_capped_in_all_pools(pattern):
   code = (
     'import collections, pathlib, sys\n'

@@ -45,6 +45,7 @@ def end_with_open_iterators(path, seconds):
   assert 'Traceback' not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_script_ends_while_its_iterators_are_open(path):
   end_with_open_iterators(path, 0.1)
 

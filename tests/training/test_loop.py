@@ -204,6 +204,7 @@ def poison(monkeypatch, is_bad):
   return salts
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_is_skipped_and_named(
   config, tmp_path, monkeypatch, capsys
 ):
@@ -279,6 +280,7 @@ def test_without_a_checkpoint_a_run_starts_anew_with_other_data(
   assert position == {'examples': 2 * config.input.batch_size, 'salt': 1}
 
 
+@pytest.mark.slow
 def test_termination_saves_and_the_same_command_goes_on(
   run, config, tmp_path, monkeypatch, capsys
 ):
@@ -313,6 +315,7 @@ def test_termination_saves_and_the_same_command_goes_on(
   jax.tree.map(np.testing.assert_array_equal, *states)
 
 
+@pytest.mark.slow
 def test_termination_during_an_evaluation_ends_at_once(
   config, tmp_path, monkeypatch
 ):

@@ -83,6 +83,7 @@ print(json.dumps(sizes))
 """
 
 
+@pytest.mark.slow
 def test_the_seeds_model_needs_an_eighth_on_each_of_eight():
   sizes = run_on_eight(SIZES)
   params, momentum = sizes['none']

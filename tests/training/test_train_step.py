@@ -287,6 +287,7 @@ def test_bfloat16_is_near_and_keeps_float32_parameters(
     assert_trees_close(actual, exact, 0.02)
 
 
+@pytest.mark.slow
 def test_batch_norm_sees_valid_images_only(batch):
   run = Run(tiny_model.make_model(norm='batch'), batch)
 
@@ -318,6 +319,7 @@ def test_batch_norm_sees_valid_images_only(batch):
   assert_trees_equal(unchanged, run.state.batch_stats)
 
 
+@pytest.mark.slow
 def test_frozen_stages_have_no_gradient(batch):
   frozen = {'stem', 'stage2'}
   model = tiny_model.make_model(norm='frozen', frozen_stages=2)
