@@ -1,6 +1,7 @@
 """What is wrong with one entry of a COCO file, and what to do about it.
 
-Every function returns the kind and the message of a finding, or None.
+Every function returns the kind and the message of a finding, or None; that of
+annotations also its severity, the others find errors only.
 """
 
 from collections.abc import Collection, Mapping
@@ -74,9 +75,14 @@ def of_image(
 
 
 def of_annotation(
-  annotation_id, image_id, category_id, seen, images, categories
+  annotation_id: Any,
+  image_id: Any,
+  category_id: Any,
+  seen: Collection[Any],
+  images: Collection[int],
+  categories: Collection[int],
 ) -> tuple[str, str, str] | None:
-  """What is wrong with the ids of an annotation; the third is the severity.
+  """What is wrong with the ids of an annotation.
 
   Args:
     annotation_id: may be missing (None).

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from PIL import ExifTags, Image
 
-from maskrcnn_jax.datasets.annotations import Finding
+from maskrcnn_jax.datasets.findings import Finding
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp')
 # (height, width) of an image as stored, and as its EXIF flag turns it.

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from maskrcnn_jax.datasets import folders, mask_pngs, yolo
-from maskrcnn_jax.datasets.annotations import Finding
+from maskrcnn_jax.datasets.findings import Finding
 from maskrcnn_jax.datasets.folders import ImageAnnotations
 
 COCO = 'coco'

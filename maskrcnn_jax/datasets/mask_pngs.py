@@ -18,7 +18,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from maskrcnn_jax.datasets import folders
-from maskrcnn_jax.datasets.annotations import Finding
+from maskrcnn_jax.datasets.findings import Finding
 from maskrcnn_jax.datasets.folders import ImageAnnotations
 
 CLASS_FACTOR = 1000

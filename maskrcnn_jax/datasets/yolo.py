@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from maskrcnn_jax.datasets import folders, masks
-from maskrcnn_jax.datasets.annotations import Finding
+from maskrcnn_jax.datasets.findings import Finding
 from maskrcnn_jax.datasets.folders import ImageAnnotations
 
 # Programs that write these files round, some of them over the border.
