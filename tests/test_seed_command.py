@@ -462,6 +462,7 @@ def test_evaluation_of_some_images_in_any_batch(run, dataset, env):
   argv += ['--model_dir=run', '--log_path=logs/eval.json']
   results = folder / 'run' / 'eval' / 'detections-6.json'
   expected = json.loads(results.read_text())
+  # The run itself took 2 of 3 images; 4 are more than there are.
   for size in (1, 4):
     execute([*argv, f'--eval_batch_size={size}'], folder, env)
     actual = json.loads(results.read_text())

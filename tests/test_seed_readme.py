@@ -134,7 +134,10 @@ def check(folder, shown, precision, batch_size):
 @pytest.mark.slow
 @pytest.mark.parametrize(
   'name',
-  ['defaults', 'gaudi2', pytest.param('exemplary', marks=pytest.mark.long)],
+  [
+    pytest.param(name, marks=[pytest.mark.long] * (name == 'exemplary'))
+    for name in ONE_CARD
+  ],
 )
 def test_on_one_card(name, folder, env):
   precision, command = ONE_CARD[name]

@@ -24,10 +24,9 @@ def sampled():
   """Losses of a model that samples, with batch norm that learns."""
   model = tiny_model.make_model(norm='batch')
   batch = tiny_model.make_batch((2, 0, 3))
-  variables = jax.jit(
-    lambda key: train_step.init_variables(model, key),
-    compiler_options=quick.options(),
-  )(jax.random.key(0))
+  variables = quick.jit(lambda key: train_step.init_variables(model, key))(
+    jax.random.key(0)
+  )
   program = quick.jit(lambda *x: validation_losses.image_losses(model, *x))
   return model, variables, batch, lambda *x: jax.device_get(program(*x))
 
