@@ -71,10 +71,12 @@ setuptools.setup(
   ],
   package_dir={'maskrcnn_jax.configs': 'configs'},
   package_data={
-    'maskrcnn_jax.checking': ['page.html'],
+    'maskrcnn_jax.datasets.doctor': ['page.html'],
     'maskrcnn_jax.inference': ['browse.html'],
   },
   install_requires=REQUIREMENTS,
   extras_require=EXTRAS,
-  entry_points={'console_scripts': ['maskrcnn-jax = maskrcnn_jax.main:main']},
+  entry_points={
+    'console_scripts': ['maskrcnn-jax = maskrcnn_jax.cli.main:main']
+  },
 )

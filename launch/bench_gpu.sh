@@ -67,7 +67,7 @@ measure() {
   fi
   echo "Measuring $1."
   rm -rf "$folder.unfinished"
-  if "$python" -m maskrcnn_jax.main bench "${common[@]}" \
+  if "$python" -m maskrcnn_jax bench "${common[@]}" \
     --config.input.batch_size="$2" --output="$folder.unfinished" "${@:3}" \
     ${flags[@]+"${flags[@]}"}; then
     mv "$folder.unfinished" "$folder"
@@ -88,7 +88,7 @@ if [[ -n ${IMAGES:-} ]]; then
   if "$python" -c 'import tensorflow, pycocotools' 2> /dev/null; then
     records=$output/records
     if [[ ! -d $records ]]; then
-      "$python" -m maskrcnn_jax.main prepare --images="$IMAGES" \
+      "$python" -m maskrcnn_jax prepare --images="$IMAGES" \
         --annotations="$ANNOTATIONS" --output="$records/train-*.tfrecord"
     fi
     for batch in $batches; do

@@ -2,7 +2,7 @@
 
 import sys
 
-from maskrcnn_jax import seed_flags
+from maskrcnn_jax.habana import flags as seed_flags
 
 if __name__ == '__main__':
   sys.exit(seed_flags.main(sys.argv[1:]))

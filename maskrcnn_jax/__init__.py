@@ -15,7 +15,7 @@ _HOMES = {
   'create_train_state': 'training.train_step',
   'train_step': 'training.train_step',
   'detect': 'training.train_step',
-  'restore': 'training.checkpoint',
+  'restore': 'checkpoints.store',
   'Predictor': 'inference.predictor',
   'draw': 'visualize',
 }

@@ -16,6 +16,8 @@ from typing import Any
 
 import ml_collections
 
+from maskrcnn_jax.errors import UserError
+
 # How a value may be spelt besides Python's way.
 _BOOLS = {'true': 'True', 'false': 'False'}
 # What a field wants, in the words of an error.
@@ -51,10 +53,10 @@ def load_config(name: str, overrides: Sequence[str] = ()):
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   if not hasattr(module, 'get_config'):
-    raise ValueError(f'{path} must define get_config(variant).')
+    raise UserError(f'{path} must define get_config(variant).')
   variants = getattr(module, 'VARIANTS', {})
   if variant and variant not in variants:
-    raise ValueError(
+    raise UserError(
       f'{path} has no variant {variant!r}{_suggest(variant, variants)} '
       f'It has: {", ".join(variants) or "none"}.'
     )
@@ -143,7 +145,7 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides) -> None:
   for override in overrides:
     field, equals, text = override.partition('=')
     if not equals:
-      raise ValueError(f'{override!r} must be section.field=value.')
+      raise UserError(f'{override!r} must be section.field=value.')
     *parents, leaf = field.split('.')
     section = config
     for depth, name in enumerate(parents):
@@ -152,7 +154,7 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides) -> None:
     _check_field(section, leaf, '.'.join(parents))
     current = section[leaf]
     if isinstance(current, Mapping | ml_collections.ConfigDict):
-      raise ValueError(
+      raise UserError(
         f'{field} is a section; set one of its fields: '
         f'{_fields(current, field)}.'
       )
@@ -172,10 +174,10 @@ def _shipped_configs() -> dict[str, pathlib.Path]:
 def _check_field(section, name: str, where: str) -> None:
   """Raises if a section has no such field, saying what was meant."""
   if not isinstance(section, ml_collections.ConfigDict):
-    raise ValueError(f'{where} is a value, so it has no field {name!r}.')
+    raise UserError(f'{where} is a value, so it has no field {name!r}.')
   if name not in section:
     place = where or 'the config'
-    raise ValueError(
+    raise UserError(
       f'There is no field {name!r} in {place}{_suggest(name, section)} '
       f'Fields: {_fields(section, where)}.'
     )
@@ -220,7 +222,7 @@ def _convert(value: Any, kind: type, like: Any, field: str):
     return kind(_convert(x, type(item), item, field) for x in value)
   if kind is not type(value):
     example = '' if like is None else f' like {like!r}'
-    raise ValueError(
+    raise UserError(
       f'{field} must be {_WANTED.get(kind, kind.__name__)}{example}, '
       f'got {value!r}.'
     )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.evaluation import mask_edges
 from maskrcnn_jax.structures import Detections, Instances
 
@@ -343,7 +344,7 @@ def grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
     `[height, width, 3]` uint8.
   """
   if not pictures or columns < 1:
-    raise ValueError(
+    raise UserError(
       f'grid needs pictures and columns, got {len(pictures)} pictures and '
       f'columns={columns}.'
     )

@@ -11,14 +11,14 @@ import shutil
 import signal
 import time
 
+import habana_runs
 import jax
 import numpy as np
 import psutil
 import pytest
-import seed_runs
 import tiny_run
 
-from maskrcnn_jax.training import checkpoint
+from maskrcnn_jax.checkpoints import store as checkpoint
 
 KILLS = int(os.environ.get('MASKRCNN_KILLS', '1'))
 STEPS = max(30, 15 * KILLS)
@@ -33,7 +33,7 @@ def victims(process):
     return [
       each
       for each in family
-      if str(seed_runs.SCRIPT) in each.cmdline() and each.name() != 'mpirun'
+      if str(habana_runs.SCRIPT) in each.cmdline() and each.name() != 'mpirun'
     ]
   except psutil.NoSuchProcess:
     return []
@@ -69,12 +69,12 @@ def kill_when(workdir, started, rng, wanted):
   ],
 )
 def test_every_kill_is_survived_bit_by_bit(launcher, tmp_path):
-  env = seed_runs.environment(tmp_path / 'programs')
+  env = habana_runs.environment(tmp_path / 'programs')
   pattern, annotations_file = tiny_run.write_dataset(tmp_path)
   argv = [
     f'--training_file_pattern={pattern}',
     f'--val_json_file={annotations_file}',
-    *seed_runs.scratch(),
+    *habana_runs.scratch(),
     '--mode=train',
     '--noeval_after_training',
     '--train_batch_size=2',
@@ -83,14 +83,14 @@ def test_every_kill_is_survived_bit_by_bit(launcher, tmp_path):
     '--warmup_steps=10',
     '--config.training.log_every_steps=1',
   ]
-  seed_runs.execute([*argv, '--model_dir=whole'], tmp_path, env, 0, launcher)
+  habana_runs.execute([*argv, '--model_dir=whole'], tmp_path, env, 0, launcher)
   rng, workdir = random.Random(time.time_ns()), tmp_path / 'killed'
   killed_at = []
   while len(killed_at) < KILLS:
     # Spread over the run, and at least one checkpoint further every time.
     done = checkpoint.latest_step(workdir) or 0
     wanted = max(done + 5, STEPS * len(killed_at) // (KILLS + 1))
-    started = seed_runs.start(
+    started = habana_runs.start(
       [*argv, '--model_dir=killed'], tmp_path, env, launcher
     )
     killed = kill_when(workdir, started, rng, min(wanted, STEPS - 5))
@@ -98,14 +98,14 @@ def test_every_kill_is_survived_bit_by_bit(launcher, tmp_path):
     assert killed, shown[-3000:]
     assert started.returncode
     killed_at.append(checkpoint.latest_step(workdir))
-  shown = seed_runs.execute(
+  shown = habana_runs.execute(
     [*argv, '--model_dir=killed'], tmp_path, env, 0, launcher
   )
   assert 'continuing from step' in shown
   states = [checkpoint.restore(tmp_path / x)[0] for x in ('whole', 'killed')]
   jax.tree.map(np.testing.assert_array_equal, *states)
   whole, disturbed = (
-    seed_runs.lines(tmp_path / name, 'train/total_loss')
+    habana_runs.lines(tmp_path / name, 'train/total_loss')
     for name in ('whole', 'killed')
   )
   assert disturbed == whole

@@ -14,7 +14,7 @@ import tiny_run
 import yaml
 
 from maskrcnn_jax import config as config_lib
-from maskrcnn_jax import launcher
+from maskrcnn_jax.distributed import launcher
 
 LAUNCH = pathlib.Path(__file__).parents[1] / 'launch'
 ROOT = LAUNCH.parent
@@ -25,7 +25,7 @@ HIDDEN = ('OMPI_', 'PMIX_', 'SLURM_', 'JAX_', 'JOB_COMPLETION', 'XLA_FLAGS')
 def environment(**variables):
   """Of a new process that nobody launched."""
   kept = {k: v for k, v in os.environ.items() if not k.startswith(HIDDEN)}
-  kept['PYTHONPATH'] = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])
+  kept['PYTHONPATH'] = os.pathsep.join([str(ROOT), str(ROOT / 'tests/helpers')])
   return {**kept, 'JAX_PLATFORMS': 'cpu', **variables}
 
 
@@ -81,7 +81,7 @@ def test_without_arguments_scripts_say_how_they_are_used(name):
 
 
 JOIN = """
-from maskrcnn_jax import runtime
+from maskrcnn_jax.distributed import processes as runtime
 number = runtime.start({'backend': 'cpu'})
 import jax
 print(number, jax.process_index(), jax.device_count(), jax.local_device_count())
@@ -266,7 +266,7 @@ def test_gaudi_trains_where_a_plugin_registers_hpu(tmp_path):
   config.runtime = {'backend': 'auto'}
   file = tiny_run.write_config(config, tmp_path / 'tiny.py')
   path = command_on_path(
-    tmp_path / 'bin', f'exec {python} -m maskrcnn_jax.main "$@"'
+    tmp_path / 'bin', f'exec {python} -m maskrcnn_jax "$@"'
   )
   done = bash(
     *(LAUNCH / 'gaudi.sh', 1, 'train', f'--config={file}'),

@@ -71,7 +71,9 @@ def test_the_wheel_has_the_command_the_licence_and_the_python_range(wheel):
     for name in archive.namelist()
     if '.dist-info/' in name
   }
-  assert 'maskrcnn-jax = maskrcnn_jax.main:main' in texts['entry_points.txt']
+  assert (
+    'maskrcnn-jax = maskrcnn_jax.cli.main:main' in texts['entry_points.txt']
+  )
   assert '>=3.11' in texts['METADATA'] and '<3.14' in texts['METADATA']
   assert 'Apache License' in texts['LICENSE']
 
@@ -80,10 +82,10 @@ def test_the_wheel_has_the_command_the_licence_and_the_python_range(wheel):
   'statement',
   [
     'import maskrcnn_jax',
-    'import maskrcnn_jax.main',
+    'import maskrcnn_jax.cli.main',
     'import maskrcnn_jax.structures',
     'import maskrcnn_jax.training.train_step',
-    'import maskrcnn_jax.training.checkpoint',
+    'import maskrcnn_jax.checkpoints.store',
     'import maskrcnn_jax.visualize',
     'from maskrcnn_jax import ' + ', '.join(maskrcnn_jax.__all__),
   ],

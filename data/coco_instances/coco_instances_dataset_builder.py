@@ -10,7 +10,8 @@ from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
-from maskrcnn_jax.datasets import annotations, prepare, tfds_features
+from maskrcnn_jax.datasets import coco_json as annotations
+from maskrcnn_jax.datasets import prepare, tfds_features
 from maskrcnn_jax.datasets.findings import raise_errors
 
 

@@ -25,6 +25,7 @@ from maskrcnn_jax.benchmarks import (
 from maskrcnn_jax.benchmarks.options import SUBJECTS, BenchOptions
 from maskrcnn_jax.benchmarks.other_load import OtherLoad
 from maskrcnn_jax.benchmarks.subject import make_subject
+from maskrcnn_jax.errors import UserError
 
 # What runs a model on its batches, also beside another side.
 _RUNS = {
@@ -57,7 +58,7 @@ def bench(
     FileExistsError: the folder has results already.
   """
   if jax.process_count() > 1:
-    raise ValueError('bench measures what one process does; start it alone.')
+    raise UserError('bench measures what one process does; start it alone.')
   folder = pathlib.Path(output)
   if (folder / 'bench.json').exists():
     raise FileExistsError(

@@ -11,7 +11,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from maskrcnn_jax.benchmarks.subject import Subject
-from maskrcnn_jax.training import sharding
+from maskrcnn_jax.distributed import mesh as sharding
 from maskrcnn_jax.training import train_step as step_lib
 
 _DIR = 'jax_compilation_cache_dir'

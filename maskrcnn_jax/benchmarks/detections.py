@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from maskrcnn_jax.datasets import masks as dataset_masks
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.structures import Detections
 
 _MASK_SIZE = 28
@@ -157,7 +158,7 @@ def make_workload(
   objects = [a for a in source['annotations'] if not a.get('iscrowd')]
   objects = objects[:_MAX_SHAPES]
   if not objects:
-    raise ValueError(f'{annotations_file} has no object that is not a crowd.')
+    raise UserError(f'{annotations_file} has no object that is not a crowd.')
   cuts = [
     _cut(
       dataset_masks.decode_segmentation(

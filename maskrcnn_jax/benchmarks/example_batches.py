@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from maskrcnn_jax.errors import UserError
+
 # Objects of an image: gamma-Poisson with COCO's mean, and its long tail.
 _MEAN_OBJECTS, _SHAPE = 7.3, 1.0
 # Sides of objects, as shares of the canvas, log-uniform: with 640 pixels some
@@ -49,7 +51,7 @@ def synthetic_batches(
     ValueError: there are more objects than rows.
   """
   if num_objects is not None and not 1 <= num_objects <= max_instances:
-    raise ValueError(
+    raise UserError(
       f'num_objects must be 1 to max_instances, {max_instances}, got '
       f'{num_objects}.'
     )
@@ -138,7 +140,7 @@ def real_batches(inputs: Any, num_batches: int) -> list[dict[str, Any]]:
       return found
     if number >= num_batches + _MOST_SKIPPED:
       break
-  raise ValueError(
+  raise UserError(
     f'Of {number + 1} batches of {options["file_pattern"]} only {len(found)} '
     f'have objects in every image; {num_batches} are wanted.'
   )

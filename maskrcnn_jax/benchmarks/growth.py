@@ -10,6 +10,7 @@ import jax
 from maskrcnn_jax.benchmarks import measure
 from maskrcnn_jax.benchmarks.subject import make_subject
 from maskrcnn_jax.benchmarks.train_step import Step
+from maskrcnn_jax.errors import UserError
 
 # Images in a batch; sides of a square canvas; objects in every image; classes
 # with background, up to LVIS.
@@ -88,7 +89,7 @@ def changed(
   elif axis == 'classes':
     config.model.num_classes = value
   else:
-    raise ValueError(f'axes must be of {", ".join(AXES)}, got {axis!r}.')
+    raise UserError(f'axes must be of {", ".join(AXES)}, got {axis!r}.')
   is_real, num_batches = False, 1
   return config, is_real, num_batches, num_objects
 

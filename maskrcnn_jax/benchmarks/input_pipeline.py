@@ -16,6 +16,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from maskrcnn_jax.errors import UserError
+
 
 def run(
   config: Any, num_images: int = 90, rounds: int = 5, core: int | None = None
@@ -45,7 +47,7 @@ def run(
   """
   for name, value in (('num_images', num_images), ('rounds', rounds)):
     if value < 1:
-      raise ValueError(f'{name} must be at least 1, got {value}.')
+      raise UserError(f'{name} must be at least 1, got {value}.')
   inputs = config.input.to_dict()
   # A new process: threads stay on the cores where they were started.
   with concurrent.futures.ProcessPoolExecutor(
@@ -61,7 +63,7 @@ def _pin(core: int | None) -> dict[str, Any]:
   allowed = os.sched_getaffinity(0)
   core = max(allowed) if core is None else core
   if core not in allowed:
-    raise ValueError(f'core must be one of {sorted(allowed)}, got {core}.')
+    raise UserError(f'core must be one of {sorted(allowed)}, got {core}.')
   return {'initializer': os.sched_setaffinity, 'initargs': (0, {core})}
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import tqdm
 
+from maskrcnn_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -177,7 +179,7 @@ def ratio(ours: Sequence[float], others: Sequence[float]) -> dict[str, float]:
     `highest` of the ratios of single rounds.
   """
   if len(ours) != len(others):
-    raise ValueError(
+    raise UserError(
       f'Both sides must have run in every round, got {len(ours)} and '
       f'{len(others)} times.'
     )

@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
+from maskrcnn_jax.errors import UserError
+
 # What can be measured, in this order: compilation before the process has
 # compiled anything like it.
 SUBJECTS = (
@@ -38,12 +40,12 @@ class BenchOptions:
 
   def __post_init__(self):
     if not self.what or set(self.what) - set(SUBJECTS):
-      raise ValueError(
+      raise UserError(
         f'what must be some of {", ".join(SUBJECTS)}, got '
         f'{",".join(self.what)!r}.'
       )
     if min(self.rounds, self.warmup) < 1:
-      raise ValueError(
+      raise UserError(
         f'rounds and warmup must be at least 1, got {self.rounds} and '
         f'{self.warmup}: the first round fills caches.'
       )

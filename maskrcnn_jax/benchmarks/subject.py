@@ -7,8 +7,9 @@ from typing import Any
 import jax
 
 from maskrcnn_jax.benchmarks import example_batches, example_weights
+from maskrcnn_jax.distributed import mesh as sharding
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.training import sharding, train_step
+from maskrcnn_jax.training import train_step
 
 # So small that the weights, and what they find, stay as they are.
 LEARNING_RATE = 1e-6

@@ -13,6 +13,7 @@ import numpy as np
 
 from maskrcnn_jax.benchmarks import example_batches
 from maskrcnn_jax.benchmarks.subject import LEARNING_RATE, Subject
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.weights import torchvision
 
@@ -93,12 +94,12 @@ class TorchvisionProcess:
     except BrokenPipeError:
       line = ''
     if not line:
-      raise ValueError(
+      raise UserError(
         f'{self._python} of --against ended: {self._last_words()}'
       )
     answer = json.loads(line)
     if 'error' in answer:
-      raise ValueError(
+      raise UserError(
         f'torchvision in {self._python} failed to {name}: {answer["error"]}'
       )
     return answer
@@ -160,7 +161,7 @@ def beside(
     yield None, None
     return
   if subject.mesh.size > 1:
-    raise ValueError(
+    raise UserError(
       f'--against compares single devices, and this run has {subject.mesh.size}'
       ': add --config.runtime.num_devices=1.'
     )
@@ -209,7 +210,7 @@ def settings(model: MaskRCNN, canvas: Sequence[int]) -> dict[str, Any]:
   if model.anchors.octaves * len(model.anchors.aspects) != 3:
     wrong.append('anchors per cell other than 3')
   if wrong:
-    raise ValueError(
+    raise UserError(
       "--against compares with torchvision's Mask R-CNN, which is not made "
       f'like model.{", model.".join(wrong)}.'
     )

@@ -7,8 +7,9 @@ import jax
 from maskrcnn_jax.benchmarks import measure
 from maskrcnn_jax.benchmarks.subject import Subject
 from maskrcnn_jax.benchmarks.torchvision_process import TorchvisionProcess
+from maskrcnn_jax.distributed import mesh as sharding
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.targets import SamplingOptions
-from maskrcnn_jax.training import sharding
 from maskrcnn_jax.training import train_step as step_lib
 
 
@@ -111,6 +112,6 @@ class Step:
       self.program.run, self._state, batch, self._key
     )
     if not metrics['finite']:
-      raise ValueError(f'Step {number} is not finite: {metrics}.')
+      raise UserError(f'Step {number} is not finite: {metrics}.')
     self.losses = {name: float(x) for name, x in metrics.items()}
     return seconds

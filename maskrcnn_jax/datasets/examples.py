@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from maskrcnn_jax.datasets import images, masks
-from maskrcnn_jax.datasets.annotations import CocoImage
+from maskrcnn_jax.datasets.coco_json import CocoImage
 from maskrcnn_jax.datasets.findings import Finding
 from maskrcnn_jax.datasets.json_values import is_box, is_number
 

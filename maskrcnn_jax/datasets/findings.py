@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from maskrcnn_jax.errors import UserError
+
 SEVERITIES = ('error', 'warning', 'note')
 _LISTED_ERRORS = 10
 
@@ -47,4 +49,4 @@ def raise_errors(findings: Sequence[Finding]) -> None:
   if len(errors) > _LISTED_ERRORS:
     lines.append(f'  and {len(errors) - _LISTED_ERRORS} more.')
   noun = 'error' if len(errors) == 1 else 'errors'
-  raise ValueError('\n'.join([f'{len(errors)} {noun} in the data:', *lines]))
+  raise UserError('\n'.join([f'{len(errors)} {noun} in the data:', *lines]))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from PIL import ExifTags, Image
 
 from maskrcnn_jax.datasets.findings import Finding
+from maskrcnn_jax.errors import UserError
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp')
 # (height, width) of an image as stored, and as its EXIF flag turns it.
@@ -51,7 +52,7 @@ def find_images(
   root, apart = pathlib.Path(images_dir), pathlib.Path(annotations_dir)
   for path in (root, apart):
     if not path.is_dir():
-      raise ValueError(f'{path} is no folder.')
+      raise UserError(f'{path} is no folder.')
   root, apart = root.resolve(), apart.resolve()
   names = []
   for path in sorted(root.rglob('*')):
@@ -61,7 +62,7 @@ def find_images(
     if path.suffix.lower() in _SUFFIXES and not is_mask:
       names.append(name.as_posix())
   if not names:
-    raise ValueError(
+    raise UserError(
       f'{images_dir} has no image ({", ".join(_SUFFIXES)}) in it.'
     )
   return names
@@ -78,7 +79,7 @@ def read_sizes(path: str | os.PathLike) -> Sizes:
       orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
       stored = image.size[::-1]
   except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-    raise ValueError(f'cannot be read ({error})') from error
+    raise UserError(f'cannot be read ({error})') from error
   return stored, stored[::-1] if orientation in (5, 6, 7, 8) else stored
 
 

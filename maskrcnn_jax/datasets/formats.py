@@ -14,6 +14,7 @@ import yaml
 from maskrcnn_jax.datasets import folders, mask_pngs, yolo
 from maskrcnn_jax.datasets.findings import Finding
 from maskrcnn_jax.datasets.folders import ImageAnnotations
+from maskrcnn_jax.errors import UserError
 
 COCO = 'coco'
 _READERS = {
@@ -51,7 +52,7 @@ def read(
       missing, or no image has annotations.
   """
   if data_format not in _READERS:
-    raise ValueError(
+    raise UserError(
       f'--format must be one of {", ".join(FORMATS)}, got {data_format!r}.'
     )
   names = class_names(data_format, annotations_dir, classes)
@@ -59,7 +60,7 @@ def read(
   if data_format == 'instance_png' and os.path.samefile(
     images_dir, annotations_dir
   ):
-    raise ValueError(
+    raise UserError(
       f'{annotations_dir} holds the images: their PNGs of numbers need a '
       'folder of their own.'
     )
@@ -147,7 +148,7 @@ def class_names(
     names = {int(number) + first: name for number, name in names.items()}
   names = {int(number): str(name).strip() for number, name in names.items()}
   if not names or not all(names.values()):
-    raise ValueError(f'--classes must be names, got {classes!r}.')
+    raise UserError(f'--classes must be names, got {classes!r}.')
   return names
 
 
@@ -157,7 +158,7 @@ def _find_names(annotations_dir) -> str:
     for name in _NAME_FILES:
       if (place / name).is_file():
         return str(place / name)
-  raise ValueError(
+  raise UserError(
     f'There are no class names: neither {annotations_dir} nor the two folders '
     f'above have one of {", ".join(_NAME_FILES)}. Name the file, or the names '
     'joined by commas, with --classes.'
@@ -171,10 +172,10 @@ def _read_names(path: pathlib.Path):
   try:
     content = yaml.safe_load(text)
   except yaml.YAMLError as error:
-    raise ValueError(f'{path} is no YAML file: {error}') from error
+    raise UserError(f'{path} is no YAML file: {error}') from error
   names = content.get('names') if isinstance(content, Mapping) else None
   if not isinstance(names, list | Mapping):
-    raise ValueError(f'{path} must have a list or numbers of `names`.')
+    raise UserError(f'{path} must have a list or numbers of `names`.')
   return names
 
 
@@ -182,7 +183,7 @@ def _check_any(findings, files, annotations_dir) -> None:
   """Raises if no image has a text file: it is the wrong folder."""
   missing = [each for each in findings if each.kind == 'no_label_file']
   if len(missing) == len(files):
-    raise ValueError(
+    raise UserError(
       f'{annotations_dir} has no text file for any of {len(files)} images; '
       f'wanted {pathlib.PurePath(files[0]).stem}.txt and so on.'
     )

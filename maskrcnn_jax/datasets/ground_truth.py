@@ -8,6 +8,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from maskrcnn_jax.datasets import records
+from maskrcnn_jax.errors import UserError
 
 
 def coco_from_records(
@@ -71,11 +72,11 @@ def _run_lengths(png, size, image_id):
     with Image.open(io.BytesIO(png)) as picture:
       mask = np.asarray(picture.convert('L')) > 0
   except OSError as error:
-    raise ValueError(
+    raise UserError(
       f'A mask of image {image_id} cannot be read: {error}.'
     ) from error
   if mask.shape != size:
-    raise ValueError(
+    raise UserError(
       f'A mask of image {image_id} is {mask.shape}, its image {size}.'
     )
   encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8))

@@ -17,6 +17,8 @@ import warnings
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from maskrcnn_jax.errors import UserError
+
 KEPT_FORMATS = ('JPEG', 'MPO', 'PNG')  # MPO: a JPEG with a preview behind it.
 _JPEG_QUALITY = 95
 
@@ -42,7 +44,7 @@ def read_image(
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         return _fit(encoded, image, orientation, (width, height))
   except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-    raise ValueError(f'cannot be read ({error})') from error
+    raise UserError(f'cannot be read ({error})') from error
 
 
 def _fit(encoded, image, orientation, size):
@@ -53,7 +55,7 @@ def _fit(encoded, image, orientation, size):
   if orientation in (5, 6, 7, 8) and image.size == size[::-1]:
     upright = to_rgb(ImageOps.exif_transpose(image))
     return _encode(upright, 'JPEG'), 'stored_upright'
-  raise ValueError(
+  raise UserError(
     f'is {image.size[1]} x {image.size[0]} (height x width), the json says '
     f'{size[1]} x {size[0]}'
   )

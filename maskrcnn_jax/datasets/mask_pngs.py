@@ -20,6 +20,7 @@ from pycocotools import mask as coco_mask
 from maskrcnn_jax.datasets import folders
 from maskrcnn_jax.datasets.findings import Finding
 from maskrcnn_jax.datasets.folders import ImageAnnotations
+from maskrcnn_jax.errors import UserError
 
 CLASS_FACTOR = 1000
 
@@ -154,7 +155,7 @@ def _read_numbers(path) -> np.ndarray:
         image = image.convert('RGB')
       numbers = np.asarray(image)
   except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-    raise ValueError(f'cannot be read ({error})') from error
+    raise UserError(f'cannot be read ({error})') from error
   if numbers.ndim == 3:
     red, green, blue = np.moveaxis(numbers.astype(np.int64), -1, 0)
     return (red << 16) + (green << 8) + blue
@@ -163,7 +164,7 @@ def _read_numbers(path) -> np.ndarray:
 
 def _check_size(mask, sizes) -> None:
   if mask.shape not in sizes:
-    raise ValueError(
+    raise UserError(
       f'is {mask.shape[0]} x {mask.shape[1]} (height x width), the image is '
       f'{sizes[0][0]} x {sizes[0][1]}'
     )

@@ -8,6 +8,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from maskrcnn_jax.datasets.json_values import is_number
+from maskrcnn_jax.errors import UserError
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
@@ -38,7 +39,7 @@ def decode_segmentation(
   if isinstance(segmentation, dict):
     return _decode_run_lengths(segmentation, height, width)
   if not isinstance(segmentation, list) or not segmentation:
-    raise ValueError(
+    raise UserError(
       'segmentation must be a list of polygons or run lengths with size and '
       f'counts, got {type(segmentation).__name__} {str(segmentation)[:40]!r}'
     )
@@ -47,35 +48,35 @@ def decode_segmentation(
   # A list of four numbers would be read as a box, and has no inside.
   polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
   if not polygons:
-    raise ValueError('no polygon of the segmentation has three corners')
+    raise UserError('no polygon of the segmentation has three corners')
   parts = coco_mask.frPyObjects(polygons, height, width)
   return coco_mask.decode(parts).any(axis=-1)
 
 
 def _check_polygon(polygon):
   if not isinstance(polygon, list) or len(polygon) % 2:
-    raise ValueError(
+    raise UserError(
       'a polygon must be a list x, y, x, y, ..., got '
       f'{str(polygon)[:40]!r} of odd length or another type'
     )
   for value in polygon:
     if not is_number(value):
-      raise ValueError(f'a polygon has the coordinate {value!r}')
+      raise UserError(f'a polygon has the coordinate {value!r}')
 
 
 def _decode_run_lengths(segmentation, height, width):
   size = segmentation.get('size')
   if size not in ([height, width], (height, width)):
-    raise ValueError(f"the run lengths are for size {size}, not the image's")
+    raise UserError(f"the run lengths are for size {size}, not the image's")
   counts = segmentation.get('counts')
   if isinstance(counts, (str, bytes)):
     counts = _expand_counts(counts)
   if not isinstance(counts, list) or not all(
     type(count) is int and count >= 0 for count in counts
   ):
-    raise ValueError("counts must be lengths of runs, or COCO's text of them")
+    raise UserError("counts must be lengths of runs, or COCO's text of them")
   if sum(counts) != height * width:
-    raise ValueError(
+    raise UserError(
       f'the run lengths add up to {sum(counts)} pixels, the image has '
       f'{height * width}'
     )
@@ -96,7 +97,7 @@ def _expand_counts(text):
   for character in text:
     bits = ord(character) - 48
     if not 0 <= bits < 64:
-      raise ValueError(f'counts hold the character {character!r}')
+      raise UserError(f'counts hold the character {character!r}')
     value |= (bits & 31) << shift
     shift += 5
     if bits & 32:
@@ -106,5 +107,5 @@ def _expand_counts(text):
     counts.append(value + (counts[-2] if len(counts) > 2 else 0))
     value = shift = 0
   if shift:
-    raise ValueError('counts end in the middle of a number')
+    raise UserError('counts end in the middle of a number')
   return counts

@@ -15,8 +15,10 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 
-from maskrcnn_jax.datasets import annotations, examples, formats, workers
+from maskrcnn_jax.datasets import coco_json as annotations
+from maskrcnn_jax.datasets import examples, formats, workers
 from maskrcnn_jax.datasets.findings import Finding, raise_errors
+from maskrcnn_jax.errors import UserError
 
 _IMAGES_PER_FILE = 500
 _SUFFIX = '.tfrecord'
@@ -107,7 +109,7 @@ def prepare(
   made_file = content = None
   if data_format == formats.COCO:
     if classes is not None:
-      raise ValueError('--classes is nothing for COCO, whose json names them.')
+      raise UserError('--classes is nothing for COCO, whose json names them.')
     dataset = annotations.load_coco(annotations_file, images_dir, captions_file)
   else:
     folder, name = os.path.split(stem)
@@ -129,7 +131,7 @@ def prepare(
   if image_ids is not None:
     dataset = _take(dataset, image_ids)
   if not dataset.images:
-    raise ValueError(f'{annotations_file} lists no images.')
+    raise UserError(f'{annotations_file} lists no images.')
   files = _name_files(stem, len(dataset.images), num_shards)
   findings = list(dataset.findings)
   counts = collections.Counter()
@@ -201,7 +203,7 @@ def _take(dataset, image_ids):
   wanted = set(image_ids)
   missing = sorted(wanted - {image.image_id for image in dataset.images})
   if missing:
-    raise ValueError(
+    raise UserError(
       f'{dataset.annotations_file} has no image with the ids {missing[:5]} of '
       'image_ids.'
     )
@@ -215,7 +217,7 @@ def _stem(output_pattern):
   stem = pattern.removesuffix(_SUFFIX).removesuffix('*').removesuffix('-')
   name = os.path.basename(stem)
   if not name or glob.has_magic(stem):
-    raise ValueError(
+    raise UserError(
       f'output_pattern must be like DIR/train-*{_SUFFIX}, got {pattern!r}.'
     )
   return stem
@@ -226,7 +228,7 @@ def _name_files(stem, num_images, num_shards):
   if num_shards is None:
     num_shards = -(-num_images // _IMAGES_PER_FILE)
   if num_shards < 1:
-    raise ValueError(f'num_shards must be 1 or more, got {num_shards}.')
+    raise UserError(f'num_shards must be 1 or more, got {num_shards}.')
   present = sorted(glob.glob(f'{glob.escape(stem)}-*-of-*{_SUFFIX}'))
   if present:
     raise FileExistsError(

@@ -12,6 +12,8 @@ import os
 import struct
 from collections.abc import Iterator
 
+from maskrcnn_jax.errors import UserError
+
 _HEADER_BYTES, _FOOTER_BYTES = 12, 4
 FRAME_BYTES = _HEADER_BYTES + _FOOTER_BYTES
 
@@ -69,7 +71,7 @@ def _records(data, path) -> Iterator[tuple[int, int, str]]:
     length = _record_length(data, offset, place)
     end = begin + length
     if end + _FOOTER_BYTES > size:
-      raise ValueError(
+      raise UserError(
         f'{place} is torn: a record of {length} bytes begins there and '
         f'{max(size - begin, 0)} bytes follow. Prepare or copy it again.'
       )
@@ -80,13 +82,13 @@ def _records(data, path) -> Iterator[tuple[int, int, str]]:
 def _record_length(data, offset, place):
   header = data[offset : offset + _HEADER_BYTES]
   if len(header) < _HEADER_BYTES:
-    raise ValueError(
+    raise UserError(
       f'{place} is torn: {len(header)} bytes are left where a record should '
       'begin. Prepare or copy it again.'
     )
   length, crc = struct.unpack('<QI', header)
   if crc != masked_crc32c(header[:8]):
-    raise ValueError(
+    raise UserError(
       f'{place} is damaged, compressed or no TFRecord file: the checksum of '
       'the record length is wrong. Prepare or copy it again.'
     )
@@ -119,7 +121,7 @@ def _parse_features(data, begin, end, place) -> dict[str, tuple[int, int]]:
   try:
     return dict(_features(data, begin, end))
   except (IndexError, ValueError) as error:
-    raise ValueError(f'{place} is no tf.train.Example.') from error
+    raise UserError(f'{place} is no tf.train.Example.') from error
 
 
 def _read_sizes(data, begin, end, place):
@@ -131,17 +133,17 @@ def _read_sizes(data, begin, end, place):
     try:
       numbers.append(int(value))
     except (TypeError, ValueError):
-      raise ValueError(
+      raise UserError(
         f'{place}: {name} must be a whole number, got {value!r}.'
       ) from None
   if not -(2**63) <= numbers[0] < 2**63:
-    raise ValueError(f'{place}: image/source_id {numbers[0]} is over 64 bits.')
+    raise UserError(f'{place}: image/source_id {numbers[0]} is over 64 bits.')
   labels, masks = (
     _first(data, *features.get(f'image/object/{name}', (0, 0)))
     for name in ('class/label', 'mask')
   )
   if labels is not None and masks is None:
-    raise ValueError(
+    raise UserError(
       f'{place}: image {numbers[0]} has objects and no image/object/mask. '
       'Prepare the records with masks.'
     )
@@ -165,10 +167,10 @@ def _fields(data, position, end):
   while position < end:
     tag, position = _varint(data, position)
     if tag & 7 != 2:
-      raise ValueError('Not a length-delimited field.')
+      raise UserError('Not a length-delimited field.')
     length, position = _varint(data, position)
     if position + length > end:
-      raise ValueError('A field runs over the end.')
+      raise UserError('A field runs over the end.')
     yield tag >> 3, position, position + length
     position += length
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from maskrcnn_jax.datasets import record_file
+from maskrcnn_jax.errors import UserError
 
 # Smaller sets are indexed faster than a cache would be worth.
 _CACHED_FROM_RECORDS = 5000
@@ -89,7 +90,7 @@ def index_records(
     for row in record_file.scan(path)
   ]
   if not rows:
-    raise ValueError(f'There is no record in {", ".join(files)}.')
+    raise UserError(f'There is no record in {", ".join(files)}.')
   columns = {
     name: np.array(column, dtype)
     for (name, dtype), column in zip(_COLUMNS.items(), zip(*rows))
@@ -117,7 +118,7 @@ def find_files(
     else:
       found = glob.glob(pattern)
     if not found:
-      raise ValueError(
+      raise UserError(
         f'file_pattern {pattern!r} fits no file (working folder {os.getcwd()}).'
       )
     files += found
@@ -128,13 +129,13 @@ def _tfds_files(folder, split):
   """Files of one split of a prepared TFDS directory."""
   description = folder / 'dataset_info.json'
   if not description.exists():
-    raise ValueError(
+    raise UserError(
       f'file_pattern {str(folder)!r} is a folder without dataset_info.json: '
       f'name its record files ({folder}/*.tfrecord) or a TFDS directory.'
     )
   described = json.loads(description.read_text())
   if described.get('fileFormat', 'tfrecord') != 'tfrecord':
-    raise ValueError(
+    raise UserError(
       f'{description}: the file format must be tfrecord, got '
       f'{described["fileFormat"]}.'
     )
@@ -142,7 +143,7 @@ def _tfds_files(folder, split):
   if split is None and len(splits) == 1:
     (split,) = splits
   if split not in splits:
-    raise ValueError(
+    raise UserError(
       f'{folder} has the splits {", ".join(sorted(splits))}, got {split}: '
       f'name one as {folder}:SPLIT.'
     )

@@ -21,6 +21,7 @@ from tensorflow.python.lib.io import tf_record
 from maskrcnn_jax.datasets import record_file
 from maskrcnn_jax.datasets.examples import ImageExample
 from maskrcnn_jax.datasets.record_index import RecordIndex, index_records
+from maskrcnn_jax.errors import UserError
 
 __all__ = [
   'RecordIndex',
@@ -268,7 +269,7 @@ def read_record(index: RecordIndex, row: int) -> bytes:
     record, _ = reader.read(int(index.offsets[row]))
     reader.close()
   except (tf.errors.OpError, IndexError) as error:
-    raise ValueError(
+    raise UserError(
       f'{index.place(row)}, image {index.image_ids[row]}: the record cannot be '
       f'read ({error}).'
     ) from error

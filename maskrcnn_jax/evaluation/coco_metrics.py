@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.evaluation import class_report, processes, scoring
 
 # In the order of COCOeval.stats.
@@ -137,7 +138,7 @@ def _score(
   """The ground truth, the images that count, and `scoring.score` of them."""
   unknown = set(kinds) - set(PREFIXES)
   if unknown:
-    raise ValueError(f'kinds must be of {list(PREFIXES)}, got {list(kinds)}.')
+    raise UserError(f'kinds must be of {list(PREFIXES)}, got {list(kinds)}.')
   scoring.check_scorer(scorer)
   truth = _load_truth(annotations_file, 'segm' in kinds)
   known = {image['id'] for image in truth['images']}
@@ -169,18 +170,18 @@ def _load_truth(annotations_file, with_masks):
     try:
       dataset = json.load(file)
     except ValueError as error:
-      raise ValueError(f'{annotations_file} is no json: {error}') from error
+      raise UserError(f'{annotations_file} is no json: {error}') from error
   wanted = ('images', 'annotations', 'categories')
   missing = [
     key for key in wanted if not isinstance(dataset, dict) or key not in dataset
   ]
   if missing:
-    raise ValueError(
+    raise UserError(
       f'{annotations_file} is no COCO annotations file: it has no {missing}.'
     )
   for image in dataset['images']:
     if not isinstance(image['id'], int):
-      raise ValueError(
+      raise UserError(
         f'{annotations_file}: image ids must be integers, got {image["id"]!r}.'
       )
   _complete_annotations(dataset, annotations_file, with_masks)
@@ -202,7 +203,7 @@ def _complete_annotations(dataset, annotations_file, with_masks):
     if with_masks and not annotation.get('segmentation'):
       missing.append('segmentation')
     if missing:
-      raise ValueError(
+      raise UserError(
         f'{annotations_file}: annotation {annotation.get("id")} has no '
         f'{missing}.'
       )
@@ -218,7 +219,7 @@ def _check_ids(argument, image_ids, known, annotations_file):
   """Raises for ids of images that the annotations file does not have."""
   unknown = sorted(set(image_ids) - known)
   if unknown:
-    raise ValueError(
+    raise UserError(
       f'{argument} has {len(unknown)} image ids that are not in '
       f'{annotations_file}: {unknown[:5]}{" ..." * (len(unknown) > 5)}.'
     )

@@ -18,6 +18,7 @@ from pycocotools import coco as coco_api
 from pycocotools import cocoeval
 from pycocotools import mask as coco_mask
 
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.evaluation import processes
 
 SCORERS = ('pycocotools', 'hotcoco')
@@ -33,7 +34,7 @@ def check_scorer(scorer: str) -> None:
     ImportError: its package cannot be imported; says how to install it.
   """
   if scorer not in SCORERS:
-    raise ValueError(
+    raise UserError(
       f'scorer must be one of {", ".join(SCORERS)}, got {scorer!r}.'
     )
   try:
@@ -264,7 +265,7 @@ def _run_lengths(result, sizes):
   """The mask of a result in COCO's compressed form."""
   segmentation = result.get('segmentation')
   if not segmentation:
-    raise ValueError(
+    raise UserError(
       f'A result of image {result["image_id"]} has no segmentation; score '
       f"boxes alone with kinds=('bbox',)."
     )

@@ -15,13 +15,14 @@ import numpy as np
 import tqdm
 
 from maskrcnn_jax import __version__
+from maskrcnn_jax.checkpoints import store as checkpoint
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.export import description, program
 from maskrcnn_jax.export import options as options_lib
 from maskrcnn_jax.export.options import ExportOptions
 from maskrcnn_jax.input_pipeline import transforms
 from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.training import checkpoint
 
 # What is written beside the programs.
 ABOUT, WEIGHTS, EXAMPLE = 'export.json', 'weights.npz', 'detect.py'
@@ -53,7 +54,7 @@ def export(
   options = options or ExportOptions()
   output = pathlib.Path(output)
   if output.exists() and (not output.is_dir() or any(output.iterdir())):
-    raise ValueError(
+    raise UserError(
       f'--output {output} is not empty; it is left as it is. Name a new folder.'
     )
   if 'saved_model' in options.formats:
@@ -104,7 +105,7 @@ def _complete(options: ExportOptions, inputs: Mapping):
     image_dtype=options.image_dtype or inputs.get('image_dtype', 'uint8'),
   )
   if options.image_dtype not in transforms.IMAGE_DTYPES:
-    raise ValueError(
+    raise UserError(
       f'--image_dtype must be one of {", ".join(transforms.IMAGE_DTYPES)}, got '
       f'{options.image_dtype!r}.'
     )

@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
+from maskrcnn_jax.errors import UserError
+
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 FORMATS = ('stablehlo', 'saved_model')
 
@@ -30,16 +32,14 @@ class ExportOptions:
     _check_names('platforms', self.platforms, PLATFORMS)
     _check_names('format', self.formats, FORMATS)
     if self.batch_size is not None and self.batch_size < 1:
-      raise ValueError(
-        f'--batch_size must be 1 or more, got {self.batch_size}.'
-      )
+      raise UserError(f'--batch_size must be 1 or more, got {self.batch_size}.')
     for canvas in self.canvases or ():
       if min(canvas) < 32 or canvas[0] % 32 or canvas[1] % 32:
-        raise ValueError(
+        raise UserError(
           f'--canvas must be multiples of 32 pixels, got {size_name(canvas)}.'
         )
     if self.canvases and len({*self.canvases}) < len(self.canvases):
-      raise ValueError(
+      raise UserError(
         '--canvas names a size twice, got '
         f'{",".join(map(size_name, self.canvases))}.'
       )
@@ -53,7 +53,7 @@ def size_name(size: tuple[int, int]) -> str:
 def _check_names(flag: str, names: Sequence[str], known: Sequence[str]) -> None:
   unknown = [name for name in names if name not in known]
   if unknown or not names or len({*names}) < len(names):
-    raise ValueError(
+    raise UserError(
       f'--{flag} must be some of {", ".join(known)}, each once, got '
       f'{",".join(names)}.'
     )

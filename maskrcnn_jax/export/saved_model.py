@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 from jax import export
 
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.input_pipeline import reader
 
 
@@ -20,7 +21,7 @@ def _jax2tf():
   try:
     from jax.experimental import jax2tf
   except ImportError as error:
-    raise ValueError(
+    raise UserError(
       f'--format saved_model needs jax.experimental.jax2tf, which jax '
       f'{jax.__version__} has not ({error}): export with jax 0.8 to 0.12, or '
       'choose --format stablehlo.'
@@ -103,7 +104,7 @@ def _check_readable(call, weights, signature):
   except ValueError as error:
     if 'deserialize' not in str(error):
       raise
-    raise ValueError(
+    raise UserError(
       f'TensorFlow {tf.__version__} cannot read what jax {jax.__version__} '
       'writes for --format saved_model: export with an older jax (0.10) or a '
       'newer TensorFlow, or choose --format stablehlo.'

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from maskrcnn_jax.datasets import images
+from maskrcnn_jax.errors import UserError
 
 # What is taken from a folder: the endings of what people keep images in. A file
 # that is named, or matches a pattern, may have any.
@@ -104,9 +105,9 @@ def read(
   try:
     encoded = pathlib.Path(path).read_bytes()
   except OSError as error:
-    raise ValueError(f'cannot be read ({error.strerror})') from error
+    raise UserError(f'cannot be read ({error.strerror})') from error
   if not encoded:
-    raise ValueError('is empty')
+    raise UserError('is empty')
   return _turn(*_decode(encoded), size)
 
 
@@ -119,7 +120,7 @@ def _decode(encoded: bytes) -> tuple[np.ndarray, int]:
     image = Image.open(io.BytesIO(encoded))
   width, height = image.size
   if height * width > MOST_PIXELS:
-    raise ValueError(f'is {height} x {width}, more than {MOST_PIXELS:,} pixels')
+    raise UserError(f'is {height} x {width}, more than {MOST_PIXELS:,} pixels')
   is_kept = image.format in images.KEPT_FORMATS
   with _naming_damage():
     if is_kept and height * width <= _MOST_PIXELS_OF_TENSORFLOW:
@@ -136,10 +137,10 @@ def _naming_damage():
   try:
     yield
   except Image.UnidentifiedImageError:
-    raise ValueError('is no image of a known format') from None
+    raise UserError('is no image of a known format') from None
   # Pillow's readers of some forty formats raise all kinds on damaged files.
   except Exception as error:
-    raise ValueError(f'cannot be decoded ({error})') from error
+    raise UserError(f'cannot be decoded ({error})') from error
 
 
 def _orientation(image: Image.Image) -> int:
@@ -164,7 +165,7 @@ def _turn(pixels, orientation: int, size) -> np.ndarray:
   elif tuple(size) == stored[::-1] and orientation in range(5, 9):
     is_turned = True
   else:
-    raise ValueError(
+    raise UserError(
       f'is {stored[0]} x {stored[1]} (height x width), the json says '
       f'{size[0]} x {size[1]}'
     )

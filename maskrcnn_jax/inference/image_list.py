@@ -6,7 +6,8 @@ import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
-from maskrcnn_jax.datasets import annotations as annotations_lib
+from maskrcnn_jax.datasets import coco_json as annotations_lib
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.inference import image_files
 
 
@@ -111,7 +112,7 @@ def _match(paths, dataset) -> list[annotations_lib.CocoImage]:
     else:
       unknown.append(path)
   if unknown:
-    raise ValueError(
+    raise UserError(
       f'{len(unknown)} of {len(paths)} images are not in '
       f'{dataset.annotations_file}, such as {unknown[0]}.'
     )
@@ -125,7 +126,7 @@ def _check_distinct(paths, found) -> None:
   for path, image in zip(paths, found):
     other = owners.setdefault(image.image_id, path)
     if other != path:
-      raise ValueError(
+      raise UserError(
         f'{other} and {path} would both be image {image.image_id} '
         f'({image.file_name}) of the annotations.'
       )

@@ -20,7 +20,9 @@ import numpy as np
 import tqdm
 from PIL import Image
 
-from maskrcnn_jax import runtime, visualize
+from maskrcnn_jax import visualize
+from maskrcnn_jax.distributed import processes as runtime
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.evaluation import coco_results
 from maskrcnn_jax.inference import browse, image_files, image_list
 from maskrcnn_jax.inference.image_list import ImageFile
@@ -106,7 +108,7 @@ def predict(
   folder.write_list(summary)
   _say(folder, answers, skipped, min_score)
   if strict and skipped:
-    raise ValueError(
+    raise UserError(
       f'{len(skipped)} of {len(files)} files could not be read, see above.'
     )
 

@@ -10,12 +10,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from maskrcnn_jax.checkpoints import store as checkpoint
+from maskrcnn_jax.distributed import mesh as sharding
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.inference import merging, tiling, views
 from maskrcnn_jax.inference.tiling import TileOptions
 from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.structures import Detections
-from maskrcnn_jax.training import checkpoint, sharding, train_step
+from maskrcnn_jax.training import train_step
 
 # Batches on the device while the host prepares the next.
 _AHEAD = 1
@@ -95,12 +98,12 @@ class Predictor:
     from maskrcnn_jax.input_pipeline import single_images, transforms
 
     if batch_size < 1:
-      raise ValueError(f'batch_size must be at least 1, got {batch_size}.')
+      raise UserError(f'batch_size must be at least 1, got {batch_size}.')
     if not scales or min(scales) <= 0:
-      raise ValueError(f'scales must be numbers above 0, got {scales}.')
+      raise UserError(f'scales must be numbers above 0, got {scales}.')
     for suffix in ('', '.index'):
       if os.path.isfile(f'{source}{suffix}'):
-        raise ValueError(
+        raise UserError(
           f'{source} holds weights alone; maskrcnn-jax import_weights '
           f'--source {source} --output DIR makes a workdir of it.'
         )
@@ -256,12 +259,12 @@ def _as_rgb(image) -> np.ndarray:
   if image.dtype != np.uint8 or not (
     is_grey or (image.ndim == 3 and image.shape[-1] in (3, 4))
   ):
-    raise ValueError(
+    raise UserError(
       'images must be uint8 arrays [h, w, 3], [h, w, 4] or [h, w], got '
       f'{image.dtype} {image.shape}.'
     )
   if 0 in image.shape:
-    raise ValueError(f'images must have a pixel, got {image.shape}.')
+    raise UserError(f'images must have a pixel, got {image.shape}.')
   return np.stack([image] * 3, axis=-1) if is_grey else image[..., :3]
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.inference.views import View
 
 
@@ -46,13 +47,13 @@ class TileOptions:
 
   def __post_init__(self):
     if self.size is not None and self.size < 32:
-      raise ValueError(f'size of tiles must be at least 32, got {self.size}.')
+      raise UserError(f'size of tiles must be at least 32, got {self.size}.')
     if self.levels is not None and self.levels < 0:
-      raise ValueError(
+      raise UserError(
         f'levels of tiles must be 0 or more, or None, got {self.levels}.'
       )
     if not 0 < 2 * self.margin <= self.overlap <= 0.75:
-      raise ValueError(
+      raise UserError(
         'overlap of tiles must be at most 0.75 and twice the margin or more, '
         f'got overlap={self.overlap} and margin={self.margin}.'
       )

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from maskrcnn_jax.datasets import records
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.input_pipeline import caching, order, reader, transforms
 from maskrcnn_jax.input_pipeline.delivery import DeliveredBatches, TrainBatches
 
@@ -88,15 +89,15 @@ def train_batches(
   )
   reader.set_up_tensorflow(num_threads)
   if start_examples < 0:
-    raise ValueError(
+    raise UserError(
       f'start_examples must not be negative, got {start_examples}.'
     )
   if cache is not None and cache not in caching.MODES:
-    raise ValueError(
+    raise UserError(
       f'cache must be one of {caching.MODES} or None, got {cache!r}.'
     )
   if not 0.0 <= max_unreadable_share <= 1.0:
-    raise ValueError(
+    raise UserError(
       f'max_unreadable_share must be in 0..1, got {max_unreadable_share}.'
     )
   index = records.index_records(file_pattern, split)
@@ -234,29 +235,29 @@ def _check_arguments(
 ) -> list[tuple[int, int]]:
   """Raises for arguments that cannot work; the fit size of every canvas."""
   if num_threads is not None and num_threads < 1:
-    raise ValueError(f'num_threads must be 1 or more, got {num_threads}.')
+    raise UserError(f'num_threads must be 1 or more, got {num_threads}.')
   if not len(canvases):
-    raise ValueError('canvases must name at least one (height, width).')
+    raise UserError('canvases must name at least one (height, width).')
   for canvas in canvases:
     wrong = len(canvas) != 2 or any(
       side < CANVAS_MULTIPLE or side % CANVAS_MULTIPLE for side in canvas
     )
     if wrong:
-      raise ValueError(
+      raise UserError(
         'canvases must be (height, width) in multiples of '
         f'{CANVAS_MULTIPLE}, got {tuple(canvas)}.'
       )
   if batch_size < 1 or batch_size % host_count:
-    raise ValueError(
+    raise UserError(
       'batch_size must be a positive multiple of host_count, '
       f'got {batch_size} for {host_count} hosts.'
     )
   if not 0 <= host_index < host_count:
-    raise ValueError(
+    raise UserError(
       f'host_index must be in 0..{host_count - 1}, got {host_index}.'
     )
   if options.image_dtype not in transforms.IMAGE_DTYPES:
-    raise ValueError(
+    raise UserError(
       f'image_dtype must be one of {transforms.IMAGE_DTYPES}, '
       f'got {options.image_dtype!r}.'
     )

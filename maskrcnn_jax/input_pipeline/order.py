@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from maskrcnn_jax.errors import UserError
+
 FILLER = -1  # The row number of a place that holds no example.
 
 
@@ -104,10 +106,10 @@ class TrainOrder:
       block_size: see `epoch_order`.
     """
     if len(canvas_indices) == 0:
-      raise ValueError('canvas_indices must name at least one example, got 0.')
+      raise UserError('canvas_indices must name at least one example, got 0.')
     for name, value in (('seed', seed), ('salt', salt)):
       if value < 0:
-        raise ValueError(f'{name} must not be negative, got {value}.')
+        raise UserError(f'{name} must not be negative, got {value}.')
     self._canvas_indices = np.asarray(canvas_indices)
     self._batch_size = batch_size
     self._draw = functools.partial(
@@ -125,7 +127,7 @@ class TrainOrder:
     left by a run with another one, stands for the batch it falls into.
     """
     if examples < 0:
-      raise ValueError(f'examples must not be negative, got {examples}.')
+      raise UserError(f'examples must not be negative, got {examples}.')
     if len(self._counts) == 1:
       return self._slice(0, examples)
     number = examples // self._batch_size

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.input_pipeline import decoding, order, reader, transforms
 
 
@@ -22,7 +23,7 @@ def decode_file(encoded: bytes) -> np.ndarray:
   try:
     return decoding.decode_image(encoded).numpy()
   except tf.errors.OpError as error:
-    raise ValueError(reader.plain_message(error)) from error
+    raise UserError(reader.plain_message(error)) from error
 
 
 def choose_canvas(

@@ -11,6 +11,7 @@ import dataclasses
 
 import tensorflow as tf
 
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.input_pipeline import decoding, mask_crops
 from maskrcnn_jax.input_pipeline.faults import ObjectFault
 
@@ -66,7 +67,7 @@ def fit_size(canvas, options: ResizeOptions) -> tuple[int, int]:
   short, long = sorted(options.fit_size)
   size = (short, long) if canvas[0] <= canvas[1] else (long, short)
   if size[0] > canvas[0] or size[1] > canvas[1]:
-    raise ValueError(
+    raise UserError(
       f'resize.fit_size must fit into the canvas {tuple(canvas)}, got {size}.'
     )
   return size

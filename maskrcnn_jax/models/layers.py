@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.ops import convolution
 
 # Precision -> type of the factors of products, type of what a layer hands on.
@@ -35,7 +36,7 @@ def output_dtype(precision: str) -> str:
 
 def _types(precision):
   if precision not in PRECISIONS:
-    raise ValueError(
+    raise UserError(
       f'dtype must be one of {", ".join(PRECISIONS)}, got {precision!r}.'
     )
   return PRECISIONS[precision]
@@ -65,7 +66,7 @@ class NormOptions:
 
   def __post_init__(self):
     if self.kind not in ('none', *NORMS):
-      raise ValueError(
+      raise UserError(
         f'kind must be one of none, {", ".join(NORMS)}, got {self.kind!r}.'
       )
 
@@ -238,7 +239,7 @@ class Norm(nn.Module):
     if self.kind == 'frozen':
       return self._stored(inputs, self._variable_affine(inputs.shape[-1]))
     if self.kind not in NORMS:
-      raise ValueError(
+      raise UserError(
         f"norm must be 'frozen', 'batch' or 'group', got {self.kind!r}."
       )
     channels = inputs.shape[-1]
@@ -290,7 +291,7 @@ class Norm(nn.Module):
     batch, height, width, channels = inputs.shape
     groups = min(32, max(channels // self.group_channels, 1))
     if channels % groups:
-      raise ValueError(
+      raise UserError(
         f'group norm needs channels divisible by {groups}, got {channels}.'
       )
     x = inputs.astype(jnp.float32).reshape(batch, height * width, channels)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.heads import BoxOutputs, RPNOutputs
 from maskrcnn_jax.models.targets import RPNTargets
 
@@ -41,12 +42,12 @@ class LossOptions:
 
   def __post_init__(self):
     if self.rpn_normalizer not in ('levels', 'sampled'):
-      raise ValueError(
+      raise UserError(
         "rpn_normalizer must be 'levels' or 'sampled', got "
         f'{self.rpn_normalizer!r}.'
       )
     if self.box_normalizer not in ('foreground', 'rois'):
-      raise ValueError(
+      raise UserError(
         "box_normalizer must be 'foreground' or 'rois', got "
         f'{self.box_normalizer!r}.'
       )

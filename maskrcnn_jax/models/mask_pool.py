@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.proposals import take_rows
 from maskrcnn_jax.models.targets import SamplingOptions
 from maskrcnn_jax.structures import Instances, SampledRois
@@ -50,7 +51,7 @@ def pool_foreground(
   batch, num_foreground = first.valid.shape
   group = options.mask_pool_group
   if batch % group:
-    raise ValueError(
+    raise UserError(
       f'sampling.mask_pool_group {group} does not divide the batch of {batch}.'
     )
   foreground = first.valid & (first.classes > 0)

@@ -8,6 +8,7 @@ import flax.struct
 import jax
 import numpy as np
 
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models import detections as detections_lib
 from maskrcnn_jax.models import layers, mask_pool, override
 from maskrcnn_jax.models import losses as losses_lib
@@ -292,7 +293,7 @@ class MaskRCNN(nn.Module):
     """
     model = cls(**override.changes(cls(), config, 'model'))
     if model.num_classes is None:
-      raise ValueError(
+      raise UserError(
         'model.num_classes must be given: the largest class id plus one. The '
         'verbs train, eval and train_and_eval read it off the records.'
       )
@@ -301,11 +302,11 @@ class MaskRCNN(nn.Module):
 
 def _check_canvas(images):
   if images.ndim != 4 or images.shape[-1] != 3:
-    raise ValueError(
+    raise UserError(
       f'images must be [batch, height, width, 3], got {images.shape}.'
     )
   if images.shape[1] % 32 or images.shape[2] % 32:
-    raise ValueError(
+    raise UserError(
       'The canvas must be a multiple of 32 pixels in height and width, got '
       f'{images.shape[1:3]}.'
     )

@@ -6,6 +6,7 @@ import functools
 import flax.linen as nn
 import jax
 
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models import layers
 from maskrcnn_jax.ops import convolution
 
@@ -52,7 +53,7 @@ class ResNetOptions:
 
   def __post_init__(self):
     if self.depth not in STAGE_SIZES:
-      raise ValueError(
+      raise UserError(
         f'depth must be one of {sorted(STAGE_SIZES)}, got {self.depth}.'
       )
 

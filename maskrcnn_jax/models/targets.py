@@ -7,6 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.proposals import take_rows
 from maskrcnn_jax.ops import boxes as box_ops
 from maskrcnn_jax.ops import masks as mask_ops
@@ -61,7 +62,7 @@ class SamplingOptions:
     for name in ('mask_pool_group', 'mask_pool_size'):
       number = getattr(self, name)
       if number is not None and number < 1:
-        raise ValueError(f'sampling.{name} must be at least 1, got {number}.')
+        raise UserError(f'sampling.{name} must be at least 1, got {number}.')
 
   @property
   def num_foreground(self) -> int:

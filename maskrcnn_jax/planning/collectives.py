@@ -9,6 +9,8 @@ import dataclasses
 import math
 import re
 
+from maskrcnn_jax.errors import UserError
+
 KINDS = (
   'all-gather',
   'all-reduce',
@@ -67,7 +69,7 @@ def find_collectives(text: str) -> list[Collective]:
   """
   entry, computations = _read(text)
   if entry is None:
-    raise ValueError('The text has no line `ENTRY ... {`: it is no program.')
+    raise UserError('The text has no line `ENTRY ... {`: it is no program.')
   found = []
   _visit(entry, 1, computations, found)
   return found

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import jax
 from jax.experimental import topologies
 
+from maskrcnn_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
@@ -111,19 +113,19 @@ def check_names(names: Sequence[str]) -> None:
     ValueError: with the reason and what is known.
   """
   if not names:
-    raise ValueError(f'Name a topology: {KNOWN}.')
+    raise UserError(f'Name a topology: {KNOWN}.')
   for name in names:
     if name == _HERE:
       continue
     kind, _, text = name.partition(':')
     if kind not in (*CHIPS, _CPU):
-      raise ValueError(f'There is no topology {name!r}. Known are {KNOWN}.')
+      raise UserError(f'There is no topology {name!r}. Known are {KNOWN}.')
     sides = _sides(text)
     axes = 1 if kind == _CPU else CHIPS[kind].axes
     if not 1 <= len(sides) <= axes or min(sides) < 1:
-      raise ValueError(f'{name!r} is no topology. Known are {KNOWN}.')
+      raise UserError(f'{name!r} is no topology. Known are {KNOWN}.')
     if kind in CHIPS and math.prod(sides) > CHIPS[kind].max_chips:
-      raise ValueError(
+      raise UserError(
         f'{name} has {math.prod(sides)} chips; the largest slice of {kind} has '
         f'{CHIPS[kind].max_chips}.'
       )
@@ -164,7 +166,7 @@ def find(name: str, num_devices: int | None = None) -> Topology:
     devices = jax.devices(_CPU)
     count = _sides(text)[0]
     if count > len(devices):
-      raise ValueError(
+      raise UserError(
         f'{name} needs {count} CPU devices, JAX was started with '
         f'{len(devices)}. Ask for it without here, or set '
         f'XLA_FLAGS=--xla_force_host_platform_device_count={count}.'
@@ -186,7 +188,7 @@ def find(name: str, num_devices: int | None = None) -> Topology:
       **dict(CHIPS[kind].options),
     )
   except RuntimeError as error:
-    raise ValueError(f'{name}: {error} Known are {KNOWN}.') from error
+    raise UserError(f'{name}: {error} Known are {KNOWN}.') from error
   return _topology(name, slice_.devices)
 
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from maskrcnn_jax.training import sharding
+from maskrcnn_jax.distributed import mesh as sharding
+from maskrcnn_jax.errors import UserError
 
 
 def check_classes(batch: Mapping, num_classes: int) -> None:
@@ -13,7 +14,7 @@ def check_classes(batch: Mapping, num_classes: int) -> None:
   classes = batch['instances']['classes']
   rows = np.flatnonzero(np.max(classes, axis=1, initial=0) >= num_classes)
   if rows.size:
-    raise ValueError(
+    raise UserError(
       f'Image {batch["image_ids"][rows[0]]} has class '
       f'{np.max(classes[rows[0]])}; model.num_classes is {num_classes}, so '
       f'classes may be 1 to {num_classes - 1}. Set it to the largest class id '
@@ -32,7 +33,7 @@ def check_batch_size(
       what = f'{parts}, the {mesh.size} devices by runtime.spatial'
     if group > 1:
       what += f', times model.sampling.mask_pool_group {group}'
-    raise ValueError(
+    raise UserError(
       f'{section}.batch_size must be a positive multiple of {what}, got '
       f'{batch_size}.'
     )
@@ -41,7 +42,7 @@ def check_batch_size(
 def whole_batch(batch_size: int, mesh) -> int:
   """The next multiple of the devices; rows without an image fill a batch."""
   if batch_size < 1:
-    raise ValueError(
+    raise UserError(
       f'evaluation.batch_size must be at least 1, got {batch_size}.'
     )
   parts = sharding.num_parts(mesh)

@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from maskrcnn_jax import config as config_lib
+from maskrcnn_jax.checkpoints import store as checkpoint
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.training import checkpoint, train_step
+from maskrcnn_jax.training import train_step
 from maskrcnn_jax.weights import foreign, tensor_writing, torchvision
 
 _START = {'examples': 0, 'salt': 0}
@@ -72,7 +74,7 @@ def import_weights(
   """
   output = pathlib.Path(output)
   if output.exists() and (not output.is_dir() or any(output.iterdir())):
-    raise ValueError(
+    raise UserError(
       f'--output {output} is not empty; it is left as it is. Name a new folder.'
     )
   recipe = foreign.recipe(source)
@@ -147,7 +149,7 @@ def export_weights(source: str | os.PathLike, output: str | os.PathLike) -> str:
   differences = dict(_differences(MaskRCNN.from_config(config.model)))
   impossible = [differences[x] for x in _IMPOSSIBLE if x in differences]
   if impossible:
-    raise ValueError(
+    raise UserError(
       f'{source} cannot be a model of torchvision: {", ".join(impossible)}.'
     )
   tensors = torchvision.state_dict(variables)

@@ -7,7 +7,7 @@ one that has stopped stops again.
 
 from collections.abc import Callable
 
-from maskrcnn_jax.training import scores
+from maskrcnn_jax.evaluation import scores
 
 
 def reason_to_stop(

@@ -9,12 +9,9 @@ from collections.abc import Mapping
 
 import jax
 
-from maskrcnn_jax.datasets import (
-  annotations,
-  ground_truth,
-  record_classes,
-  records,
-)
+from maskrcnn_jax.datasets import coco_json as annotations
+from maskrcnn_jax.datasets import ground_truth, record_classes, records
+from maskrcnn_jax.errors import UserError
 
 
 def write_annotations(
@@ -69,7 +66,7 @@ def check_annotations(
   image_ids = index.image_ids[:max_images].tolist()
   unknown = {*image_ids} - {image['id'] for image in truth['images']}
   if unknown:
-    raise ValueError(
+    raise UserError(
       f'{file_pattern} has {len(unknown)} images that are not in '
       f'{annotations_file}, such as {sorted(unknown)[:5]}.'
     )
@@ -130,7 +127,7 @@ def _check_classes(annotations_file, categories, num_classes: int) -> None:
       continue
     needed = max(ids) + offset + 1
     more = ', and ids from 0 count one more' if offset else ''
-    raise ValueError(
+    raise UserError(
       f'{annotations_file} has category id {category_id}; model.num_classes is '
       f'{num_classes}, so ids may be {1 - offset} to '
       f'{num_classes - 1 - offset}. Set model.num_classes={needed} (background '
@@ -144,7 +141,7 @@ def _check_numbering(annotations_file, categories, file_pattern) -> None:
   names = {each['id'] + offset: each['name'] for each in categories}
   for class_id, found in record_classes.read_classes(file_pattern).items():
     if found.category_id not in (class_id, class_id - offset):
-      raise ValueError(
+      raise UserError(
         f'{file_pattern} has category {found.category_id} as class {class_id}, '
         f'as it was made of annotations with a category 0, and '
         f'{annotations_file} has none: add the category 0, or prepare the '
@@ -167,8 +164,8 @@ def _read_annotations(file) -> dict:
   try:
     truth = json.loads(path.read_text(encoding='utf-8'))
   except ValueError as error:
-    raise ValueError(f'{file} is no json: {error}') from error
+    raise UserError(f'{file} is no json: {error}') from error
   missing = {'images', 'annotations', 'categories'} - {*truth}
   if missing:
-    raise ValueError(f'{file} is no COCO json: it has no {sorted(missing)}.')
+    raise UserError(f'{file} is no COCO json: it has no {sorted(missing)}.')
   return truth

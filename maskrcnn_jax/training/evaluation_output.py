@@ -7,8 +7,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from maskrcnn_jax import visualize
-from maskrcnn_jax.evaluation import class_report, coco_metrics, coco_results
-from maskrcnn_jax.training import scores, seed_names, summary
+from maskrcnn_jax.evaluation import (
+  class_report,
+  coco_metrics,
+  coco_results,
+  scores,
+)
+from maskrcnn_jax.habana import metric_names as seed_names
+from maskrcnn_jax.training import summary
 
 
 def write(

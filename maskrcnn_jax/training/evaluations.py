@@ -4,13 +4,11 @@ from collections.abc import Callable
 
 import jax
 
-from maskrcnn_jax.training import (
-  curves,
-  early_stopping,
-  health,
-  hosts,
-  scores,
-)
+from maskrcnn_jax import charts as curves
+from maskrcnn_jax.distributed import hosts
+from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.evaluation import scores
+from maskrcnn_jax.training import early_stopping, health
 from maskrcnn_jax.training.evaluator import Evaluator
 
 
@@ -53,13 +51,13 @@ def check(training, evaluator: Evaluator | None) -> None:
   """
   on_the_way = evaluator is not None and evaluator.options.every_steps > 0
   if training.patience is not None and not on_the_way:
-    raise ValueError(
+    raise UserError(
       f'training.patience={training.patience} counts evaluations on the way: '
       'it needs train_and_eval and evaluation.every_steps above 0.'
     )
   by_loss = training.keep_best in scores.LOSSES
   if by_loss and on_the_way and not evaluator.options.losses:
-    raise ValueError(
+    raise UserError(
       f'training.keep_best={training.keep_best} needs evaluation.losses=True.'
     )
 

@@ -12,6 +12,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from maskrcnn_jax import visualize
+from maskrcnn_jax.distributed import hosts
+from maskrcnn_jax.distributed import mesh as sharding
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.evaluation import (
   coco_metrics,
   coco_results,
@@ -25,8 +28,6 @@ from maskrcnn_jax.training import (
   batch_checks,
   evaluation_data,
   evaluation_output,
-  hosts,
-  sharding,
   summary,
   train_step,
   validation_losses,
@@ -78,18 +79,18 @@ class EvaluationOptions:
   def __post_init__(self):
     scoring.check_scorer(self.scorer)
     if self.num_processes is not None and self.num_processes < 0:
-      raise ValueError(
+      raise UserError(
         'evaluation.num_processes must be 0 or more, or None, got '
         f'{self.num_processes}.'
       )
     if self.max_detections < 11:
       # COCO's other limits are 1 and 10.
-      raise ValueError(
+      raise UserError(
         'evaluation.max_detections must be at least 11, got '
         f'{self.max_detections}.'
       )
     if self.max_images is not None and self.max_images < 1:
-      raise ValueError(
+      raise UserError(
         f'evaluation.max_images must be at least 1, got {self.max_images}.'
       )
 

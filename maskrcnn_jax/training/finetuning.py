@@ -15,12 +15,11 @@ from typing import Any
 import ml_collections
 
 from maskrcnn_jax import config as config_lib
+from maskrcnn_jax.checkpoints import compatibility as checkpoint_match
+from maskrcnn_jax.checkpoints import store as checkpoint
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.training import (
-  checkpoint,
-  checkpoint_match,
-  evaluation_data,
-)
+from maskrcnn_jax.training import evaluation_data
 from maskrcnn_jax.weights import account as account_lib
 from maskrcnn_jax.weights import foreign
 
@@ -111,7 +110,7 @@ def fit(training, classes: Mapping[int, str]) -> account_lib.Fit:
 def _model_of(source: str | None) -> Mapping[str, Any]:
   """The section `model` of the config that weights are of."""
   if not source:
-    raise ValueError(
+    raise UserError(
       'training.finetune starts from other weights: set training.pretrained '
       'to a workdir, a checkpoint or a file of weights, or '
       'training.finetune=false to start from random values.'
@@ -121,7 +120,7 @@ def _model_of(source: str | None) -> Mapping[str, Any]:
   try:
     recipe = foreign.recipe(source)
   except (ValueError, FileNotFoundError) as error:
-    raise ValueError(f'training.pretrained: {error}') from error
+    raise UserError(f'training.pretrained: {error}') from error
   return config_lib.load_config(recipe.config, recipe.overrides).model
 
 
@@ -172,7 +171,7 @@ def _count_classes(config) -> int:
       **classes,
     }
   if not classes:
-    raise ValueError(
+    raise UserError(
       f'The records {config.input.file_pattern} have no object: set '
       'model.num_classes to the largest class id plus one.'
     )

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from maskrcnn_jax.training import scores
+from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.evaluation import scores
 
 # A loss is a spike from so many times the median of the steps before it.
 SPIKE_FACTOR = 5.0
@@ -22,7 +23,7 @@ _FALLEN_SHARE = 0.1
 _LOWEST_BEST = 0.02
 
 
-class NonFiniteError(FloatingPointError):
+class NonFiniteError(UserError):
   """Losses or gradients are not finite, again and again."""
 
 

@@ -11,24 +11,24 @@ from collections.abc import Mapping
 
 import jax
 
+from maskrcnn_jax import charts as curves
+from maskrcnn_jax.checkpoints import store as checkpoint
+from maskrcnn_jax.distributed import mesh as sharding
+from maskrcnn_jax.distributed import watchdog
 from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import (
-  checkpoint,
-  curves,
   evaluation_data,
   evaluations,
   finetuning,
   health,
   metrics,
   pretrained,
-  sharding,
   steps,
   stopping,
   summary,
   tracing,
   train_state,
-  watchdog,
 )
 from maskrcnn_jax.training import train_step as step_lib
 from maskrcnn_jax.training.batch_checks import check_batch_size

@@ -17,6 +17,8 @@ import tensorboardX
 import tqdm
 from tensorboardX import summary
 
+from maskrcnn_jax.errors import UserError
+
 
 class MetricWriter:
   """Writes what a run reports; a context manager.
@@ -166,7 +168,7 @@ def means(window: Sequence[Mapping[str, Any]]) -> dict[str, float]:
   The learning rate is that of the last step.
   """
   if not window:
-    raise ValueError('window must hold the metrics of at least one step.')
+    raise UserError('window must hold the metrics of at least one step.')
   names = window[0]
   steps = {k: [np.asarray(metrics[k]) for metrics in window] for k in names}
   result = {k: float(np.mean(values)) for k, values in steps.items()}

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from maskrcnn_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerOptions:
@@ -50,11 +52,11 @@ class OptimizerOptions:
 
   def __post_init__(self):
     if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
-      raise ValueError(
+      raise UserError(
         f'ema_decay must be between 0 and 1, or None, got {self.ema_decay}.'
       )
     if len(self.decay_steps) != len(self.decay_factors):
-      raise ValueError(
+      raise UserError(
         'decay_steps and decay_factors must have the same length, got '
         f'{self.decay_steps} and {self.decay_factors}.'
       )

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from maskrcnn_jax.evaluation import coco_metrics
-from maskrcnn_jax.training import scores
+from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.evaluation import coco_metrics, scores
 
 # Numbers of an evaluation that checkpoints can be compared by.
 METRICS = (
@@ -73,20 +73,20 @@ class TrainingOptions:
       'max_bad_steps',
     ):
       if getattr(self, name) < 1:
-        raise ValueError(
+        raise UserError(
           f'training.{name} must be at least 1, got {getattr(self, name)}.'
         )
     if self.keep_best is not None and self.keep_best not in METRICS:
-      raise ValueError(
+      raise UserError(
         f'training.keep_best must be one of {", ".join(METRICS)}, got '
         f'{self.keep_best!r}.'
       )
     if self.patience is not None and self.patience < 1:
-      raise ValueError(
+      raise UserError(
         f'training.patience must be at least 1, or None, got {self.patience}.'
       )
     if self.patience is not None and self.keep_best is None:
-      raise ValueError(
+      raise UserError(
         f'training.patience={self.patience} needs training.keep_best, the '
         "number that has to improve, such as 'eval/mask_AP'."
       )

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskrcnn_jax.checkpoints import store as checkpoint
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.training import checkpoint, train_step
+from maskrcnn_jax.training import train_step
 from maskrcnn_jax.weights import account as account_lib
 from maskrcnn_jax.weights import foreign
 
@@ -35,7 +37,7 @@ def check(prefix: str | None, model: MaskRCNN) -> None:
     try:
       foreign.kind(prefix)
     except (ValueError, FileNotFoundError) as error:
-      raise ValueError(f'training.pretrained: {error} {_HOW_TO_GET}') from error
+      raise UserError(f'training.pretrained: {error} {_HOW_TO_GET}') from error
   elif model.backbone.norm == 'frozen' or model.backbone.frozen_stages:
     logging.warning(
       'The backbone has frozen parts and no pretrained weights: they keep '
@@ -106,7 +108,7 @@ def whole_model(path: str, model: MaskRCNN, config):
     checkpoint.check_same_model(path, config)
     return checkpoint.restore(path)[0], checkpoint.step_of(path)
   if foreign.kind(path) == 'backbone':
-    raise ValueError(
+    raise UserError(
       f'{path} is a checkpoint of a backbone, which has nothing to detect '
       'with; evaluation needs one of a Mask R-CNN.'
     )

@@ -15,22 +15,21 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from maskrcnn_jax import roll_call
+from maskrcnn_jax.checkpoints import store as checkpoint
+from maskrcnn_jax.distributed import mesh as sharding
+from maskrcnn_jax.distributed import roll_call, watchdog
+from maskrcnn_jax.habana import metric_names as seed_names
 from maskrcnn_jax.input_pipeline import batches as input_batches
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import (
   batch_checks,
-  checkpoint,
   diagnosis,
   evaluations,
   health,
   metrics,
-  seed_names,
-  sharding,
   stopping,
   summary,
   tracing,
-  watchdog,
 )
 from maskrcnn_jax.training import train_step as step_lib
 from maskrcnn_jax.training.evaluator import Evaluator

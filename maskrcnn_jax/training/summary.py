@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from maskrcnn_jax.training import seed_names, stopping
+from maskrcnn_jax.habana import metric_names as seed_names
+from maskrcnn_jax.training import stopping
 
 WARMUP_STEPS = 100
 _LATENCY_PERCENTS = (50, 90, 95, 99, 100)

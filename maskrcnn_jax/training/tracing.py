@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import jax
 
+from maskrcnn_jax.errors import UserError
+
 
 class Trace:
   """Traces steps of this process; a context manager that closes the trace."""
@@ -22,7 +24,7 @@ class Trace:
     """
     steps = tuple(steps or ())
     if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
-      raise ValueError(
+      raise UserError(
         'training.profile must be the first and the last step to trace, '
         f'counted from 1, got {steps}.'
       )

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from maskrcnn_jax.distributed import mesh as sharding
 from maskrcnn_jax.models import losses as losses_lib
 from maskrcnn_jax.models import mask_pool, override
 from maskrcnn_jax.models import targets as targets_lib
@@ -16,7 +17,7 @@ from maskrcnn_jax.models.mask_rcnn import MaskRCNN, TrainOutputs
 from maskrcnn_jax.models.proposals import take_rows
 from maskrcnn_jax.structures import Detections, Instances
 from maskrcnn_jax.training import optimizer as optimizer_lib
-from maskrcnn_jax.training import sharding, train_state
+from maskrcnn_jax.training import train_state
 from maskrcnn_jax.training.train_state import TrainState as TrainState
 
 

@@ -15,10 +15,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from maskrcnn_jax.distributed import mesh as sharding
+from maskrcnn_jax.evaluation import scores
 from maskrcnn_jax.models import targets as targets_lib
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN, TrainOutputs
 from maskrcnn_jax.structures import Instances
-from maskrcnn_jax.training import batch_checks, scores, sharding, train_step
+from maskrcnn_jax.training import batch_checks, train_step
 
 
 class ValidationLosses:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from maskrcnn_jax.errors import UserError
+
 # As many tensors as an error and a line of an account name.
 _NUM_LISTED = 10
 _NUM_MENTIONED = 3
@@ -168,7 +170,7 @@ def fill(
     if name not in left_over
   ]
   if problems:
-    raise ValueError(
+    raise UserError(
       f'{source} does not fit the model, {len(problems)} tensors are wrong:\n'
       + '\n'.join(f'  {line}' for line in _listed(problems))
       + _hint(arrays.get(_CLASSES), wanted.get(_CLASSES), excess)

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.weights import coco_classes, state_dicts
 from maskrcnn_jax.weights.state_dicts import Format, Recipe
 
@@ -49,7 +50,7 @@ def find_format(names: Collection[str]) -> Format | None:
   if _CAFFE2_CONV not in names:
     return None
   if any(name.startswith(_DETECTRON) for name in names):
-    raise ValueError(
+    raise UserError(
       'It is a whole model of Detectron (Caffe2), whose boxes and RoIAlign are '
       'coded in another way; Detectron2 has models of the same size.'
     )
@@ -180,7 +181,7 @@ def _group_overrides() -> list[str]:
 def _place(path):
   place = state_dicts.backbone_path(path)
   if place is None:
-    raise ValueError(f'{path} has no name in Detectron2.')
+    raise UserError(f'{path} has no name in Detectron2.')
   return place
 
 

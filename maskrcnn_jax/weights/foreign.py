@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.weights import (
   detectron2,
   state_dicts,
@@ -71,7 +72,7 @@ def recipe(path: str | os.PathLike) -> Recipe:
   try:
     return system.recipe(form, file.arrays)
   except ValueError as error:
-    raise ValueError(f'{file.path}: {error}') from error
+    raise UserError(f'{file.path}: {error}') from error
 
 
 def is_tensorflow(path: str | os.PathLike) -> bool:
@@ -87,7 +88,7 @@ def _find(file: tensor_files.Tensors):
     try:
       form = system.find_format(file.arrays)
     except ValueError as error:
-      raise ValueError(f'{file.path}: {error}') from error
+      raise UserError(f'{file.path}: {error}') from error
     if form:
       return form, system
   raise state_dicts.unknown(file)

@@ -12,6 +12,8 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+from maskrcnn_jax.errors import UserError
+
 # Storages of PyTorch by the name of their class.
 _STORAGES = {
   'BFloat16Storage': np.dtype(ml_dtypes.bfloat16),
@@ -29,7 +31,7 @@ _STORAGES = {
 _KINDS = 'biuf'
 
 
-class UnsafePickleError(ValueError):
+class UnsafePickleError(UserError):
   """A pickle names something that is neither a tensor nor a container."""
 
 
@@ -76,7 +78,7 @@ class LazyTensor:
     numbers = (self.offset, *self.shape, *self.strides)
     whole = all(isinstance(x, int) and x >= 0 for x in numbers)
     if not whole or len(self.shape) != len(self.strides):
-      raise ValueError(
+      raise UserError(
         f'A tensor has the offset {self.offset}, shape {self.shape} and '
         f'strides {self.strides}.'
       )
@@ -85,7 +87,7 @@ class LazyTensor:
       (size - 1) * stride for size, stride in zip(self.shape, self.strides)
     )
     if count and (last >= memory.size or count > memory.size):
-      raise ValueError(
+      raise UserError(
         f'A tensor of the shape {self.shape} reaches beyond its storage of '
         f'{memory.size} numbers.'
       )
@@ -138,7 +140,7 @@ def load(file: BinaryIO, source: str) -> Any:
     raise
   # Whatever a program of nonsense makes of an interpreter.
   except Exception as error:
-    raise ValueError(
+    raise UserError(
       f'{source} cannot be read, it may be damaged or not wholly copied: '
       f'{type(error).__name__}: {error}'
     ) from error
@@ -176,7 +178,7 @@ class _Unpickler(pickle.Unpickler):
       and (len(pid) == 5 or pid[5] is None)
     ):
       return Storage(_STORAGES[pid[1]], pid[2], pid[4])
-    raise ValueError(f'an unknown kind of storage, {str(pid)[:80]}')
+    raise UserError(f'an unknown kind of storage, {str(pid)[:80]}')
 
 
 def _stand_ins() -> dict[tuple[str, str], Any]:
@@ -212,7 +214,7 @@ def _wrapped(function):
 
 def _rebuild_tensor(storage, offset, shape, strides, *unused):
   if not isinstance(storage, Storage):
-    raise ValueError('a tensor without storage')
+    raise UserError('a tensor without storage')
   return LazyTensor(storage, offset, tuple(shape), tuple(strides))
 
 
@@ -222,7 +224,7 @@ class _Dtype:
   def __init__(self, text, *unused):
     self.dtype = np.dtype(str(text))
     if self.dtype.kind not in _KINDS:
-      raise ValueError(f'an array of {text}, wanted numbers')
+      raise UserError(f'an array of {text}, wanted numbers')
 
   def __setstate__(self, state):
     if state[1] in ('<', '>'):
@@ -233,7 +235,7 @@ def _array(data, dtype, shape, order):
   if isinstance(data, str):  # Of Python 2.
     data = data.encode('latin1')
   if not isinstance(dtype, _Dtype) or not isinstance(data, bytes | bytearray):
-    raise ValueError('an array that does not consist of numbers')
+    raise UserError('an array that does not consist of numbers')
   return np.frombuffer(data, dtype.dtype).reshape(tuple(shape), order=order)
 
 
@@ -249,7 +251,7 @@ def _scalar(dtype, data):
 
 def _encode(text, encoding):
   if encoding not in ('latin1', 'latin-1'):
-    raise ValueError(f'bytes in {encoding}')
+    raise UserError(f'bytes in {encoding}')
   return text.encode('latin1')
 
 
@@ -272,5 +274,5 @@ def _finished(found, done):
       result = type(found)(_finished(x, done) for x in found)
     done[id(found)] = result
   elif done[id(found)] is None:
-    raise ValueError('a container that holds itself')
+    raise UserError('a container that holds itself')
   return done[id(found)]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.weights import account as account_lib
 from maskrcnn_jax.weights import tensor_files, torch_layout
 from maskrcnn_jax.weights.account import Account
@@ -197,7 +198,7 @@ def _depth(form, arrays) -> int:
   blocks = _count(form, arrays, 'backbone/stage4/block{}/conv1')
   third = form.name('backbone/stage4/block1/conv3/kernel') in arrays
   if (blocks, third) not in _DEPTHS:
-    raise ValueError(
+    raise UserError(
       f'The backbone has {blocks} blocks of {3 if third else 2} convolutions '
       f'in stage 4, wanted a ResNet of {sorted(_DEPTHS.values())} layers.'
     )
@@ -267,4 +268,4 @@ def rename(
   for pattern, theirs in patterns:
     if re.fullmatch(pattern, layer):
       return f'{re.sub(pattern, theirs, layer)}.{LEAVES[leaf]}'
-  raise ValueError(f'{path} has no name in {system}.')
+  raise UserError(f'{path} has no name in {system}.')

@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.weights import pickles
 
 KINDS = '.pth, .pt, .pkl, .npz and .safetensors'
@@ -82,7 +83,7 @@ def read(path: str | os.PathLike) -> Tensors:
     return Tensors(str(path), _read_safetensors(path))
   if start.startswith(b'\x80'):
     return _read_pickles(path)
-  raise ValueError(
+  raise UserError(
     f'{path} is no file of weights: wanted {KINDS}, or the prefix of a '
     'TensorFlow checkpoint.'
   )
@@ -104,7 +105,7 @@ def _read_zip(path) -> Tensors:
     EOFError,
     RuntimeError,  # Encrypted; or packed in a way that Python does not know.
   ) as error:
-    raise ValueError(
+    raise UserError(
       f'{path} cannot be read, it may be damaged or not wholly copied: {error}'
     ) from error
 
@@ -115,7 +116,7 @@ def _read_archive(archive: zipfile.ZipFile, path) -> Tensors:
     return Tensors(str(path), _read_npz(path))
   pickled = [name for name in names if name.endswith('data.pkl')]
   if len(pickled) != 1:
-    raise ValueError(
+    raise UserError(
       f'{path} is a zip file, but neither of PyTorch (it has {len(pickled)} '
       'files data.pkl) nor of NumPy.'
     )
@@ -131,7 +132,7 @@ def _read_archive(archive: zipfile.ZipFile, path) -> Tensors:
     if storage.key not in memories:
       name = f'{root}data/{storage.key}'
       if name not in names:
-        raise ValueError(f'{path} lacks the storage {name}.')
+        raise UserError(f'{path} lacks the storage {name}.')
       memories[storage.key] = archive.read(name)
     return _numbers(memories[storage.key], storage, order, path)
 
@@ -146,7 +147,7 @@ def _read_pickles(path) -> Tensors:
     version = pickles.load(file, str(path))
     system = pickles.load(file, str(path))
     if version != _VERSION:
-      raise ValueError(
+      raise UserError(
         f'{path} has version {version} of its format, wanted {_VERSION}.'
       )
     order = '<' if system.get('little_endian', True) else '>'
@@ -160,7 +161,7 @@ def _read_pickles(path) -> Tensors:
         file.read(8), 'little' if order == '<' else 'big', signed=True
       )
       if key not in sizes:
-        raise ValueError(f'{path} has a storage {key} that no tensor is of.')
+        raise UserError(f'{path} has a storage {key} that no tensor is of.')
       # Not more than there is, whatever it says.
       wanted = min(max(count, 0) * sizes[key], path.stat().st_size)
       memories[key] = file.read(wanted)
@@ -174,7 +175,7 @@ def _read_pickles(path) -> Tensors:
 def _numbers(data: bytes, storage: pickles.Storage, order, path) -> np.ndarray:
   wanted = storage.size * storage.dtype.itemsize
   if len(data) != wanted:
-    raise ValueError(
+    raise UserError(
       f'{path} has {len(data)} bytes for the storage {storage.key}, wanted '
       f'{wanted}: it may be damaged or not wholly copied.'
     )
@@ -199,20 +200,20 @@ def _read_npz(path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as archive:
       return {name: archive[name] for name in archive.files}
   except ValueError as error:
-    raise ValueError(f'{path} cannot be read: {error}') from error
+    raise UserError(f'{path} cannot be read: {error}') from error
 
 
 def _read_safetensors(path) -> dict[str, np.ndarray]:
   try:
     found = safetensors.deserialize(path.read_bytes())
   except safetensors.SafetensorError as error:
-    raise ValueError(
+    raise UserError(
       f'{path} cannot be read, it may be damaged or not wholly copied: {error}'
     ) from error
   arrays = {}
   for name, tensor in found:
     if tensor['dtype'] not in _SAFETENSORS:
-      raise ValueError(f'{path} has {name} in {tensor["dtype"]}.')
+      raise UserError(f'{path} has {name} in {tensor["dtype"]}.')
     dtype = np.dtype(_SAFETENSORS[tensor['dtype']])
     arrays[name] = np.frombuffer(tensor['data'], dtype).reshape(tensor['shape'])
   return arrays
@@ -225,7 +226,7 @@ def _resolved(found: Any, memory, path) -> Tensors:
     others += [str(key) for key in found if key != place]
     found = found[place]
   if not _is_state_dict(found):
-    raise ValueError(
+    raise UserError(
       f'{path} holds no state dict: {_described(found)}. Wanted tensors by '
       f'name, or one of {", ".join(_PLACES)} with them.'
     )
@@ -235,7 +236,7 @@ def _resolved(found: Any, memory, path) -> Tensors:
       try:
         arrays[name] = value.view(memory(value.storage))
       except ValueError as error:
-        raise ValueError(f'{path}, {name}: {error}') from error
+        raise UserError(f'{path}, {name}: {error}') from error
     elif isinstance(value, np.ndarray):
       arrays[name] = value
     else:

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 import numpy as np
 import safetensors.numpy
 
+from maskrcnn_jax.errors import UserError
+
 SUFFIXES = ('.pth', '.pt', '.npz', '.safetensors')
 # The version of PyTorch's zip files.
 _VERSION = b'3\n'
@@ -29,11 +31,11 @@ def check_output(path: str | os.PathLike) -> None:
   """
   path = pathlib.Path(path)
   if path.suffix not in SUFFIXES:
-    raise ValueError(
+    raise UserError(
       f'{path} must end in one of {", ".join(SUFFIXES)}, which says the format.'
     )
   if path.exists():
-    raise ValueError(f'{path} is there already and is left as it is.')
+    raise UserError(f'{path} is there already and is left as it is.')
   if not path.absolute().parent.is_dir():
     raise FileNotFoundError(f'{path}: there is no folder {path.parent}.')
 
@@ -56,7 +58,7 @@ def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
   path = pathlib.Path(path)
   for name, array in arrays.items():
     if array.dtype.name not in _STORAGES:
-      raise ValueError(f'{name} is {array.dtype}, wanted float32 or int64.')
+      raise UserError(f'{name} is {array.dtype}, wanted float32 or int64.')
   arrays = {name: np.array(x, order='C') for name, x in arrays.items()}
   unfinished = path.with_name(f'{path.name}.unfinished')
   try:

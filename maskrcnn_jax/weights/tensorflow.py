@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.weights import account as account_lib
 from maskrcnn_jax.weights import tensorflow_names
 from maskrcnn_jax.weights.account import Account
@@ -143,7 +144,7 @@ def _check_norm(names):
     scope, _, leaf = name.rpartition('/')
     is_norm = name.startswith('backbone/') and leaf == 'scale'
     if is_norm and f'{scope}/mean' not in names:
-      raise ValueError(
+      raise UserError(
         f'TensorFlow checkpoints hold batch norm, and {scope} is group norm: '
         "set model.backbone.norm to 'frozen' or 'batch'."
       )
@@ -172,11 +173,11 @@ def _tensor(prefix, reader, key):
   except (tf.errors.OpError, IndexError) as error:  # IndexError: cut short.
     files = sorted(map(str, _siblings(prefix, '.data-*')))
     if not files:
-      raise ValueError(
+      raise UserError(
         f'{prefix}.index has no data beside it: {prefix}.data-00000-of-00001 '
         'is not there.'
       ) from error
-    raise ValueError(
+    raise UserError(
       f'{key} cannot be read from {", ".join(files)}, which may be damaged or '
       f'not wholly copied: {error}'
     ) from error
@@ -189,7 +190,7 @@ def _open(prefix) -> _Checkpoint:
   try:
     reader = tf.train.load_checkpoint(prefix)
   except (tf.errors.OpError, IndexError) as error:
-    raise ValueError(
+    raise UserError(
       f'{prefix}.index cannot be read, it may be damaged or not wholly copied: '
       f'{error}'
     ) from error
@@ -199,7 +200,7 @@ def _open(prefix) -> _Checkpoint:
   layout = tensorflow_names.find_layout(keys)
   if layout is None:
     mentioned = ', '.join(sorted(keys)[:_NUM_MENTIONED])
-    raise ValueError(
+    raise UserError(
       f'{prefix} is neither a ResNet nor a Mask R-CNN with names of Google, '
       f'Habana or NVIDIA. It has {len(keys)} tensors: {mentioned}, ...'
     )
@@ -234,17 +235,17 @@ def _find(given) -> str:
     return prefix
   path = pathlib.Path(prefix)
   if not path.parent.is_dir():
-    raise ValueError(
+    raise UserError(
       f'There is no checkpoint {prefix}: {path.parent} is no folder.'
     )
   there = _prefixes(path.parent)
   if path.is_file():
-    raise ValueError(
+    raise UserError(
       f'{prefix} is no TensorFlow checkpoint: {prefix}.index is not there. '
       f'{_found(path.parent, there)}'
     )
   close = difflib.get_close_matches(path.name, there, n=3, cutoff=0.5)
-  raise ValueError(
+  raise UserError(
     f'There is no checkpoint {prefix}: {prefix}.index is not there. '
     f'{_found(path.parent, close or there)}'
   )
@@ -255,7 +256,7 @@ def _find_in_folder(folder) -> str:
   there = _prefixes(folder)
   state = folder / 'checkpoint'
   if not state.is_file():
-    raise ValueError(
+    raise UserError(
       f'{folder} is a folder without a file `checkpoint`; give the prefix of a '
       f'checkpoint. {_found(folder, there)}'
     )
@@ -265,7 +266,7 @@ def _find_in_folder(folder) -> str:
   # An absolute path is of the machine that wrote it.
   name = named and pathlib.PurePath(named[1]).name
   if name not in there:
-    raise ValueError(
+    raise UserError(
       f'{state} names the checkpoint {name}, which is not there. '
       f'{_found(folder, there)}'
     )

@@ -10,6 +10,8 @@ import dataclasses
 import re
 from collections.abc import Callable, Collection, Iterator
 
+from maskrcnn_jax.errors import UserError
+
 _CONV = re.compile(
   r'backbone/(?:stem|stage(\d)/block(\d+))/(?:conv(\d?)|shortcut_conv)/kernel'
 )
@@ -109,7 +111,7 @@ class Layout:
     for path in paths:
       if path.startswith('backbone/'):
         if path not in names:
-          raise ValueError(f'{path} has no name in TensorFlow checkpoints.')
+          raise UserError(f'{path} has no name in TensorFlow checkpoints.')
       elif self.kind == 'model':
         names[path] = self.model_scope + _head_name(path)
     return names
@@ -213,7 +215,7 @@ def _head_name(path):
   for pattern, theirs in _HEADS:
     if re.fullmatch(pattern, module):
       return f'{re.sub(pattern, theirs, module)}/{leaf}'
-  raise ValueError(f'{path} has no name in TensorFlow checkpoints.')
+  raise UserError(f'{path} has no name in TensorFlow checkpoints.')
 
 
 # A name that a layout alone has, with its scopes, and its convolutions.

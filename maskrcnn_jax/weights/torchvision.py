@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.weights import account as account_lib
 from maskrcnn_jax.weights import coco_classes, state_dicts, torch_layout
 from maskrcnn_jax.weights.state_dicts import Format, Recipe
@@ -135,7 +136,7 @@ def _model_format(names) -> Format:
 def _backbone_name(path, prefix) -> str:
   place = state_dicts.backbone_path(path)
   if place is None:
-    raise ValueError(f'{path} has no name in torchvision.')
+    raise UserError(f'{path} has no name in torchvision.')
   layer = {
     'conv': f'conv{place["number"] or 1}',
     'norm': f'bn{place["number"] or 1}',

@@ -12,8 +12,8 @@ import stand_in_torchvision
 import tiny_run
 from PIL import Image
 
-from maskrcnn_jax import main as command
 from maskrcnn_jax.benchmarks.options import BenchOptions
+from maskrcnn_jax.cli import main as command
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -54,7 +54,7 @@ def fixture_done(tmp_path_factory):
     f'--output={folder}/out',
   ]
   done = subprocess.run(
-    [sys.executable, '-m', 'maskrcnn_jax.main', 'bench', *words],
+    [sys.executable, '-m', 'maskrcnn_jax', 'bench', *words],
     env=environment,
     capture_output=True,
     text=True,

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from maskrcnn_jax import main as command
+from maskrcnn_jax.cli import main as command
 from maskrcnn_jax.datasets import (
   formats,
   ground_truth,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from maskrcnn_jax import main as command
+from maskrcnn_jax.cli import main as command
 from maskrcnn_jax.export import exporter, saved_model
 
 

@@ -18,8 +18,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from maskrcnn_jax import main as command
 from maskrcnn_jax import visualize
+from maskrcnn_jax.checkpoints import store as checkpoint
+from maskrcnn_jax.cli import main as command
 from maskrcnn_jax.evaluation import coco_results
 from maskrcnn_jax.inference import image_files, predict
 from maskrcnn_jax.inference.image_list import ImageFile
@@ -28,7 +29,7 @@ from maskrcnn_jax.inference.predictor import Predictor
 from maskrcnn_jax.input_pipeline import single_images, transforms
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.structures import Detections
-from maskrcnn_jax.training import checkpoint, train_step
+from maskrcnn_jax.training import train_step
 from maskrcnn_jax.weights import tensor_writing, torchvision
 
 NAMES = drawn_checkpoint.CLASSES

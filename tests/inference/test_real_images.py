@@ -12,7 +12,7 @@ import pytest
 import tiny_run
 from PIL import Image
 
-from maskrcnn_jax import main as command
+from maskrcnn_jax.cli import main as command
 from maskrcnn_jax.datasets import prepare
 from maskrcnn_jax.training import loop
 

@@ -120,7 +120,7 @@ import json
 import jax
 import jax.numpy as jnp
 from maskrcnn_jax.planning import collectives
-from maskrcnn_jax.training import sharding
+from maskrcnn_jax.distributed import mesh as sharding
 
 mesh = sharding.make_mesh()
 def loss(params, x):

@@ -9,9 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from maskrcnn_jax import main as command
+from maskrcnn_jax.checkpoints import store as checkpoint
+from maskrcnn_jax.cli import main as command
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.training import checkpoint, conversion, pretrained, train_step
+from maskrcnn_jax.training import conversion, pretrained, train_step
 from maskrcnn_jax.weights import account as account_lib
 from maskrcnn_jax.weights import tensor_files, tensor_writing, torchvision
 

@@ -11,15 +11,10 @@ import pytest
 import tiny_checkpoint
 
 from maskrcnn_jax import config as config_lib
+from maskrcnn_jax.checkpoints import store as checkpoint
 from maskrcnn_jax.datasets import records
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.training import (
-  checkpoint,
-  finetuning,
-  pretrained,
-  steps,
-  train_step,
-)
+from maskrcnn_jax.training import finetuning, pretrained, steps, train_step
 from maskrcnn_jax.weights import account as account_lib
 from maskrcnn_jax.weights import coco_classes, tensor_writing, torchvision
 

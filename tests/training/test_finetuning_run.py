@@ -9,8 +9,8 @@ import pytest
 import tiny_run
 from PIL import Image, ImageDraw
 
-from maskrcnn_jax import main as command
-from maskrcnn_jax.training import checkpoint
+from maskrcnn_jax.checkpoints import store as checkpoint
+from maskrcnn_jax.cli import main as command
 from maskrcnn_jax.weights import account as account_lib
 
 NAMES = {1: 'cat', 2: 'dog', 3: 'cow'}

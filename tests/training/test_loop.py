@@ -11,15 +11,10 @@ import pytest
 import tiny_run
 from PIL import Image
 
+from maskrcnn_jax.checkpoints import store as checkpoint
 from maskrcnn_jax.evaluation import scoring
 from maskrcnn_jax.input_pipeline import batches as input_batches
-from maskrcnn_jax.training import (
-  checkpoint,
-  evaluator,
-  health,
-  loop,
-  stopping,
-)
+from maskrcnn_jax.training import evaluator, health, loop, stopping
 
 LOSSES = ('rpn_objectness', 'rpn_box', 'class', 'box', 'mask')
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from maskrcnn_jax.training import metrics, seed_names, summary
+from maskrcnn_jax.habana import metric_names as seed_names
+from maskrcnn_jax.training import metrics, summary
 
 VALUES = {
   'rpn_objectness': 1.0,

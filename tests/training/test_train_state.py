@@ -8,7 +8,8 @@ from eight_devices import run_on_eight
 from tiny_checkpoint import CLASSES, POSITION, assert_same, make_config
 from tiny_checkpoint import make_state as make_plain_state
 
-from maskrcnn_jax.training import checkpoint, train_state
+from maskrcnn_jax.checkpoints import store as checkpoint
+from maskrcnn_jax.training import train_state
 from maskrcnn_jax.training.optimizer import OptimizerOptions
 
 

@@ -15,7 +15,8 @@ import pytest
 import quick
 import tiny_model
 
-from maskrcnn_jax.training import sharding, train_step
+from maskrcnn_jax.distributed import mesh as sharding
+from maskrcnn_jax.training import train_step
 
 TERMS = ('rpn_objectness', 'rpn_box', 'class', 'box', 'mask')
 METRICS = {
@@ -398,7 +399,11 @@ def test_images_that_share_places_for_masks_have_the_same_variables():
 @pytest.mark.slow
 def test_step_runs_without_the_packages_of_the_input():
   root = pathlib.Path(__file__).parents[2]
-  paths = [str(root), str(root / 'tests'), os.environ.get('PYTHONPATH', '')]
+  paths = [
+    str(root),
+    str(root / 'tests/helpers'),
+    os.environ.get('PYTHONPATH', ''),
+  ]
   done = subprocess.run(
     [sys.executable, '-c', ONE_STEP],
     env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths))},

@@ -12,12 +12,9 @@ import pytest
 import tiny_run
 from PIL import Image
 
-from maskrcnn_jax.training import (
-  checkpoint,
-  evaluator,
-  loop,
-  scores,
-)
+from maskrcnn_jax.checkpoints import store as checkpoint
+from maskrcnn_jax.evaluation import scores
+from maskrcnn_jax.training import evaluator, loop
 
 pytestmark = pytest.mark.usefixtures('fast_compilation')
 

@@ -9,12 +9,9 @@ import quick
 import tiny_model
 from eight_devices import run_on_eight
 
-from maskrcnn_jax.training import (
-  scores,
-  sharding,
-  train_step,
-  validation_losses,
-)
+from maskrcnn_jax.distributed import mesh as sharding
+from maskrcnn_jax.evaluation import scores
+from maskrcnn_jax.training import train_step, validation_losses
 
 SEEDS = np.uint32([7, 8, 2**31])
 

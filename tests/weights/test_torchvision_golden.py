@@ -15,10 +15,10 @@ import recorded_torchvision as recorded
 from golden_files import assert_near
 from recorded_torchvision import swap
 
-from maskrcnn_jax import main as command
+from maskrcnn_jax.checkpoints import store as checkpoint
+from maskrcnn_jax.cli import main as command
 from maskrcnn_jax.evaluation import coco_results, mask_edges
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.training import checkpoint
 from maskrcnn_jax.weights import tensor_writing
 
 # Shares of the largest magnitude of an array.

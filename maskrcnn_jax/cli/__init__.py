@@ -1,0 +1,1 @@
+"""The `maskrcnn-jax` command: one file per group of verbs."""

@@ -1,0 +1,142 @@
+"""What of a data set does not fit a config, and whether its records do."""
+
+import collections
+import os
+from collections.abc import Iterator, Mapping
+
+from maskrcnn_jax.datasets.doctor import splits
+from maskrcnn_jax.datasets.doctor.survey import Split
+from maskrcnn_jax.datasets.findings import Finding
+
+_LISTED_IDS = 5
+
+
+def check_fit(
+  config: Mapping, train: Split, val: Split | None
+) -> Iterator[Finding]:
+  """Yields what does not fit.
+
+  Args:
+    config: of a run; what it lacks is the default, or not checked.
+    train: what is trained on.
+    val: what is evaluated on; None: not known.
+  """
+  model, inputs = config.get('model', {}), config.get('input', {})
+  evaluation = config.get('evaluation', {})
+  if model.get('num_classes'):  # Else it is for the run to find out.
+    for split in filter(None, (train, val)):
+      yield from _check_classes(split, model['num_classes'])
+  yield from _check_crowded(
+    train,
+    'more_than_max_instances',
+    'input.max_instances',
+    inputs.get('max_instances', 100),
+    'the smallest are not trained on',
+  )
+  yield from _check_crowded(
+    val or train,
+    'more_than_max_detections',
+    'model.detections.max_detections',
+    model.get('detections', {}).get('max_detections', 100),
+    'not all of them can be found',
+  )
+  yield from _check_records(
+    train, 'input', inputs.get('file_pattern'), inputs.get('split'), 'warning'
+  )
+  if val is not None:
+    # An evaluation refuses records that its annotations lack.
+    yield from _check_records(
+      val,
+      'evaluation',
+      evaluation.get('file_pattern'),
+      evaluation.get('split'),
+      'error',
+    )
+
+
+def _check_classes(split: Split, num_classes: int) -> Iterator[Finding]:
+  counts = splits.count_classes(split)
+  wanted = max(split.dataset.class_names, default=0) + 1
+  for class_id, name in split.dataset.class_names.items():
+    if class_id >= num_classes:
+      # An evaluation refuses such a class even if it has no object.
+      is_error = counts[class_id] or split.name == 'val'
+      message = (
+        f'class {class_id} ({name!r}, objects: {counts[class_id]}) is none of '
+        f'the model: model.num_classes is {num_classes}, so ids may be 1 to '
+        f'{num_classes - 1}. Set --config.model.num_classes={wanted}.'
+      )
+      yield Finding(
+        'class_beyond_model',
+        split.file,
+        None,
+        None,
+        message,
+        'error' if is_error else 'warning',
+      )
+  if split.name == 'train' and 1 < wanted < num_classes:
+    message = (
+      f'the largest class id is {wanted - 1}, model.num_classes is '
+      f'{num_classes}: the model has {num_classes - wanted} classes that '
+      f'nothing teaches it. --config.model.num_classes={wanted} would do.'
+    )
+    yield Finding('unused_classes', split.file, None, None, message, 'note')
+
+
+def _check_crowded(split, kind, field, most, words) -> Iterator[Finding]:
+  counts = collections.Counter(
+    each.image_id for each in split.objects if not each.is_crowd
+  )
+  largest = max(counts.values(), default=0)
+  for image in split.dataset.images:
+    count = counts[image.image_id]
+    if count > most:
+      path = os.path.join(split.images_dir, image.file_name)
+      message = (
+        f'has {count} objects, {field} is {most}: {words}. Set '
+        f'--config.{field}={largest}, which fits all images.'
+      )
+      yield Finding(kind, path, image.image_id, None, message)
+
+
+def _check_records(
+  split: Split, section: str, pattern, tfds_split, severity: str
+) -> Iterator[Finding]:
+  if not pattern:
+    return
+  from maskrcnn_jax.datasets import record_index
+
+  field = f'{section}.file_pattern'
+  try:
+    index = record_index.index_records(pattern, tfds_split)
+  except (ValueError, OSError) as error:
+    message = (
+      f'{field}: {error} Make records with maskrcnn-jax prepare, or set '
+      f'--config.{field}.'
+    )
+    yield Finding('no_records', str(pattern), None, None, message)
+    return
+  listed = {image.image_id for image in split.dataset.images}
+  recorded = set(index.image_ids.tolist())
+  for kind, ids, words, how in (
+    (
+      'record_without_image',
+      recorded - listed,
+      f'images of {field} are not in {split.file}',
+      severity,
+    ),
+    (
+      'image_without_record',
+      listed - recorded,
+      f'images of {split.file} are not in {field}',
+      'warning',
+    ),
+  ):
+    if ids:
+      first = ', '.join(map(str, sorted(ids)[:_LISTED_IDS]))
+      more = ', ..' if len(ids) > _LISTED_IDS else ''
+      message = (
+        f'{len(ids)} {words} (ids {first}{more}). Run maskrcnn-jax prepare '
+        'again, or name the records of this json.'
+      )
+      yield Finding(kind, str(pattern), None, None, message, how)

@@ -1,0 +1,237 @@
+"""What is wrong with one object of a COCO file.
+
+`prepare` leaves out what it cannot use, by the same functions; further checks
+find what can be used and is most likely not what was meant. Their bounds leave
+COCO's annotations alone: among 1429 of them the box that fits its mask worst
+has an IoU of 0.62, and the area that is most wrong, of a crowd, is so by 1.8.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from maskrcnn_jax.datasets import examples, json_values, polygons
+from maskrcnn_jax.datasets.coco_json import CocoImage
+from maskrcnn_jax.datasets.findings import Finding
+
+_BOX_IOU = 0.6  # Of box and mask; edges may be off by so many pixels:
+_BOX_SLACK = 2.0
+_AREA_FACTOR = 2.0
+_AREA_SLACK = 8.0
+_OUTSIDE = 1.0  # Pixels that a polygon may reach beyond its image.
+_SEVERITIES = {'unusable_box': 'error', 'unusable_mask': 'error'}
+_SEVERITIES |= {'unusable_area': 'error', 'missing_crowd_flag': 'note'}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CheckedObject:
+  """What is counted of an object that can be used.
+
+  Attributes:
+    image_id: of its image.
+    class_id: 1 or more.
+    is_crowd: it stands for several objects.
+    area: in pixels, as COCO's evaluation takes it: as annotated, else the box.
+    side: square root of the area of the box.
+  """
+
+  image_id: int
+  class_id: int
+  is_crowd: bool
+  area: float
+  side: float
+
+
+def check_object(
+  entry: dict, image: CocoImage, path: str
+) -> tuple[CheckedObject | None, list[Finding]]:
+  """What is counted of an annotation, None if it is unusable; what was found.
+
+  Args:
+    entry: with a known image and class.
+    image: its image.
+    path: of the image's file, for messages.
+  """
+  found, problems = {}, []
+  for name, read in (('box', examples.read_box), ('mask', examples.read_mask)):
+    try:
+      found[name] = read(entry, image)
+    except examples.UnusableObjectError as error:
+      kind, message = error.args
+      problems.append((kind, f'{message} Left out. Correct or remove it.'))
+  box, mask = found.get('box'), found.get('mask')
+  problems += _box_problems(entry, mask)
+  problems += _field_problems(entry, mask)
+  problems += _polygon_problems(entry, image)
+  findings = [
+    Finding(
+      kind,
+      path,
+      image.image_id,
+      entry.get('id'),
+      message,
+      _SEVERITIES.get(kind, 'warning'),
+    )
+    for kind, message in problems
+  ]
+  if box is None or mask is None:
+    return None, findings
+  box_area = (box[2] - box[0]) * (box[3] - box[1])
+  area = entry.get('area')
+  checked = CheckedObject(
+    image.image_id,
+    entry.get('class_id', entry['category_id']),
+    bool(entry.get('iscrowd', 0)),
+    float(area if json_values.is_number(area) else box_area),
+    box_area**0.5,
+  )
+  return checked, findings
+
+
+def _box_problems(entry, mask) -> Iterator[tuple[str, str]]:
+  box = entry.get('bbox')
+  if not json_values.is_box(box):
+    return
+  x, y, width, height = box
+  if x < 0 or y < 0:
+    yield (
+      'box_begins_outside',
+      f'the box {box} begins outside the image and is trained on as it is. '
+      'Clip it to the image.',
+    )
+  if mask is None or width <= 0 or height <= 0:
+    return
+  around = _bounds(mask)
+  corners = np.array([x, y, x + width, y + height], np.float64)
+  iou = _iou(corners, around)
+  if np.max(np.abs(corners - around)) > _BOX_SLACK and iou < _BOX_IOU:
+    spans = [*around[:2].tolist(), *(around[2:] - around[:2]).tolist()]
+    yield (
+      'box_mask_mismatch',
+      f'the box {box} is not around its mask, which spans {spans} (IoU '
+      f'{iou:.2f}). {_box_remedy(box, mask.shape, around)}',
+    )
+
+
+def _bounds(mask):
+  """`[4]` float64 (x1, y1, x2, y2) around the pixels of a mask."""
+  rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+  return np.array(
+    [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float64
+  )
+
+
+def _iou(box, other):
+  """IoU of two boxes (x1, y1, x2, y2) with an area."""
+  sides = np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])
+  both = np.prod(np.maximum(sides, 0.0))
+  areas = np.prod(box[2:] - box[:2]) + np.prod(other[2:] - other[:2])
+  return float(both / (areas - both))
+
+
+def _box_remedy(box, image_size, around) -> str:
+  """What else the numbers may mean, if that fits the mask."""
+  a, b, c, d = box
+  height, width = image_size
+  meanings = {
+    'corners x1, y1, x2, y2': (a, b, c, d),
+    'y, x, height, width': (b, a, b + d, a + c),
+    'centre, width and height': (a - c / 2, b - d / 2, a + c / 2, b + d / 2),
+    'shares of the image': (
+      a * width,
+      b * height,
+      (a + c) * width,
+      (b + d) * height,
+    ),
+  }
+  for words, corners in meanings.items():
+    corners = np.array(corners, np.float64)
+    if np.all(corners[2:] > corners[:2]) and _iou(corners, around) > 0.8:
+      return f'It fits as {words}: write x, y, width, height in pixels.'
+  return 'Correct the box or the mask.'
+
+
+def _field_problems(entry, mask) -> Iterator[tuple[str, str]]:
+  area = entry.get('area')
+  if area is None:
+    yield (
+      'missing_area',
+      'area is missing, by which objects count as small, medium or large: the '
+      'box stands in for it, and pycocotools alone fails. Add the number of '
+      'pixels of the mask.',
+    )
+  elif not json_values.is_number(area):
+    yield 'unusable_area', f'area must be a number of pixels, got {area!r}.'
+  elif mask is not None:
+    pixels = int(np.count_nonzero(mask))
+    ratio = max(area, 1e-9) / pixels
+    if abs(area - pixels) > _AREA_SLACK and not (
+      1 / _AREA_FACTOR <= ratio <= _AREA_FACTOR
+    ):
+      yield (
+        'area_mismatch',
+        f'area is {area:g}, the mask has {pixels} pixels. Objects count as '
+        'small, medium or large by area: write the pixels of the mask.',
+      )
+  if 'iscrowd' not in entry:
+    yield 'missing_crowd_flag', 'iscrowd is missing and taken to be 0.'
+  elif not isinstance(entry['iscrowd'], int) or entry['iscrowd'] not in (0, 1):
+    taken = 'a crowd' if entry['iscrowd'] else 'no crowd'
+    yield (
+      'crowd_flag',
+      f'iscrowd must be 0 or 1, got {entry["iscrowd"]!r}, which is taken to be '
+      f'{taken}. Correct it.',
+    )
+
+
+def _polygon_problems(entry, image) -> Iterator[tuple[str, str]]:
+  segmentation = entry.get('segmentation')
+  if not isinstance(segmentation, list):
+    return
+  for number, polygon in enumerate(segmentation):
+    where = f'polygon {number} (from 0)'
+    if (
+      not isinstance(polygon, list)
+      or len(polygon) % 2
+      or not all(map(json_values.is_number, polygon))
+    ):
+      continue  # Reading the mask has said so.
+    if len(polygon) < 6:
+      yield (
+        'short_polygon',
+        f'{where} has {len(polygon) // 2} corners, wanted 3 or more: it covers '
+        'nothing. Remove it.',
+      )
+      continue
+    yield from _shape_problems(where, polygon, image)
+
+
+def _shape_problems(where, polygon, image) -> Iterator[tuple[str, str]]:
+  """Of a polygon with three corners or more."""
+  crossing = polygons.find_crossing(polygon)
+  if crossing:
+    yield (
+      'crossing_polygon',
+      f'{where} crosses itself near x {crossing[0]:.1f}, y {crossing[1]:.1f}: '
+      'what it surrounds twice is not in the mask. Redraw it.',
+    )
+  elif not polygons.polygon_area(polygon):
+    yield 'empty_polygon', f'{where} has no area. Remove it.'
+  if max(polygon) <= 1.0:
+    yield (
+      'polygon_in_shares',
+      f'{where} lies in the first pixel: its coordinates look like shares of '
+      'the image. Write pixels.',
+    )
+  points = np.array(polygon, np.float64).reshape(-1, 2)
+  beyond = np.max(
+    [-points.min(axis=0), points.max(axis=0) - [image.width, image.height]]
+  )
+  if beyond > _OUTSIDE:
+    yield (
+      'polygon_outside_image',
+      f'{where} reaches {beyond:.1f} pixels beyond the image of {image.width} '
+      f'x {image.height} (width x height). Clip it, or look whether it belongs '
+      'to another image.',
+    )

@@ -1,0 +1,136 @@
+"""A report as text for the terminal, and as JSON with every finding."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+
+from maskrcnn_jax import tables
+from maskrcnn_jax.datasets.doctor import scores, summary
+from maskrcnn_jax.datasets.doctor.check import Report
+from maskrcnn_jax.datasets.findings import SEVERITIES
+
+MADE_BY = 'maskrcnn-jax check'
+_NAMED = 3  # Findings of a kind that are written out.
+_CLASS_ROWS = 100  # Of more classes half of them, and the rarest.
+_BAR = 40  # Characters of the longest bar.
+
+
+def to_text(report: Report) -> str:
+  """The report for a terminal: numbers, findings, and how many there are."""
+  numbers = [summary.summarize(split) for split in report.splits]
+  parts = [
+    '\n'.join(describe(each) for each in numbers),
+    tables.table(_shorten(class_rows(numbers))),
+    tables.table(area_rows(numbers)),
+    _histogram(numbers),
+    _findings(report),
+    verdict(report),
+  ]
+  return '\n\n'.join(part for part in parts if part)
+
+
+def to_json(report: Report) -> str:
+  """All numbers and all findings."""
+  content = {
+    'made_by': MADE_BY,
+    **{f'{name}s': report.count(name) for name in SEVERITIES},
+    'splits': [summary.summarize(split) for split in report.splits],
+    'findings': [dataclasses.asdict(each) for each in report.findings],
+  }
+  return json.dumps(content, indent=1, default=str) + '\n'
+
+
+def verdict(report: Report) -> str:
+  """How many errors, warnings and notes there are."""
+  counts = {name: report.count(name) for name in SEVERITIES}
+  return ', '.join(
+    f'{count} {name}{"" if count == 1 else "s"}'
+    for name, count in counts.items()
+  )
+
+
+def describe(numbers: Mapping) -> str:
+  """One line on a split."""
+  total = numbers['objects'] + numbers['crowds']
+  share = 100 * numbers['crowds'] / max(total, 1)
+  return (
+    f'{numbers["name"]}: {numbers["annotations"]}: images: {numbers["images"]} '
+    f'({numbers["images_without_objects"]} without objects), '
+    f'objects: {numbers["objects"]}, crowds: {numbers["crowds"]} '
+    f'({share:.1f} % of all), classes: {len(numbers["classes"])}'
+  )
+
+
+def class_rows(numbers: Sequence[Mapping]) -> list[dict[str, str]]:
+  """A row for every class, the most frequent first."""
+  rows = {}
+  for split in numbers:
+    for each in split['classes']:
+      key = each['id'], each['name']
+      row = rows.setdefault(key, {'id': str(key[0]), 'class': key[1]})
+      for field in ('objects', 'images', 'crowds'):
+        row[f'{split["name"]} {field}'] = str(each[field])
+  columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+  full = [
+    {name: row.get(name, '-') for name in columns} for row in rows.values()
+  ]
+  first = f'{numbers[0]["name"]} objects'
+  return sorted(
+    full, key=lambda row: -int(row.get(first, '-').replace('-', '0'))
+  )
+
+
+def area_rows(numbers: Sequence[Mapping]) -> list[dict[str, str]]:
+  """Objects by COCO's small, medium and large."""
+  return [
+    {'size': words}
+    | {
+      split['name']: (
+        f'{split["areas"][name]} '
+        f'({100 * split["areas"][name] / max(split["objects"], 1):.1f} %)'
+      )
+      for split in numbers
+    }
+    for name, words in scores.SIZE_WORDS.items()
+  ]
+
+
+def _shorten(rows):
+  if len(rows) <= _CLASS_ROWS:
+    return rows
+  half = _CLASS_ROWS // 2
+  gap = dict.fromkeys(rows[0], '..')
+  gap['class'] = f'.. {len(rows) - 2 * half} more, see --html or --json ..'
+  return [*rows[:half], gap, *rows[-half:]]
+
+
+def _histogram(numbers: Sequence[Mapping]) -> str:
+  """Bars of the sides of boxes, one block for every split."""
+  lines = ['sides of boxes in pixels (square root of the area):']
+  for split in numbers:
+    most = max(1, *split['box_sides'].values())
+    for name, count in split['box_sides'].items():
+      bar = '#' * -(-_BAR * count // most)
+      lines.append(f'  {split["name"]:5} {name:>8} {count:8} {bar}'.rstrip())
+  return '\n'.join(lines)
+
+
+def _findings(report: Report) -> str:
+  kinds = report.by_kind()
+  rows = [
+    {
+      'severity': found[0].severity,
+      'finding': kind,
+      'count': str(len(found)),
+    }
+    for kind, found in kinds.items()
+  ]
+  lines = []
+  for kind, found in kinds.items():
+    lines += ['', f'{found[0].severity}: {kind} ({len(found)})']
+    lines += [f'  {each}' for each in found[:_NAMED]]
+    if len(found) > _NAMED:
+      lines.append(f'  and {len(found) - _NAMED} more')
+  if any(len(found) > _NAMED for found in kinds.values()):
+    lines += ['', '--html FILE or --json FILE names all of them.']
+  return '\n'.join([tables.table(rows), *lines]) if rows else ''

@@ -1,0 +1,1 @@
+"""Devices and processes: backends, the mesh of a run, the start of a job."""

@@ -1,0 +1,1 @@
+"""Habana's command line, flag for flag, on the verbs of this package."""

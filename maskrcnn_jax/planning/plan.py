@@ -1,0 +1,288 @@
+"""Compiles the training step for devices that one does not have.
+
+The compiler says what the step needs of each device: memory, operations, bytes,
+and what devices send each other. Nothing runs and no array is made.
+"""
+
+import json
+import logging
+import pathlib
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from maskrcnn_jax import config as config_lib
+from maskrcnn_jax import input_pipeline
+from maskrcnn_jax.distributed import mesh as sharding
+from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.models.mask_rcnn import MaskRCNN
+from maskrcnn_jax.planning import collectives, report, topologies
+from maskrcnn_jax.training import train_step
+
+_OUT_OF_MEMORY = 'RESOURCE_EXHAUSTED'
+# As in `Used 21.57G of 15.75G hbm`.
+_USED = re.compile(r'Used ([\d.]+)([KMGT]?)i?B? of ([\d.]+)([KMGT]?)i?B? hbm')
+_UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
+
+
+def plan(
+  config,
+  names: Sequence[str],
+  batches_per_device: Sequence[int] | None = None,
+  output: str | None = None,
+  rate_is_given: bool = False,
+) -> list[dict[str, Any]]:
+  """What a step needs, for topologies and batch sizes; printed and written.
+
+  Args:
+    config: a ConfigDict with the sections `model, input, optimizer`.
+    names: topologies, see `topologies.KNOWN`.
+    batches_per_device: images; None: as many as the config's batch gives each
+      device of a topology, at least 1.
+    output: directory for `plan.json` and `plan.png`; None writes neither.
+    rate_is_given: the learning rate stays whatever the batch is.
+
+  Returns:
+    A row for each, see `plan_step`.
+
+  Raises:
+    ValueError: a topology or a batch is not possible.
+    RuntimeError: the compiler for a topology is not installed.
+  """
+  if min(batches_per_device or [1]) < 1:
+    raise UserError(
+      f'batch_per_device must be at least 1, got {batches_per_device}.'
+    )
+  num_devices = config.get('runtime', {}).get('num_devices')
+  found = [topologies.find(name, num_devices) for name in names]
+  rows = []
+  for topology in found:
+    default = max(1, config.input.batch_size // len(topology.devices))
+    for batch in batches_per_device or [default]:
+      logging.info('compiling for %s, %d images a device', topology.name, batch)
+      rows.append(plan_step(config, topology, batch, rate_is_given))
+      # Kept at once: the next one may take minutes.
+      _write(rows, output)
+  print(report.text(rows))
+  if output:
+    report.draw(rows).save(pathlib.Path(output) / 'plan.png')
+    logging.info('wrote plan.json and plan.png to %s', output)
+  return rows
+
+
+def plan_step(
+  config,
+  topology: topologies.Topology,
+  batch_per_device: int,
+  rate_is_given: bool = False,
+) -> dict[str, Any]:
+  """What one step needs.
+
+  Args:
+    config: see `plan`.
+    topology: devices that share the step.
+    batch_per_device: images.
+    rate_is_given: see `plan`.
+
+  Returns:
+    A row of JSON values. Bytes and operations are of one device and one step
+    unless the name says otherwise. `memory` has `needed`, all that is
+    allocated, of `capacity`, and `fits`; `peak` is what is in use at once.
+    Where the step does not fit, what only a compiled program tells is None.
+  """
+  num_devices = len(topology.devices)
+  batch_size = batch_per_device * num_devices
+  canvas = max(config.input.canvases, key=lambda sides: sides[0] * sides[1])
+  spec = _batch_spec(config, canvas, batch_size)
+  row = {
+    'topology': topology.name,
+    'devices': num_devices,
+    'hosts': topology.num_hosts,
+    'device_kind': topology.devices[0].device_kind,
+    'canvas': list(canvas),
+    'dtype': config.model.get('dtype', 'float32'),
+    'batch_per_device': batch_per_device,
+    'batch_size': batch_size,
+    'learning_rate': config.optimizer.learning_rate,
+  }
+  if not rate_is_given:
+    row['learning_rate'] *= config_lib.linear_ratio(config, batch_size)
+  lowered = lower_step(config, spec, topology)
+  row |= compile_step(lowered, topology, batch_per_device)
+  return row | {'input': _input(spec, row)}
+
+
+def lower_step(config, spec, topology: topologies.Topology):
+  """The training step of a config, traced for a topology; no array is made.
+
+  Args:
+    config: see `plan`.
+    spec: of the global batch, see `input_pipeline.batch_spec`.
+    topology: devices that share the step.
+  """
+  model = MaskRCNN.from_config(config.model)
+  optimizer = train_step.make_optimizer(model, config.optimizer)
+  batch = {k: x for k, x in spec.items() if k not in sharding.HOST_KEYS}
+  batch = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(tuple(x.shape), x.dtype.as_numpy_dtype),
+    batch,
+  )
+
+  def init(key):
+    return train_step.init_state(model, optimizer, batch, key)
+
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  state = jax.eval_shape(init, key)
+  mesh = sharding.make_mesh(
+    spatial=config.get('runtime', {}).get('spatial', 1),
+    devices=topology.devices,
+  )
+  shard_state = sharding.config_shard_state(config)
+  model = sharding.lay_out(model, mesh, shard_state)
+  places = sharding.state_shardings(state, mesh, shard_state)
+  step = train_step.jit_train_step(model, optimizer, mesh, places)
+  return step.lower(state, batch, key)
+
+
+def _batch_spec(config, canvas, batch_size):
+  """The `tf.TensorSpec`s of a batch of the config's input."""
+  shared = ('max_instances', 'mask_size', 'image_dtype')
+  options = {k: config.input[k] for k in shared if k in config.input}
+  return input_pipeline.batch_spec(tuple(canvas), batch_size, **options)
+
+
+def compile_step(
+  lowered, topology: topologies.Topology, batch_per_device: int
+) -> dict[str, Any]:
+  """What the compiler says, and what follows from it.
+
+  Args:
+    lowered: see `lower_step`.
+    topology: that it was lowered for.
+    batch_per_device: images.
+
+  Returns:
+    The fields of `plan_step` that depend on the program.
+  """
+  chip = topology.chip
+  capacity = int(chip.memory / chip.devices) if chip else None
+  start = time.monotonic()
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    needed = needed_memory(str(error))
+    if needed is None:
+      raise
+    memory = {'needed': needed, 'capacity': capacity, 'fits': False}
+    seconds = time.monotonic() - start
+    nothing = dict.fromkeys(('flops', 'bytes_accessed', 'collectives', 'time'))
+    return {'memory': memory, 'compile_seconds': seconds, **nothing}
+  seconds = time.monotonic() - start
+  costs = compiled.cost_analysis() or {}
+  found = collectives.find_collectives(compiled.as_text())
+  values = {
+    'memory': _memory(compiled.memory_analysis(), capacity),
+    'flops': costs.get('flops'),
+    'flops_per_image': costs.get('flops', 0) / batch_per_device or None,
+    'bytes_accessed': costs.get('bytes accessed'),
+    'collectives': collectives.summary(found),
+    'compile_seconds': seconds,
+  }
+  return values | {'time': _time(values, costs, topology, batch_per_device)}
+
+
+def needed_memory(message: str) -> int | None:
+  """Bytes that a step would take, from the words of a compiler that refuses.
+
+  Args:
+    message: of the error.
+
+  Returns:
+    None if the error is another one, or does not say.
+  """
+  used = _USED.search(message)
+  if _OUT_OF_MEMORY not in message or used is None:
+    return None
+  return int(float(used[1]) * _UNITS[used[2]])
+
+
+def _memory(analysis, capacity) -> dict[str, Any]:
+  """Bytes on one device, and whether they fit."""
+  memory = {
+    'arguments': analysis.argument_size_in_bytes,
+    'outputs': analysis.output_size_in_bytes,
+    # The new state takes the place of the old one.
+    'aliased': analysis.alias_size_in_bytes,
+    'temporaries': analysis.temp_size_in_bytes,
+    'program': analysis.generated_code_size_in_bytes,
+    'peak': getattr(analysis, 'peak_memory_in_bytes', None),
+  }
+  memory['needed'] = (
+    memory['arguments']
+    + memory['outputs']
+    - memory['aliased']
+    + memory['temporaries']
+    + memory['program']
+  )
+  fits = capacity is None or memory['needed'] <= capacity
+  return memory | {'capacity': capacity, 'fits': fits}
+
+
+def _time(values, costs, topology, batch_per_device) -> dict[str, Any] | None:
+  """An estimate of the step's seconds: the compiler's, else a roofline.
+
+  The roofline is the longest of three times, each as if the others were hidden
+  behind it: products at the published peak, bytes at the published bandwidth
+  of the memory, and rings of all devices for what they send each other.
+  """
+  chip = topology.chip
+  # The compiler of TPUs adds up -1 for operations that it has no model of.
+  optimal = costs.get('optimal_seconds', 0)
+  times = {}
+  if chip:
+    share = chip.devices
+    times = {
+      'compute': (values['flops'] or 0) * share / chip.flops,
+      'memory': (values['bytes_accessed'] or 0) * share / chip.memory_bandwidth,
+      'network': collectives.sent_bytes(
+        values['collectives'], len(topology.devices)
+      )
+      * share
+      / chip.link_bandwidth,
+    }
+  if optimal > 0:
+    seconds, source = optimal, 'compiler'
+  elif times:
+    seconds, source = max(times.values()), 'roofline'
+  else:
+    return None
+  rate = batch_per_device * len(topology.devices) / seconds
+  return times | {
+    'step_seconds': seconds,
+    'source': source,
+    'images_per_second': rate,
+  }
+
+
+def _input(spec, row) -> dict[str, Any]:
+  """What the input pipeline of every host must deliver."""
+  num_bytes = sum(
+    x.dtype.size * x.shape.num_elements() for x in jax.tree.leaves(spec)
+  )
+  values = {'bytes_per_image': num_bytes // row['batch_size']}
+  if row['time']:
+    rate = row['time']['images_per_second'] / row['hosts']
+    values['images_per_second_per_host'] = rate
+    values['bytes_per_second_per_host'] = rate * values['bytes_per_image']
+  return values
+
+
+def _write(rows, output) -> None:
+  if output is None:
+    return
+  path = pathlib.Path(output) / 'plan.json'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(rows, indent=2) + '\n')

@@ -1,0 +1,222 @@
+"""The backend is the one asked for, or the message says what is there.
+
+Plugins for JAX are real ones: a package that pip installs into an environment
+of its own, and a library of C. They are loaded by new processes.
+"""
+
+import logging
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+
+import jax
+import plugin_environment
+import pytest
+
+from maskrcnn_jax.distributed import backends
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture
+def only_the_cpu():
+  if jax.default_backend() != 'cpu':
+    pytest.skip('an accelerator is present')
+
+
+def test_auto_takes_the_cpu_with_a_warning(only_the_cpu, caplog):
+  with caplog.at_level(logging.WARNING):
+    assert backends.pick_backend('auto') == 'cpu'
+  assert 'no accelerator' in caplog.text
+
+
+def test_cpu_is_taken_without_a_warning(only_the_cpu, caplog):
+  with caplog.at_level(logging.WARNING):
+    assert backends.pick_backend('cpu') == 'cpu'
+  assert not caplog.text
+
+
+@pytest.mark.parametrize('name', ['gpu', 'tpu', 'hpu'])
+def test_a_missing_backend_is_an_error_that_says_what_is_there(
+  only_the_cpu, name
+):
+  before = jax.config.jax_platforms
+  with pytest.raises(ValueError, match=rf'{name}.*finds only \d+ cpu'):
+    backends.pick_backend(name)
+  assert jax.config.jax_platforms == before
+
+
+def test_an_unknown_backend_lists_the_known_ones():
+  with pytest.raises(ValueError, match='auto, cpu, gpu, tpu, hpu'):
+    backends.pick_backend('cuda')
+
+
+@pytest.mark.parametrize(
+  'name, path, message',
+  [
+    ('gpu', __file__, r"is for runtime\.backend hpu or auto, got it for 'gpu'"),
+    ('hpu', '/no/such.so', r'runtime\.plugin_path /no/such\.so does not exist'),
+  ],
+)
+def test_the_path_of_a_plugin_is_checked(name, path, message):
+  with pytest.raises(ValueError, match=message):
+    backends.pick_backend(name, plugin_path=path)
+
+
+@pytest.fixture(scope='module')
+def with_plugin(tmp_path_factory):
+  """The Python of an environment with the package of tests/plugins."""
+  return plugin_environment.make(tmp_path_factory.mktemp('plugin'))
+
+
+PICK = """
+import logging, sys
+logging.basicConfig(format='%(message)s')
+from maskrcnn_jax.distributed import backends
+backends._PROBE_SECONDS = float(sys.argv[3])
+try:
+  print(backends.pick_backend(sys.argv[1], plugin_path=sys.argv[2] or None))
+except ValueError as error:
+  print(error)
+  sys.exit(2)
+import jax, jax.numpy as jnp
+print(jax.jit(jnp.sum)(jnp.ones(3)))
+"""
+
+
+def pick(python, name, behaviour='healthy', path='', seconds=60, **variables):
+  """A new process that picks a backend and computes 3.0 on it."""
+  names = ('JAX_PLATFORMS', 'XLA_FLAGS', 'PJRT_NAMES_AND_LIBRARY_PATHS')
+  kept = {k: v for k, v in os.environ.items() if k not in names}
+  return subprocess.run(
+    [python, '-c', PICK, name, path, str(seconds)],
+    env={**kept, 'PYTHONPATH': str(ROOT), 'FAKE_HPU': behaviour, **variables},
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=120,
+  )
+
+
+@pytest.mark.parametrize('name', ['auto', 'hpu'])
+def test_a_plugin_that_registers_hpu_is_used(with_plugin, name):
+  done = pick(with_plugin, name)
+  assert done.stdout.split() == ['hpu', '3.0'], done.stderr
+  assert 'computing on the CPU' not in done.stderr
+
+
+@pytest.mark.parametrize(
+  'behaviour, message',
+  [
+    ('initialize', 'the driver is too old'),
+    (
+      'client',
+      "Unable to initialize backend 'hpu': the driver does not answer",
+    ),
+    ('devices', "Backend 'hpu' provides no devices"),
+    ('crash', 'ended the process that tried it, signal 6'),
+    ('hang', 'did not start within 5.0 s'),
+  ],
+)
+def test_auto_falls_back_to_the_cpu_with_one_line(
+  with_plugin, behaviour, message
+):
+  done = pick(with_plugin, 'auto', behaviour, seconds=5)
+  assert done.stdout.split() == ['cpu', '3.0'], done.stderr
+  (line,) = done.stderr.splitlines()
+  assert line.startswith('JAX finds no accelerator here (fake_hpu')
+  assert message in line
+  assert line.endswith('; computing on the CPU (1 devices).')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('behaviour', ['initialize', 'client', 'devices'])
+def test_a_named_plugin_that_fails_is_an_error(with_plugin, behaviour):
+  done = pick(with_plugin, 'hpu', behaviour)
+  assert done.returncode == 2
+  reasons = {
+    'initialize': "Backend 'hpu' is not in the list of known backends",
+    'client': 'the driver does not answer',
+    'devices': "Backend 'hpu' provides no devices",
+  }
+  assert "runtime.backend is 'hpu', but JAX finds only 1 cpu" in done.stdout
+  assert reasons[behaviour] in done.stdout
+  assert 'Installed plugins: fake_hpu.' in done.stdout
+
+
+@pytest.mark.parametrize('how', ['config', 'environment'])
+def test_the_cpu_loads_no_plugin(with_plugin, how):
+  """Loaded, it would hang."""
+  if how == 'config':
+    done = pick(with_plugin, 'cpu', 'hang')
+  else:
+    done = pick(with_plugin, 'auto', 'hang', JAX_PLATFORMS='cpu')
+  assert done.stdout.split() == ['cpu', '3.0'], done.stderr
+
+
+def test_several_processes_must_name_the_backend(with_plugin):
+  code = 'from maskrcnn_jax.distributed import backends; backends.pick_backend("auto", 2)'
+  done = subprocess.run(
+    [with_plugin, '-c', code],
+    env={**os.environ, 'JAX_PLATFORMS': '', 'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  last = done.stderr.splitlines()[-1]
+  assert 'must be named in a job of several processes' in last
+  assert '(fake_hpu)' in last
+
+
+@pytest.fixture(scope='module')
+def library(tmp_path_factory):
+  """A PJRT plugin in C that loads and finds no device."""
+  compiler = shutil.which('cc')
+  if compiler is None:
+    pytest.skip('there is no C compiler')
+  header = 'xla/pjrt/c/pjrt_c_api.h'
+  package = pathlib.Path(sysconfig.get_path('purelib')) / 'tensorflow'
+  roots = [package / 'include' / sub for sub in ('', 'tensorflow/compiler')]
+  roots = [root for root in roots if (root / header).is_file()]
+  if not roots:
+    pytest.skip(f'TensorFlow brings no {header}')
+  path = tmp_path_factory.mktemp('library') / 'no_device.so'
+  source = str(plugin_environment.PLUGINS / 'no_device.c')
+  subprocess.run(
+    [compiler, '-shared', '-fPIC', f'-I{roots[0]}', '-o', str(path), source],
+    check=True,
+  )
+  return path
+
+
+def test_auto_goes_on_without_the_device_of_a_library(library):
+  done = pick(sys.executable, 'auto', path=str(library))
+  assert done.stdout.split() == ['cpu', '3.0'], done.stderr
+  (line,) = done.stderr.splitlines()
+  assert f'(hpu:{library}: ' in line
+  assert 'NOT_FOUND: no Gaudi device was found)' in line
+
+
+def test_a_named_library_without_a_device_is_an_error(library):
+  done = pick(sys.executable, 'hpu', path=str(library))
+  assert done.returncode == 2
+  assert 'NOT_FOUND: no Gaudi device was found. Installed' in done.stdout
+
+
+def test_a_file_that_is_no_library_is_an_error(tmp_path):
+  path = tmp_path / 'torn.so'
+  path.write_bytes(b'torn')
+  done = pick(sys.executable, 'hpu', path=str(path))
+  assert done.returncode == 2
+  assert f'Failed to open {path}' in done.stdout
+  assert 'finds only 1 cpu' in done.stdout
+
+
+def test_looking_for_plugins_takes_no_time():
+  start = time.perf_counter()
+  backends.installed_plugins()
+  assert time.perf_counter() - start < 1

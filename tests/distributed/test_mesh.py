@@ -1,0 +1,119 @@
+"""Devices: eight compute what one computes; what they send each other."""
+
+import re
+
+import jax
+import pytest
+from eight_devices import NUM_DEVICES, check_same, compare, run_on_eight
+
+from maskrcnn_jax.distributed import mesh as sharding
+
+# Of the largest entry of each array.
+TOLERANCE = 1e-5
+
+# Options of the tiny model.
+CASES = {
+  'group': {'norm': 'group'},
+  'batch': {'norm': 'batch'},
+  'frozen': {'norm': 'frozen', 'frozen_stages': 2},
+}
+
+
+@pytest.fixture(
+  scope='module',
+  # Group norm looks at one image alone: the others say more.
+  params=[
+    pytest.param(name, marks=[pytest.mark.long] * (name == 'group'))
+    for name in CASES
+  ],
+)
+def compared(request):
+  # One image a device.
+  counts = (2, 3, 1, 0, 4, 2, 1, 3)
+  return compare(CASES[request.param], counts, (64, 64), [{'num_devices': 8}])
+
+
+@pytest.mark.slow
+def test_losses_gradients_and_updates_are_those_of_one_device(compared):
+  check_same(compared, compared['reports'][0], TOLERANCE)
+
+
+@pytest.mark.slow
+def test_devices_send_sums_and_scores_only(compared):
+  """Neither images nor activations travel."""
+  for line in compared['reports'][0]['collectives']:
+    if ' all-reduce(' in line:
+      continue
+    # XLA has top_k see the whole batch: a score per anchor or candidate.
+    assert ' all-gather(' in line, line
+    assert re.search(r'op_name="[^"]*/top_k"', line), line
+    shape = re.search(r'= \w+\[(\d+),(\d+)\]', line)
+    assert int(shape[1]) == NUM_DEVICES, line
+    assert int(shape[2]) <= 1020, line  # Anchors of all levels.
+
+
+PLACE = """
+mesh = sharding.make_mesh()
+batch = tiny_model.make_batch((0, 1, 2, 3, 4, 0, 1, 2))
+batch['image_ids'] = np.arange(8)
+batch['scales'] = np.ones([8, 2], np.float32)
+placed = sharding.put_batch(batch, mesh)
+same = jax.tree.map(
+  lambda x, y: bool(np.array_equal(x, y)), placed, {k: batch[k] for k in placed}
+)
+try:
+  sharding.put_batch(jax.tree.map(lambda x: x[:6], batch), mesh)
+except ValueError as error:
+  message = str(error)
+draw = lambda key: jax.random.uniform(key, (8, 5))
+draws = [
+  jax.device_get(
+    jax.jit(draw, out_shardings=sharding.batch_sharding(mesh))(
+      jax.random.key(3)
+    )
+  ).tolist()
+  for mesh in (sharding.make_mesh(1), mesh)
+]
+print(json.dumps({
+  'keys': sorted(placed),
+  'same': jax.tree.leaves(same),
+  'rows': [
+    [len(shard.data) for shard in x.addressable_shards]
+    for x in jax.tree.leaves(placed)
+  ],
+  'message': message,
+  'partitionable': jax.config.jax_threefry_partitionable,
+  'draws': draws,
+}))
+"""
+
+
+@pytest.fixture(scope='module')
+def placed():
+  return run_on_eight(PLACE)
+
+
+def test_each_device_gets_its_rows_of_what_devices_need(placed):
+  assert placed['keys'] == ['image_sizes', 'images', 'instances', 'valid']
+  assert all(placed['same'])
+  for rows in placed['rows']:
+    assert rows == [1] * NUM_DEVICES
+
+
+def test_rows_must_split_evenly(placed):
+  assert 'batch_size' in placed['message']
+  assert '6 rows on this host for 8 devices' in placed['message']
+
+
+def test_draws_do_not_depend_on_the_number_of_devices(placed):
+  assert placed['partitionable']
+  one, eight = placed['draws']
+  assert one == eight
+
+
+def test_a_mesh_has_some_of_the_devices_there_are():
+  assert sharding.make_mesh().size == jax.device_count()
+  assert sharding.make_mesh(1).size == 1
+  for num_devices in (0, jax.device_count() + 1):
+    with pytest.raises(ValueError, match=f'got {num_devices}'):
+      sharding.make_mesh(num_devices)

@@ -1,0 +1,101 @@
+"""A run that hangs is ended, and says where; one that gets on is let be."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from maskrcnn_jax.distributed import watchdog
+
+ROOT = pathlib.Path(__file__).parents[2]
+SIMULATED_HOSTS = ROOT / 'launch' / 'simulated_hosts.sh'
+
+
+def make(seconds):
+  """A watchdog, and the exit codes it ended the process with."""
+  codes = []
+  return watchdog.Watchdog(seconds, answer_seconds=0, end=codes.append), codes
+
+
+def test_without_food_the_process_ends_and_says_where(capfd):
+  watch, codes = make(0.2)
+  with watch:
+    watch.feed('step 12: waiting for the devices')
+    time.sleep(1)
+  assert codes == [3]
+  message = capfd.readouterr().err
+  assert 'within runtime.watchdog_seconds, 0.2 s' in message
+  assert 'step 12: waiting for the devices for 0 s' in message
+  # The stack of the thread that hangs.
+  assert 'test_without_food_the_process_ends_and_says_where' in message
+
+
+def test_food_and_pauses_keep_it_quiet(capfd):
+  watch, codes = make(0.4)
+  with watch:
+    for step in range(8):
+      watch.feed(f'step {step}')
+      time.sleep(0.1)
+    with watch.paused():
+      time.sleep(1)
+  time.sleep(0.6)
+  assert codes == []
+  assert capfd.readouterr().err == ''
+
+
+def test_without_a_time_it_never_ends_anything():
+  watch, codes = make(0)
+  with watch:
+    watch.feed('step 1')
+  assert codes == []
+
+
+def test_a_time_must_not_be_negative():
+  with pytest.raises(ValueError, match='watchdog_seconds must not be negative'):
+    watchdog.Watchdog(-1)
+
+
+HANG = """
+import sys, time
+from maskrcnn_jax.distributed import processes as runtime
+runtime.start({'backend': 'cpu', 'heartbeat_seconds': 60})
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from maskrcnn_jax.distributed import watchdog
+rank = jax.process_index()
+with watchdog.Watchdog(3, answer_seconds=10) as watch:
+  for step in range(1, 100):
+    watch.feed(f'step {step}: reading')
+    if step == 5 and rank == 1:
+      time.sleep(1000)
+    watch.feed(f'step {step}: waiting for the devices')
+    multihost_utils.process_allgather(np.ones(1))
+"""
+
+
+@pytest.mark.slow
+def test_a_collective_that_does_not_return_names_step_and_hosts():
+  kept = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  start = time.monotonic()
+  done = subprocess.run(
+    ['bash', SIMULATED_HOSTS, '2', sys.executable, '-c', HANG],
+    env={**kept, 'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=120,
+  )
+  assert done.returncode == 3
+  assert time.monotonic() - start < 60
+  host = os.uname().nodename
+  assert f'process 0 on {host}, pid ' in done.stderr
+  table = r'process 0 on .*: step 5: waiting for the devices for \d s\n'
+  table += r'process 1 on .*: step 5: reading for \d s\n'
+  assert re.search(table, done.stderr), done.stderr
+  # The stack of the process that keeps the others waiting.
+  assert '[1]   File "<string>", line 14 in <module>' in done.stderr

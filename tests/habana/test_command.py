@@ -1,0 +1,686 @@
+"""The seed's flags at work: what each of them does is watched here."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import habana_runs
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import quick
+import tensorflow_checkpoint
+import tiny_run
+import yaml
+from habana_runs import execute, lines
+
+from maskrcnn_jax import input_pipeline
+from maskrcnn_jax.checkpoints import store as checkpoint
+from maskrcnn_jax.cli import main as main_command
+from maskrcnn_jax.habana import command as seed_command
+from maskrcnn_jax.habana import flags as seed_flags
+from maskrcnn_jax.models import proposals as proposals_lib
+from maskrcnn_jax.models.heads import RPNOutputs
+from maskrcnn_jax.models.mask_rcnn import MaskRCNN
+from maskrcnn_jax.training import optimizer as optimizer_lib
+from maskrcnn_jax.training import train_step
+
+# Flag -> the test that watches what it does; `file::test` for other files.
+OBSERVED = {
+  'mode': 'test_train_and_eval_in_cycles',
+  'model_dir': 'test_train_and_eval_in_cycles',
+  'total_steps': 'test_train_and_eval_in_cycles',
+  'train_batch_size': 'test_train_and_eval_in_cycles',
+  'training_file_pattern': 'test_inputs_are_checked_before_the_first_step',
+  'validation_file_pattern': 'test_inputs_are_checked_before_the_first_step',
+  'val_json_file': 'test_inputs_are_checked_before_the_first_step',
+  'num_steps_per_eval': 'test_train_and_eval_in_cycles',
+  'skip_cycles': 'test_train_and_eval_in_cycles',
+  'save_checkpoints_steps': 'test_train_and_eval_in_cycles',
+  'report_frequency': 'test_evaluation_reports_on_its_way',
+  'eval_samples': 'test_evaluation_of_some_images_in_any_batch',
+  'eval_batch_size': 'test_evaluation_of_some_images_in_any_batch',
+  'eval_after_training': 'test_train_with_and_without_evaluation',
+  'include_groundtruth_in_features': 'test_ground_truth_of_the_records',
+  'save_summary_steps': 'test_tensorboard_has_the_names_of_the_seed',
+  'log_path': 'test_the_log_sums_up_the_run',
+  'profile': 'test_a_trace_was_written',
+  'checkpoint': 'test_a_new_run_starts_from_the_pretrained_backbone',
+  'seed': 'test_seed_and_determinism',
+  'deterministic': 'test_seed_and_determinism',
+  'use_fake_data': 'test_fake_data_is_the_first_batch_for_ever',
+  'max_cpus': (
+    'input_pipeline/test_batches.py::test_threads_are_capped_in_all_pools'
+  ),
+  'pyramid_roi_impl': 'test_roi_features_have_the_type_of_their_name',
+  'amp': 'test_roi_features_have_the_type_of_their_name',
+  'finetune_bn': 'test_batch_norms_of_stages_3_to_5_learn',
+  'topk_before_nms': 'test_nms_over_all_anchors',
+  'init_learning_rate': 'test_the_optimizer_of_the_flags',
+  'momentum': 'test_the_optimizer_of_the_flags',
+  'l2_weight_decay': 'test_the_optimizer_of_the_flags',
+  'global_gradient_clip_ratio': 'test_the_optimizer_of_the_flags',
+  'learning_rate_steps': 'test_flags.py::test_learning_rate_of_the_flags',
+  'learning_rate_decay_levels': (
+    'test_flags.py::test_learning_rate_of_the_flags'
+  ),
+  'warmup_learning_rate': 'test_flags.py::test_learning_rate_of_the_flags',
+  'warmup_steps': 'test_flags.py::test_learning_rate_of_the_flags',
+  'device': 'test_the_device_is_the_one_that_is_asked_for',
+  'use_tf_distributed': 'test_one_process_drives_one_device_or_all',
+}
+TESTS = pathlib.Path(__file__).parent
+
+
+def test_every_flag_is_watched_or_answered():
+  for flag in seed_flags.FLAGS:
+    if flag.replaced:
+      continue  # test_flags checks the answers.
+    file, _, test = OBSERVED[flag.name].rpartition('::')
+    text = (TESTS / (file or __file__)).read_text()
+    assert f'def {test}(' in text, flag.name
+
+
+# What needs no run.
+
+
+def config_of(*argv, **environ):
+  command = seed_flags.parse(argv)
+  return seed_command.make_config(command, environ)
+
+
+def small_config(*argv, **environ):
+  return config_of(*habana_runs.small(), *argv, **environ)
+
+
+def make_images():
+  sizes = jnp.full((1, 2), 64.0)
+  return jnp.zeros((1, 64, 64, 3)), sizes
+
+
+@pytest.mark.parametrize(
+  'argv, precision, expected',
+  [
+    (['--pyramid_roi_impl=habana'], 'full', ('bfloat16', 'bfloat16')),
+    (['--pyramid_roi_impl=gather'], 'full', ('bfloat16', 'bfloat16')),
+    (['--pyramid_roi_impl=habana_fp32'], 'full', ('bfloat16', 'float32')),
+    ([], 'basic', ('float32', 'float32')),
+    ([], '0', ('float32', 'float32')),
+    (['--amp'], '0', ('bfloat16', 'bfloat16')),
+  ],
+)
+def test_roi_features_have_the_type_of_their_name(argv, precision, expected):
+  config = small_config(*argv, TF_BF16_CONVERSION=precision)
+  model = MaskRCNN.from_config(config.model)
+  images, sizes = make_images()
+
+  def types(key):
+    variables = train_step.init_variables(model, key)
+    pyramid = model.apply(variables, images, sizes, method='pyramid')
+    boxes = jnp.zeros((1, 2, 4))
+    rois = model.apply(variables, pyramid, boxes, 7, method='align')
+    outputs = model.apply(variables, pyramid, method=lambda m, p: m.rpn_head(p))
+    return variables, pyramid[2], rois, outputs
+
+  variables, pyramid, rois, outputs = jax.eval_shape(types, jax.random.key(0))
+  assert (pyramid.dtype, rois.dtype) == expected
+  for leaf in jax.tree.leaves((variables, outputs)):
+    assert leaf.dtype == jnp.float32
+
+
+def test_batch_norms_of_stages_3_to_5_learn():
+  trained = {}
+  for argv in ((), ('--finetune_bn',)):
+    model = MaskRCNN.from_config(small_config(*argv).model)
+    shapes = jax.eval_shape(
+      lambda key, model=model: train_step.init_variables(model, key),
+      jax.random.key(0),
+    )
+    trained[argv] = {
+      stage
+      for stage, params in shapes['params']['backbone'].items()
+      if 'norm' in str(jax.tree_util.tree_structure(params))
+    }
+  assert trained[()] == set()
+  assert trained[('--finetune_bn',)] == {'stage3', 'stage4', 'stage5'}
+
+
+@pytest.mark.slow
+def test_nms_over_all_anchors():
+  """2000 boxes on one place hide 500 others from a cut, not from NMS."""
+  boxes = np.tile(np.float32([0, 0, 20, 20]), (2500, 1))
+  boxes[2000:] += 40 * np.arange(1, 501)[:, None]
+  outputs = RPNOutputs(
+    {2: jnp.asarray(np.linspace(9, 1, 2500, dtype=np.float32))[None]},
+    {2: jnp.zeros((1, 2500, 4))},
+  )
+  counts = {}
+  for flag in ('--topk_before_nms', '--notopk_before_nms'):
+    options = MaskRCNN.from_config(config_of(flag).model).train_proposals
+    proposals = proposals_lib.propose(
+      outputs, {2: boxes}, jnp.full((1, 2), 1e6), options
+    )
+    counts[flag] = int(proposals.valid.sum())
+  assert counts == {'--topk_before_nms': 1, '--notopk_before_nms': 501}
+
+
+def test_the_optimizer_of_the_flags():
+  """Two steps on one kernel, by hand."""
+  flags = [
+    '--init_learning_rate=0.5',
+    '--warmup_steps=0',
+    '--momentum=0.25',
+    '--l2_weight_decay=0.125',
+    '--global_gradient_clip_ratio=3',
+  ]
+  options = optimizer_lib.OptimizerOptions(**config_of(*flags).optimizer)
+  params = {'kernel': jnp.array([2.0, 4.0])}
+  trainable = {'kernel': True}
+  decay = optimizer_lib.weight_decay_loss(
+    params, trainable, options.weight_decay
+  )
+  assert float(decay) == 0.125 * 0.5 * (4.0 + 16.0)
+  optimizer = optimizer_lib.make_optimizer(options, trainable)
+  state = optimizer.init(params)
+  gradients = {'kernel': jnp.array([0.0, 6.0])}  # Clipped to a norm of 3.
+  for expected in ([2.0, 4.0 - 0.5 * 3.0], [2.0, 2.5 - 0.5 * 3.75]):
+    updates, state = optimizer.update(gradients, state, params, step=1)
+    params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params['kernel'], expected, rtol=1e-6)
+
+
+@pytest.fixture(scope='module')
+def dataset(tmp_path_factory):
+  return tiny_run.write_dataset(tmp_path_factory.mktemp('dataset'))
+
+
+def data_flags(dataset):
+  pattern, annotations_file = dataset
+  return [
+    f'--training_file_pattern={pattern}',
+    f'--validation_file_pattern={pattern}',
+    f'--val_json_file={annotations_file}',
+  ]
+
+
+def test_fake_data_is_the_first_batch_for_ever(dataset):
+  seen = {}
+  for flag in ('--use_fake_data', '--nouse_fake_data'):
+    config = small_config(*data_flags(dataset), '--train_batch_size=2', flag)
+    batches = input_pipeline.train_batches(**config.input)
+    seen[flag] = [next(batches)['image_ids'].tolist() for _ in range(4)]
+  assert seen['--use_fake_data'] == [seen['--nouse_fake_data'][0]] * 4
+  assert len({*map(tuple, seen['--nouse_fake_data'])}) > 1
+
+
+@pytest.mark.parametrize(
+  'flag, value, message',
+  [
+    ('training_file_pattern', 'no/train*', "file_pattern 'no/train*' fits no"),
+    ('validation_file_pattern', 'no/val*', "file_pattern 'no/val*' fits no"),
+    ('val_json_file', 'no.json', 'annotations_file no.json does not exist'),
+    ('checkpoint', 'no/model.ckpt-1', 'training.pretrained: There is no check'),
+    ('eval_samples', '0', 'evaluation.max_images must be at least 1, got 0'),
+    ('max_cpus', '0', 'num_threads must be 1 or more, got 0'),
+    ('train_batch_size', '0', 'input.batch_size must be a positive multiple'),
+    ('eval_batch_size', '-4', 'evaluation.batch_size must be at least 1, got'),
+    ('total_steps', '0', 'training.num_steps must be at least 1, got 0'),
+    ('profile', '3,1', 'training.profile must be the first and the last step'),
+    ('device', 'HPU', "runtime.backend is 'hpu', but JAX finds only"),
+  ],
+)
+def test_inputs_are_checked_before_the_first_step(
+  dataset, tmp_path, monkeypatch, capsys, flag, value, message
+):
+  monkeypatch.chdir(tmp_path)
+  argv = [*data_flags(dataset), *habana_runs.scratch(), '--mode=train']
+  assert seed_flags.main([*argv, f'--{flag}={value}']) == 2
+  error = capsys.readouterr().err
+  assert error.startswith('mask_rcnn_main.py: ')
+  assert message in error
+  assert not list(tmp_path.iterdir())  # Neither results/ nor mrcnn.json.
+
+
+def test_without_evaluation_its_inputs_are_not_asked_for(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  called = []
+  from maskrcnn_jax.training import loop
+
+  monkeypatch.setattr(loop, 'train', lambda *a: called.append(a))
+  argv = ['--mode=train', '--noeval_after_training', *habana_runs.scratch()]
+  assert seed_flags.main([*argv, '--val_json_file=no.json']) == 0
+  config, workdir, notes = called[0]
+  assert workdir == 'results/'
+  assert config.evaluation.annotations_file == 'no.json'
+  params = yaml.safe_load(notes['params.yaml'])
+  assert params['val_json_file'] == 'no.json'
+  assert params['learning_rate_levels'] == pytest.approx([5e-4, 5e-5])
+  assert params['model']['num_classes'] == 3
+
+
+def test_evaluation_of_an_empty_folder_is_an_error(
+  tmp_path, monkeypatch, capsys
+):
+  monkeypatch.chdir(tmp_path)
+  assert seed_flags.main(['--mode=eval', *habana_runs.small()]) == 2
+  assert 'results/ holds no checkpoint' in capsys.readouterr().err
+  (tmp_path / 'results').mkdir()
+  (tmp_path / 'results' / 'model.ckpt-360000.index').touch()
+  assert seed_flags.main(['--mode=eval', *habana_runs.small()]) == 2
+  error = capsys.readouterr().err
+  assert 'results/model.ckpt-360000: name it with --checkpoint' in error
+
+
+def test_a_backbone_cannot_be_evaluated(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  backbone = tensorflow_checkpoint.google_backbone(50, 4)
+  tensorflow_checkpoint.write_named(tmp_path / 'model.ckpt-112603', backbone)
+  argv = ['--mode=eval', '--checkpoint=model.ckpt-112603', *habana_runs.small()]
+  assert seed_flags.main(argv) == 2
+  error = capsys.readouterr().err
+  assert 'model.ckpt-112603 is a checkpoint of a backbone' in error
+
+
+# Runs. They share compiled programs.
+
+
+@pytest.fixture(scope='module')
+def env(tmp_path_factory):
+  return habana_runs.environment(tmp_path_factory.mktemp('programs'))
+
+
+RUN_FLAGS = [
+  '--model_dir=run',
+  '--total_steps=6',
+  '--num_steps_per_eval=2',
+  '--skip_cycles=1',
+  '--save_checkpoints_steps=3',
+  '--train_batch_size=2',
+  '--eval_batch_size=2',
+  '--report_frequency=1',
+  '--save_summary_steps=2',
+  '--log_path=logs/mrcnn.json',
+  '--profile=2,3',
+  '--nonms_on_hpu',
+  '--config.training.log_every_steps=1',
+]
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory, dataset, env):
+  """The folder of a run with cycles, and what it printed."""
+  folder = tmp_path_factory.mktemp('run')
+  argv = [*data_flags(dataset), *habana_runs.scratch(), *RUN_FLAGS]
+  return folder, execute(argv, folder, env)
+
+
+def entries(path):
+  return [json.loads(line)['data'] for line in path.read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_train_and_eval_in_cycles(run):
+  folder, shown = run
+  assert sorted(lines(folder / 'run', 'train/total_loss')) == [1, 2, 3, 4, 5, 6]
+  # Three cycles of two steps, the first one without its evaluation.
+  assert sorted(lines(folder / 'run', 'eval/AP')) == [4, 6]
+  steps = sorted(int(p.name) for p in (folder / 'run/checkpoints').iterdir())
+  # Every third one, and the one that was evaluated on the way.
+  assert steps == [3, 4, 6]
+  position = checkpoint.read_position(folder / 'run')
+  assert position['examples'] == 6 * 2
+  assert 'training on 1 cpu with 2 images a step' in shown
+  assert '--nms_on_hpu has nothing to do here: NMS runs where' in shown
+  params = yaml.safe_load((folder / 'run' / 'params.yaml').read_text())
+  assert params['total_steps'] == 6
+  assert params['training']['num_steps'] == 6
+
+
+@pytest.mark.slow
+def test_evaluation_reports_on_its_way(run):
+  _, shown = run
+  for step in (4, 6):
+    assert f'step {step}, after 1 batches (2 images):' in shown
+    assert f'step {step}, after 2 batches (3 images):' in shown
+
+
+@pytest.mark.slow
+def test_tensorboard_has_the_names_of_the_seed(run):
+  folder, _ = run
+  events = b''.join(
+    path.read_bytes() for path in (folder / 'run').glob('events.out.*')
+  )
+  for name in (
+    'train/l2_loss',
+    'train/mask_loss',
+    'train/rpn_score_loss',
+    'train/fastRCNN_total_loss',
+    'train/learning_rate',
+    'global_step/sec',
+    'examples/sec',
+    'eval/mask_AP',
+    '_hparams_',
+    'eval/image-7',
+  ):
+    assert name.encode() in events, name
+
+
+@pytest.mark.slow
+def test_the_log_sums_up_the_run(run):
+  folder, shown = run
+  logged = entries(folder / 'logs' / 'mrcnn.json')
+  training = [entry for entry in logged if 'Average_throughput' in entry]
+  assert training == [
+    {
+      'Average_throughput': -1.0,  # As in the seed below 101 steps.
+      'Total processed steps': 6,
+      'Total_processing_time': pytest.approx(300, abs=299.9),
+    }
+  ]
+  assert 'images/s (warm-up: a run is measured from step 101 on)' in shown
+  (losses,) = (entry for entry in logged if 'FastRCNN total loss' in entry)
+  last = lines(folder / 'run', 'train/total_loss')[6]
+  assert losses['Mask loss'] == pytest.approx(last['train/mask'])
+  assert losses['FastRCNN total loss'] == pytest.approx(
+    last['train/class'] + last['train/box']
+  )
+  scores = [entry for entry in logged if 'accuracy' in entry]
+  assert len(scores) == 2
+  evaluated = lines(folder / 'run', 'eval/AP')[6]
+  assert scores[-1]['accuracy'] == evaluated['eval/mask_AP']
+  assert scores[-1]['eval/ARmax100'] == evaluated['eval/ARmax100']
+  assert len([entry for entry in logged if 'avg_inference_time' in entry]) == 2
+
+
+@pytest.mark.slow
+def test_a_trace_was_written(run):
+  folder, _ = run
+  (trace,) = (folder / 'run').glob('plugins/profile/*/*.xplane.pb')
+  assert trace.stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_both_commands_give_the_same_metrics(run, dataset, env, tmp_path):
+  folder, _ = run
+  saved = folder / 'run' / 'config.json'
+  config = tmp_path / 'same.py'
+  config.write_text(
+    'import json, ml_collections\n'
+    'def frozen(x):\n'
+    '  if isinstance(x, dict):\n'
+    '    return {k: frozen(v) for k, v in x.items()}\n'
+    '  return tuple(map(frozen, x)) if isinstance(x, list) else x\n'
+    'def get_config():\n'
+    f'  values = json.load(open({str(saved)!r}))\n'
+    '  return ml_collections.ConfigDict(frozen(values))\n'
+  )
+  subprocess.run(
+    [
+      sys.executable,
+      '-m',
+      'maskrcnn_jax.cli.main',
+      'train_and_eval',
+      f'--config={config}',
+      f'--workdir={tmp_path}/run',
+    ],
+    env=env,
+    cwd=tmp_path,
+    check=True,
+    capture_output=True,
+  )
+  for key in ('train/total_loss', 'eval/AP'):
+    ours, theirs = lines(tmp_path / 'run', key), lines(folder / 'run', key)
+    assert ours == theirs
+    assert len(theirs) > 1
+
+
+@pytest.mark.slow
+def test_what_is_done_is_said_and_left_alone(run, dataset, env):
+  folder, _ = run
+  before = {p: p.stat().st_mtime_ns for p in (folder / 'run').rglob('*')}
+  argv = [*data_flags(dataset), *habana_runs.scratch(), '--model_dir=run']
+  argv += ['--mode=train', '--noeval_after_training']
+  shown = execute([*argv, '--total_steps=5'], folder, env)
+  assert 'run has 6 of 5 steps: nothing to train' in shown
+  wide = '--config.model.backbone.width=8'
+  shown = execute([*argv, '--total_steps=9', wide], folder, env, code=2)
+  assert 'run holds a run of another model' in shown
+  assert 'model.backbone.width: saved 4, given 8' in shown
+  assert {
+    p: p.stat().st_mtime_ns for p in (folder / 'run').rglob('*')
+  } == before
+
+
+@pytest.mark.slow
+def test_evaluation_of_some_images_in_any_batch(run, dataset, env):
+  folder, _ = run
+  argv = [*data_flags(dataset), *habana_runs.scratch(), '--mode=eval']
+  argv += ['--model_dir=run', '--log_path=logs/eval.json']
+  results = folder / 'run' / 'eval' / 'detections-6.json'
+  expected = json.loads(results.read_text())
+  # The run itself took 2 of 3 images; 4 are more than there are.
+  for size in (1, 4):
+    execute([*argv, f'--eval_batch_size={size}'], folder, env)
+    actual = json.loads(results.read_text())
+    assert len(actual) == len(expected) > 0
+    key = lambda x: (x['image_id'], -x['score'])  # noqa: E731
+    for ours, theirs in zip(sorted(actual, key=key), sorted(expected, key=key)):
+      assert ours['category_id'] == theirs['category_id']
+      np.testing.assert_allclose(ours['bbox'], theirs['bbox'], atol=1e-3)
+      assert ours['score'] == pytest.approx(theirs['score'], rel=1e-4)
+  shown = execute([*argv, '--eval_samples=2'], folder, env)
+  assert '2 of 2 images evaluated' in shown
+  assert {x['image_id'] for x in json.loads(results.read_text())} == {7, 8}
+
+
+@pytest.mark.slow
+def test_ground_truth_of_the_records(run, dataset, env):
+  folder, _ = run
+  argv = [*data_flags(dataset), *habana_runs.scratch(), '--mode=eval']
+  argv += ['--model_dir=run', '--val_json_file=no.json', '--log_path=e.json']
+  execute([*argv, '--include_groundtruth_in_features'], folder, env)
+  (truth,) = (folder / 'run' / 'eval').glob('ground-truth-*.json')
+  assert len(json.loads(truth.read_text())['annotations']) == 3
+  (scores,) = (x for x in entries(folder / 'e.json') if 'accuracy' in x)
+  evaluated = lines(folder / 'run', 'eval/AP')[6]
+  for name in ('eval/AP', 'eval/mask_AP', 'eval/ARmax100'):
+    assert scores[name] == pytest.approx(evaluated[name], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_train_with_and_without_evaluation(dataset, env, tmp_path):
+  argv = [*data_flags(dataset), *habana_runs.scratch(), '--mode=train']
+  argv += ['--total_steps=2', '--train_batch_size=2', '--eval_batch_size=2']
+  leftover = tmp_path / 'results' / 'model.ckpt-360000.index'
+  leftover.parent.mkdir()
+  leftover.write_text('of an older run')
+  shown = execute([*argv, '--noeval_after_training'], tmp_path, env)
+  assert 'images evaluated' not in shown
+  assert 'results/model.ckpt-360000 is of a TensorFlow run' in shown
+  assert leftover.read_text() == 'of an older run'
+  assert not (tmp_path / 'results' / 'eval').exists()
+  shown = execute(argv, tmp_path, env)
+  assert 'nothing to train' in shown
+  assert 'step 2: 3 of 3 images evaluated' in shown
+  assert (tmp_path / 'mrcnn.json').exists()
+
+
+def write_backbone(folder, seed=0):
+  """Google's backbone where the seed's default looks for it."""
+  prefix = folder / 'weights/resnet/resnet-nhwc-2018-02-07/model.ckpt-112603'
+  prefix.parent.mkdir(parents=True)
+  tensors = tensorflow_checkpoint.google_backbone(50, 4, seed)
+  tensorflow_checkpoint.write_named(prefix, tensors)
+  return tensors
+
+
+def kernel(workdir, step, *path):
+  params = checkpoint.restore(workdir, step)[0]['params']['backbone']
+  for name in path:
+    params = params[name]
+  return np.asarray(params['kernel'])
+
+
+@pytest.mark.slow
+def test_a_new_run_starts_from_the_pretrained_backbone(dataset, env, tmp_path):
+  tensors = write_backbone(tmp_path)
+  argv = [*data_flags(dataset), *habana_runs.small(), '--mode=train']
+  argv += ['--noeval_after_training', '--train_batch_size=2']
+  # The first step has the learning rate 0.
+  shown = execute([*argv, '--total_steps=1'], tmp_path, env)
+  assert '265 tensors of model.ckpt-112603 -> backbone' in shown
+  workdir, stage3 = tmp_path / 'results', ('stage3', 'block1', 'conv1')
+  loaded = kernel(workdir, 1, *stage3)
+  np.testing.assert_array_equal(loaded, tensors['conv2d_12/kernel'])
+  # A resumed run does not even need the file.
+  (tmp_path / 'weights').rename(tmp_path / 'elsewhere')
+  shown = execute(
+    [*argv, '--total_steps=2', '--init_learning_rate=5'], tmp_path, env
+  )
+  assert 'continuing from step 1' in shown
+  assert 'tensors of' not in shown
+  assert np.any(kernel(workdir, 2, *stage3) != loaded)
+  frozen = kernel(workdir, 2, 'stage2', 'block1', 'conv1')
+  np.testing.assert_array_equal(frozen, tensors['conv2d_2/kernel'])
+
+
+@pytest.mark.long
+def test_killed_at_any_moment_it_goes_on_with_the_trained_backbone(
+  dataset, env, tmp_path
+):
+  write_backbone(tmp_path)
+  argv = [*data_flags(dataset), *habana_runs.small(), '--mode=train']
+  argv += ['--noeval_after_training', '--train_batch_size=2', '--seed=0']
+  argv += ['--total_steps=30', '--save_checkpoints_steps=5']
+  argv += ['--warmup_steps=5', '--config.training.log_every_steps=1']
+  execute([*argv, '--model_dir=whole'], tmp_path, env)
+  workdir, rng = tmp_path / 'killed', random.Random(time.time_ns())
+  for kills_left in (2, 1, 0):
+    before = checkpoint.latest_step(workdir)
+    process = habana_runs.start([*argv, '--model_dir=killed'], tmp_path, env)
+    while kills_left and process.poll() is None:
+      time.sleep(0.01)
+      if checkpoint.latest_step(workdir) != before:
+        # The next save may not have begun, be on its way, or be finished.
+        time.sleep(rng.uniform(0.0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        break
+    shown, _ = process.communicate()
+    assert ('tensors of' in shown) == (before is None)
+  assert process.returncode == 0
+  assert 'continuing from step' in shown
+  whole, killed = (
+    checkpoint.restore(tmp_path / name)[0] for name in ('whole', 'killed')
+  )
+  jax.tree.map(np.testing.assert_array_equal, whole, killed)
+  key = 'train/total_loss'
+  assert lines(workdir, key) == lines(tmp_path / 'whole', key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'num_steps', [10, pytest.param(50, marks=pytest.mark.long)]
+)
+def test_seed_and_determinism(num_steps, dataset, env, tmp_path):
+  argv = [*data_flags(dataset), *habana_runs.scratch(), '--mode=train']
+  argv += ['--noeval_after_training', '--train_batch_size=2', '--amp']
+  argv += ['--warmup_steps=5', '--deterministic']
+  argv += ['--config.training.log_every_steps=10']
+  for name, seed, steps in (
+    ('a', 0, num_steps),
+    ('b', 0, num_steps),
+    ('c', 1, 10),
+  ):
+    flags = [f'--model_dir={name}', f'--seed={seed}', f'--total_steps={steps}']
+    execute([*argv, *flags], tmp_path, env)
+  states = [checkpoint.restore(tmp_path / name)[0] for name in ('a', 'b')]
+  jax.tree.map(np.testing.assert_array_equal, *states)
+  ours, again, other = (
+    lines(tmp_path / name, 'train/total_loss') for name in ('a', 'b', 'c')
+  )
+  assert ours == again
+  assert ours[10] != other[10]
+  # On a GPU the promise needs XLA's deterministic forms.
+  saved = json.loads((tmp_path / 'a' / 'config.json').read_text())
+  assert saved['runtime']['deterministic']
+
+
+def test_determinism_reaches_xla(monkeypatch):
+  from maskrcnn_jax.distributed import processes as runtime
+
+  monkeypatch.setenv('XLA_FLAGS', '--xla_a=1')
+  for _ in range(2):
+    runtime.make_deterministic()
+  flags = '--xla_a=1 --xla_gpu_deterministic_ops=true'
+  assert os.environ['XLA_FLAGS'] == flags
+
+
+def test_the_device_is_the_one_that_is_asked_for(dataset, tmp_path, capsys):
+  if jax.default_backend() != 'cpu':
+    pytest.skip('an accelerator is present')
+  argv = ['--mode=eval', f'--model_dir={tmp_path}', *habana_runs.small()]
+  for device in ('CPU', 'HPU'):
+    assert seed_flags.main([*argv, f'--device={device}']) == 2
+    error = capsys.readouterr().err
+    assert ('no checkpoint' in error) == (device == 'CPU')
+    assert ('JAX finds only' in error) == (device == 'HPU')
+  # The default of the seed, HPU, is no demand: the CPU serves.
+  assert seed_flags.main(argv) == 2
+  assert 'no checkpoint' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_one_process_drives_one_device_or_all(dataset, env, tmp_path):
+  code = (
+    'import sys\n'
+    'from maskrcnn_jax.habana import flags as seed_flags\n'
+    'from maskrcnn_jax.training import loop\nfrom maskrcnn_jax.distributed import mesh as sharding\n'
+    'def train(config, workdir, notes):\n'
+    '  print("SEEN", sharding.config_mesh(config).size,\n'
+    '        config.input.batch_size, config.evaluation.batch_size)\n'
+    'loop.train = train\n'
+    'sys.exit(seed_flags.main(sys.argv[1:]))\n'
+  )
+  argv = ['--mode=train', '--noeval_after_training', '--train_batch_size=3']
+  two = env | {'XLA_FLAGS': quick.xla_flags(num_devices=2)}
+  for flags, expected in (([], '1 3 4'), (['--use_tf_distributed'], '2 6 8')):
+    shown = subprocess.run(
+      [sys.executable, '-c', code, *argv, *flags],
+      cwd=tmp_path,
+      env=two,
+      check=True,
+      capture_output=True,
+      text=True,
+    )
+    assert f'SEEN {expected}' in shown.stdout
+
+
+@pytest.mark.slow
+def test_termination_saves_the_run(dataset, env, tmp_path):
+  argv = [*data_flags(dataset), *habana_runs.scratch(), '--mode=train']
+  argv += ['--noeval_after_training', '--total_steps=100000']
+  argv += ['--save_checkpoints_steps=5', '--train_batch_size=2']
+  process = habana_runs.start(argv, tmp_path, env)
+  while not list((tmp_path / 'results').glob('checkpoints/*')):
+    assert process.poll() is None
+    time.sleep(0.2)
+  process.send_signal(signal.SIGTERM)
+  shown, _ = process.communicate(timeout=60)
+  assert process.returncode == 0
+  assert 'Training ended with status: STOPPED by SIGTERM' in shown
+  logged = entries(tmp_path / 'mrcnn.json')
+  steps = logged[0]['Total processed steps']
+  assert checkpoint.latest_step(tmp_path / 'results') == steps > 0
+
+
+def test_a_run_of_the_other_command_needs_no_flags_of_the_seed(capsys):
+  with pytest.raises(SystemExit, match='2'):
+    main_command.main(['prepare', '--images=a', '--config.input.flip=true'])
+  assert 'prepare' in capsys.readouterr().err

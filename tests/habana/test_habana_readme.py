@@ -1,0 +1,169 @@
+"""The commands of the seed's README run as they stand, paths aside.
+
+Steps, canvas and model are small; the last flags see to that. The ones with
+mpirun run as two processes and without `--map-by`, which counts the cores of
+the machine.
+"""
+
+import json
+import shlex
+import shutil
+
+import habana_runs
+import pytest
+import tensorflow_checkpoint
+import tiny_run
+
+from maskrcnn_jax.checkpoints import store as checkpoint
+
+DATA = (
+  '--training_file_pattern="/data/tensorflow/coco2017/tf_records/'
+  'train-*.tfrecord" '
+  '--validation_file_pattern="/data/tensorflow/coco2017/tf_records/'
+  'val-*.tfrecord" '
+  '--val_json_file="/data/tensorflow/coco2017/tf_records/annotations/'
+  'instances_val2017.json"'
+)
+WEIGHTS = (
+  '--checkpoint="weights/resnet/resnet-nhwc-2018-02-07/model.ckpt-112603"'
+)
+MPIRUN = (
+  'mpirun --allow-run-as-root --bind-to core --map-by socket:PE=6 --np 8 '
+  '-x TF_BF16_CONVERSION'
+)
+SCRIPT = '$PYTHON mask_rcnn_main.py'
+# Name -> TF_BF16_CONVERSION, command.
+ONE_CARD = {
+  'defaults': (None, SCRIPT),
+  'exemplary': (
+    'full',
+    f'{SCRIPT} --mode=train {WEIGHTS} --init_learning_rate=0.005 '
+    '--learning_rate_steps=240000,320000 --model_dir="results" '
+    f'--total_steps=360000 {DATA}',
+  ),
+  'gaudi2': (
+    'full',
+    f'{SCRIPT} --mode=train {WEIGHTS} --init_learning_rate=0.015 '
+    '--train_batch_size=12 --learning_rate_steps=80000,106667 '
+    f'--model_dir="results" --total_steps=120000 {DATA}',
+  ),
+}
+EIGHT_CARDS = {
+  'bf16': (
+    'full',
+    f'{MPIRUN} {SCRIPT} --mode=train {DATA} --init_learning_rate=0.04 '
+    f'--learning_rate_steps=30000,40000 --total_steps=45000 {WEIGHTS} '
+    '--model_dir="results"',
+  ),
+  'gaudi2': (
+    'full',
+    f'{MPIRUN} {SCRIPT} --mode=train {DATA} --init_learning_rate=0.12 '
+    '--train_batch_size=12 --learning_rate_steps=10000,13334 '
+    f'--total_steps=15000 {WEIGHTS} --model_dir="results"',
+  ),
+  'fp32': (
+    '0',
+    f'{MPIRUN} {SCRIPT} --mode=train {DATA} --init_learning_rate=0.04 '
+    '--learning_rate_steps=30000,40000 --num_steps_per_eval=3696 '
+    f'--total_steps=45000 {WEIGHTS} --model_dir="results"',
+  ),
+}
+DTYPES = {None: 'float32', '0': 'float32', 'full': 'bfloat16'}
+SMALL = [
+  *habana_runs.small(),
+  '--config.training.num_steps=2',
+  '--config.training.log_every_steps=1',
+]
+
+
+@pytest.fixture(scope='module')
+def env(tmp_path_factory):
+  return habana_runs.environment(tmp_path_factory.mktemp('programs'))
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """Weights, records and annotations where the README has them."""
+  prefix = tmp_path / 'weights/resnet/resnet-nhwc-2018-02-07/model.ckpt-112603'
+  prefix.parent.mkdir(parents=True)
+  tensorflow_checkpoint.write_named(
+    prefix, tensorflow_checkpoint.google_backbone(50, 4)
+  )
+  data = tmp_path / 'data/tensorflow/coco2017/tf_records'
+  (data / 'annotations').mkdir(parents=True)
+  pattern, truth = tiny_run.write_dataset(data)
+  for split in ('train', 'val'):
+    name = f'{split}-00000-of-00001.tfrecord'
+    shutil.copy(pattern.replace('*', 'train'), data / name)
+  (data / 'train.tfrecord').unlink()
+  shutil.move(truth, data / 'annotations' / 'instances_val2017.json')
+  return tmp_path
+
+
+def run(command, precision, folder, env):
+  """Runs a command of the README in a folder with its data."""
+  command = command.replace('/data/', f'{folder}/data/')
+  words = shlex.split(command)
+  place = words.index('mask_rcnn_main.py')
+  launcher = words[: place - 1]
+  for old, new in (('--map-by', []), ('--np', ['--np', '2'])):
+    if old in launcher:
+      at = launcher.index(old)
+      launcher[at : at + 2] = new
+  precision = {} if precision is None else {'TF_BF16_CONVERSION': precision}
+  argv = [*words[place + 1 :], *SMALL]
+  return habana_runs.execute(argv, folder, env | precision, launcher=launcher)
+
+
+def check(folder, shown, precision, batch_size):
+  """What every one of the commands must leave behind."""
+  workdir = folder / 'results'
+  assert '265 tensors of model.ckpt-112603 -> backbone' in shown
+  assert shown.count('Training ended with status: SUCCESS') == 1
+  assert checkpoint.latest_step(workdir) == 2
+  assert checkpoint.read_position(workdir)['examples'] == 2 * batch_size
+  config = checkpoint.read_config(workdir)
+  assert config['model']['dtype'] == DTYPES[precision]
+  assert sorted(habana_runs.lines(workdir, 'train/total_loss')) == [1, 2]
+  assert sorted(habana_runs.lines(workdir, 'eval/mask_AP')) == [2]
+  assert (workdir / 'params.yaml').exists()
+  assert (folder / 'mrcnn.json').exists()
+  return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=[pytest.mark.long] * (name == 'exemplary'))
+    for name in ONE_CARD
+  ],
+)
+def test_on_one_card(name, folder, env):
+  precision, command = ONE_CARD[name]
+  flags = f'{command} {DATA}' if name == 'defaults' else command
+  shown = run(flags, precision, folder, env)
+  batch_size = 12 if name == 'gaudi2' else 4
+  config = check(folder, shown, precision, batch_size)
+  # The numbers of the command are taken as they are.
+  rate = 0.015 if name == 'gaudi2' else 0.005
+  assert config['optimizer']['learning_rate'] == rate
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not shutil.which('mpirun'), reason='needs Open MPI')
+@pytest.mark.parametrize('name', EIGHT_CARDS)
+def test_on_several_cards(name, folder, env):
+  precision, command = EIGHT_CARDS[name]
+  shown = run(command, precision, folder, env)
+  batch_size = 2 * (12 if name == 'gaudi2' else 4)
+  config = check(folder, shown, precision, batch_size)
+  assert config['optimizer']['learning_rate'] == (
+    0.12 if name == 'gaudi2' else 0.04
+  )
+  assert 'training on 2 cpu with' in shown
+  # Of the two processes one speaks, and none evaluates for itself.
+  assert shown.count('images evaluated in') == 1
+  logged = (folder / 'mrcnn.json').read_text().splitlines()
+  scores = [x for x in map(json.loads, logged) if 'accuracy' in x['data']]
+  assert len(scores) == 1

@@ -1,0 +1,44 @@
+"""Finds and reads the recorded numbers of trusted implementations."""
+
+import os
+import pathlib
+
+import numpy as np
+
+
+def folder():
+  """The folder of recordings: `MASKRCNN_GOLDEN`, or `tests/golden`."""
+  default = pathlib.Path(__file__).parents[1] / 'golden'
+  return pathlib.Path(os.environ.get('MASKRCNN_GOLDEN') or default)
+
+
+def files(pattern, source='nvidia_tf2'):
+  """Paths of the recordings that fit a pattern, in a stable order.
+
+  Args:
+    pattern: a glob such as `06_roialign*.npz`.
+    source: the subfolder, `nvidia_tf2` or `torchvision`.
+  """
+  return sorted((folder() / source).glob(pattern))
+
+
+def load(path):
+  """Arrays of a recording by name; never unpickles."""
+  with np.load(path, allow_pickle=False) as archive:
+    return {name: archive[name] for name in archive.files}
+
+
+def relative_error(actual, expected):
+  """Largest difference, as a share of the largest expected magnitude."""
+  actual = np.asarray(actual, np.float64)
+  expected = np.asarray(expected, np.float64)
+  if actual.shape != expected.shape:
+    raise ValueError(f'Shapes differ: {actual.shape} and {expected.shape}.')
+  largest = max(float(np.max(np.abs(expected), initial=0.0)), 1e-30)
+  return float(np.max(np.abs(actual - expected), initial=0.0)) / largest
+
+
+def assert_near(actual, expected, tolerance, name=''):
+  """Fails where `relative_error` is above the tolerance."""
+  error = relative_error(actual, expected)
+  assert error <= tolerance, f'{name} is off by {error:.2g}'

@@ -1,0 +1,95 @@
+"""Runs of launch/mask_rcnn_main.py as processes, on a model of seconds."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import quick
+
+ROOT = pathlib.Path(__file__).parents[2]
+SCRIPT = ROOT / 'launch' / 'mask_rcnn_main.py'
+# A narrow ResNet-50, so that the seed's pretrained weights have their names.
+MODEL = {
+  'model.num_classes': 3,
+  'model.backbone.width': 4,
+  'model.pyramid_channels': 8,
+  'model.box_channels': 8,
+  'model.mask_channels': 8,
+  'model.mask_convs': 1,
+  'model.train_proposals.pre_nms_top_k': 16,
+  'model.train_proposals.post_nms_top_k': 8,
+  'model.test_proposals.pre_nms_top_k': 16,
+  'model.test_proposals.post_nms_top_k': 8,
+  'model.rpn_targets.num_samples': 16,
+  'model.losses.rpn_samples': 16,
+  'model.sampling.num_rois': 8,
+  'model.detections.max_detections': 4,
+  'input.canvases': '((64,64),)',
+  'input.max_instances': 4,
+  'input.mask_size': 28,
+  'training.pictures': 1,
+}
+# A smaller one, for what has nothing to do with pretrained weights.
+SCRATCH = {
+  'model.backbone.depth': 18,
+  'model.backbone.norm': 'group',
+  'model.backbone.frozen_stages': 0,
+}
+
+
+def small(**more):
+  """Flags that make the model small; `__` stands for a dot."""
+  fields = {name.replace('__', '.'): value for name, value in more.items()}
+  return [
+    f'--config.{name}={value}' for name, value in {**MODEL, **fields}.items()
+  ]
+
+
+def scratch():
+  """Flags for the smaller model, without pretrained weights."""
+  fields = {name.replace('.', '__'): value for name, value in SCRATCH.items()}
+  return ['--checkpoint=', *small(**fields)]
+
+
+def environment(cache, **more):
+  """Of a process that compiles quickly, and everything once."""
+  return {
+    **os.environ,
+    'PYTHONPATH': str(ROOT),
+    'JAX_COMPILATION_CACHE_DIR': str(cache),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'XLA_FLAGS': quick.xla_flags(),
+    'TF_CPP_MIN_LOG_LEVEL': '2',
+    **more,
+  }
+
+
+def start(argv, cwd, env, launcher=()):
+  """Starts the script; both outputs are one text."""
+  return subprocess.Popen(
+    [*launcher, sys.executable, SCRIPT, *argv],
+    cwd=cwd,
+    env=env,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def execute(argv, cwd, env, code=0, launcher=()):
+  """What the script printed; the test fails if it ends otherwise."""
+  process = start(argv, cwd, env, launcher)
+  shown, _ = process.communicate(timeout=600)
+  assert process.returncode == code, shown[-4000:]
+  return shown
+
+
+def lines(workdir, key):
+  """step -> the line of metrics.jsonl that has the key, without the speed."""
+  text = (pathlib.Path(workdir) / 'metrics.jsonl').read_text()
+  found = [json.loads(line) for line in text.splitlines()]
+  for line in found:
+    line.pop('train/images_per_second', None)
+  return {line['step']: line for line in found if key in line}

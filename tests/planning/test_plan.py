@@ -1,0 +1,236 @@
+"""The plan: of a tiny model, for devices of the CPU and for described ones."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+import quick
+import tiny_run
+from PIL import Image
+
+from maskrcnn_jax.models.mask_rcnn import MaskRCNN
+from maskrcnn_jax.planning import plan, report, topologies
+from maskrcnn_jax.training import train_step
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def _make_config():
+  config = tiny_run.make_config('no data is read', 'none')
+  config.input.batch_size = 2
+  config.optimizer.tuned_batch_size = 2
+  return config
+
+
+def _run(folder, *flags):
+  """The rows of `maskrcnn-jax plan`, and what it printed."""
+  path = folder / 'tiny.py'
+  path.write_text(
+    'import ml_collections\n\n\ndef get_config():\n'
+    f'  return ml_collections.ConfigDict({_make_config().to_dict()!r})\n'
+  )
+  paths = [str(ROOT), os.environ.get('PYTHONPATH', '')]
+  environment = os.environ | {
+    'PYTHONPATH': os.pathsep.join(filter(None, paths)),
+    'XLA_FLAGS': quick.xla_flags(),
+  }
+  words = [f'--config={path}', f'--output={folder / "out"}', *flags]
+  done = subprocess.run(
+    [sys.executable, '-m', 'maskrcnn_jax', 'plan', *words],
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  return json.loads((folder / 'out' / 'plan.json').read_text()), done.stdout
+
+
+def _gradient_bytes(config):
+  """Bytes of the gradients: that of every parameter, and what repeats.
+
+  The RPN head works on five levels. XLA may add up its gradients over devices
+  level by level, before it adds up the levels.
+  """
+  model = MaskRCNN.from_config(config.model)
+  variables = jax.eval_shape(
+    lambda key: train_step.init_variables(model, key), jax.random.key(0)
+  )
+  params = variables['params']
+  whole, head = (
+    sum(4 * x.size for x in jax.tree.leaves(tree))
+    for tree in (params, params['rpn_head'])
+  )
+  return whole, 4 * head
+
+
+@pytest.fixture(scope='module')
+def planned(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('plan')
+  return folder, *_run(folder, '--topology=cpu:1,cpu:2', '--batch_per_device=2')
+
+
+@pytest.mark.slow
+def test_devices_batch_and_learning_rate(planned):
+  rows = planned[1]
+  assert [row['devices'] for row in rows] == [1, 2]
+  assert [row['batch_size'] for row in rows] == [2, 4]
+  # The rate of the config is for 2 images.
+  assert [row['learning_rate'] for row in rows] == pytest.approx([0.01, 0.02])
+  assert [row['hosts'] for row in rows] == [1, 1]
+  assert rows[0]['canvas'] == [64, 64]
+
+
+@pytest.mark.slow
+def test_memory_is_that_of_the_state_and_does_not_grow_with_the_devices(
+  planned,
+):
+  gradients, _ = _gradient_bytes(_make_config())
+  one, two = (row['memory'] for row in planned[1])
+  for memory in (one, two):
+    # Parameters and momentum, and the batch.
+    assert 2 * gradients < memory['arguments'] < 3 * gradients
+    assert memory['aliased'] >= 2 * gradients  # The state is donated.
+    assert memory['temporaries'] > 0
+    assert memory['needed'] > memory['arguments']
+    assert memory['fits']
+  assert two['needed'] == pytest.approx(one['needed'], rel=0.1)
+
+
+@pytest.mark.slow
+def test_all_reduces_are_the_gradients(planned):
+  one, two = (row['collectives'] for row in planned[1])
+  assert one == []
+  outside = [x for x in two if x['times'] is not None]
+  total = sum(x['bytes'] for x in outside if x['kind'] == 'all-reduce')
+  gradients, repeated = _gradient_bytes(_make_config())
+  # And the sums that make losses and their means.
+  assert gradients <= total < gradients + repeated + 512
+  assert {x['kind'] for x in two} <= {'all-reduce', 'all-gather'}
+  for x in two:
+    if x['kind'] == 'all-gather':
+      assert x['source'].endswith('top_k')
+
+
+@pytest.mark.slow
+def test_work_and_input(planned):
+  rows = planned[1]
+  for row in rows:
+    assert row['flops'] == pytest.approx(2 * row['flops_per_image'])
+    assert row['bytes_accessed'] > 0
+    assert row['compile_seconds'] > 0
+    assert row['time'] is None  # Nothing is published about this machine.
+  image = 64 * 64 * 3 * 4
+  instances = 4 * (4 * 4 + 4 + 28 * 28 + 1)
+  others = 8 + 1 + 8 + 8 + 8  # Sizes twice, valid, id and scales.
+  assert rows[0]['input'] == {'bytes_per_image': image + instances + others}
+
+
+@pytest.mark.slow
+def test_what_is_printed_and_drawn(planned):
+  folder, rows, shown = planned
+  lines = [line for line in shown.splitlines() if line.startswith('|')]
+  assert any('needed GiB' in line for line in lines)
+  assert sum(line.startswith('| cpu:2 ') for line in lines) >= 4
+  with Image.open(folder / 'out' / 'plan.png') as picture:
+    assert picture.size[0] == 900
+  # Memory and collectives; there is no time to show.
+  assert report.draw(rows).size == (900, 520)
+
+
+def test_an_error_of_the_compiler_that_is_no_lack_of_memory_is_not_hidden():
+  assert plan.needed_memory('INTERNAL: Used 3G of 2G hbm') is None
+  assert plan.needed_memory('RESOURCE_EXHAUSTED: no idea') is None
+
+
+def test_memory_that_a_compiler_asks_for():
+  message = (
+    'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 21.50G of '
+    '15.75G hbm. Exceeded hbm capacity by 5.75G.'
+  )
+  assert plan.needed_memory(message) == int(21.5 * 2**30)
+
+
+# What does not depend on the program.
+ROW = {
+  'topology': 'v5e:1x1',
+  'devices': 1,
+  'hosts': 1,
+  'batch_per_device': 2,
+  'batch_size': 2,
+  'learning_rate': 0.01,
+  'input': {'bytes_per_image': 1000},
+}
+
+
+class _Refused:
+  """A lowered step that needs too much memory."""
+
+  def compile(self):
+    raise jax.errors.JaxRuntimeError(
+      'RESOURCE_EXHAUSTED: Used 1.50T of 15.75G hbm.'
+    )
+
+
+def _slice_of_one():
+  """The CPU under the name of a chip about which something is known."""
+  chip = topologies.CHIPS['v5e']
+  return topologies.Topology('v5e:1x1', jax.devices()[:1], 1, chip)
+
+
+def test_what_does_not_fit_is_a_row():
+  values = plan.compile_step(_Refused(), _slice_of_one(), 2)
+  assert values['memory'] == {
+    'needed': int(1.5 * 2**40),
+    'capacity': 16 * 2**30,
+    'fits': False,
+  }
+  assert values['time'] is None
+  row = ROW | values
+  shown = report.text([row])
+  assert '| NO ' in shown and '| 1536.00 ' in shown
+  assert report.draw([row]).size == (900, 260)
+
+
+def test_what_fits_is_a_row():
+  lowered = jax.jit(lambda x: x @ x.T).lower(jnp.ones([256, 512]))
+  values = plan.compile_step(lowered, _slice_of_one(), 2)
+  memory = values['memory']
+  assert memory['arguments'] == 256 * 512 * 4
+  assert memory['outputs'] == 256 * 256 * 4
+  assert memory['needed'] >= memory['arguments'] + memory['outputs']
+  assert memory['fits']
+  assert values['flops'] == pytest.approx(2 * 256 * 256 * 512, rel=0.01)
+  assert values['flops_per_image'] == values['flops'] / 2
+  assert values['collectives'] == []
+  time = values['time']
+  assert time['compute'] == values['flops'] / 197e12
+  assert time['network'] == 0
+  assert time['source'] in ('roofline', 'compiler')
+  assert time['images_per_second'] == 2 / time['step_seconds']
+  assert '| yes ' in report.text([ROW | values])
+  # Memory, collectives and time.
+  assert report.draw([ROW | values]).size == (900, 780)
+
+
+@pytest.mark.slow
+def test_a_slice_of_tpus_that_is_not_here(tmp_path):
+  pytest.importorskip('libtpu')
+  rows, shown = _run(tmp_path, '--topology=v5e:2x2', '--batch_per_device=1')
+  (row,) = rows
+  assert row['device_kind'] == 'TPU v5 lite'
+  assert (row['devices'], row['hosts'], row['batch_size']) == (4, 1, 4)
+  assert 0 < row['memory']['needed'] < row['memory']['capacity']
+  assert row['time']['step_seconds'] > 0
+  assert row['input']['images_per_second_per_host'] > 0
+  outside = [x for x in row['collectives'] if x['times'] is not None]
+  total = sum(x['bytes'] for x in outside if x['kind'] == 'all-reduce')
+  gradients, _ = _gradient_bytes(_make_config())
+  # That compiler adds up some gradients in parts.
+  assert gradients <= total < 1.1 * gradients
+  assert 'v5e:2x2' in shown
