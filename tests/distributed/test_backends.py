@@ -159,7 +159,10 @@ def test_the_cpu_loads_no_plugin(with_plugin, how):
 
 
 def test_several_processes_must_name_the_backend(with_plugin):
-  code = 'from maskrcnn_jax.distributed import backends; backends.pick_backend("auto", 2)'
+  code = (
+    'from maskrcnn_jax.distributed import backends\n'
+    'backends.pick_backend("auto", 2)'
+  )
   done = subprocess.run(
     [with_plugin, '-c', code],
     env={**os.environ, 'JAX_PLATFORMS': '', 'PYTHONPATH': str(ROOT)},

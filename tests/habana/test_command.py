@@ -641,7 +641,8 @@ def test_one_process_drives_one_device_or_all(dataset, env, tmp_path):
   code = (
     'import sys\n'
     'from maskrcnn_jax.habana import flags as seed_flags\n'
-    'from maskrcnn_jax.training import loop\nfrom maskrcnn_jax.distributed import mesh as sharding\n'
+    'from maskrcnn_jax.training import loop\n'
+    'from maskrcnn_jax.distributed import mesh as sharding\n'
     'def train(config, workdir, notes):\n'
     '  print("SEEN", sharding.config_mesh(config).size,\n'
     '        config.input.batch_size, config.evaluation.batch_size)\n'
