@@ -85,10 +85,10 @@ def get_config(variant='habana_1x'):
   model.anchors = anchors = ml_collections.ConfigDict()
   # Side of an anchor in cells of its level.
   anchors.scale = 8.0
-  # Sizes per level, spread over one octave.
-  anchors.octaves = 1
-  # (width, height) multipliers.
-  anchors.aspects = ((1.0, 1.0), (1.4, 0.7), (0.7, 1.4))
+  # Anchor sizes of a level, spread over one octave.
+  anchors.scales_per_octave = 1
+  # (width, height) multipliers of the side of an anchor.
+  anchors.aspect_ratios = ((1.0, 1.0), (1.4, 0.7), (0.7, 1.4))
   # Round the corners of the anchors.
   anchors.rounded = False
   # First centre in the middle of the first cell, not at its corner.
@@ -119,8 +119,8 @@ def get_config(variant='habana_1x'):
   matching.negative_iou = 0.3
   # The positive IoU itself does not suffice.
   matching.positive_strict = False
-  # Positive below the threshold: none, one anchor per instance, or all ties.
-  matching.forced = 'one'
+  # Low-quality matches: none, one anchor per instance, or all of the best.
+  matching.low_quality_matches = 'one'
   # Anchors per image that objectness learns from.
   rpn.num_samples = 256
   # Largest share of positives among them.
@@ -135,8 +135,8 @@ def get_config(variant='habana_1x'):
   matching.negative_iou = 0.5
   # The positive IoU itself does not suffice.
   matching.positive_strict = True
-  # No RoI is foreground below the threshold.
-  matching.forced = 'none'
+  # No RoI below the threshold is foreground.
+  matching.low_quality_matches = 'none'
   # More foreground where background is scarce, instead of fewer RoIs.
   sampling.fill_up = True
   # RoIs per image that the heads learn from.
@@ -420,14 +420,14 @@ def _torchvision(config):
   model.backbone.pool_padding = 'symmetric'
   # Ratios 0.5, 1 and 2 of height to width.
   root = 2.0**0.5
-  model.anchors.aspects = ((root, 1 / root), (1.0, 1.0), (1 / root, root))
+  model.anchors.aspect_ratios = ((root, 1 / root), (1.0, 1.0), (1 / root, root))
   model.anchors.rounded = True
   model.anchors.centered = False
   model.anchors.fitted_strides = True
   model.train_proposals.post_nms_top_k = 2000
   model.train_proposals.min_size = 1e-3
   model.test_proposals.min_size = 1e-3
-  model.rpn_targets.matching.forced = 'ties'
+  model.rpn_targets.matching.low_quality_matches = 'all'
   model.sampling.matching.positive_strict = False
   model.sampling.fill_up = False
   model.roi_align.samples_per_bin = 2

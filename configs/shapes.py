@@ -54,7 +54,7 @@ def get_config(variant='demo'):
   # Side of an anchor, in cells of its level.
   anchors.scale = 4.0
   # Sizes per level.
-  anchors.octaves = 2
+  anchors.scales_per_octave = 2
   # Fields of ProposalOptions, in training.
   model.train_proposals = proposals = ml_collections.ConfigDict()
   # Anchors per level that enter NMS, by score.

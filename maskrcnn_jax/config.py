@@ -7,7 +7,8 @@ optional `:variant` behind it.
 """
 
 import ast
-import difflib
+import copy
+import functools
 import importlib.util
 import logging
 import pathlib
@@ -16,7 +17,7 @@ from typing import Any
 
 import ml_collections
 
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import UserError, did_you_mean
 
 # How a value may be spelt besides Python's way.
 _BOOLS = {'true': 'True', 'false': 'False'}
@@ -29,6 +30,47 @@ _WANTED = {
   tuple: 'a tuple',
   list: 'a list',
 }
+
+
+# Fields of before 2026-12 -> what they are called now, as paths in a config.
+RENAMED_FIELDS = {
+  'model.anchors.octaves': 'model.anchors.scales_per_octave',
+  'model.anchors.aspects': 'model.anchors.aspect_ratios',
+  'model.rpn_targets.matching.forced': (
+    'model.rpn_targets.matching.low_quality_matches'
+  ),
+  'model.sampling.matching.forced': (
+    'model.sampling.matching.low_quality_matches'
+  ),
+}
+# Values that changed with them.
+_RENAMED_VALUES = {'ties': 'all'}
+
+
+def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A saved config whose fields have their names of now; logs what it renamed.
+
+  Args:
+    config: nested dicts, in the types of JSON; not changed.
+  """
+  config = copy.deepcopy(dict(config))
+  for before, now in RENAMED_FIELDS.items():
+    *parents, leaf = before.split('.')
+    section = config
+    for name in parents:
+      section = section.get(name) or {}
+    if leaf in section:
+      value = section.pop(leaf)
+      if isinstance(value, str):
+        value = _RENAMED_VALUES.get(value, value)
+      section[now.rpartition('.')[2]] = value
+      _say_once(f'The saved config has {before}, which is {now} now.')
+  return config
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+  logging.info(message)
 
 
 def load_config(name: str, overrides: Sequence[str] = ()):
@@ -57,7 +99,7 @@ def load_config(name: str, overrides: Sequence[str] = ()):
   variants = getattr(module, 'VARIANTS', {})
   if variant and variant not in variants:
     raise UserError(
-      f'{path} has no variant {variant!r}{_suggest(variant, variants)} '
+      f'{path} has no variant {variant!r}{did_you_mean(variant, variants)} '
       f'It has: {", ".join(variants) or "none"}.'
     )
   config = module.get_config(variant) if variant else module.get_config()
@@ -126,7 +168,7 @@ def find_config(name: str) -> tuple[pathlib.Path, str]:
       return shipped[stem], variant
   stem = name.partition(':')[0]
   raise FileNotFoundError(
-    f'There is no config {stem!r}{_suggest(stem, shipped)} It is neither a '
+    f'There is no config {stem!r}{did_you_mean(stem, shipped)} It is neither a '
     f'file nor one of the shipped ones: {", ".join(shipped)}.'
   )
 
@@ -178,7 +220,7 @@ def _check_field(section, name: str, where: str) -> None:
   if name not in section:
     place = where or 'the config'
     raise UserError(
-      f'There is no field {name!r} in {place}{_suggest(name, section)} '
+      f'There is no field {name!r} in {place}{did_you_mean(name, section)} '
       f'Fields: {_fields(section, where)}.'
     )
 
@@ -186,12 +228,6 @@ def _check_field(section, name: str, where: str) -> None:
 def _fields(section, where: str) -> str:
   prefix = f'{where}.' if where else ''
   return ', '.join(prefix + name for name in sorted(section))
-
-
-def _suggest(given: str, known) -> str:
-  """` (did you mean 'x'?).`, or a full stop where nothing is near."""
-  near = difflib.get_close_matches(given, [*known], n=1)
-  return f'; did you mean {near[0]!r}?' if near else '.'
 
 
 def _parse(text: str, current: Any, kind: type, field: str):

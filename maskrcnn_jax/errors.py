@@ -1,5 +1,7 @@
 """Errors that a user can mend, as opposed to bugs."""
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -35,3 +37,14 @@ class UserError(ValueError):
     self.item = item
     self.given = given
     self.wanted = wanted
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+  """A hint that ends a sentence: `; did you mean 'x'?`, or a full stop.
+
+  Args:
+    given: a name that is not known.
+    known: the names that are.
+  """
+  near = difflib.get_close_matches(given, list(known), n=1)
+  return f'; did you mean {near[0]!r}?' if near else '.'

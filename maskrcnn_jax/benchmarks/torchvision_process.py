@@ -207,7 +207,7 @@ def settings(model: MaskRCNN, canvas: Sequence[int]) -> dict[str, Any]:
     wrong.append('backbone.stride_in_1x1=True (torchvision: False)')
   if model.head_norm.kind != 'none':
     wrong.append(f'head_norm.kind={model.head_norm.kind} (torchvision: none)')
-  if model.anchors.octaves * len(model.anchors.aspects) != 3:
+  if model.anchors.scales_per_octave * len(model.anchors.aspect_ratios) != 3:
     wrong.append('anchors per cell other than 3')
   if wrong:
     raise UserError(

@@ -32,6 +32,7 @@ from maskrcnn_jax.checkpoints.retention import best_step as best_step
 from maskrcnn_jax.checkpoints.writer import CheckpointWriter as CheckpointWriter
 from maskrcnn_jax.checkpoints.writer import SaveError as SaveError
 from maskrcnn_jax.checkpoints.writer import check_can_save as check_can_save
+from maskrcnn_jax.config import with_new_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ def check_workdir(workdir, config, step: int | str | None = None) -> None:
   given = layout.as_json(config)
   path = _config_path(workdir)
   if path.exists():
-    match.check_model(workdir, _read_json(path), given)
+    match.check_model(workdir, claimed_config(workdir), given)
   if step is not None:
     match.check_model(workdir, read_config(workdir, step), given)
     return
@@ -145,7 +146,7 @@ def claimed_config(workdir) -> dict[str, Any] | None:
     WorkdirError: the file is no config.
   """
   path = _config_path(workdir)
-  return _read_json(path) if path.exists() else None
+  return with_new_names(_read_json(path)) if path.exists() else None
 
 
 def latest_step(workdir) -> int | None:
@@ -203,15 +204,20 @@ def restore(path, step: int | str | None = None):
 
   Returns:
     The variables that `MaskRCNN.apply` and `detect` take (`params` and
-    `batch_stats`), on the default device, and the config as a ConfigDict. Of a
-    run that averages its parameters `params` is the average.
+    `batch_stats`), on the default device, and the config as a ConfigDict,
+    without its section `runtime`, which describes another machine. Of a run
+    that averages its parameters `params` is the average.
 
   Raises:
     FileNotFoundError: there is no such checkpoint.
     DamagedError: it is not what was saved.
   """
   path = layout.find(path, step)
-  config = ml_collections.ConfigDict(_with_tuples(read_config(path)))
+  config = read_config(path)
+  # What a run computed on, and where it kept programs, is nobody else's: a
+  # received folder must not choose what is loaded here.
+  config.pop('runtime', None)
+  config = ml_collections.ConfigDict(_with_tuples(config))
   with health_lib.naming_damage(path / 'state'):
     health, tree = layout.read_health(path), layout.tensors(path)
     if health:
@@ -239,7 +245,7 @@ def restore(path, step: int | str | None = None):
 
 def read_config(path, step: int | str | None = None) -> dict[str, Any]:
   """The config of a checkpoint (see `restore`), in the types of JSON."""
-  return layout.read_item(layout.find(path, step), 'config')
+  return with_new_names(layout.read_item(layout.find(path, step), 'config'))
 
 
 def read_classes(path, step: int | str | None = None) -> dict[int, str]:

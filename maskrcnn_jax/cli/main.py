@@ -5,7 +5,6 @@ it runs, so `--help` is instant.
 """
 
 import argparse
-import difflib
 import re
 import sys
 
@@ -17,6 +16,7 @@ from maskrcnn_jax.cli import plan as plan_verb
 from maskrcnn_jax.cli import predict as predict_verb
 from maskrcnn_jax.cli import prepare as prepare_verb
 from maskrcnn_jax.cli import train as training_verbs
+from maskrcnn_jax.errors import did_you_mean
 
 # Name, words of the help, what adds its flags, and what runs it.
 _VERBS = (
@@ -129,7 +129,7 @@ class _Parser(argparse.ArgumentParser):
     )
     if match:
       verbs = re.findall(r'\w+', match[2])
-      message = f'There is no verb {match[1]!r}{_suggest(match[1], verbs)}'
+      message = f'There is no verb {match[1]!r}{did_you_mean(match[1], verbs)}'
       message += f' Verbs: {", ".join(verbs)}.'
     self.exit(2, f'{self.prog}: {message}\n')
 
@@ -140,7 +140,7 @@ class _Parser(argparse.ArgumentParser):
       flags = [flag for flag in verb._option_string_actions if flag[:2] == '--']
       given = rest[0].partition('=')[0]
       self.error(
-        f'{parsed.verb} has no flag {given!r}{_suggest(given, flags)} '
+        f'{parsed.verb} has no flag {given!r}{did_you_mean(given, flags)} '
         f'Flags: {", ".join(sorted(flags))}.'
       )
     return parsed
@@ -167,11 +167,6 @@ def _parser() -> _Parser:
       command_line.add_config(verb, **_CONFIG[name])
     add_flags(verb)
   return parser
-
-
-def _suggest(given: str, known: list[str]) -> str:
-  near = difflib.get_close_matches(given, known, n=1)
-  return f'; did you mean {near[0]}?' if near else '.'
 
 
 if __name__ == '__main__':

@@ -91,6 +91,12 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
     action='store_true',
     help='fail in the end if a file could not be read',
   )
+  verb.add_argument(
+    '--compilation_cache',
+    metavar='DIR',
+    help='where compiled programs are kept, for a faster next start; none for '
+    'an empty text (~/.cache/maskrcnn_jax/xla)',
+  )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -99,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
 
   from PIL import Image
 
-  from maskrcnn_jax.distributed import backends
+  from maskrcnn_jax.distributed import backends, processes
   from maskrcnn_jax.inference import image_files, predict, tiling
 
   # Pillow takes the images that --tile is for to be an attack, and complains
@@ -114,6 +120,8 @@ def run(args: argparse.Namespace) -> None:
     tile = tiling.TileOptions(size=args.tile or None, **given)
   elif given:
     raise UserError(f'--tile_{next(iter(given))} is nothing without --tile.')
+  if args.compilation_cache is None:
+    args.compilation_cache = processes.COMPILATION_CACHE
   predict.predict(
     args.workdir or args.checkpoint,
     args.images,
@@ -121,6 +129,7 @@ def run(args: argparse.Namespace) -> None:
     annotations=args.annotations,
     min_score=args.min_score,
     strict=args.strict,
+    compilation_cache=args.compilation_cache,
     batch_size=args.batch_size,
     tile=tile,
     scales=args.tta or (1.0,),

@@ -18,6 +18,8 @@ from maskrcnn_jax.distributed import backends, roll_call
 from maskrcnn_jax.distributed.launcher import Launch, find_launch
 from maskrcnn_jax.errors import UserError
 
+# Where programs that were compiled once are kept.
+COMPILATION_CACHE = '~/.cache/maskrcnn_jax/xla'
 _LOCAL_HOST = '127.0.0.1'
 _LOCAL_NAMES = (_LOCAL_HOST, 'localhost')
 _STDOUT, _STDERR = 1, 2

@@ -21,7 +21,7 @@ import tqdm
 from PIL import Image
 
 from maskrcnn_jax import visualize
-from maskrcnn_jax.distributed import processes as runtime
+from maskrcnn_jax.distributed import processes
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.evaluation import coco_results
 from maskrcnn_jax.inference import browse, image_files, image_list
@@ -58,6 +58,7 @@ def predict(
   annotations: str | None = None,
   min_score: float = 0.5,
   strict: bool = False,
+  compilation_cache: str = processes.COMPILATION_CACHE,
   **options,
 ) -> None:
   """Detects, and writes the output described above.
@@ -70,6 +71,8 @@ def predict(
       ids count from 1.
     min_score: detections below are not drawn.
     strict: raise in the end if a file could not be read.
+    compilation_cache: folder of compiled programs; '' for none. Never that of
+      the checkpoint's config, which may come from a stranger.
     **options: of `Predictor`.
 
   Raises:
@@ -82,10 +85,8 @@ def predict(
   folder = OutputFolder(
     output, ['detections.json', 'images.json', 'index.html', *names]
   )
+  processes.enable_compilation_cache(compilation_cache)
   predictor = Predictor(source, **options)
-  runtime.enable_compilation_cache(
-    predictor.config.get('runtime', {}).get('compilation_cache', '')
-  )
   class_names = predictor.class_names or class_names
   summary = {
     'checkpoint': os.fspath(source),

@@ -288,7 +288,7 @@ class MaskRCNN(nn.Module):
         such as `config['sampling']['num_rois']`.
 
     Raises:
-      TypeError: if the section has a field that the model has not.
+      UserError: if the section has a field that the model has not.
       ValueError: if `num_classes` is None.
     """
     model = cls(**override.changes(cls(), config, 'model'))

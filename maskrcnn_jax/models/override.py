@@ -1,9 +1,10 @@
 """Options with some of their fields replaced by a section of a config."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
+
+from maskrcnn_jax.errors import UserError, did_you_mean
 
 
 def changes(
@@ -21,7 +22,7 @@ def changes(
     New values by field name, lists as tuples, since options must be hashable.
 
   Raises:
-    TypeError: if the section names a field that there is not.
+    UserError: if the section names a field that there is not.
   """
   names = [
     field.name
@@ -31,7 +32,7 @@ def changes(
   result = {}
   for name, value in section.items():
     if name not in names:
-      raise TypeError(f'{path} has no field {name!r}.{_meant(name, names)}')
+      raise _unknown(name, names, path)
     current = getattr(options, name)
     if dataclasses.is_dataclass(current):
       inner = changes(current, value, f'{path}.{name}')
@@ -50,24 +51,29 @@ def make(kind: type, section: Mapping[str, Any], path: str) -> Any:
     path: of the section, for errors.
 
   Raises:
-    TypeError: if the section names a field that there is not, or lacks one.
+    UserError: if the section names a field that there is not, or lacks one.
   """
   fields = dataclasses.fields(kind)
   names = [field.name for field in fields]
   for name in section:
     if name not in names:
-      raise TypeError(f'{path} has no field {name!r}.{_meant(name, names)}')
+      raise _unknown(name, names, path)
   for field in fields:
     if field.name not in section and field.default is dataclasses.MISSING:
-      raise TypeError(f'{path} lacks the field {field.name!r}.')
+      raise UserError(
+        f'{path} lacks the field {field.name!r}.',
+        argument=f'{path}.{field.name}',
+      )
   return kind(**section)
 
 
-def _meant(name, names):
-  close = difflib.get_close_matches(name, names, n=1)
-  if close:
-    return f' Did you mean {close[0]!r}?'
-  return f' Its fields are {", ".join(sorted(names))}.'
+def _unknown(name, names, path) -> UserError:
+  return UserError(
+    f'{path} has no field {name!r}{did_you_mean(name, names)} Its fields are '
+    f'{", ".join(sorted(names))}.',
+    argument=f'{path}.{name}',
+    wanted=sorted(names),
+  )
 
 
 def _frozen(value):

@@ -26,7 +26,7 @@ class RPNTargetOptions:
   """
 
   matching: MatchingOptions = MatchingOptions(
-    positive_iou=0.7, negative_iou=0.3, forced='one'
+    positive_iou=0.7, negative_iou=0.3, low_quality_matches='one'
   )
   num_samples: int = 256
   positive_fraction: float = 0.5

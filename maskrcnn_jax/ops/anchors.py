@@ -17,8 +17,9 @@ class AnchorOptions:
 
   Attributes:
     scale: side of a square anchor in cells of its level.
-    octaves: sizes per level; each is 2^(1 / octaves) times the one before.
-    aspects: `(width, height)` multipliers of the side.
+    scales_per_octave: anchor sizes of a level; each is
+      2^(1 / scales_per_octave) times the one before.
+    aspect_ratios: `(width, height)` multipliers of the side.
     rounded: corners relative to the centre are rounded to whole pixels
       (torchvision).
     centered: the first centre is half a stride from the edge, not on it.
@@ -27,8 +28,12 @@ class AnchorOptions:
   """
 
   scale: float = 8.0
-  octaves: int = 1
-  aspects: tuple[tuple[float, float], ...] = ((1, 1), (1.4, 0.7), (0.7, 1.4))
+  scales_per_octave: int = 1
+  aspect_ratios: tuple[tuple[float, float], ...] = (
+    (1, 1),
+    (1.4, 0.7),
+    (0.7, 1.4),
+  )
   rounded: bool = False
   centered: bool = True
   fitted_strides: bool = False
@@ -36,7 +41,7 @@ class AnchorOptions:
 
 def anchors_per_cell(options: AnchorOptions) -> int:
   """Number of anchors in one cell of a level."""
-  return options.octaves * len(options.aspects)
+  return options.scales_per_octave * len(options.aspect_ratios)
 
 
 def pyramid_anchors(
@@ -69,9 +74,9 @@ def pyramid_anchors(
 def cell_anchors(level: int, options: AnchorOptions) -> np.ndarray:
   """Anchors `[anchors_per_cell, 4]` of a cell whose centre is the origin."""
   boxes = []
-  for octave in range(options.octaves):
-    side = options.scale * 2.0 ** (level + octave / options.octaves)
-    for width, height in options.aspects:
+  for octave in range(options.scales_per_octave):
+    side = options.scale * 2.0 ** (level + octave / options.scales_per_octave)
+    for width, height in options.aspect_ratios:
       half_height, half_width = side * height / 2, side * width / 2
       boxes.append([-half_height, -half_width, half_height, half_width])
   boxes = np.array(boxes, np.float64)

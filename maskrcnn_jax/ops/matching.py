@@ -23,23 +23,24 @@ class MatchingOptions:
     negative_iou: a box is negative below this IoU; between the two it is
       ignored.
     positive_strict: `positive_iou` itself does not suffice.
-    forced: what is done for instances that no box fits. 'none': nothing.
-      'one': the first of the boxes with the largest IoU is positive and
-      belongs to the instance, even at IoU 0; of several instances that claim a
-      box the first gets it. 'ties': all boxes with the largest IoU are
-      positive, and each stays with the instance that it overlaps most
-      (torchvision's low-quality matches).
+    low_quality_matches: which boxes below `positive_iou` are positive all the
+      same, so that an instance has at least one. 'none': no box. 'one': the
+      first of the boxes with the largest IoU, even at IoU 0, and it belongs to
+      that instance; of several instances that claim a box the first gets it.
+      'all': all boxes with the largest IoU, and each stays with the instance
+      that it overlaps most (torchvision's `allow_low_quality_matches`).
   """
 
   positive_iou: float = 0.7
   negative_iou: float = 0.3
   positive_strict: bool = False
-  forced: str = 'none'
+  low_quality_matches: str = 'none'
 
   def __post_init__(self):
-    if self.forced not in ('none', 'one', 'ties'):
+    if self.low_quality_matches not in ('none', 'one', 'all'):
       raise ValueError(
-        f"forced must be 'none', 'one' or 'ties', got {self.forced!r}."
+        "low_quality_matches must be 'none', 'one' or 'all', got "
+        f'{self.low_quality_matches!r}.'
       )
 
 
@@ -89,9 +90,9 @@ def match(
     _overlaps(boxes, instance_boxes, instance_valid) for boxes in levels
   ]
   results = [_match_by_threshold(overlap, options) for overlap in overlaps]
-  if options.forced == 'one':
+  if options.low_quality_matches == 'one':
     return _force_one(results, overlaps, instance_valid)
-  if options.forced == 'ties':
+  if options.low_quality_matches == 'all':
     best = jnp.stack([overlap.instance_ious for overlap in overlaps])
     best = jnp.max(best, axis=0)
     return [

@@ -122,7 +122,7 @@ def test_settings_are_those_of_the_model():
     ({'backbone': {'norm': 'group'}}, 'model.backbone.norm=group'),
     ({'head_norm': {'kind': 'batch'}}, 'model.head_norm.kind=batch'),
     ({'box_convs': 4}, 'model.box_convs=4'),
-    ({'anchors': {'octaves': 2}}, 'anchors per cell'),
+    ({'anchors': {'scales_per_octave': 2}}, 'anchors per cell'),
   ],
 )
 def test_models_that_torchvision_does_not_have(options, message):

@@ -89,8 +89,8 @@ def test_restore_gives_variables_and_config(tmp_path, form):
   state = make_state()
   wanted = {'params': state.params, 'batch_stats': state.batch_stats}
   assert_same(variables, wanted)
-  assert config.model.anchors.aspects == ((1, 1), (1.4, 0.7))
-  hash(config.model.anchors.aspects)
+  assert config.model.anchors.aspect_ratios == ((1, 1), (1.4, 0.7))
+  hash(config.model.anchors.aspect_ratios)
   assert checkpoint.read_classes(path) == CLASSES
 
 

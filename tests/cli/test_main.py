@@ -61,12 +61,12 @@ def test_help_of_a_verb(verb, capsys):
 @pytest.mark.parametrize(
   'argv, message',
   [
-    (['trian'], "no verb 'trian'; did you mean train?"),
+    (['trian'], "no verb 'trian'; did you mean 'train'?"),
     ([], 'VERB'),
     (['train', '--workdir=w'], '--config'),
     (
       ['train', '--config=shapes', '--workdir=w', '--work_dir=x'],
-      "no flag '--work_dir'; did you mean --workdir?",
+      "no flag '--work_dir'; did you mean '--workdir'?",
     ),
     (
       ['prepare', '--images=a', '--annotation=b', '--output=c'],

@@ -42,7 +42,10 @@ def make_state(width=3, step=0, scale=1.0):
 def make_config(depth=18, num_steps=10):
   return ml_collections.ConfigDict(
     {
-      'model': {'depth': depth, 'anchors': {'aspects': ((1, 1), (1.4, 0.7))}},
+      'model': {
+        'depth': depth,
+        'anchors': {'aspect_ratios': ((1, 1), (1.4, 0.7))},
+      },
       'training': {'num_steps': num_steps},
     }
   )

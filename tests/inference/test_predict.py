@@ -10,6 +10,7 @@ import types
 
 import drawn_checkpoint
 import foreign_models
+import jax
 import numpy as np
 import pytest
 import quick
@@ -69,6 +70,29 @@ def run(workdir, output, *flags, images, expected=0):
   argv = ['predict', f'--workdir={workdir}', f'--output={output}', *flags]
   code = command.main([*argv, '--batch_size=2', '--images', str(images)])
   assert code == expected
+
+
+def test_the_runtime_of_a_received_config_is_not_used(photos, tmp_path):
+  config = tiny_run.make_config('none', 'none')
+  config.input.canvases = ((64, 96),)
+  config.input.image_dtype = 'uint8'
+  planted = tmp_path / 'planted'
+  config.runtime = {'compilation_cache': str(planted)}
+  workdir = drawn_checkpoint.write(tmp_path / 'run', config)
+  former = jax.config.jax_compilation_cache_dir
+  jax.config.update('jax_compilation_cache_dir', None)
+  try:
+    run(
+      workdir,
+      tmp_path / 'out',
+      '--compilation_cache=',
+      images=photos / 'a.jpg',
+    )
+    assert not jax.config.jax_compilation_cache_dir
+  finally:
+    jax.config.update('jax_compilation_cache_dir', former)
+  assert not planted.exists()
+  assert 'runtime' not in checkpoint.restore(workdir)[1]
 
 
 def read(output, name):

@@ -132,7 +132,7 @@ def test_golden_rpn_targets_of_our_boxes(path):
 
 @jax.jit
 def rpn_deltas(levels, instances, valid):
-  options = matching.MatchingOptions(forced='one')
+  options = matching.MatchingOptions(low_quality_matches='one')
   matches = matching.match(levels, instances, valid, options)
   return [
     jnp.where(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny_model
 
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models import layers
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.structures import Instances
@@ -145,7 +146,7 @@ def test_config_changes_the_fields_it_names():
   ],
 )
 def test_config_fields_that_do_not_exist_are_named(config, message):
-  with pytest.raises(TypeError, match=message):
+  with pytest.raises(UserError, match=message):
     MaskRCNN.from_config(config)
 
 

@@ -13,7 +13,9 @@ from maskrcnn_jax.ops import boxes as box_ops
 from maskrcnn_jax.ops.matching import MatchingOptions
 from maskrcnn_jax.structures import Instances, Proposals, SampledRois
 
-RPN = RPNTargetOptions(MatchingOptions(forced='one'), num_samples=24)
+RPN = RPNTargetOptions(
+  MatchingOptions(low_quality_matches='one'), num_samples=24
+)
 SAMPLING = SamplingOptions(num_rois=16, foreground_fraction=0.25)
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 

@@ -242,7 +242,7 @@ def test_rpn_targets_of_torchvision(path, case):
   # Two levels, and room for all anchors in the sample.
   levels = {2: anchors[:500], 3: anchors[500:]}
   options = RPNTargetOptions(
-    MatchingOptions(forced='ties'), num_samples=2 * len(anchors)
+    MatchingOptions(low_quality_matches='all'), num_samples=2 * len(anchors)
   )
   for image in range(2):
     boxes = recorded[f'{case}/gt_{image}']

@@ -6,7 +6,7 @@ import pytest
 from maskrcnn_jax.ops import anchors as anchor_ops
 
 TORCHVISION = anchor_ops.AnchorOptions(
-  aspects=((2**0.5, 0.5**0.5), (1, 1), (0.5**0.5, 2**0.5)),
+  aspect_ratios=((2**0.5, 0.5**0.5), (1, 1), (0.5**0.5, 2**0.5)),
   rounded=True,
   centered=False,
   fitted_strides=True,
@@ -20,9 +20,11 @@ def slow_anchors(canvas, level, options):
   for row in range(-(-canvas[0] // stride)):
     for column in range(-(-canvas[1] // stride)):
       y, x = (row + 0.5) * stride, (column + 0.5) * stride
-      for octave in range(options.octaves):
-        side = options.scale * stride * 2 ** (octave / options.octaves)
-        for width, height in options.aspects:
+      for octave in range(options.scales_per_octave):
+        side = (
+          options.scale * stride * 2 ** (octave / options.scales_per_octave)
+        )
+        for width, height in options.aspect_ratios:
           half = side * np.array([height, width]) / 2
           boxes.append([y - half[0], x - half[1], y + half[0], x + half[1]])
   return np.array(boxes, np.float32)
@@ -48,11 +50,11 @@ def test_first_cells_of_torchvision_by_hand():
   np.testing.assert_array_equal(anchors[6][21 * 3], [-120, -362, 242, 362])
 
 
-@pytest.mark.parametrize('octaves', [1, 2])
-def test_anchors_match_the_definition(octaves):
-  options = anchor_ops.AnchorOptions(octaves=octaves)
+@pytest.mark.parametrize('scales_per_octave', [1, 2])
+def test_anchors_match_the_definition(scales_per_octave):
+  options = anchor_ops.AnchorOptions(scales_per_octave=scales_per_octave)
   anchors = anchor_ops.pyramid_anchors((96, 160), (3, 6), options)
-  assert anchor_ops.anchors_per_cell(options) == 3 * octaves
+  assert anchor_ops.anchors_per_cell(options) == 3 * scales_per_octave
   for level, boxes in anchors.items():
     expected = slow_anchors((96, 160), level, options)
     np.testing.assert_allclose(boxes, expected, rtol=1e-6)

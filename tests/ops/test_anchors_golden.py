@@ -7,7 +7,7 @@ import pytest
 from maskrcnn_jax.ops import anchors as anchor_ops
 
 TORCHVISION = anchor_ops.AnchorOptions(
-  aspects=((2**0.5, 0.5**0.5), (1, 1), (0.5**0.5, 2**0.5)),
+  aspect_ratios=((2**0.5, 0.5**0.5), (1, 1), (0.5**0.5, 2**0.5)),
   rounded=True,
   centered=False,
   fitted_strides=True,
@@ -25,7 +25,7 @@ def swap_axes(boxes):
 def test_anchors_of_nvidia(path):
   recorded = golden_files.load(path)
   rows, columns, channels = recorded['level2_grid_shape']
-  options = anchor_ops.AnchorOptions(octaves=int(channels) // (4 * 3))
+  options = anchor_ops.AnchorOptions(scales_per_octave=int(channels) // (4 * 3))
   anchors = anchor_ops.pyramid_anchors(
     (4 * int(rows), 4 * int(columns)), range(2, 7), options
   )
@@ -94,7 +94,9 @@ def test_any_sizes_and_ratios_of_torchvision(torchvision):
     for ratio in torchvision['odd/aspect_ratios'][level]:
       for side in torchvision['odd/sizes'][level]:
         options = anchor_ops.AnchorOptions(
-          scale=float(side), aspects=((ratio**-0.5, ratio**0.5),), rounded=True
+          scale=float(side),
+          aspect_ratios=((ratio**-0.5, ratio**0.5),),
+          rounded=True,
         )
         cells.append(anchor_ops.cell_anchors(0, options))
     cells = np.concatenate(cells)

@@ -11,8 +11,8 @@ import pytest
 from maskrcnn_jax.ops import boxes as box_ops
 from maskrcnn_jax.ops import matching
 
-RPN_ONE = matching.MatchingOptions(forced='one')
-RPN_TIES = matching.MatchingOptions(forced='ties')
+RPN_ONE = matching.MatchingOptions(low_quality_matches='one')
+RPN_TIES = matching.MatchingOptions(low_quality_matches='all')
 ROI = matching.MatchingOptions(
   positive_iou=0.5, negative_iou=0.5, positive_strict=True
 )
@@ -43,10 +43,10 @@ def slow_match(ious, options):
       labels[box] = -1
   for instance in reversed(range(num_instances)):
     row = list(ious[instance])
-    if options.forced == 'one':
+    if options.low_quality_matches == 'one':
       labels[row.index(max(row))] = 1
       indices[row.index(max(row))] = instance
-    elif options.forced == 'ties':
+    elif options.low_quality_matches == 'all':
       labels[np.array(row) == max(row)] = 1
   return labels, indices
 
@@ -162,9 +162,9 @@ def test_many_boxes_take_several_parts(options):
   labels[best >= options.negative_iou] = -1
   labels[best >= options.positive_iou] = 1
   labels[(best == options.positive_iou) & options.positive_strict] = -1
-  if options.forced == 'ties':
+  if options.low_quality_matches == 'all':
     labels[np.any(ious == ious.max(axis=1, keepdims=True), axis=0)] = 1
-  if options.forced == 'one':
+  if options.low_quality_matches == 'one':
     for instance in reversed(range(7)):
       labels[ious[instance].argmax()] = 1
       indices[ious[instance].argmax()] = instance
@@ -227,8 +227,10 @@ def test_gradient_of_ious_is_finite_on_padding():
 
 
 def test_bad_arguments_are_refused():
-  with pytest.raises(ValueError, match=r"forced must be .* got 'all'"):
-    matching.MatchingOptions(forced='all')
+  with pytest.raises(
+    ValueError, match=r"low_quality_matches must be .* got 'ties'"
+  ):
+    matching.MatchingOptions(low_quality_matches='ties')
   with pytest.raises(ValueError, match=r'instance_boxes .* got \(0, 4\)'):
     match_one(np.zeros((3, 4)), np.zeros((0, 4)), ROI)
 

@@ -42,7 +42,7 @@ def fixture_matched(nvidia):
 
   @jax.jit
   def run(boxes, valid):
-    options = matching.MatchingOptions(forced='one')
+    options = matching.MatchingOptions(low_quality_matches='one')
     matches = matching.match(list(anchors.values()), boxes, valid, options)
     matches = jax.tree.map(lambda *x: jnp.concatenate(x), *matches)
     joined = np.concatenate(list(anchors.values()))
@@ -138,7 +138,7 @@ def fixture_torchvision():
 @pytest.mark.parametrize(
   'name, options',
   [
-    ('rpn_07_03_lowq', matching.MatchingOptions(forced='ties')),
+    ('rpn_07_03_lowq', matching.MatchingOptions(low_quality_matches='all')),
     ('roi_05_05', matching.MatchingOptions(0.5, 0.5)),
   ],
 )

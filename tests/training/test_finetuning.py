@@ -95,7 +95,7 @@ def test_the_model_becomes_that_of_a_file(source, pattern, caplog):
   assert model.roi_align.samples_per_bin == 2
   # Of the run.
   assert model.backbone.frozen_stages == 2
-  assert model.rpn_targets.matching.forced == 'one'
+  assert model.rpn_targets.matching.low_quality_matches == 'one'
   assert model.detections.score_threshold == 0.05
   # Of the records: the largest id is 3.
   assert model.num_classes == 4

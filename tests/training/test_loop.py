@@ -12,6 +12,7 @@ import tiny_run
 from PIL import Image
 
 from maskrcnn_jax.checkpoints import store as checkpoint
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.evaluation import scoring
 from maskrcnn_jax.input_pipeline import batches as input_batches
 from maskrcnn_jax.training import evaluator, health, loop, stopping
@@ -365,7 +366,7 @@ def test_bad_input_is_found_before_the_first_step(
 def test_a_misspelt_field_is_named(config, tmp_path):
   with config.unlocked():
     config.training.keep_checkpoint = 2
-  with pytest.raises(TypeError, match='keep_checkpoint'):
+  with pytest.raises(UserError, match='keep_checkpoint'):
     loop.train(config, tmp_path)
 
 
@@ -390,5 +391,5 @@ def test_a_class_that_the_model_lacks_names_the_image(config, tmp_path):
 def test_misspelt_field_of_a_section_says_what_was_meant(config, tmp_path):
   with config.unlocked():
     config.training.num_step = 3
-  with pytest.raises(TypeError, match=r"training has no .*'num_steps'"):
+  with pytest.raises(UserError, match=r"training has no .*'num_steps'"):
     loop.train(config, tmp_path)

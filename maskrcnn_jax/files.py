@@ -1,0 +1,64 @@
+"""Files and folders that appear whole or not at all."""
+
+import contextlib
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def replaced(path) -> Iterator[pathlib.Path]:
+  """A file to write that takes the place of `path` when the block is done.
+
+  It lies beside `path` under a hidden name that nobody else has
+  (`.NAME-RANDOM.unfinished`), so a rename is all that is left to do and no link
+  is followed. If the block raises, it is removed and `path` is as before.
+
+  Args:
+    path: to be made or replaced; its folder is made if missing.
+  """
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  handle, name = tempfile.mkstemp('.unfinished', f'.{path.name}-', path.parent)
+  os.close(handle)
+  unfinished = pathlib.Path(name)
+  try:
+    # `mkstemp` gives files to their owner alone.
+    unfinished.chmod(0o666 & ~_umask())
+    yield unfinished
+    unfinished.replace(path)
+  finally:
+    unfinished.unlink(missing_ok=True)
+
+
+def write_text(path, text: str) -> None:
+  """Writes a UTF-8 file that appears whole or not at all."""
+  with replaced(path) as unfinished:
+    unfinished.write_text(text, encoding='utf-8')
+
+
+@contextlib.contextmanager
+def new_folder(path) -> Iterator[pathlib.Path]:
+  """A folder to fill that becomes `path` when the block is done.
+
+  If the block raises, it is removed with all that is in it.
+
+  Args:
+    path: must not exist, or be an empty folder.
+  """
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(
+    '.unfinished', f'.{path.name}-', path.parent, ignore_cleanup_errors=True
+  ) as name:
+    unfinished = pathlib.Path(name)
+    unfinished.chmod(0o777 & ~_umask())
+    yield unfinished
+    unfinished.rename(path)
+
+
+def _umask() -> int:
+  mask = os.umask(0)
+  os.umask(mask)
+  return mask
