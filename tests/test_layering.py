@@ -29,7 +29,7 @@ ALLOWED = {
   'maskrcnn_jax/weights/tensorflow': 'numpy tensorflow',
   'maskrcnn_jax/distributed': 'jax numpy .models',
   'maskrcnn_jax/checkpoints': (
-    'jax numpy orbax ml_collections .evaluation.scores .models'
+    'jax numpy orbax ml_collections .config .evaluation.scores .models'
   ),
   'maskrcnn_jax/training': (
     'jax numpy flax optax ml_collections tensorboardX tqdm .charts .checkpoints'
@@ -56,6 +56,7 @@ ALLOWED = {
     ' .datasets .distributed .evaluation .input_pipeline .models .ops'
     ' .structures .tables .training .weights'
   ),
+  'maskrcnn_jax/benchmarks/torchvision_side': 'torch torchvision',
   'maskrcnn_jax/habana': 'absl yaml .cli .config .distributed .training',
   'maskrcnn_jax/cli': (
     'PIL .benchmarks .config .datasets .distributed .export .inference'

@@ -60,7 +60,7 @@ def test_the_wheel_ships_every_module_and_config(wheel):
     assert path.relative_to(ROOT).as_posix() in names
   for path in (ROOT / 'configs').glob('*.py'):
     assert f'maskrcnn_jax/configs/{path.name}' in names
-  assert 'maskrcnn_jax/checking/page.html' in names
+  assert 'maskrcnn_jax/datasets/doctor/page.html' in names
   assert 'maskrcnn_jax/inference/browse.html' in names
 
 

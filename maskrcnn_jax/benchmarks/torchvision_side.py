@@ -14,8 +14,6 @@ import sys
 import time
 import types
 
-from maskrcnn_jax.errors import UserError
-
 
 def serve(handlers, questions, answers):
   """Answers questions until there are none, or one asks to stop.
@@ -105,7 +103,7 @@ class Side:
       state = {x: self.torch.from_numpy(arrays[x]) for x in arrays.files}
     wanted = set(self.model.state_dict())
     if wanted != set(state):
-      raise UserError(
+      raise ValueError(
         f'The weights lack {sorted(wanted - set(state))}, and have '
         f'{sorted(set(state) - wanted)} too many.'
       )

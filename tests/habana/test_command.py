@@ -67,16 +67,16 @@ OBSERVED = {
   'momentum': 'test_the_optimizer_of_the_flags',
   'l2_weight_decay': 'test_the_optimizer_of_the_flags',
   'global_gradient_clip_ratio': 'test_the_optimizer_of_the_flags',
-  'learning_rate_steps': 'test_flags.py::test_learning_rate_of_the_flags',
+  'learning_rate_steps': 'habana/test_flags.py::test_learning_rate_of_the_flags',
   'learning_rate_decay_levels': (
-    'test_flags.py::test_learning_rate_of_the_flags'
+    'habana/test_flags.py::test_learning_rate_of_the_flags'
   ),
-  'warmup_learning_rate': 'test_flags.py::test_learning_rate_of_the_flags',
-  'warmup_steps': 'test_flags.py::test_learning_rate_of_the_flags',
+  'warmup_learning_rate': 'habana/test_flags.py::test_learning_rate_of_the_flags',
+  'warmup_steps': 'habana/test_flags.py::test_learning_rate_of_the_flags',
   'device': 'test_the_device_is_the_one_that_is_asked_for',
   'use_tf_distributed': 'test_one_process_drives_one_device_or_all',
 }
-TESTS = pathlib.Path(__file__).parent
+TESTS = pathlib.Path(__file__).parents[1]
 
 
 def test_every_flag_is_watched_or_answered():
