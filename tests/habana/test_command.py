@@ -57,7 +57,7 @@ OBSERVED = {
   'deterministic': 'test_seed_and_determinism',
   'use_fake_data': 'test_fake_data_is_the_first_batch_for_ever',
   'max_cpus': (
-    'input_pipeline/test_batches.py::test_threads_are_capped_in_all_pools'
+    '../input_pipeline/test_batches.py::test_threads_are_capped_in_all_pools'
   ),
   'pyramid_roi_impl': 'test_roi_features_have_the_type_of_their_name',
   'amp': 'test_roi_features_have_the_type_of_their_name',
@@ -67,16 +67,16 @@ OBSERVED = {
   'momentum': 'test_the_optimizer_of_the_flags',
   'l2_weight_decay': 'test_the_optimizer_of_the_flags',
   'global_gradient_clip_ratio': 'test_the_optimizer_of_the_flags',
-  'learning_rate_steps': 'habana/test_flags.py::test_learning_rate_of_the_flags',
+  'learning_rate_steps': 'test_flags.py::test_learning_rate_of_the_flags',
   'learning_rate_decay_levels': (
-    'habana/test_flags.py::test_learning_rate_of_the_flags'
+    'test_flags.py::test_learning_rate_of_the_flags'
   ),
-  'warmup_learning_rate': 'habana/test_flags.py::test_learning_rate_of_the_flags',
-  'warmup_steps': 'habana/test_flags.py::test_learning_rate_of_the_flags',
+  'warmup_learning_rate': 'test_flags.py::test_learning_rate_of_the_flags',
+  'warmup_steps': 'test_flags.py::test_learning_rate_of_the_flags',
   'device': 'test_the_device_is_the_one_that_is_asked_for',
   'use_tf_distributed': 'test_one_process_drives_one_device_or_all',
 }
-TESTS = pathlib.Path(__file__).parents[1]
+TESTS = pathlib.Path(__file__).parent
 
 
 def test_every_flag_is_watched_or_answered():
