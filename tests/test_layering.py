@@ -56,7 +56,7 @@ ALLOWED = {
     ' .datasets .distributed .evaluation .input_pipeline .models .ops'
     ' .structures .tables .training .weights'
   ),
-  'maskrcnn_jax/benchmarks/torchvision_side': 'torch torchvision',
+  'maskrcnn_jax/benchmarks/torchvision_side': 'numpy torch torchvision',
   'maskrcnn_jax/habana': 'absl yaml .cli .config .distributed .training',
   'maskrcnn_jax/cli': (
     'PIL .benchmarks .config .datasets .distributed .export .inference'
