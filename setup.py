@@ -17,12 +17,13 @@ REQUIREMENTS = [
   'flatbuffers>=24.3.25,<26',  # jax.export writes with it; so has TensorFlow.
   'flax>=0.12,<0.13',  # Linen; the first series made for jax 0.8.
   'jax>=0.8,<0.13',  # jax.shard_map and keys as they are used; 3.11 has 0.10.
+  'matplotlib>=3.9,<4',  # Draws charts; 3.9 is the first built for NumPy 2.
   'ml-collections>=1.0,<2',  # ConfigDict.
   'ml-dtypes>=0.4,<1',  # bfloat16 for NumPy; jax needs it too.
   'numpy>=2.0,<3',  # jax 0.8 needs 2.0.
   'optax>=0.2.5,<0.3',  # Losses and update rules; 0.2.5 knows jax 0.8.
   'orbax-checkpoint>=0.11.25,<0.13',  # Checkpoints of the asynchronous kind.
-  'pillow>=11,<14',  # Decodes images, draws pictures; 11 has wheels for 3.13.
+  'pillow>=11,<14',  # Decodes images, draws masks; 11 has wheels for 3.13.
   'pyyaml>=6.0,<7',  # The seed's params.yaml.
   'pycocotools>=2.0.8,<3',  # RLE and COCOeval; 2.0.8 is the first for NumPy 2.
   'safetensors>=0.4.3,<1',  # Weights of others; 0.4.3 is for NumPy 2 as well.
@@ -37,13 +38,11 @@ REQUIREMENTS = [
   ' or platform_machine != "x86_64"',
 ]
 HOTCOCO = 'hotcoco>=1.3,<2'  # Its numbers were compared with pycocotools'.
-MATPLOTLIB = 'matplotlib>=3.9,<4'  # Pictures and curves in notebooks.
 EXTRAS = {
   'test': [
     HOTCOCO,
     'hypothesis>=6.100,<7',  # Properties of order and round trips.
     'ipykernel>=6.29,<8',  # The process that the notebook runs in.
-    MATPLOTLIB,  # The notebook draws.
     'nbclient>=0.10,<0.12',  # Runs the notebook; brings nbformat.
     'psutil>=5.9,<8',  # Finds the processes to kill.
     'pytest>=8,<10',
@@ -51,7 +50,7 @@ EXTRAS = {
     'ruff==0.17.*',  # Formatting may change between series.
     'setuptools>=77',  # Builds the wheel that the packaging test looks into.
   ],
-  'notebook': ['jupyterlab>=4,<5', MATPLOTLIB],
+  'notebook': ['jupyterlab>=4,<5'],
   'hotcoco': [HOTCOCO],  # Scores COCO results faster: evaluation.scorer.
   'cuda': ['jax[cuda12]>=0.8,<0.13'],
   'tpu': ['jax[tpu]>=0.8,<0.13'],  # On any machine also `plan` for TPUs.

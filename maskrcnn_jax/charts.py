@@ -1,7 +1,10 @@
-"""Learning curves of a run as a picture: losses, learning rate, AP over steps.
+"""Line and bar charts of runs, benchmarks and plans, drawn by matplotlib.
 
-`WORKDIR/curves.png` is drawn of `WORKDIR/metrics.jsonl` after every evaluation
-and at the end of a run, whatever ends it.
+matplotlib is imported when a chart is drawn, and only through its `Figure`: no
+window system and no state of `pyplot` is touched.
+
+`WORKDIR/curves.png`, the learning curves of a run, is drawn from
+`WORKDIR/metrics.jsonl` after every evaluation and at the end of a run.
 """
 
 import contextlib
@@ -12,75 +15,202 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
+from maskrcnn_jax import files
 from maskrcnn_jax.evaluation import scores
 
-# Okabe and Ito's colours, which all eyes tell apart.
-_INK, _GRID, _LIGHT = '#222222', '#dddddd', '#999999'
-_COLOURS = {
-  'rpn_objectness': '#0072b2',
-  'rpn_box': '#56b4e9',
-  'class': '#009e73',
-  'box': '#e69f00',
-  'mask': '#cc79a7',
-  'l2_loss': _LIGHT,
+# Okabe and Ito's colors, which color-blind readers can tell apart.
+BLUE, SKY, GREEN, ORANGE = '#0072b2', '#56b4e9', '#009e73', '#e69f00'
+PINK, RED, YELLOW = '#cc79a7', '#d55e00', '#f0e442'
+INK, GREY, GRID = '#222222', '#999999', '#dddddd'
+
+_DPI = 100
+_WIDTH, _LINE_PANEL = 9.0, 2.7  # Inches.
+_BAR, _BAR_PANEL = 0.22, 0.6  # Inches of one bar, and of a title and axis.
+_STYLE = {
+  'axes.axisbelow': True,
+  'axes.edgecolor': GRID,
+  'axes.grid': True,
+  'axes.spines.right': False,
+  'axes.spines.top': False,
+  'axes.titlelocation': 'left',
+  'axes.titlesize': 10,
+  'font.size': 8,
+  'grid.color': GRID,
+  'legend.frameon': False,
+  'text.color': INK,
+  'xtick.color': INK,
+  'ytick.color': INK,
 }
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 900, 270, 70, 190, 36, 34
-# Lines are drawn at this size and made smaller, which smooths them.
-_SCALE = 2
-# Means of neighbouring steps are shown where there are more.
-_MOST_POINTS = 300
-# The share of the values of a loss that its panel must hold: not its spikes.
-_SHOWN_PERCENT = 98
+# Longer lines show means of neighboring points.
+_MAX_POINTS = 300
+# Lines of few points mark each of them.
+_MAX_MARKED_POINTS = 60
 
 
 @dataclasses.dataclass(frozen=True)
-class Series:
+class Line:
   """One line of a panel.
 
   Attributes:
-    name: in the legend.
-    key: of `metrics.jsonl`; the values of several are added up.
-    colour: of the line.
-    width: of the line, in pixels.
+    name: in the legend, which adds the last value.
+    points: `(x, y)` in ascending order of x; a line without any is not drawn.
+    color: of the line.
+    width: of the line, in points.
   """
 
   name: str
-  key: str | tuple[str, ...]
-  colour: str
-  width: int = 1
+  points: Sequence[tuple[float, float]]
+  color: str
+  width: float = 1.0
 
 
-_LOSSES = (
-  *(Series(name, f'train/{name}', x) for name, x in _COLOURS.items()),
-  Series('total', 'train/total_loss', _INK, 2),
-)
-_VALIDATION = (
-  *(
-    Series(term, f'{scores.LOSS}_{term}', _COLOURS[term])
-    for term in scores.TERMS
-  ),
-  Series(
-    'sum in training',
-    tuple(f'train/{term}' for term in scores.TERMS),
-    _LIGHT,
-    2,
-  ),
-  Series('sum', scores.LOSS, _INK, 2),
-)
-_RATE = (Series('learning rate', 'train/learning_rate', '#0072b2', 2),)
-_AP = (
-  Series('box AP50', 'eval/AP50', '#56b4e9'),
-  Series('mask AP50', 'eval/mask_AP50', '#f0c27a'),
-  Series('box AP', 'eval/AP', '#0072b2', 2),
-  Series('mask AP', 'eval/mask_AP', '#e69f00', 2),
-)
+@dataclasses.dataclass(frozen=True)
+class LinePanel:
+  """Lines over one pair of axes, y from 0.
+
+  Attributes:
+    title: above the panel.
+    lines: to draw.
+    shown_percent: of the points of each line that lie within the panel; less
+      than 100 keeps spikes from squeezing the rest.
+  """
+
+  title: str
+  lines: Sequence[Line]
+  shown_percent: float = 100.0
+
+  @property
+  def top(self) -> float:
+    """Value at the upper end of the y axis."""
+    tops = [
+      np.percentile([y for _, y in line.points], self.shown_percent)
+      for line in self.lines
+      if line.points
+    ]
+    return 1.05 * float(max(tops, default=1.0)) or 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Bar:
+  """One horizontal bar with its value beside it.
+
+  Attributes:
+    label: at the left.
+    value: length of the bar; None: unknown, a dash.
+    color: of the bar.
+    limit: a mark across the bar, such as a floor or a capacity; None: no mark.
+  """
+
+  label: str
+  value: float | None
+  color: str = BLUE
+  limit: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class BarPanel:
+  """Bars of one unit, from top to bottom; `title` names the unit."""
+
+  title: str
+  bars: Sequence[Bar]
+
+
+def line_chart(panels: Sequence[LinePanel]):
+  """Panels one below the other that share their x axis, steps from 0.
+
+  Returns:
+    A `matplotlib.figure.Figure`; see `save`.
+  """
+  all_lines = [line for panel in panels for line in panel.lines]
+  last = max((x for line in all_lines for x, _ in line.points), default=1)
+  with _figure([_LINE_PANEL] * len(panels)) as (figure, axes):
+    for axis, panel in zip(axes, panels):
+      # With the margin the marker of the last point is whole.
+      axis.set(title=panel.title, xlim=(0, 1.01 * last), ylim=(0, panel.top))
+      axis.xaxis.set_major_formatter('{x:,.0f}')
+      axis.xaxis.get_major_locator().set_params(integer=True)
+      lines = [line for line in panel.lines if line.points]
+      handles = {line.name: _draw_line(axis, line) for line in lines}
+      lines.sort(key=lambda line: -line.points[-1][1])
+      axis.legend(
+        [handles[line.name] for line in lines],
+        [f'{line.name}  {line.points[-1][1]:.3g}' for line in lines],
+        loc='upper left',
+        bbox_to_anchor=(1.0, 1.0),
+      )
+    # Panels end at the same place, however long the names in their legends.
+    height = figure.get_figheight()
+    figure.subplots_adjust(0.07, 0.3 / height, 0.8, 1 - 0.3 / height, 0, 0.35)
+  return figure
+
+
+def _draw_line(axis, line):
+  is_marked = len(line.points) <= _MAX_MARKED_POINTS
+  return axis.plot(
+    *zip(*line.points),
+    color=line.color,
+    linewidth=line.width,
+    marker='o' if is_marked else None,
+    markersize=2 * (line.width + 1),
+  )[0]
+
+
+def bar_chart(panels: Sequence[BarPanel]):
+  """Panels of horizontal bars, one below the other.
+
+  Returns:
+    A `matplotlib.figure.Figure`; see `save`.
+  """
+  panels = [panel for panel in panels if panel.bars]
+  heights = [_BAR_PANEL + _BAR * len(panel.bars) for panel in panels]
+  with _figure(heights, layout='constrained') as (figure, axes):
+    for axis, panel in zip(axes, panels):
+      _draw_bars(axis, panel.bars)
+      axis.set_title(panel.title)
+  return figure
+
+
+def _draw_bars(axis, bars):
+  rows = np.arange(len(bars))
+  values = [bar.value or 0.0 for bar in bars]
+  drawn = axis.barh(rows, values, 0.7, color=[bar.color for bar in bars])
+  texts = ['-' if b.value is None else f'{b.value:.3g}' for b in bars]
+  axis.bar_label(drawn, texts, padding=4)
+  limits = [(row, b.limit) for row, b in enumerate(bars) if b.limit is not None]
+  for row, limit in limits:
+    axis.vlines(limit, row - 0.45, row + 0.45, color=RED, linewidth=2)
+  highest = max([*values, *(limit for _, limit in limits)]) or 1.0
+  axis.set(xlim=(0, 1.1 * highest), ylim=(len(bars) - 0.5, -0.5))
+  axis.set_yticks(rows, [bar.label for bar in bars])
+  axis.tick_params('y', length=0)
+  axis.grid(visible=False, axis='y')
+
+
+@contextlib.contextmanager
+def _figure(heights, layout=None):
+  """An empty figure and its axes, one below the other; heights in inches."""
+  import matplotlib
+  from matplotlib.figure import Figure
+
+  with matplotlib.rc_context(_STYLE):
+    size = _WIDTH, sum(heights) or 1.0
+    figure = Figure(size, dpi=_DPI, layout=layout)
+    grid = figure.add_gridspec(
+      max(len(heights), 1), height_ratios=heights or [1]
+    )
+    yield figure, [figure.add_subplot(grid[row]) for row in range(len(heights))]
+
+
+def save(figure, path) -> None:
+  """Writes a figure as a PNG file that appears whole or not at all."""
+  with files.replaced(path) as unfinished:
+    figure.savefig(unfinished, format='png')
 
 
 @contextlib.contextmanager
 def drawn_at_end(workdir, enabled: bool):
-  """Draws the curves of a run when its context ends, however it ends.
+  """Draws the curves of a run when the block ends, however it ends.
 
   Args:
     workdir: of the run.
@@ -90,37 +220,34 @@ def drawn_at_end(workdir, enabled: bool):
     yield
   finally:
     if enabled:
-      write(workdir)
+      learning_curves(workdir)
 
 
-def write(workdir) -> pathlib.Path | None:
-  """Writes `WORKDIR/curves.png`; a reader never sees half of it.
+def learning_curves(workdir) -> pathlib.Path | None:
+  """Writes `WORKDIR/curves.png`.
 
   Args:
     workdir: of a run.
 
   Returns:
-    Its path; None if there is nothing to draw, or the disk does not take it,
-    which is logged.
+    Its path; None if no step was trained, or if it could not be written, which
+    is logged and does not end a run.
   """
   workdir = pathlib.Path(workdir)
+  path = workdir / 'curves.png'
   try:
-    image = draw(read(workdir / 'metrics.jsonl'))
-    if image is None:
+    panels = learning_curve_panels(read_metrics(workdir / 'metrics.jsonl'))
+    if not panels:
       return None
-    path = workdir / 'curves.png'
-    unfinished = path.with_suffix('.unfinished')
-    image.save(unfinished, 'PNG')
-    unfinished.replace(path)
-    return path
+    save(line_chart(panels), path)
   except OSError as error:
-    # A picture is not worth a run.
-    logging.warning('%s/curves.png could not be written: %s', workdir, error)
+    logging.warning('%s could not be written: %s', path, error)
     return None
+  return path
 
 
-def read(path: pathlib.Path) -> dict[str, dict[int, float]]:
-  """The finite numbers of a `metrics.jsonl`: key -> step -> the last value."""
+def read_metrics(path: pathlib.Path) -> dict[str, dict[int, float]]:
+  """Finite numbers of a `metrics.jsonl`: key -> step -> the last value."""
   values = {}
   if not path.exists():
     return values
@@ -139,129 +266,77 @@ def read(path: pathlib.Path) -> dict[str, dict[int, float]]:
   }
 
 
-def draw(values: Mapping[str, Mapping[int, float]]) -> Image.Image | None:
-  """The picture of a run: a panel for each kind of number that it has.
+_LOSS_COLORS = {
+  'rpn_objectness': BLUE,
+  'rpn_box': SKY,
+  'class': GREEN,
+  'box': ORANGE,
+  'mask': PINK,
+  'l2_loss': GREY,
+}
+
+
+def learning_curve_panels(
+  values: Mapping[str, Mapping[int, float]],
+) -> list[LinePanel]:
+  """A panel for each kind of number that a run has; none without a step.
 
   Args:
-    values: see `read`.
-
-  Returns:
-    None if no step was trained.
+    values: see `read_metrics`.
   """
-  trained = values.get('train/total_loss', {})
-  if not trained:
-    return None
+
+  def line(name, keys, color, width=1.0):
+    keys = [keys] if isinstance(keys, str) else keys
+    return Line(name, points([values.get(x, {}) for x in keys]), color, width)
+
+  if not values.get('train/total_loss'):
+    return []
+  losses = [line(x, f'train/{x}', color) for x, color in _LOSS_COLORS.items()]
+  losses.append(line('total', 'train/total_loss', INK, 2))
+  terms = [f'train/{term}' for term in scores.TERMS]
   panels = [
-    ('Training loss', _LOSSES, False),
-    ('Loss on the evaluation set', _VALIDATION, False),
-    ('Learning rate', _RATE, True),
-    ('AP on the evaluation set', _AP, True),
+    LinePanel('Training loss', losses, shown_percent=98),
+    LinePanel(
+      'Loss on the evaluation set',
+      [
+        *(
+          line(term, f'{scores.LOSS}_{term}', _LOSS_COLORS[term])
+          for term in scores.TERMS
+        ),
+        line('sum in training', terms, GREY, 2),
+        line('sum', scores.LOSS, INK, 2),
+      ],
+      shown_percent=98,
+    ),
+    LinePanel(
+      'Learning rate', [line('learning rate', 'train/learning_rate', BLUE, 2)]
+    ),
+    LinePanel(
+      'AP on the evaluation set',
+      [
+        line('box AP50', 'eval/AP50', SKY),
+        line('mask AP50', 'eval/mask_AP50', '#f0c27a'),
+        line('box AP', 'eval/AP', BLUE, 2),
+        line('mask AP', 'eval/mask_AP', ORANGE, 2),
+      ],
+    ),
   ]
   if scores.LOSS not in values:
     del panels[1]
-  if not any(points(values, x) for x in _AP):
-    panels = [x for x in panels if x[1] is not _AP]
-  last = max(max(by_step) for by_step in values.values() if by_step)
-  image = Image.new(
-    'RGB', (_SCALE * _WIDTH, _SCALE * _HEIGHT * len(panels)), 'white'
-  )
-  canvas = ImageDraw.Draw(image)
-  for index, (title, series, whole) in enumerate(panels):
-    lines = [(x, points(values, x)) for x in series]
-    lines = [(x, found) for x, found in lines if found]
-    _draw_panel(canvas, index * _HEIGHT, title, lines, last, whole)
-  return image.reduce(_SCALE)
+  if not any(line.points for line in panels[-1].lines):
+    del panels[-1]
+  return panels
 
 
-def points(
-  values: Mapping[str, Mapping[int, float]], series: Series
-) -> list[tuple[float, float]]:
-  """(step, value) of a series in the order of the steps.
+def points(parts: Sequence[Mapping[int, float]]) -> list[tuple[float, float]]:
+  """`(step, sum of the values)` at the steps that all mappings have.
 
-  An AP of -1, where there was nothing to measure, is left out; of many steps
-  come the means of neighbours.
+  Negative sums, such as an AP of -1 where nothing was measured, are skipped.
+  More than 300 points become means of neighbors.
   """
-  keys = series.key if isinstance(series.key, tuple) else (series.key,)
-  parts = [values.get(key, {}) for key in keys]
   steps = sorted(set.intersection(*({*part} for part in parts)))
   found = [(s, sum(part[s] for part in parts)) for s in steps]
   found = [(s, value) for s, value in found if value >= 0]
-  size = -(-len(found) // _MOST_POINTS) or 1
+  size = -(-len(found) // _MAX_POINTS) or 1
   groups = (found[i : i + size] for i in range(0, len(found), size))
   return [tuple(np.mean(group, axis=0).tolist()) for group in groups]
-
-
-def highest(lines: Sequence[Sequence[tuple[float, float]]], whole: bool):
-  """The value at the top of a panel.
-
-  Args:
-    lines: points of each series.
-    whole: whether every point must be seen; otherwise most of each series.
-  """
-  percent = 100 if whole else _SHOWN_PERCENT
-  tops = [np.percentile([y for _, y in line], percent) for line in lines]
-  return 1.05 * max(tops, default=1.0) or 1.0
-
-
-def ticks(top: float, most: int = 5) -> list[float]:
-  """Round numbers from 0 to at most `top`: steps of 1, 2 or 5 times 10**n."""
-  size = 10.0 ** np.floor(np.log10(top / most))
-  step = next(size * f for f in (1, 2, 5, 10) if top / (size * f) <= most)
-  return [float(step * i) for i in range(int(top / step + 1e-9) + 1)]
-
-
-def _draw_panel(canvas, top, title, lines, last, whole) -> None:
-  """One panel, its top at a row of the picture.
-
-  Args:
-    canvas: to draw on.
-    top: row.
-    title: above.
-    lines: series with their points.
-    last: step at the right end.
-    whole: see `highest`.
-  """
-  small, large = (ImageFont.load_default(_SCALE * x) for x in (11, 14))
-  bottom, right = top + _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
-  limit = highest([found for _, found in lines], whole)
-
-  def place(step, value):
-    share = min(value / limit, 1.0)
-    x = _LEFT + (right - _LEFT) * step / last
-    y = bottom - (bottom - top - _TOP) * share
-    return _SCALE * x, _SCALE * y
-
-  canvas.text(
-    (_SCALE * _LEFT, _SCALE * (top + 10)), title, _INK, large, anchor='lt'
-  )
-  for value in ticks(limit):
-    (x, y), end = place(0, value), place(last, value)
-    canvas.line([(x, y), end], _GRID, _SCALE)
-    label = f'{value:.4g}'
-    canvas.text((x - _SCALE * 8, y), label, _INK, small, anchor='rm')
-  for step in ticks(last, most=7):
-    x, y = place(step, 0)
-    canvas.line([(x, y), (x, y + _SCALE * 4)], _INK, _SCALE)
-    label = f'{step:,.0f}' if step == int(step) else ''
-    canvas.text((x, y + _SCALE * 7), label, _INK, small, anchor='mt')
-  for series, found in lines:
-    path = [place(*point) for point in found]
-    canvas.line(path, series.colour, _SCALE * series.width, joint='curve')
-    if len(path) <= 60:
-      radius = _SCALE * (series.width + 1)
-      for x, y in path:
-        box = [x - radius, y - radius, x + radius, y + radius]
-        canvas.ellipse(box, series.colour)
-  _draw_legend(canvas, top + _TOP, lines, small)
-
-
-def _draw_legend(canvas, top, lines, font) -> None:
-  """Names, colours and last values, the highest on top."""
-  order = sorted(lines, key=lambda line: -line[1][-1][1])
-  left = _WIDTH - _RIGHT + 14
-  for row, (series, found) in enumerate(order):
-    y = _SCALE * (top + 8 + 18 * row)
-    mark = [(_SCALE * left, y), (_SCALE * (left + 16), y)]
-    canvas.line(mark, series.colour, _SCALE * (series.width + 1))
-    text = f'{series.name}  {found[-1][1]:.3g}'
-    canvas.text((_SCALE * (left + 22), y), text, _INK, font, anchor='lm')

@@ -14,6 +14,7 @@ ALLOWED = {
   'configs': 'ml_collections',
   'data': 'numpy PIL pycocotools tensorflow tensorflow_datasets .datasets',
   'maskrcnn_jax': 'numpy PIL ml_collections .evaluation .structures',
+  'maskrcnn_jax/charts': 'numpy matplotlib .evaluation.scores .files',
   'maskrcnn_jax/structures': 'jax numpy flax.struct',
   'maskrcnn_jax/ops': 'jax numpy',
   'maskrcnn_jax/models': 'jax numpy flax optax .ops .structures',

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 
-from maskrcnn_jax import charts as curves
+from maskrcnn_jax import charts
 from maskrcnn_jax.distributed import hosts
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.evaluation import scores
@@ -35,7 +35,7 @@ def look_at(
   if message:
     writer.say(f'WARNING: {message}')
   if writer.enabled:
-    curves.write(workdir)
+    charts.learning_curves(workdir)
   return values
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import jax
 
-from maskrcnn_jax import charts as curves
+from maskrcnn_jax import charts
 from maskrcnn_jax.checkpoints import store as checkpoint
 from maskrcnn_jax.distributed import mesh as sharding
 from maskrcnn_jax.distributed import watchdog
@@ -206,7 +206,7 @@ def _train(
   checkpoint.check_can_save(workdir, state, training.keep_checkpoints)
   checkpoint.claim_workdir(workdir, config, notes)
   with (
-    curves.drawn_at_end(workdir, _is_first_host()),
+    charts.drawn_at_end(workdir, _is_first_host()),
     checkpoint.CheckpointWriter(workdir, **training.kept()) as saved,
     metrics.MetricWriter(workdir, num_steps, done, _is_first_host()) as writer,
     summary.RunSummary(writer, training.log_file) as account_of_run,
