@@ -143,10 +143,8 @@ def get_config(variant='habana_1x'):
   sampling.num_rois = 512
   # Largest share of foreground among them.
   sampling.foreground_fraction = 0.25
-  # Neighbouring images of a device that share the places of the mask head.
-  sampling.mask_pool_group = 1
-  # Places of such a group; None: for every RoI that may be foreground.
-  sampling.mask_pool_size = ml_collections.config_dict.placeholder(int)
+  # Foreground RoIs per image that the mask head learns from; None: all.
+  sampling.num_mask_rois = ml_collections.config_dict.placeholder(int)
   # Fields of RoiAlignOptions.
   model.roi_align = roi_align = ml_collections.ConfigDict()
   # Samples per bin and axis.

@@ -42,6 +42,8 @@ RENAMED_FIELDS = {
   'model.sampling.matching.forced': (
     'model.sampling.matching.low_quality_matches'
   ),
+  # Of a group of `mask_pool_group` images, see below.
+  'model.sampling.mask_pool_size': 'model.sampling.num_mask_rois',
 }
 # Values that changed with them.
 _RENAMED_VALUES = {'ties': 'all'}
@@ -54,6 +56,10 @@ def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
     config: nested dicts, in the types of JSON; not changed.
   """
   config = copy.deepcopy(dict(config))
+  sampling = (config.get('model') or {}).get('sampling') or {}
+  group = sampling.pop('mask_pool_group', 1)
+  if sampling.get('mask_pool_size'):
+    sampling['mask_pool_size'] = max(1, sampling['mask_pool_size'] // group)
   for before, now in RENAMED_FIELDS.items():
     *parents, leaf = before.split('.')
     section = config

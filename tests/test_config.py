@@ -269,3 +269,29 @@ def test_a_rate_that_is_given_stays(overrides, caplog):
   config = config_lib.load_config('coco', overrides)
   assert config.optimizer.learning_rate == 0.03
   assert not caplog.text
+
+
+def test_saved_fields_get_their_names_of_now():
+  saved = {
+    'model': {
+      'anchors': {'octaves': 2, 'aspects': [[1, 1]]},
+      'rpn_targets': {'matching': {'forced': 'ties'}},
+      'sampling': {'mask_pool_group': 2, 'mask_pool_size': 64},
+    },
+    'input': {'batch_size': 4},
+  }
+  assert config_lib.with_new_names(saved) == {
+    'model': {
+      'anchors': {'scales_per_octave': 2, 'aspect_ratios': [[1, 1]]},
+      'rpn_targets': {'matching': {'low_quality_matches': 'all'}},
+      'sampling': {'num_mask_rois': 32},
+    },
+    'input': {'batch_size': 4},
+  }
+  assert saved['model']['anchors'] == {'octaves': 2, 'aspects': [[1, 1]]}
+  for before, now in config_lib.RENAMED_FIELDS.items():
+    shipped = config_lib.load_config('coco')
+    *parents, leaf = now.split('.')
+    for name in parents:
+      shipped = shipped[name]
+    assert leaf in shipped, (before, now)

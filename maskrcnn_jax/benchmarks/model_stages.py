@@ -10,12 +10,11 @@ import jax
 
 from maskrcnn_jax.benchmarks.chain import Stage
 from maskrcnn_jax.models import detections as detections_lib
-from maskrcnn_jax.models import layers, mask_pool
+from maskrcnn_jax.models import layers
 from maskrcnn_jax.models import losses as losses_lib
 from maskrcnn_jax.models import proposals as proposals_lib
 from maskrcnn_jax.models import targets as targets_lib
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.models.proposals import take_rows
 from maskrcnn_jax.ops import images as image_ops
 
 
@@ -84,7 +83,7 @@ def training_stages(model: MaskRCNN) -> list[Stage]:
     Stage(
       'RoIAlign of masks',
       lambda params, pyramid, sampled: model.align(
-        pyramid, sampled[1].rois.boxes, model.mask_size, sampled[1].images
+        pyramid, sampled[1].boxes, model.mask_size
       ),
       'mask_features',
       inputs=('pyramid',),
@@ -99,7 +98,7 @@ def training_stages(model: MaskRCNN) -> list[Stage]:
           x, rois.classes, rois.valid, train=True
         ),
         mask_features,
-        sampled[1].rois,
+        sampled[1],
       ),
       'mask_logits',
       params=('mask_head',),
@@ -301,10 +300,7 @@ def _sample(model, params, proposals, instances, sampling_key):
     )
 
   rois = model.apply({}, rngs={'sampling': sampling_key}, method=sample)
-  pooled = mask_pool.pool_foreground(
-    rois, instances.valid.shape[1], model.sampling
-  )
-  return rois, pooled
+  return rois, targets_lib.mask_rois(rois, model.sampling)
 
 
 def _roi_targets(model, params, sampled, instances, valid):
@@ -316,10 +312,7 @@ def _roi_targets(model, params, sampled, instances, valid):
     rois, instances, model.box_weights, model.plus_one
   )
   masks = targets_lib.mask_targets(
-    pooled.rois,
-    mask_pool.merge_instances(instances, model.sampling),
-    2 * model.mask_size,
-    model.mask_threshold,
+    pooled, instances, 2 * model.mask_size, model.mask_threshold
   )
   return deltas, masks
 
@@ -329,8 +322,7 @@ def _losses(
 ):
   del params
   (rois, pooled), (deltas, masks) = sampled, roi_targets
-  valid_images = valid.reshape(-1, model.sampling.mask_pool_group)
-  counted = pooled.rois.valid & take_rows(valid_images, pooled.images)
+  counted = pooled.valid & valid[:, None]
   return {
     **losses_lib.rpn_losses(rpn, rpn_targets, valid, model.losses),
     **losses_lib.box_losses(

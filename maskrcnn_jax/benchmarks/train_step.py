@@ -9,7 +9,6 @@ from maskrcnn_jax.benchmarks.subject import Subject
 from maskrcnn_jax.benchmarks.torchvision_process import TorchvisionProcess
 from maskrcnn_jax.distributed import mesh as sharding
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.models.targets import SamplingOptions
 from maskrcnn_jax.training import train_step as step_lib
 
 
@@ -35,7 +34,7 @@ def run(
     our time to theirs.
   """
   step = Step(subject)
-  foreground = mask_places(subject.model.sampling)
+  foreground = subject.model.sampling.num_mask_rows
   sides, answers = {'ours': step.seconds}, {}
 
   def ask(name, rois):
@@ -65,17 +64,6 @@ def run(
       name: measure.ratio(seconds['ours'], seconds[name]) for name in answers
     }
   return result
-
-
-def mask_places(options: SamplingOptions) -> int:
-  """RoIs of an image that the mask head works on, whether they exist or not.
-
-  Args:
-    options: of the model; where images share places, each has its share.
-  """
-  group, places = options.mask_pool_group, options.mask_pool_size
-  most = options.num_foreground
-  return most if places is None else max(min(places // group, most), 1)
 
 
 class Step:

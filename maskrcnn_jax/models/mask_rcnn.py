@@ -10,7 +10,7 @@ import numpy as np
 
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models import detections as detections_lib
-from maskrcnn_jax.models import layers, mask_pool, override
+from maskrcnn_jax.models import layers, override
 from maskrcnn_jax.models import losses as losses_lib
 from maskrcnn_jax.models import proposals as proposals_lib
 from maskrcnn_jax.models import targets as targets_lib
@@ -38,16 +38,13 @@ class TrainOutputs:
     rpn: of every anchor.
     rois: the RoIs that were sampled.
     box: of every RoI.
-    mask_logits: `[groups, places, 28, 28]`, of `mask_pool.pool_foreground`: of
-      the first RoIs of each image, unless images share places.
-    mask_rois_left_out: foreground RoIs of the batch that found no place.
+    mask_logits: `[batch, n, 28, 28]`, of the RoIs of `targets.mask_rois`.
   """
 
   rpn: RPNOutputs
   rois: SampledRois
   box: BoxOutputs
   mask_logits: jax.Array
-  mask_rois_left_out: jax.Array | int = 0
 
 
 class MaskRCNN(nn.Module):
@@ -182,16 +179,12 @@ class MaskRCNN(nn.Module):
     counted = rois.valid if valid is None else rois.valid & valid[:, None]
     features = self.align(pyramid, rois.boxes, self.box_size)
     box = self.box_head(features, counted, train)
-    pooled = mask_pool.pool_foreground(
-      rois, instances.valid.shape[1], self.sampling
-    )
-    features = self.align(
-      pyramid, pooled.rois.boxes, self.mask_size, pooled.images
-    )
+    foreground = targets_lib.mask_rois(rois, self.sampling)
+    features = self.align(pyramid, foreground.boxes, self.mask_size)
     mask_logits = self.mask_head(
-      features, pooled.rois.classes, pooled.rois.valid, train
+      features, foreground.classes, foreground.valid, train
     )
-    return TrainOutputs(rpn, rois, box, mask_logits, pooled.num_left_out)
+    return TrainOutputs(rpn, rois, box, mask_logits)
 
   def detect(self, images: jax.Array, image_sizes: jax.Array) -> Detections:
     """Objects in the images, with masks relative to their boxes.
@@ -270,9 +263,9 @@ class MaskRCNN(nn.Module):
       proposals, instances, priorities, self.sampling
     )
 
-  def align(self, pyramid, boxes, size, images=None) -> jax.Array:
+  def align(self, pyramid, boxes, size) -> jax.Array:
     """RoI features `[batch, num_rois, size, size, channels]`."""
-    return pyramid_roi_align(pyramid, boxes, size, self.roi_align, images)
+    return pyramid_roi_align(pyramid, boxes, size, self.roi_align)
 
   def anchor_boxes(self, canvas: tuple[int, int]) -> dict[int, np.ndarray]:
     """Anchors `[num_anchors, 4]` by level, for a canvas (height, width)."""

@@ -43,10 +43,10 @@ class SamplingOptions:
     foreground_fraction: largest share of foreground among them.
     fill_up: where background is too scarce for `num_rois`, more foreground, and
       RoIs between the thresholds as such, take its place (seed); else padding.
-    mask_pool_group: how many neighbouring images share the places of the mask
-      head; divides the images of a device.
-    mask_pool_size: places of such a group; None: one for each RoI that may be
-      foreground, as published.
+    num_mask_rois: largest number of foreground RoIs per image that the mask
+      head learns from, a random subset; None: all of them, as published. The
+      mask head costs its full number of RoIs whether they are used or padding,
+      and few images have `num_rois * foreground_fraction`.
   """
 
   matching: MatchingOptions = MatchingOptions(
@@ -55,19 +55,25 @@ class SamplingOptions:
   num_rois: int = 512
   foreground_fraction: float = 0.25
   fill_up: bool = True
-  mask_pool_group: int = 1
-  mask_pool_size: int | None = None
+  num_mask_rois: int | None = None
 
   def __post_init__(self):
-    for name in ('mask_pool_group', 'mask_pool_size'):
-      number = getattr(self, name)
-      if number is not None and number < 1:
-        raise UserError(f'sampling.{name} must be at least 1, got {number}.')
+    if self.num_mask_rois is not None and self.num_mask_rois < 1:
+      raise UserError(
+        f'sampling.num_mask_rois must be at least 1, got {self.num_mask_rois}.',
+        argument='sampling.num_mask_rois',
+        given=self.num_mask_rois,
+      )
 
   @property
   def num_foreground(self) -> int:
-    """Rows of `SampledRois` that masks are learnt from; they come first."""
+    """Largest number of foreground RoIs of an image; their rows come first."""
     return int(self.num_rois * self.foreground_fraction)
+
+  @property
+  def num_mask_rows(self) -> int:
+    """Rows of an image that the mask head computes, used or padding."""
+    return min(self.num_foreground, self.num_mask_rois or self.num_foreground)
 
 
 @flax.struct.dataclass
@@ -182,8 +188,9 @@ def sample_rois(
     options: see `SamplingOptions`.
 
   Returns:
-    `[batch, num_rois]`: foreground in the order of the proposals, what fills
-    up, background, then padding where there are too few candidates.
+    `[batch, num_rois]`: foreground in the order of the proposals (of their
+    priorities with `num_mask_rois`), what fills up, background, then padding
+    where there are too few candidates.
 
   Fast R-CNN, Sec. 2.3.
   """
@@ -210,6 +217,8 @@ def sample_rois(
       rank = jnp.where(filler, 2, rank)
     # top_k takes the lower index first among equals: the proposals' order.
     rank, rows = jax.lax.top_k(rank, min(options.num_rois, rank.shape[0]))
+    if options.num_mask_rois is not None:
+      rank, rows = _shuffle_foreground(rank, rows, priorities, options)
     return rows, matches.indices[rows], rank
 
   rows, indices, rank = jax.vmap(one_image)(
@@ -225,6 +234,28 @@ def sample_rois(
     instance_indices=indices,
     valid=rank > 0,
   )
+
+
+def _shuffle_foreground(rank, rows, priorities, options):
+  """Foreground rows sorted by priority; the first of them are a random part."""
+  num = min(options.num_foreground, rank.shape[0])
+  drawn = jnp.where(rank[:num] >= 2, priorities[rows[:num]], -jnp.inf)
+  _, order = jax.lax.top_k(drawn, num)
+  return [x.at[:num].set(x[order]) for x in (rank, rows)]
+
+
+def mask_rois(rois: SampledRois, options: SamplingOptions) -> SampledRois:
+  """The RoIs that the mask head learns from; only foreground is valid.
+
+  Args:
+    rois: `[batch, num_rois]` of `sample_rois`, foreground first.
+    options: see `SamplingOptions`.
+
+  Returns:
+    `[batch, num_mask_rows]`.
+  """
+  rois = rois.first(options.num_mask_rows)
+  return rois.replace(valid=rois.valid & (rois.classes > 0))
 
 
 def roi_box_targets(

@@ -85,22 +85,18 @@ def pyramid_roi_align(
   boxes: jax.Array,
   size: int | tuple[int, int],
   options: RoiAlignOptions = RoiAlignOptions(),
-  images: jax.Array | None = None,
 ) -> jax.Array:
   """Features of boxes, each from the pyramid level that fits its size.
 
   Args:
     pyramid: `[batch, height, width, channels]` by level; level l has a stride
       of 2**l pixels. Levels outside the options' range are not used.
-    boxes: `[groups, n, 4]` in input pixels; no gradient flows to them. A group
-      is so many neighbouring images as divide the batch; one, as a rule.
+    boxes: `[batch, n, 4]` in input pixels; no gradient flows to them.
     size: bins along both axes, or `(rows, columns)`.
     options: which RoIAlign, and its range of levels.
-    images: `[groups, n]` int32, the image of each box in its group; None: the
-      first one.
 
   Returns:
-    `[groups, n, rows, columns, channels]` in the options' dtype or that of the
+    `[batch, n, rows, columns, channels]` in the options' dtype or that of the
     pyramid.
 
   Raises:
@@ -115,21 +111,16 @@ def pyramid_roi_align(
     raise ValueError(f'pyramid lacks levels {missing}, has {sorted(pyramid)}.')
   maps = [pyramid[level] for level in levels]
   for level, features in zip(levels, maps):
-    batch = features.shape[0]
-    fits = batch == boxes.shape[0] if images is None else True
-    if features.ndim != 4 or not fits or batch % boxes.shape[0]:
+    if features.ndim != 4 or features.shape[0] != boxes.shape[0]:
       raise ValueError(
         f'pyramid[{level}] must be [batch, h, w, c] with the batch of boxes '
-        f'{boxes.shape}, or with images a multiple, got {features.shape}.'
+        f'{boxes.shape}, got {features.shape}.'
       )
-  if images is None:
-    images = jnp.zeros(boxes.shape[:2], jnp.int32)
   boxes = jax.lax.stop_gradient(boxes)
-  maps = [x.reshape(boxes.shape[0], -1, *x.shape[1:]) for x in maps]
   # vmap keeps the batch an axis of its own, so that it can be sharded.
-  return jax.vmap(
-    lambda maps, boxes, images: _from_levels(maps, boxes, images, size, options)
-  )(maps, boxes, images)
+  return jax.vmap(lambda maps, boxes: _from_levels(maps, boxes, size, options))(
+    maps, boxes
+  )
 
 
 def assign_levels(
@@ -157,12 +148,11 @@ def assign_levels(
   )
 
 
-def _from_levels(maps, boxes, images, size, options):
-  """RoIAlign of a group of images: `maps` `[group, height, width, channels]`,
-  from the finest to the coarsest level."""
-  heights = np.array([x.shape[1] for x in maps])
-  widths = np.array([x.shape[2] for x in maps])
-  offsets = np.cumsum([0, *(maps[0].shape[0] * heights * widths)[:-1]])
+def _from_levels(maps, boxes, size, options):
+  """RoIAlign of one image; `maps` from the finest to the coarsest level."""
+  heights = np.array([x.shape[0] for x in maps])
+  widths = np.array([x.shape[1] for x in maps])
+  offsets = np.cumsum([0, *(heights * widths)[:-1]])
   flat = jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in maps])
   flat = flat.astype(options.dtype or flat.dtype)
   levels = assign_levels(boxes, options)
@@ -170,7 +160,6 @@ def _from_levels(maps, boxes, images, size, options):
   heights, widths, offsets = (
     jnp.asarray(x, jnp.int32)[own] for x in (heights, widths, offsets)
   )
-  offsets += images * heights * widths
   cells = boxes * jnp.exp2(-levels.astype(jnp.float32))[:, None]
   rows, columns = _box_taps(cells, heights, widths, size, options)
   return _weighted_cells(flat, rows, columns, offsets, widths)

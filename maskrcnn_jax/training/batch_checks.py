@@ -22,17 +22,13 @@ def check_classes(batch: Mapping, num_classes: int) -> None:
     )
 
 
-def check_batch_size(
-  section: str, batch_size: int, mesh, group: int = 1
-) -> None:
-  """Raises if groups of images cannot be split evenly over devices."""
+def check_batch_size(section: str, batch_size: int, mesh) -> None:
+  """Raises if a batch cannot be split evenly over the devices."""
   parts = sharding.num_parts(mesh)
-  if batch_size < 1 or batch_size % (parts * group):
+  if batch_size < 1 or batch_size % parts:
     what = f'the {parts} devices'
     if parts < mesh.size:
       what = f'{parts}, the {mesh.size} devices by runtime.spatial'
-    if group > 1:
-      what += f', times model.sampling.mask_pool_group {group}'
     raise UserError(
       f'{section}.batch_size must be a positive multiple of {what}, got '
       f'{batch_size}.'

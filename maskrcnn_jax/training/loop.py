@@ -161,8 +161,7 @@ def _train(
   mesh = sharding.config_mesh(config)
   shard_state = sharding.config_shard_state(config)
   model = MaskRCNN.from_config(config.model)
-  group = model.sampling.mask_pool_group
-  check_batch_size('input', config.input.batch_size, mesh, group)
+  check_batch_size('input', config.input.batch_size, mesh)
   done = checkpoint.latest_step(workdir) or 0
   if done >= num_steps:
     if _is_first_host():

@@ -11,10 +11,9 @@ import optax
 
 from maskrcnn_jax.distributed import mesh as sharding
 from maskrcnn_jax.models import losses as losses_lib
-from maskrcnn_jax.models import mask_pool, override
+from maskrcnn_jax.models import override
 from maskrcnn_jax.models import targets as targets_lib
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN, TrainOutputs
-from maskrcnn_jax.models.proposals import take_rows
 from maskrcnn_jax.structures import Detections, Instances
 from maskrcnn_jax.training import optimizer as optimizer_lib
 from maskrcnn_jax.training import train_state
@@ -133,18 +132,16 @@ def init_variables(
     masks: shape of its instances' masks.
   """
   params_key, sampling_key = jax.random.split(key)
-  # As few images as share the places of the mask head.
-  rows = model.sampling.mask_pool_group
   instances = Instances(
-    boxes=jnp.zeros((rows, masks[0], 4)),
-    classes=jnp.zeros((rows, masks[0]), jnp.int32),
-    masks=jnp.zeros((rows, *masks), jnp.uint8),
-    valid=jnp.zeros((rows, masks[0]), bool),
+    boxes=jnp.zeros((1, masks[0], 4)),
+    classes=jnp.zeros((1, masks[0]), jnp.int32),
+    masks=jnp.zeros((1, *masks), jnp.uint8),
+    valid=jnp.zeros((1, masks[0]), bool),
   )
   variables = model.init(
     {'params': params_key, 'sampling': sampling_key},
-    jnp.zeros((rows, *canvas, 3)),
-    jnp.zeros((rows, 2)),
+    jnp.zeros((1, *canvas, 3)),
+    jnp.zeros((1, 2)),
     instances,
   )
   return {'batch_stats': {}, **variables}
@@ -173,24 +170,16 @@ def training_losses(
   box_deltas = targets_lib.roi_box_targets(
     rois, instances, model.box_weights, model.plus_one
   )
-  options = model.sampling
-  pooled = mask_pool.pool_foreground(
-    outputs.rois, instances.valid.shape[1], options
-  )
+  foreground = targets_lib.mask_rois(rois, model.sampling)
   masks = targets_lib.mask_targets(
-    pooled.rois,
-    mask_pool.merge_instances(instances, options),
-    2 * model.mask_size,
-    model.mask_threshold,
+    foreground, instances, 2 * model.mask_size, model.mask_threshold
   )
-  valid_images = valid.reshape(-1, options.mask_pool_group)
-  counted = pooled.rois.valid & take_rows(valid_images, pooled.images)
   return {
     **losses_lib.rpn_losses(outputs.rpn, rpn_targets, valid, model.losses),
     **losses_lib.box_losses(
       outputs.box, rois.classes, box_deltas, rois.valid, model.losses
     ),
-    'mask': losses_lib.mask_loss(outputs.mask_logits, masks, counted),
+    'mask': losses_lib.mask_loss(outputs.mask_logits, masks, foreground.valid),
   }
 
 
@@ -200,8 +189,8 @@ def loss_fn(
   batch_stats: Any,
   batch: Mapping[str, Any],
   key: jax.Array,
-) -> tuple[dict[str, jax.Array], tuple[Any, dict[str, jax.Array]]]:
-  """The loss terms of a batch; what batch norm stores after it, and counts.
+) -> tuple[dict[str, jax.Array], Any]:
+  """The loss terms of a batch, and the batch norm statistics after it.
 
   Args:
     model: to run.
@@ -231,10 +220,7 @@ def loss_fn(
     model.rpn_targets,
   )
   losses = training_losses(model, outputs, instances, valid, targets)
-  counts = {}
-  if model.sampling.mask_pool_size is not None:
-    counts['mask_rois_left_out'] = outputs.mask_rois_left_out
-  return losses, (updated.get('batch_stats', batch_stats), counts)
+  return losses, updated.get('batch_stats', batch_stats)
 
 
 def train_step(
@@ -258,8 +244,7 @@ def train_step(
   Returns:
     state: after the step.
     metrics: float32 scalars: the five loss terms, `l2_loss`, `total_loss`,
-      `learning_rate`, `gradient_norm`, and the bool `finite`; with
-      `sampling.mask_pool_size` also the count `mask_rois_left_out`.
+      `learning_rate`, `gradient_norm`, and the bool `finite`.
   """
   if key is None:
     key = jax.random.key(0)
@@ -267,13 +252,13 @@ def train_step(
   trainable = optimizer.trainable(state.params)
 
   def total_loss(params):
-    losses, more = loss_fn(model, params, state.batch_stats, batch, key)
+    losses, batch_stats = loss_fn(model, params, state.batch_stats, batch, key)
     losses['l2_loss'] = optimizer_lib.weight_decay_loss(
       params, trainable, optimizer.options.weight_decay
     )
-    return sum(losses.values()), (losses, *more)
+    return sum(losses.values()), (losses, batch_stats)
 
-  (total, (losses, batch_stats, counts)), gradients = jax.value_and_grad(
+  (total, (losses, batch_stats)), gradients = jax.value_and_grad(
     total_loss, has_aux=True
   )(state.params)
   gradient_norm = optax.tree.norm(gradients)
@@ -292,7 +277,6 @@ def train_step(
   )
   metrics = {
     **losses,
-    **counts,
     'total_loss': total,
     'learning_rate': optimizer_lib.learning_rate(optimizer.options)(state.step),
     'gradient_norm': gradient_norm,

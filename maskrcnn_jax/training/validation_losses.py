@@ -103,10 +103,7 @@ def image_losses(
   Returns:
     `[batch]` float32 by term, and `valid` as it was given.
   """
-  # Places that images share would be shared with none.
-  sampling = dataclasses.replace(
-    model.sampling, mask_pool_group=1, mask_pool_size=None
-  )
+  sampling = dataclasses.replace(model.sampling, num_mask_rois=None)
   model = model.clone(sampling=sampling)
   keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), seeds)
   rpn_keys, sampling_keys = jax.vmap(jax.random.split, out_axes=1)(keys)

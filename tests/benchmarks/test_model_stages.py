@@ -18,14 +18,13 @@ TOLERANCE = {'rtol': 2e-4, 'atol': 1e-6}
 def fixture_made():
   """A model, its state and optimizer, a batch and what the stages take.
 
-  With all that crosses stages: norms everywhere, places for masks that images
-  share, an image that does not count.
+  With all that crosses stages: norms everywhere, a cap on mask RoIs, an image
+  that does not count.
   """
   sampling = {
     'num_rois': 16,
     'foreground_fraction': 0.5,
-    'mask_pool_group': 2,
-    'mask_pool_size': 6,
+    'num_mask_rois': 3,
   }
   model = tiny_model.make_model(
     norm='batch', head_norm={'kind': 'batch'}, sampling=sampling

@@ -1,5 +1,6 @@
 """What each head should say."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models import targets as targets_lib
 from maskrcnn_jax.models.targets import RPNTargetOptions, SamplingOptions
 from maskrcnn_jax.ops import boxes as box_ops
@@ -331,6 +333,45 @@ def one_mask(mask, box=(10, 20, 18, 28)):
   valid = np.array([[True, False]])
   boxes = np.float32([[box, [0, 0, 0, 0]]])
   return Instances(boxes, valid.astype(np.int32), masks, valid)
+
+
+def test_mask_rois_are_the_foreground_or_a_random_part_of_it():
+  instances = make_instances()
+  proposals = make_proposals(instances)
+  priorities = np.random.default_rng(3).uniform(size=(2, 44))
+  priorities = priorities.astype(np.float32)
+  candidates = np.concatenate([proposals.boxes, instances.boxes], axis=1)
+  for cap, num_rows in ((None, 4), (2, 2), (9, 4)):
+    options = dataclasses.replace(SAMPLING, num_mask_rois=cap, fill_up=False)
+    rois = run_sample(proposals, instances, priorities, options=options)
+    masks = targets_lib.mask_rois(rois, options)
+    assert options.num_mask_rows == num_rows == masks.valid.shape[1]
+    for image in range(2):
+      rows, owners = slow_sample(
+        proposals, instances, priorities[image], options, image
+      )
+      foreground = rows[: len(owners)]
+      # Whatever the cap, the heads of boxes see the same RoIs.
+      assert {*map(tuple, np.asarray(rois.boxes[image]))} >= {
+        *map(tuple, candidates[image, rows])
+      }
+      if cap is not None:
+        foreground.sort(key=lambda row: -priorities[image, row])
+      taken = np.asarray(masks.valid[image])
+      np.testing.assert_array_equal(
+        masks.boxes[image][taken], candidates[image, foreground[:num_rows]]
+      )
+      assert np.all(np.asarray(masks.classes[image])[taken] > 0)
+      np.testing.assert_array_equal(
+        np.asarray(rois.classes[image]) > 0,
+        np.arange(rois.valid.shape[1]) < len(owners),
+      )
+
+
+def test_a_cap_on_mask_rois_must_be_positive():
+  with pytest.raises(UserError) as error:
+    SamplingOptions(num_mask_rois=0)
+  assert error.value.argument == 'sampling.num_mask_rois'
 
 
 def test_mask_targets_by_hand():

@@ -116,14 +116,12 @@ def test_the_losses_of_an_image_are_those_of_a_step_with_it_alone():
     sampling={'num_rois': 64, 'foreground_fraction': 0.5},
     losses={'rpn_samples': 1020},
   )
-  # Images of a step share places, those of an evaluation do not.
-  shared = dataclasses.replace(
-    model.sampling, mask_pool_group=3, mask_pool_size=2
-  )
+  # The cap is of training alone.
+  capped = dataclasses.replace(model.sampling, num_mask_rois=2)
   batch = tiny_model.make_batch((2, 0, 3))
   variables = train_step.init_variables(model, jax.random.key(0))
   losses = quick.jit(
-    lambda *x: validation_losses.image_losses(model.clone(sampling=shared), *x)
+    lambda *x: validation_losses.image_losses(model.clone(sampling=capped), *x)
   )(variables, batch, SEEDS)
   step = quick.jit(
     lambda variables, batch, key: train_step.loss_fn(
