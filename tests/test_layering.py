@@ -28,7 +28,7 @@ ALLOWED = {
   'maskrcnn_jax/evaluation': 'numpy pycocotools hotcoco .structures .tables',
   'maskrcnn_jax/weights': 'numpy ml_dtypes safetensors',
   'maskrcnn_jax/weights/tensorflow': 'numpy tensorflow',
-  'maskrcnn_jax/distributed': 'jax numpy .models',
+  'maskrcnn_jax/distributed': 'jax numpy .files .models',
   'maskrcnn_jax/checkpoints': (
     'jax numpy orbax ml_collections .config .evaluation.scores .models'
   ),

@@ -8,6 +8,7 @@ import jax
 
 from maskrcnn_jax.benchmarks import example_batches, example_weights
 from maskrcnn_jax.distributed import mesh as sharding
+from maskrcnn_jax.distributed import model_sharding
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import train_step
 
@@ -105,7 +106,7 @@ def make_subject(
     )
     images = 'synthetic'
   return Subject(
-    model=sharding.lay_out(model, mesh, shard_state),
+    model=model_sharding.shard_model(model, mesh, shard_state),
     optimizer=optimizer,
     mesh=mesh,
     host_batches=batches,

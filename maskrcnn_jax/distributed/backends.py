@@ -1,10 +1,11 @@
-"""Picks the backend: the one that is named, or what works here.
+"""Backends: the one that the config names, or an accelerator that works.
 
-JAX loads every installed plugin before it makes a device, and one plugin that
-fails ends the program or hangs it. So `auto` first tries the installed plugins
+JAX loads every installed plugin before it makes a device, and a plugin that
+fails can end or hang the program. So `auto` first tries the installed plugins
 in a process of its own, and keeps JAX from loading them where that fails.
 """
 
+import contextlib
 import importlib.util
 import logging
 import os
@@ -13,7 +14,7 @@ import pkgutil
 import re
 import subprocess
 import sys
-import types
+from collections.abc import Iterator
 from importlib import metadata
 
 import jax
@@ -23,13 +24,13 @@ from maskrcnn_jax.errors import UserError
 
 BACKENDS = ('auto', 'cpu', 'gpu', 'tpu', 'hpu')
 
-# What brings each backend; JAX finds an installed one by itself.
+# How to install each backend; JAX finds an installed one itself.
 _INSTALL = {
   'gpu': 'pip install "maskrcnn-jax[cuda]"',
   'tpu': 'pip install "maskrcnn-jax[tpu]"',
   'hpu': "install Intel Gaudi's JAX plugin, or name it in runtime.plugin_path",
 }
-# JAX's names for a GPU; the alias `gpu` would insist on all of them.
+# JAX's names for GPUs; the alias `gpu` would require all of them.
 _GPUS = ('cuda', 'rocm', 'oneapi')
 # Where JAX looks for plugins: a group of entry points, a namespace package of
 # the same name, and a variable with NAME:PATH,NAME:PATH.
@@ -49,36 +50,38 @@ def pick_backend(
   num_processes: int | None = None,
   plugin_path: str | None = None,
 ) -> str:
-  """Makes JAX compute on a backend, and says which one.
+  """Makes JAX compute on a backend; returns its name, for example `cpu`.
 
   Args:
-    name: `auto` takes the accelerator that works, and the CPU with a warning
-      where there is none; every other name insists on that backend.
-    num_processes: how many must have joined, see `runtime.start_distributed`;
+    name: `auto` takes an accelerator that works, or the CPU with a warning if
+      there is none; every other name requires that backend.
+    num_processes: that must have joined, see `processes.start_distributed`;
       None takes any number.
     plugin_path: library of a PJRT plugin that is not installed, for `hpu`.
 
-  Returns:
-    The name of the backend in use, for example `cpu`.
-
   Raises:
-    ValueError: the name is unknown, there is no such backend, or not all
+    UserError: the name is unknown, there is no such backend, or not all
       processes have it.
   """
   if name not in BACKENDS:
     raise UserError(
-      f'runtime.backend must be one of {", ".join(BACKENDS)}, got {name!r}.'
+      f'runtime.backend must be one of {", ".join(BACKENDS)}, got {name!r}.',
+      argument='runtime.backend',
+      given=name,
+      wanted=BACKENDS,
     )
   if plugin_path:
-    _announce(name, plugin_path)
-  found = _take_any(num_processes) if name == 'auto' else _insist(name)
-  # A backend counts the processes that have it, so one that is missing
-  # anywhere, or does not join processes, is seen here without communication.
+    _add_plugin(name, plugin_path)
+  found = _pick_any(num_processes) if name == 'auto' else _require(name)
+  # A backend counts the processes that have it, so one that is missing in some
+  # process, or does not join processes, is noticed without communication.
   if num_processes not in (None, jax.process_count()):
     raise UserError(
       f'{jax.process_count()} of {num_processes} processes compute together '
       f'on {found}: all of them need the same backend, and it must be able to '
-      'join processes. Set runtime.backend to one that all have.'
+      'join processes. Set runtime.backend to one that all have.',
+      argument='runtime.backend',
+      given=found,
     )
   return found
 
@@ -88,13 +91,13 @@ def installed_plugins() -> list[str]:
   plugins = _plugin_modules()
   named = os.environ.get(_PATHS)
   plugins += named.split(',') if named else []
-  # JAX knows this one by itself.
+  # JAX knows this one itself.
   plugins += ['libtpu'] if importlib.util.find_spec('libtpu') else []
   return plugins
 
 
 def _plugin_modules() -> list[str]:
-  """Modules that JAX imports, and calls their `initialize`."""
+  """Plugin modules, which JAX imports and initializes."""
   modules = {entry.value for entry in metadata.entry_points(group=_PLUGINS)}
   spec = importlib.util.find_spec(_PLUGINS)
   if spec and spec.submodule_search_locations:
@@ -103,39 +106,47 @@ def _plugin_modules() -> list[str]:
   return sorted(modules)
 
 
-def _announce(name: str, path: str) -> None:
-  """Tells JAX of a plugin's library, under the name `hpu`."""
+def _add_plugin(name: str, path: str) -> None:
+  """Registers a plugin's library with JAX under the name `hpu`."""
   if name not in ('auto', 'hpu'):
     raise UserError(
       'runtime.plugin_path is for runtime.backend hpu or auto, got it for '
-      f'{name!r}.'
+      f'{name!r}.',
+      argument='runtime.plugin_path',
+      given=path,
     )
   if not pathlib.Path(path).is_file():
-    raise UserError(f'runtime.plugin_path {path} does not exist.')
+    raise UserError(
+      f'runtime.plugin_path {path} does not exist.',
+      argument='runtime.plugin_path',
+      path=path,
+    )
   entry = f'hpu{os.pathsep}{path}'
   named = os.environ.get(_PATHS, '')
   if entry not in named.split(','):
     os.environ[_PATHS] = f'{named},{entry}'.strip(',')
 
 
-def _take_any(num_processes: int | None) -> str:
-  """The accelerator that works; the CPU, with one line, where none does."""
+def _pick_any(num_processes: int | None) -> str:
+  """An accelerator that works; the CPU, with a warning, if there is none."""
   plugins, reason = installed_plugins(), ''
   chosen = jax.config.jax_platforms  # By JAX_PLATFORMS.
   if chosen == 'cpu':
-    _leave_out_plugins()
+    found = _start_cpu()
   elif plugins and not chosen:
     if num_processes not in (None, 1):
       raise UserError(
         'runtime.backend must be named in a job of several processes where a '
         f'plugin for an accelerator is installed ({", ".join(plugins)}): what '
         'works could differ between them. Set runtime.backend to cpu, gpu, '
-        'tpu or hpu.'
+        'tpu or hpu.',
+        argument='runtime.backend',
+        given='auto',
       )
-    reason = _why_not(plugins)
-    if reason:
-      _use_the_cpu()
-  found = _default_name()
+    reason = _try_plugins(plugins)
+    found = _start_cpu() if reason else _default_name()
+  else:
+    found = _default_name()
   if found == 'cpu' and jax.process_index() == 0:
     logging.warning(
       'JAX finds no accelerator here%s; computing on the CPU (%d devices).',
@@ -145,14 +156,15 @@ def _take_any(num_processes: int | None) -> str:
   return found
 
 
-def _insist(name: str) -> str:
+def _require(name: str) -> str:
   """The named backend, with the CPU beside it; raises if there is none."""
   if name == 'cpu':
-    _use_the_cpu()
-    if _default_name() == 'cpu':
+    if _start_cpu() == 'cpu':
       return 'cpu'
     raise UserError(
-      f'runtime.backend is cpu, but JAX already computes on {_found()}.'
+      f'runtime.backend is cpu, but JAX already computes on {_devices()}.',
+      argument='runtime.backend',
+      given='cpu',
     )
   before, plugins = jax.config.jax_platforms, installed_plugins()
   platform = _platform(name, plugins)
@@ -165,15 +177,18 @@ def _insist(name: str) -> str:
     reason = 'it is not the first backend'
   except Exception as error:  # A plugin may raise anything.
     reason = _without_advice(str(error))
-    _use_the_cpu()
-  found = _found()
+    _start_cpu()
+  found = _devices()
   jax.config.update('jax_platforms', before)
   listed = ', '.join(plugins)
   advice = '' if platform in listed else f' To use it, {_INSTALL[name]}.'
   raise UserError(
     f'runtime.backend is {name!r}, but JAX finds only {found}: {reason}. '
     f'Installed plugins: {listed or "none"}.{advice} Or set runtime.backend to '
-    'auto.'
+    'auto.',
+    argument='runtime.backend',
+    given=name,
+    wanted=plugins,
   )
 
 
@@ -196,31 +211,39 @@ def _default_name() -> str:
   return 'gpu' if name in _GPUS else name
 
 
-def _use_the_cpu() -> None:
-  """Leaves accelerators to others, and their plugins alone."""
+def _start_cpu() -> str:
+  """Starts JAX on the CPU alone; returns the backend in use.
+
+  It is another one if JAX was started before.
+  """
   jax.config.update('jax_platforms', 'cpu')
-  _leave_out_plugins()
+  with _without_plugins():
+    return _default_name()
 
 
-def _leave_out_plugins() -> None:
+@contextlib.contextmanager
+def _without_plugins() -> Iterator[None]:
   """Keeps JAX from loading plugins, which it does whatever the platform.
 
   One that hangs would hang the CPU too; one that fails would be logged with a
-  traceback. JAX imports modules by name, so an empty one stands in.
+  traceback. JAX has no option for it (0.10) but goes on, with a warning, where
+  the import of a plugin fails, as Python makes it for None in `sys.modules`.
   """
   os.environ.pop(_PATHS, None)
-  for module in _plugin_modules():
-    if module not in sys.modules:
-      sys.modules[module] = types.ModuleType(module)
-      sys.modules[module].initialize = lambda: None
+  blocked = {x: None for x in _plugin_modules() if x not in sys.modules}
+  sys.modules.update(blocked)
+  before = logging.root.manager.disable
+  logging.disable(logging.WARNING)
+  try:
+    yield
+  finally:
+    logging.disable(before)
+    for module in blocked:
+      del sys.modules[module]
 
 
-def _why_not(plugins: list[str]) -> str:
-  """Why no plugin gives an accelerator, tried in a process of its own.
-
-  Returns:
-    '' if one does.
-  """
+def _try_plugins(plugins: list[str]) -> str:
+  """Tries plugins in a process of its own; the failure, '' if one works."""
   environment = {**os.environ, 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
   names = ', '.join(plugins)
   try:
@@ -238,7 +261,7 @@ def _why_not(plugins: list[str]) -> str:
     return ''
   if done.returncode < 0:
     return f'{names} ended the process that tried it, signal {-done.returncode}'
-  # Where JAX goes on without a plugin, it may still have logged why.
+  # Where JAX continues without a plugin, it may still have logged why.
   if done.returncode == 0 and 'plugin configuration error' not in done.stderr:
     return f'{names}: no device'
   lines = done.stderr.strip().splitlines() or ['no reason given']
@@ -250,8 +273,8 @@ def _without_advice(message: str) -> str:
   return re.sub(r' \((set|you may) .*\)$', '', message.strip()).rstrip('.')
 
 
-def _found() -> str:
-  """Devices in words, for example `2 cpu (cpu)`."""
+def _devices() -> str:
+  """Devices in use, for example `2 cpu (cpu)`."""
   devices = jax.devices()
   kinds = sorted({device.device_kind for device in devices})
   return f'{len(devices)} {devices[0].platform} ({", ".join(kinds)})'

@@ -1,19 +1,24 @@
-"""Which process of a job this is, by what its launcher put in the environment.
+"""Launcher: the rank of this process in its job, read from the environment.
 
-Knows no JAX, so that a command may ask before anything heavy is imported.
+Imports no JAX, so that a command may ask before anything heavy is imported.
 """
 
 import dataclasses
 import os
+import pathlib
+import socket
+import time
 
+from maskrcnn_jax import files
 from maskrcnn_jax.errors import UserError
 
-# Launcher -> size of the job, number of this process, its number on its
-# machine, which only launchers of one process per device say. Variables that
-# somebody set by hand come first. Open MPI comes before SLURM, for mpirun
-# inside of a SLURM job inherits SLURM's variables; those of a SLURM step are
-# not there in a batch script that starts no step. Kubernetes numbers the pods
-# of an indexed job but does not tell them how many there are.
+LOCAL_HOST = '127.0.0.1'
+# Launcher -> variables with the number of processes, the rank of this one, and
+# its rank on its machine, which only launchers of one process per device set.
+# Variables set by hand come first. Open MPI comes before SLURM, since mpirun in
+# a SLURM job inherits SLURM's variables; those of a SLURM step are absent from
+# a batch script that starts no step. Kubernetes numbers the pods of an indexed
+# job but does not tell them how many there are.
 _LAUNCHERS = {
   'explicit': ('JAX_NUM_PROCESSES', 'JAX_PROCESS_ID', None),
   'ompi': (
@@ -24,6 +29,11 @@ _LAUNCHERS = {
   'slurm': ('SLURM_STEP_NUM_TASKS', 'SLURM_PROCID', 'SLURM_LOCALID'),
   'kubernetes': ('JAX_NUM_PROCESSES', 'JOB_COMPLETION_INDEX', None),
 }
+_ADDRESS_SECONDS = 60  # For process 0 to write its address.
+
+
+class JobError(UserError):
+  """The processes of a job do not find each other."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +44,8 @@ class Launch:
     launcher: `explicit`, `ompi`, `slurm` or `kubernetes`.
     num_processes: of the job.
     rank: of this process; process 0 alone prints and writes.
-    local_rank: of this process on its machine, whose device of that number it
-      drives; None: it drives all devices of its machine.
+    local_rank: of this process on its machine; it uses the device of that
+      number. None: it uses all devices of its machine.
   """
 
   launcher: str
@@ -51,15 +61,15 @@ class Launch:
 
 
 def find_launch() -> Launch | None:
-  """What the environment says about the job that this process is of.
+  """The job of this process, by the environment.
 
   Returns:
-    None where this process is the only one, also under `mpirun --np 1`; but a
-    job of one process that was described by hand is a job: its devices then add
-    as those of several processes do, in the same order.
+    None where this process is the only one, also under `mpirun --np 1`. A job
+    of one process that was described by hand is a job: its devices add up
+    gradients in the same order as those of several processes.
 
   Raises:
-    ValueError: a variable is no number that can be.
+    UserError: a variable is not a valid number.
   """
   for launcher, names in _LAUNCHERS.items():
     names = [name for name in names if name]
@@ -70,13 +80,79 @@ def find_launch() -> Launch | None:
       if launch.rank >= launch.num_processes:
         raise UserError(
           f'{names[1]} must be less than {names[0]}, {launch.num_processes}; '
-          f'got {launch.rank}.'
+          f'got {launch.rank}.',
+          argument=names[1],
+          given=launch.rank,
         )
       return launch
   return None
 
 
+def find_address(launch: Launch) -> str | None:
+  """`HOST:PORT` of process 0 where none was given; None: JAX finds it.
+
+  Raises:
+    JobError: the launcher does not say it.
+  """
+  if launch.num_processes == 1:
+    return free_address()
+  if launch.launcher == 'slurm':
+    return None
+  if launch.launcher != 'ompi':
+    raise JobError(
+      'The address of process 0 is not known: set runtime.coordinator_address, '
+      'or JAX_COORDINATOR_ADDRESS, to HOST:PORT, a free port on its machine.',
+      argument='runtime.coordinator_address',
+    )
+  folder = os.environ.get('PMIX_SERVER_TMPDIR')
+  num_local = int(os.environ.get('OMPI_COMM_WORLD_LOCAL_SIZE', 0))
+  if folder and num_local == launch.num_processes:
+    job = os.environ.get('PMIX_NAMESPACE', '')
+    return _share_address(
+      pathlib.Path(folder, f'jax-coordinator-{job}'), launch.rank
+    )
+  # Open MPI 5 no longer says where mpirun runs.
+  if 'OMPI_MCA_orte_hnp_uri' not in os.environ:
+    raise JobError(
+      'This version of Open MPI does not say where process 0 is: set '
+      'runtime.coordinator_address to HOST:PORT, a free port on its machine.',
+      argument='runtime.coordinator_address',
+    )
+  return None
+
+
+def free_address() -> str:
+  """`HOST:PORT` of this machine that nobody listens to."""
+  with socket.socket() as free:
+    free.bind((LOCAL_HOST, 0))
+    return f'{LOCAL_HOST}:{free.getsockname()[1]}'
+
+
+def _share_address(path: pathlib.Path, rank: int) -> str:
+  """A free address of this machine, which process 0 writes and others read.
+
+  A port computed from the number of the job could belong to another job, whose
+  processes JAX would then disturb; the operating system knows a free one.
+  """
+  if rank == 0:
+    address = free_address()
+    files.write_text(path, address)
+    return address
+  end = time.monotonic() + _ADDRESS_SECONDS
+  while not path.exists():
+    if time.monotonic() > end:
+      raise JobError(
+        f'Process 0 did not write {path} within {_ADDRESS_SECONDS} s.',
+        path=path,
+      )
+    time.sleep(0.05)
+  return path.read_text()
+
+
 def _number(name: str) -> int:
-  if not os.environ[name].isdigit():
-    raise UserError(f'{name} must be a whole number, got {os.environ[name]!r}.')
-  return int(os.environ[name])
+  text = os.environ[name]
+  if not text.isdigit():
+    raise UserError(
+      f'{name} must be a whole number, got {text!r}.', argument=name, given=text
+    )
+  return int(text)

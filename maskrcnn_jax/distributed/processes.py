@@ -1,12 +1,8 @@
-"""Joins the processes of a job, picks the backend and the compilation cache.
-
-All before any array is made.
-"""
+"""Start and end of a process: its job, its backend, its compilation cache."""
 
 import logging
 import os
 import pathlib
-import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -14,24 +10,21 @@ from typing import Any
 
 import jax
 
-from maskrcnn_jax.distributed import backends, roll_call
-from maskrcnn_jax.distributed.launcher import Launch, find_launch
+from maskrcnn_jax.distributed import backends, collectives, launcher
 from maskrcnn_jax.errors import UserError
 
-# Where programs that were compiled once are kept.
+# Folder of compiled programs.
 COMPILATION_CACHE = '~/.cache/maskrcnn_jax/xla'
-_LOCAL_HOST = '127.0.0.1'
-_LOCAL_NAMES = (_LOCAL_HOST, 'localhost')
+_LOCAL_NAMES = (launcher.LOCAL_HOST, 'localhost')
 _STDOUT, _STDERR = 1, 2
-_MEETING_SECONDS = 60  # For the first process of a machine to tell its port.
-_HESITATION_SECONDS = 3  # See `end_job`.
+_DELAY_SECONDS = 3  # See `end_job`.
 _HEARTBEAT_SECONDS = 100  # JAX's own.
-# What errors of collectives and of JAX's coordination say.
+# Words in errors of collectives and of JAX's coordination service.
 _LOST = ('Gloo', 'NCCL', 'UNAVAILABLE', 'heartbeat')
 
 
 def start(section: Mapping[str, Any]) -> int:
-  """Everything that has to be done before a device is touched.
+  """Joins the job and picks the backend; before any array is made.
 
   Args:
     section: `runtime` of a config.
@@ -40,8 +33,8 @@ def start(section: Mapping[str, Any]) -> int:
     The number of processes.
 
   Raises:
-    ValueError: there is no such backend, or the job is not described fully.
-    RuntimeError: the processes did not find each other.
+    UserError: there is no such backend, or the job is not described fully.
+    JobError: the processes did not find each other.
   """
   if section.get('deterministic'):
     make_deterministic()
@@ -58,14 +51,16 @@ def start(section: Mapping[str, Any]) -> int:
 
 
 def _describe_job(section: Mapping[str, Any]) -> None:
-  """Puts a job described in the config where launchers describe one."""
+  """Sets the variables of a launcher for a job described in the config."""
   names = {'num_processes': 'JAX_NUM_PROCESSES', 'process_id': 'JAX_PROCESS_ID'}
   given = {name: section.get(name) for name in names}
   missing = [name for name, value in given.items() if value is None]
   if len(missing) == 1:
     (other,) = {*names} - {*missing}
     raise UserError(
-      f'runtime.{other} is {given[other]}, but runtime.{missing[0]} is not set.'
+      f'runtime.{other} is {given[other]}, but runtime.{missing[0]} is not '
+      'set.',
+      argument=f'runtime.{missing[0]}',
     )
   if not missing:
     os.environ.update({names[name]: str(given[name]) for name in names})
@@ -75,39 +70,42 @@ def start_distributed(
   coordinator_address: str | None = None,
   heartbeat_seconds: int = _HEARTBEAT_SECONDS,
 ) -> int:
-  """Joins the processes of the job that this one is of; waits for all.
+  """Joins the job of this process, if there is one; waits for all processes.
 
-  Where the launcher starts a process per device, each drives one GPU, that of
-  its local rank, unless `JAX_LOCAL_DEVICE_IDS` says otherwise; elsewhere each
-  drives all of its machine. Gaudi's driver reads the local rank of Open MPI by
+  Where the launcher starts a process per device, each uses one GPU, that of its
+  local rank, unless `JAX_LOCAL_DEVICE_IDS` says otherwise; elsewhere each uses
+  all devices of its machine. Gaudi's driver reads the local rank of Open MPI
   itself.
 
   Args:
     coordinator_address: `HOST:PORT`, a free port on the machine of process 0;
       None finds one, under Open MPI and SLURM.
-    heartbeat_seconds: a process that was silent for so long ends the others.
+    heartbeat_seconds: a process that is silent for longer ends the others.
 
   Returns:
     The number of processes; 1 without a launcher.
 
   Raises:
-    ValueError: the address is wrong, or has to be given.
-    RuntimeError: the processes did not find each other.
+    UserError: the address is wrong.
+    JobError: the address has to be given, or the processes did not find each
+      other.
   """
-  launch = find_launch()
+  launch = launcher.find_launch()
   if launch is None:
     _check_alone()
     return 1
   address = coordinator_address or os.environ.get('JAX_COORDINATOR_ADDRESS')
   if address is None:
-    address = _find_address(launch)
+    address = launcher.find_address(launch)
   elif not address.rpartition(':')[2].isdigit():
     raise UserError(
-      f'runtime.coordinator_address must be HOST:PORT, got {address!r}.'
+      f'runtime.coordinator_address must be HOST:PORT, got {address!r}.',
+      argument='runtime.coordinator_address',
+      given=address,
     )
   if launch.rank != 0:
-    # Process 0 alone has something to say there, but gloo, which JAX uses on
-    # the CPU, greets in every process.
+    # Process 0 alone prints, but gloo, which JAX uses on the CPU, sends a line
+    # in every process.
     _mute(_STDOUT)
     logging.getLogger().setLevel(logging.WARNING)
   _join(launch, address, heartbeat_seconds)
@@ -115,16 +113,19 @@ def start_distributed(
 
 
 def _check_alone() -> None:
-  """Raises where half of a job is described: each would train it all."""
+  """Raises if half of a job is described: each process would train alone."""
   number = os.environ.get('JAX_NUM_PROCESSES', '1')
   if number != '1':
     raise UserError(
-      f'JAX_NUM_PROCESSES is {number}, but nothing says which of them this is: '
-      'set JAX_PROCESS_ID, or let Kubernetes set JOB_COMPLETION_INDEX.'
+      f'JAX_NUM_PROCESSES is {number}, but the rank of this process is not '
+      'known: set JAX_PROCESS_ID, or let Kubernetes set JOB_COMPLETION_INDEX.',
+      argument='JAX_PROCESS_ID',
     )
 
 
-def _join(launch: Launch, address: str | None, heartbeat_seconds: int) -> None:
+def _join(
+  launch: launcher.Launch, address: str | None, heartbeat_seconds: int
+) -> None:
   local_ids = None
   if launch.local_rank is not None and 'JAX_LOCAL_DEVICE_IDS' not in os.environ:
     local_ids = [launch.local_rank]
@@ -142,13 +143,15 @@ def _join(launch: Launch, address: str | None, heartbeat_seconds: int) -> None:
       coordinator_bind_address=address if is_local else None,
       heartbeat_timeout_seconds=heartbeat_seconds,
     )
-    names = roll_call.introduce(launch.local_rank is None)
-  except Exception as error:
-    raise RuntimeError(
+    names = collectives.register(launch.local_rank is None)
+  except (RuntimeError, ValueError, OSError) as error:
+    raise launcher.JobError(
       f'{launch} did not reach the others through '
-      f'{address or "the address that JAX found"}: {error}'
+      f'{address or "the address that JAX found"}: {error}',
+      argument='runtime.coordinator_address',
+      given=address,
     ) from error
-  # JAX names a process that went silent by its number.
+  # JAX names a process that went silent by its rank only.
   if launch.rank == 0:
     logging.info('%d processes: %s', launch.num_processes, '; '.join(names))
 
@@ -157,23 +160,23 @@ def end_job(message: str, code: int, expected: bool = True) -> None:
   """Ends this process, and so the job; does nothing if it is the only one.
 
   An ordinary exit would wait for the other processes, which wait for this one.
-  Where all fail alike, or one because another did, the one that knows best
-  speaks first, and the launcher ends the others while they hesitate. Where it
+  Where all fail alike, or one because another did, the process that knows the
+  cause prints first, and the launcher ends the others while they wait. Where it
   does not, a process that lost another one says which.
 
   Args:
     message: for stderr.
     code: exit code, not 0, which makes the launcher end the others.
-    expected: whether the message names the cause; other errors may be due to
-      the end of another process.
+    expected: the message names the cause; other errors may be due to the end
+      of another process.
   """
-  launch = find_launch()
+  launch = launcher.find_launch()
   if launch is None or launch.num_processes == 1:
     return
-  # Whatever failed in the end, it may have failed for want of another process.
+  # Any error may be due to the loss of another process.
   lost = any(word in message for word in _LOST)
   expected = expected and not lost
-  seconds = _HESITATION_SECONDS * ((launch.rank > 0) + 2 * (not expected))
+  seconds = _DELAY_SECONDS * ((launch.rank > 0) + 2 * (not expected))
   if lost:
     message = _name_the_lost(launch, message, seconds)
   else:
@@ -187,12 +190,14 @@ def end_job(message: str, code: int, expected: bool = True) -> None:
   os._exit(code)
 
 
-def _name_the_lost(launch: Launch, message: str, seconds: float) -> str:
-  """Takes the place of a traceback that ends in a collective."""
+def _name_the_lost(
+  launch: launcher.Launch, message: str, seconds: float
+) -> str:
+  """Names the processes that are gone, in place of a collective's traceback."""
   own = message.strip().splitlines()[-1]
   start = time.monotonic()
-  lines = roll_call.call(f'failed: {own}', seconds)
-  # Under mpirun and srun the one that knows more may still speak.
+  lines = collectives.all_statuses(f'failed: {own}', seconds)
+  # Under mpirun and srun the process that knows the cause may still print.
   if launch.local_rank is not None:
     time.sleep(max(0.0, seconds - time.monotonic() + start))
   silent = [
@@ -200,14 +205,14 @@ def _name_the_lost(launch: Launch, message: str, seconds: float) -> str:
   ]
   if not silent:
     return message
-  return f'{launch}: {own}\nLost: {"; ".join(silent)}. {roll_call.ADVICE}'
+  return f'{launch}: {own}\nLost: {"; ".join(silent)}. {collectives.ADVICE}'
 
 
 def make_deterministic() -> None:
-  """Makes a GPU give the same bits in every run; before it is touched.
+  """Makes a GPU give the same bits in every run.
 
-  Sums whose order would depend on timing, such as the gradients of RoIs that
-  overlap, are then made in a fixed order. A CPU does so anyway.
+  Sums whose order would depend on timing, such as the gradients of overlapping
+  RoIs, are then added in a fixed order. A CPU does so anyway.
   """
   flag = '--xla_gpu_deterministic_ops=true'
   flags = os.environ.get('XLA_FLAGS', '')
@@ -216,12 +221,12 @@ def make_deterministic() -> None:
 
 
 def enable_compilation_cache(folder: str) -> None:
-  """Keeps compiled programs, so that the next start does not compile again.
+  """Keeps compiled programs on disk, so that the next start is faster.
 
   A cache that is already set, as by `JAX_COMPILATION_CACHE_DIR`, stays.
 
   Args:
-    folder: where to keep them; `~` is the home directory, '' keeps nothing.
+    folder: of the programs; `~` is the home directory, '' keeps nothing.
   """
   if not folder or jax.config.jax_compilation_cache_dir:
     return
@@ -230,64 +235,9 @@ def enable_compilation_cache(folder: str) -> None:
 
 
 def _mute(descriptor: int) -> int:
-  """Drops what is written there from now on; returns the former descriptor."""
+  """Discards further output of a descriptor; returns a copy of the former."""
   former = os.dup(descriptor)
   nowhere = os.open(os.devnull, os.O_WRONLY)
   os.dup2(nowhere, descriptor)
   os.close(nowhere)
   return former
-
-
-def _find_address(launch: Launch) -> str | None:
-  """Where process 0 is reached; None leaves it to JAX to find out."""
-  if launch.num_processes == 1:
-    return _free_address()
-  if launch.launcher == 'slurm':
-    return None
-  if launch.launcher != 'ompi':
-    raise UserError(
-      'The processes do not know where to meet: set '
-      'runtime.coordinator_address, or JAX_COORDINATOR_ADDRESS, to HOST:PORT, '
-      'a free port on the machine of process 0.'
-    )
-  folder = os.environ.get('PMIX_SERVER_TMPDIR')
-  num_local = int(os.environ.get('OMPI_COMM_WORLD_LOCAL_SIZE', 0))
-  if folder and num_local == launch.num_processes:
-    job = os.environ.get('PMIX_NAMESPACE', '')
-    return _meet(pathlib.Path(folder) / f'jax-coordinator-{job}', launch.rank)
-  # Open MPI 5 no longer says where mpirun runs.
-  if 'OMPI_MCA_orte_hnp_uri' not in os.environ:
-    raise UserError(
-      'This version of Open MPI does not say how the processes reach each '
-      'other: set runtime.coordinator_address to HOST:PORT, a free port on the '
-      'machine of process 0.'
-    )
-  return None
-
-
-def _free_address() -> str:
-  with socket.socket() as free:
-    free.bind((_LOCAL_HOST, 0))
-    return f'{_LOCAL_HOST}:{free.getsockname()[1]}'
-
-
-def _meet(path: pathlib.Path, rank: int) -> str:
-  """An address on this machine, told through a file of the job.
-
-  A port computed from the number of the job may be that of another job, whose
-  processes JAX would then disturb; the operating system knows a free one.
-  """
-  if rank == 0:
-    address = _free_address()
-    unfinished = path.with_name(f'{path.name}.unfinished')
-    unfinished.write_text(address)
-    unfinished.replace(path)
-    return address
-  end = time.monotonic() + _MEETING_SECONDS
-  while not path.exists():
-    if time.monotonic() > end:
-      raise RuntimeError(
-        f'Process 0 did not write {path} within {_MEETING_SECONDS} s.'
-      )
-    time.sleep(0.05)
-  return path.read_text()

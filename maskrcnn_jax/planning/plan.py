@@ -17,6 +17,7 @@ import jax
 from maskrcnn_jax import config as config_lib
 from maskrcnn_jax import input_pipeline
 from maskrcnn_jax.distributed import mesh as sharding
+from maskrcnn_jax.distributed import model_sharding
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.planning import collectives, report, topologies
@@ -141,7 +142,7 @@ def lower_step(config, spec, topology: topologies.Topology):
     devices=topology.devices,
   )
   shard_state = sharding.config_shard_state(config)
-  model = sharding.lay_out(model, mesh, shard_state)
+  model = model_sharding.shard_model(model, mesh, shard_state)
   places = sharding.state_shardings(state, mesh, shard_state)
   step = train_step.jit_train_step(model, optimizer, mesh, places)
   return step.lower(state, batch, key)

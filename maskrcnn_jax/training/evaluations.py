@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 
 from maskrcnn_jax import charts
-from maskrcnn_jax.distributed import hosts
+from maskrcnn_jax.distributed import collectives
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.evaluation import scores
 from maskrcnn_jax.training import early_stopping, health
@@ -74,7 +74,7 @@ def is_missing(evaluator: Evaluator | None, workdir, step: int) -> bool:
   """
   if evaluator is None or not step or not evaluator.options.is_due(step):
     return False
-  return hosts.as_first_says(step not in scores.read(workdir, 'eval/AP'))
+  return collectives.broadcast(step not in scores.read(workdir, 'eval/AP'))
 
 
 def reason_to_stop(
@@ -101,4 +101,4 @@ def reason_to_stop(
       training.patience,
       evaluator.options.is_due,
     )
-  return (reason or '') if hosts.as_first_says(reason is not None) else None
+  return (reason or '') if collectives.broadcast(reason is not None) else None

@@ -9,10 +9,9 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from maskrcnn_jax import visualize
-from maskrcnn_jax.distributed import hosts
+from maskrcnn_jax.distributed import collectives, model_sharding
 from maskrcnn_jax.distributed import mesh as sharding
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.evaluation import (
@@ -123,7 +122,9 @@ class Evaluator:
       EvaluationOptions, config.evaluation, 'evaluation'
     )
     self._mesh = sharding.config_mesh(config)
-    model = sharding.lay_out(MaskRCNN.from_config(config.model), self._mesh)
+    model = model_sharding.shard_model(
+      MaskRCNN.from_config(config.model), self._mesh
+    )
     self._workdir = pathlib.Path(workdir)
     self._batch_size = batch_checks.whole_batch(
       self.options.batch_size, self._mesh
@@ -199,8 +200,7 @@ class Evaluator:
         self.options.show_classes,
       )
     # At the end of a run, a host that waits long for the last one gives up.
-    if jax.process_count() > 1:
-      multihost_utils.sync_global_devices(f'evaluated {step}')
+    collectives.barrier()
     return values
 
   def _find_losses(self, step, variables, writer, feed):
@@ -237,7 +237,7 @@ class Evaluator:
     shown = writer.progress(batches)
     found = self._detect_ahead(shown, variables, seconds, feed, step)
     for number, (batch, detections) in enumerate(found, start=1):
-      detections = hosts.own_rows(detections, len(batch['valid']))
+      detections = sharding.local_rows(detections, len(batch['valid']))
       encoder.add(detections, batch)
       image_ids += batch['image_ids'][batch['valid']].tolist()
       pictures += self._draw(batch, detections, num_pictures - len(pictures))
@@ -248,7 +248,11 @@ class Evaluator:
     for kind, count in batches.counts.items():
       writer.say(f'WARNING: {count} {kind} left out, see above')
     self._say_speed(seconds, writer)
-    return hosts.gather(encoder.collect()), hosts.gather(image_ids), pictures
+    return (
+      collectives.gather(encoder.collect()),
+      collectives.gather(image_ids),
+      pictures,
+    )
 
   def _detect_ahead(self, batches, variables, seconds, feed, step):
     """Yields each batch and what was found in it.
@@ -278,7 +282,10 @@ class Evaluator:
 
   def _report(self, step, number, results, image_ids, writer, workers):
     """Scores the first batches of an evaluation that goes on."""
-    results, image_ids = hosts.gather(results), hosts.gather(image_ids)
+    results, image_ids = (
+      collectives.gather(results),
+      collectives.gather(image_ids),
+    )
     if jax.process_index() > 0:
       return
     values, _ = self._score(results, image_ids, workers)

@@ -14,7 +14,7 @@ import jax
 from maskrcnn_jax import charts
 from maskrcnn_jax.checkpoints import store as checkpoint
 from maskrcnn_jax.distributed import mesh as sharding
-from maskrcnn_jax.distributed import watchdog
+from maskrcnn_jax.distributed import model_sharding, watchdog
 from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import (
@@ -138,7 +138,7 @@ def _evaluate(evaluator, workdir, step, variables, config) -> dict[str, float]:
     _watchdog(config) as watch,
   ):
     return evaluations.look_at(
-      evaluator, workdir, step, variables, writer, watch.feed
+      evaluator, workdir, step, variables, writer, watch.heartbeat
     )
 
 
@@ -218,7 +218,7 @@ def _train(
       workdir=workdir,
       training=training,
       mesh=mesh,
-      model=sharding.lay_out(model, mesh, shard_state),
+      model=model_sharding.shard_model(model, mesh, shard_state),
       optimizer=optimizer,
       key=key,
       evaluator=evaluator,

@@ -7,17 +7,16 @@ so that `loop.py` can go back to the newest checkpoint.
 import collections
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from maskrcnn_jax.checkpoints import store as checkpoint
+from maskrcnn_jax.distributed import collectives, watchdog
 from maskrcnn_jax.distributed import mesh as sharding
-from maskrcnn_jax.distributed import roll_call, watchdog
 from maskrcnn_jax.habana import metric_names as seed_names
 from maskrcnn_jax.input_pipeline import batches as input_batches
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
@@ -92,7 +91,7 @@ def run_steps(run: Run, state, done: int, position) -> dict | None:
   window, flags, is_saved = [], collections.deque(), True
   steps = range(done + 1, training.num_steps + 1)
   for step, (batch, position, left_out) in zip(steps, batches):
-    run.watch.feed(f'step {step}: training')
+    run.watch.heartbeat(f'step {step}: training')
     inputs = state, sharding.put_batch(batch, run.mesh), run.key
     canvas = batch['images'].shape[1:3]
     if canvas not in run.compiled:
@@ -137,7 +136,7 @@ def run_steps(run: Run, state, done: int, position) -> dict | None:
         raise _not_saved(run, step)
       if values is not None:
         return values
-    run.watch.feed(f'step {step + 1}: reading')
+    run.watch.heartbeat(f'step {step + 1}: reading')
   return None
 
 
@@ -150,7 +149,7 @@ def _evaluate(run: Run, step: int, state) -> dict[str, float] | None:
       step,
       state.variables(),
       run.writer,
-      run.watch.feed,
+      run.watch.heartbeat,
     )
   return values if _is_stopped(run, step) else None
 
@@ -187,7 +186,8 @@ def _settle(run: Run, flags: collections.deque, state, lag: int) -> list[dict]:
       finite.append(values)
       message = run.health.good_step(step, values, image_ids.tolist())
     else:
-      image_ids = np.asarray(_from_all_hosts(image_ids)).reshape(-1).tolist()
+      gathered = collectives.all_gather(image_ids.tolist())
+      image_ids = list(itertools.chain.from_iterable(gathered))
       message = run.health.bad_step(step, values, image_ids)
       if run.health.is_first_in_a_row():
         message += f'. {_first_nonfinite(run, step, batch, state)}'
@@ -209,12 +209,6 @@ def _first_nonfinite(run: Run, step: int, batch, state) -> str:
   if name is None:
     return 'All tensors of the forward pass are finite: it is a gradient'
   return f'First tensor that is not finite: {name}'
-
-
-def _from_all_hosts(array: np.ndarray) -> np.ndarray:
-  if jax.process_count() == 1:
-    return array
-  return multihost_utils.process_allgather(array)
 
 
 def train_batches(
@@ -250,7 +244,7 @@ def _compile(run: Run, inputs):
     f'compiled in {time.monotonic() - start:.0f} s'
     f'{_operations(compiled, len(inputs[1]["images"]), mesh)}'
   )
-  roll_call.meet()
+  collectives.barrier()
   return compiled
 
 

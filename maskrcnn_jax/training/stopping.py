@@ -5,7 +5,8 @@ import signal
 import threading
 
 import jax
-from jax.experimental import multihost_utils
+
+from maskrcnn_jax.distributed import collectives
 
 
 class Stopped(SystemExit):
@@ -31,7 +32,7 @@ class Termination:
     """Whether to save and end after this step; all processes ask."""
     if jax.process_count() == 1:
       return self._asked
-    return multihost_utils.reached_preemption_sync_point(step)
+    return collectives.preempted(step)
 
   @contextlib.contextmanager
   def at_once(self):

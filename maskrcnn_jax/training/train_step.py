@@ -293,7 +293,7 @@ def jit_train_step(
   The state is replaced by the new one; each device has its part of the batch.
 
   Args:
-    model: to train, as `sharding.lay_out` made it for the mesh.
+    model: to train, as `model_sharding.shard_model` made it for the mesh.
     optimizer: as `create_train_state` made it.
     mesh: of `sharding.make_mesh`, also of devices that are only described.
     state_shardings: of `sharding.state_shardings`; None: the state is whole on

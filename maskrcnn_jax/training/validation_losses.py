@@ -30,7 +30,7 @@ class ValidationLosses:
     """Compiles nothing yet.
 
     Args:
-      model: as `sharding.lay_out` made it for the mesh.
+      model: as `model_sharding.shard_model` made it for the mesh.
       mesh: of all devices of all hosts.
     """
     self._mesh = mesh

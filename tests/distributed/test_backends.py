@@ -1,7 +1,7 @@
-"""The backend is the one asked for, or the message says what is there.
+"""Backends: the named one, an accelerator that works, or a clear error.
 
-Plugins for JAX are real ones: a package that pip installs into an environment
-of its own, and a library of C. They are loaded by new processes.
+The plugins are real ones, loaded by new processes: a package that pip installs
+into an environment of its own, and a library in C.
 """
 
 import logging
@@ -11,13 +11,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import time
 
 import jax
 import plugin_environment
 import pytest
 
 from maskrcnn_jax.distributed import backends
+from maskrcnn_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -31,7 +31,7 @@ def only_the_cpu():
 def test_auto_takes_the_cpu_with_a_warning(only_the_cpu, caplog):
   with caplog.at_level(logging.WARNING):
     assert backends.pick_backend('auto') == 'cpu'
-  assert 'no accelerator' in caplog.text
+  assert len(caplog.records) == 1
 
 
 def test_cpu_is_taken_without_a_warning(only_the_cpu, caplog):
@@ -41,30 +41,30 @@ def test_cpu_is_taken_without_a_warning(only_the_cpu, caplog):
 
 
 @pytest.mark.parametrize('name', ['gpu', 'tpu', 'hpu'])
-def test_a_missing_backend_is_an_error_that_says_what_is_there(
-  only_the_cpu, name
-):
+def test_a_missing_backend_is_an_error(only_the_cpu, name):
   before = jax.config.jax_platforms
-  with pytest.raises(ValueError, match=rf'{name}.*finds only \d+ cpu'):
+  with pytest.raises(UserError) as error:
     backends.pick_backend(name)
+  assert error.value.argument == 'runtime.backend'
+  assert error.value.given == name
+  assert f'{jax.device_count()} cpu' in str(error.value)
   assert jax.config.jax_platforms == before
 
 
 def test_an_unknown_backend_lists_the_known_ones():
-  with pytest.raises(ValueError, match='auto, cpu, gpu, tpu, hpu'):
+  with pytest.raises(UserError) as error:
     backends.pick_backend('cuda')
+  assert error.value.given == 'cuda'
+  assert error.value.wanted == ('auto', 'cpu', 'gpu', 'tpu', 'hpu')
 
 
 @pytest.mark.parametrize(
-  'name, path, message',
-  [
-    ('gpu', __file__, r"is for runtime\.backend hpu or auto, got it for 'gpu'"),
-    ('hpu', '/no/such.so', r'runtime\.plugin_path /no/such\.so does not exist'),
-  ],
+  'name, path', [('gpu', __file__), ('hpu', '/no/such.so')]
 )
-def test_the_path_of_a_plugin_is_checked(name, path, message):
-  with pytest.raises(ValueError, match=message):
+def test_the_path_of_a_plugin_is_checked(name, path):
+  with pytest.raises(UserError) as error:
     backends.pick_backend(name, plugin_path=path)
+  assert error.value.argument == 'runtime.plugin_path'
 
 
 @pytest.fixture(scope='module')
@@ -106,7 +106,7 @@ def pick(python, name, behaviour='healthy', path='', seconds=60, **variables):
 def test_a_plugin_that_registers_hpu_is_used(with_plugin, name):
   done = pick(with_plugin, name)
   assert done.stdout.split() == ['hpu', '3.0'], done.stderr
-  assert 'computing on the CPU' not in done.stderr
+  assert 'CPU' not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -128,9 +128,8 @@ def test_auto_falls_back_to_the_cpu_with_one_line(
   done = pick(with_plugin, 'auto', behaviour, seconds=5)
   assert done.stdout.split() == ['cpu', '3.0'], done.stderr
   (line,) = done.stderr.splitlines()
-  assert line.startswith('JAX finds no accelerator here (fake_hpu')
+  assert '(fake_hpu' in line
   assert message in line
-  assert line.endswith('; computing on the CPU (1 devices).')
 
 
 @pytest.mark.slow
@@ -143,9 +142,8 @@ def test_a_named_plugin_that_fails_is_an_error(with_plugin, behaviour):
     'client': 'the driver does not answer',
     'devices': "Backend 'hpu' provides no devices",
   }
-  assert "runtime.backend is 'hpu', but JAX finds only 1 cpu" in done.stdout
-  assert reasons[behaviour] in done.stdout
-  assert 'Installed plugins: fake_hpu.' in done.stdout
+  for text in ("'hpu'", '1 cpu', 'fake_hpu', reasons[behaviour]):
+    assert text in done.stdout
 
 
 @pytest.mark.parametrize('how', ['config', 'environment'])
@@ -171,7 +169,7 @@ def test_several_processes_must_name_the_backend(with_plugin):
     check=False,
   )
   last = done.stderr.splitlines()[-1]
-  assert 'must be named in a job of several processes' in last
+  assert 'UserError: runtime.backend' in last
   assert '(fake_hpu)' in last
 
 
@@ -207,19 +205,42 @@ def test_auto_goes_on_without_the_device_of_a_library(library):
 def test_a_named_library_without_a_device_is_an_error(library):
   done = pick(sys.executable, 'hpu', path=str(library))
   assert done.returncode == 2
-  assert 'NOT_FOUND: no Gaudi device was found. Installed' in done.stdout
+  assert 'NOT_FOUND: no Gaudi device was found' in done.stdout
 
 
 def test_a_file_that_is_no_library_is_an_error(tmp_path):
-  path = tmp_path / 'torn.so'
-  path.write_bytes(b'torn')
+  path = tmp_path / 'text.so'
+  path.write_bytes(b'text')
   done = pick(sys.executable, 'hpu', path=str(path))
   assert done.returncode == 2
   assert f'Failed to open {path}' in done.stdout
-  assert 'finds only 1 cpu' in done.stdout
 
 
-def test_looking_for_plugins_takes_no_time():
-  start = time.perf_counter()
-  backends.installed_plugins()
-  assert time.perf_counter() - start < 1
+def test_installed_plugins_are_found_without_loading_them(with_plugin):
+  code = (
+    'import sys\nfrom maskrcnn_jax.distributed import backends\n'
+    'print(backends.installed_plugins(), "fake_hpu" in sys.modules)'
+  )
+  done = subprocess.run(
+    [with_plugin, '-c', code],
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert done.stdout == "['fake_hpu'] False\n"
+
+
+def test_a_plugin_can_be_imported_once_the_cpu_is_started(with_plugin):
+  code = (
+    'from maskrcnn_jax.distributed import backends\n'
+    'print(backends.pick_backend("cpu"))\nimport fake_hpu'
+  )
+  done = subprocess.run(
+    [with_plugin, '-c', code],
+    env={**os.environ, 'PYTHONPATH': str(ROOT), 'FAKE_HPU': 'hang'},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert (done.stdout, done.stderr) == ('cpu\n', '')

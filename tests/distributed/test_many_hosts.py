@@ -1,52 +1,31 @@
-"""Simulated hosts: the same run on every layout; what ends when one is lost."""
+"""Simulated hosts: the same run on every layout; a lost process is named."""
 
 import json
-import os
 import pathlib
 import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
-import quick
 import tiny_run
+from job_process import command, environment, metrics
 
-from maskrcnn_jax.checkpoints import store as checkpoint
+from maskrcnn_jax.checkpoints import store
+from maskrcnn_jax.distributed import launcher
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 ROOT = pathlib.Path(__file__).parents[2]
-HIDDEN = ('OMPI_', 'PMIX_', 'SLURM_', 'JAX_', 'JOB_COMPLETION', 'XLA_FLAGS')
 HOSTS = ROOT / 'launch' / 'simulated_hosts.sh'
-# From a kill to the end of the other process, which asks and waits for answers.
+# From a kill to the end of the other process, which waits for statuses.
 SECONDS_TO_END = 60
 
 
-def environment(**variables):
-  """Of a new process: quick compilation."""
-  kept = {k: v for k, v in os.environ.items() if not k.startswith(HIDDEN)}
-  return {
-    **kept,
-    'XLA_FLAGS': quick.xla_flags(),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
-    'TF_CPP_MIN_LOG_LEVEL': '2',
-    'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests/helpers')]),
-    **variables,
-  }
-
-
-def command(verb, config, workdir, *flags):
-  """The arguments that run a verb in one process."""
-  program = (sys.executable, '-m', 'maskrcnn_jax', verb)
-  return [*program, f'--config={config}', f'--workdir={workdir}', *flags]
-
-
 def on_hosts(num_hosts, devices, arguments):
-  """A command that ended on simulated hosts with so many devices each."""
+  """Runs a command to its end on simulated hosts with some devices each."""
   done = subprocess.run(
     ['bash', HOSTS, str(num_hosts), *arguments],
     env=environment(DEVICES=str(devices)),
@@ -61,7 +40,7 @@ def on_hosts(num_hosts, devices, arguments):
 
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
-  """The file of a config for 61 images."""
+  """Path of a config for 61 images."""
   folder = tmp_path_factory.mktemp('config')
   config = tiny_run.make_config(*tiny_run.write_dataset(folder, 61))
   config.input.batch_size = config.evaluation.batch_size = 4
@@ -72,15 +51,6 @@ def config(tmp_path_factory):
     'watchdog_seconds': 300,
   }
   return tiny_run.write_config(config, folder / 'tiny.py')
-
-
-def lines(workdir, key):
-  """step -> the line of metrics.jsonl that has the key, without its speed."""
-  text = (workdir / 'metrics.jsonl').read_text()
-  found = [json.loads(line) for line in text.splitlines()]
-  for line in found:
-    line.pop('train/images_per_second', None)
-  return {line['step']: line for line in found if key in line}
 
 
 @pytest.fixture(scope='module')
@@ -96,10 +66,10 @@ def four_devices(config, tmp_path_factory):
 @pytest.mark.parametrize('hosts', [2, 4])
 def test_the_layout_of_devices_does_not_matter(four_devices, hosts):
   key = 'train/total_loss'
-  expected, actual = (lines(four_devices[n], key) for n in (1, hosts))
+  expected, actual = (metrics(four_devices[n], key) for n in (1, hosts))
   assert sorted(expected) == [1, 2, 3, 4]
   assert actual == expected
-  first, second = (checkpoint.restore(four_devices[n])[0] for n in (1, hosts))
+  first, second = (store.restore(four_devices[n])[0] for n in (1, hosts))
   assert_equal(first, second)
 
 
@@ -108,10 +78,8 @@ def test_a_restart_on_the_same_hosts_is_exact(config, four_devices, tmp_path):
     flag = f'--config.training.num_steps={num_steps}'
     on_hosts(2, 2, command('train', config, tmp_path, flag))
   key = 'train/total_loss'
-  assert lines(tmp_path, key) == lines(four_devices[2], key)
-  first, second = (
-    checkpoint.restore(w)[0] for w in (four_devices[2], tmp_path)
-  )
+  assert metrics(tmp_path, key) == metrics(four_devices[2], key)
+  first, second = (store.restore(w)[0] for w in (four_devices[2], tmp_path))
   assert_equal(first, second)
 
 
@@ -140,7 +108,7 @@ def test_61_images_on_3_hosts(config, four_devices, batch_size, tmp_path):
     (path,) = (workdir / 'eval').glob('detections-4.json')
     results = json.loads(path.read_text())
     results.sort(key=lambda result: (result['image_id'], -result['score']))
-    found.append((lines(workdir, 'eval/AP'), results))
+    found.append((metrics(workdir, 'eval/AP'), results))
   rounded = 'evaluation.batch_size 4 becomes 6: 3 devices' in done.stderr
   assert rounded == (batch_size == 4)
   # The 24 numbers and every detection, to the last digit.
@@ -149,15 +117,13 @@ def test_61_images_on_3_hosts(config, four_devices, batch_size, tmp_path):
 
 def start_both(config, workdir):
   """Two processes as on two machines, where no launcher ends the other."""
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    address = f'127.0.0.1:{free.getsockname()[1]}'
+  address = launcher.free_address()
   flag = '--config.training.num_steps=100000'
   script = ('bash', ROOT / 'launch' / 'multihost.sh', address, '2')
   return [
     subprocess.Popen(
       [*script, str(index), *command('train', config, workdir, flag)],
-      env=environment(JAX_PLATFORMS='cpu'),
+      env=environment(),
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,

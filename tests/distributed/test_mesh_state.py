@@ -1,4 +1,4 @@
-"""The train state in parts: less on each device, the same updates."""
+"""Sharded train states: less memory on each device, the same updates."""
 
 import json
 
@@ -84,7 +84,7 @@ print(json.dumps(sizes))
 
 
 @pytest.mark.slow
-def test_the_seeds_model_needs_an_eighth_on_each_of_eight():
+def test_the_default_model_needs_an_eighth_on_each_of_eight():
   sizes = run_on_eight(SIZES)
   params, momentum = sizes['none']
   np.testing.assert_allclose(

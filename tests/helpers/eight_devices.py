@@ -22,6 +22,7 @@ from maskrcnn_jax.training import batch_checks
 from maskrcnn_jax.checkpoints import store as checkpoint
 from maskrcnn_jax.training import evaluator
 from maskrcnn_jax.distributed import mesh as sharding
+from maskrcnn_jax.distributed import model_sharding
 from maskrcnn_jax.training import train_step
 arguments = [json.loads(text) for text in sys.argv[1:]]
 """
@@ -63,7 +64,7 @@ def step(num_devices, spatial=1, shard_state='none'):
   mesh = sharding.make_mesh(num_devices, spatial)
   everywhere = sharding.replicated(mesh)
   shardings = sharding.state_shardings(state, mesh, shard_state, SMALLEST)
-  laid_out = sharding.lay_out(model, mesh, shard_state, SMALLEST)
+  laid_out = model_sharding.shard_model(model, mesh, shard_state, SMALLEST)
   step = jax.jit(
     functools.partial(train_step.train_step, laid_out, optimizer),
     in_shardings=(shardings, sharding.input_shardings(mesh), everywhere),

@@ -1,0 +1,241 @@
+"""Collectives: the ways in which the processes of a job exchange values.
+
+All processes must call `broadcast`, `all_gather`, `gather`, `first_error`,
+`barrier` and `preempted`, in the same order; a process that is alone gets its
+own values back. `register` and `all_statuses` go through the key-value store of
+process 0 (JAX's coordination service), which answers while devices wait.
+"""
+
+import atexit
+import contextlib
+import itertools
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+ADVICE = (
+  'Start the same command again in all processes to go on from the last '
+  'checkpoint.'
+)
+_NAMES = 'maskrcnn_jax/processes'
+_STATUSES = 'maskrcnn_jax/statuses'
+_BARRIERS = 'maskrcnn_jax/barriers'
+_CONNECT_SECONDS = 10
+_CONNECTION_SECONDS = 60
+_BARRIER_SECONDS = 24 * 3600
+_REGISTER_SECONDS = 60
+
+
+def broadcast(value: Any) -> Any:
+  """The value of process 0, in all processes.
+
+  Args:
+    value: a bool, a number or a tree of arrays, of the same shapes everywhere.
+  """
+  if jax.process_count() == 1:
+    return value
+  return multihost_utils.broadcast_one_to_all(value)
+
+
+def all_gather(value: Any) -> list:
+  """The values of all processes by rank.
+
+  Args:
+    value: in types of JSON; its size may differ between processes.
+  """
+  if jax.process_count() == 1:
+    return [value]
+  return [json.loads(text) for text in _gather_texts(json.dumps(value))]
+
+
+def gather(items: list) -> list:
+  """The items of all processes by rank, on process 0; [] on the others.
+
+  Args:
+    items: in types of JSON.
+  """
+  if jax.process_count() == 1:
+    return items
+  texts = _gather_texts(json.dumps(items))
+  if jax.process_index() != 0:
+    return []
+  return list(itertools.chain.from_iterable(map(json.loads, texts)))
+
+
+def first_error(message: str) -> str:
+  """The message of the first process that has one; '' if none has.
+
+  Args:
+    message: what failed in this process; '' if nothing did.
+  """
+  if jax.process_count() == 1:
+    return message
+  return next(filter(None, _gather_texts(message)), '')
+
+
+def preempted(step: int) -> bool:
+  """Whether the job is asked to end (SIGTERM) and all processes are at a step.
+
+  Args:
+    step: finished; every process asks after each step.
+  """
+  return multihost_utils.reached_preemption_sync_point(step)
+
+
+def barrier() -> None:
+  """Waits until all processes are here, for as long as they live.
+
+  A collective waits half a minute for the others, on the CPU; compiling or
+  scoring may take one process longer than another by more.
+  """
+  job = _coordination()
+  if job.client is not None and job.num_processes > 1:
+    name = f'{_BARRIERS}/{next(_barriers)}'
+    job.client.wait_at_barrier(name, _BARRIER_SECONDS * 1000)
+
+
+_barriers = itertools.count()  # Names must differ, and be alike everywhere.
+
+
+def _gather_texts(text: str) -> list[str]:
+  encoded = np.frombuffer(text.encode(), np.uint8)
+  lengths = multihost_utils.process_allgather(np.array(len(encoded)))
+  longest = int(np.max(lengths))
+  if not longest:
+    return [''] * len(lengths)
+  padded = np.zeros(longest, np.uint8)
+  padded[: len(encoded)] = encoded
+  rows = multihost_utils.process_allgather(padded)
+  return [bytes(row[:n]).decode() for row, n in zip(rows, lengths)]
+
+
+def register(exit_with_first: bool = False) -> list[str]:
+  """Tells the other processes where this one runs.
+
+  Args:
+    exit_with_first: exit, and say why, when process 0 is gone; for jobs whose
+      launcher does not end them. JAX would exit too, within a fraction of a
+      second, without naming the machine.
+
+  Returns:
+    Where all processes run, in process 0; elsewhere only where process 0 does.
+  """
+  job = _coordination()
+  rank = job.process_id
+  name = f'process {rank} on {socket.gethostname()}, pid {os.getpid()}'
+  job.client.key_value_set(f'{_NAMES}/{rank}', name)
+  # Once process 0 is gone, its name can no longer be looked up.
+  wanted = range(job.num_processes if rank == 0 else 1)
+  found = [
+    job.client.blocking_key_value_get(f'{_NAMES}/{i}', _REGISTER_SECONDS * 1000)
+    for i in wanted
+  ]
+  _first[:] = found[:1]
+  if exit_with_first and rank != 0:
+    threading.Thread(target=_exit_with_first, daemon=True).start()
+    # Runs before JAX leaves the job, and process 0 waits for all to leave.
+    atexit.register(_leaving.set)
+  return found
+
+
+_first = []  # The name of process 0.
+_leaving = threading.Event()
+
+
+def all_statuses(status: str, seconds: float) -> list[str]:
+  """Reports the status of this process and waits for those of the others.
+
+  Args:
+    status: such as 'step 12: reading'.
+    seconds: to wait for the others.
+
+  Returns:
+    A line for every process: its status, or that there was no answer; only
+    process 0 where that is gone; [] if this process is alone.
+  """
+  job = _coordination()
+  if job.client is None or job.num_processes == 1:
+    return []
+  if not _connect_to_first():
+    return [f'{_first[0]}: it ended']
+  try:
+    return _exchange(job, status, seconds)
+  except jax.errors.JaxRuntimeError:
+    return [f'{_first[0]}: no answer']
+
+
+def _exchange(job, status: str, seconds: float) -> list[str]:
+  client, end = job.client, time.monotonic() + seconds
+  client.key_value_set(
+    f'{_STATUSES}/{job.process_id}', status, allow_overwrite=True
+  )
+  statuses = {}
+  while len(statuses) < job.num_processes and time.monotonic() < end:
+    time.sleep(min(0.5, seconds))
+    statuses = dict(client.key_value_dir_get(_STATUSES))
+  names = dict(client.key_value_dir_get(_NAMES))
+  return [
+    f'{names.get(f"{_NAMES}/{i}", f"process {i}")}: '
+    f'{statuses.get(f"{_STATUSES}/{i}", "no answer")}'
+    for i in range(job.num_processes)
+  ]
+
+
+def _exit_with_first() -> None:
+  """Waits until the machine of process 0 closes a connection to it."""
+  while _connect_to_first(_wait_for_end):
+    if _leaving.is_set():
+      return
+  if not _leaving.is_set():
+    text = f'Lost: {_first[0]}: it ended. {ADVICE}\n'
+    os.write(sys.stderr.fileno(), text.encode())
+    os._exit(1)
+
+
+def _wait_for_end(connection: socket.socket) -> None:
+  # Process 0 drops silent connections after a while; then there is another.
+  connection.settimeout(_CONNECTION_SECONDS)
+  with contextlib.suppress(OSError):
+    while connection.recv(4096):  # It sends a greeting.
+      pass
+
+
+def _connect_to_first(
+  use: Callable[[socket.socket], None] = lambda connection: None,
+) -> bool:
+  """Whether process 0 takes a connection, which is then used."""
+  job = _coordination()
+  if job.process_id == 0:
+    return True
+  host, _, port = job.coordinator_address.rpartition(':')
+  try:
+    connection = socket.create_connection(
+      (host.strip('[]'), int(port)), _CONNECT_SECONDS
+    )
+  except OSError:
+    return False
+  with connection:
+    use(connection)
+  return True
+
+
+def _coordination():
+  """JAX's coordination service: its client, and rank and size of the job.
+
+  `jax.distributed` gives no public access to the client (jax 0.10 exports
+  `initialize`, `is_initialized` and `shutdown`), and what is public in
+  `multihost_utils` runs on the devices, which hang when a process is lost.
+  Orbax takes the client from the same place.
+  """
+  from jax._src import distributed
+
+  return distributed.global_state
