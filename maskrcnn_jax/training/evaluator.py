@@ -24,8 +24,7 @@ from maskrcnn_jax.input_pipeline import batches as input_batches
 from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import (
-  batch_checks,
-  evaluation_data,
+  data_checks,
   evaluation_output,
   summary,
   train_step,
@@ -126,21 +125,22 @@ class Evaluator:
       MaskRCNN.from_config(config.model), self._mesh
     )
     self._workdir = pathlib.Path(workdir)
-    self._batch_size = batch_checks.whole_batch(
+    self._batch_size = data_checks.padded_batch_size(
       self.options.batch_size, self._mesh
     )
     data = (self.options.file_pattern, self.options.max_images)
     self.annotations_file = self.options.annotations_file
     if not self.annotations_file:
-      self.annotations_file = evaluation_data.write_annotations(*data, workdir)
-    self._num_images = evaluation_data.check_annotations(
+      self.annotations_file = data_checks.write_annotations(*data, workdir)
+    self._num_images = data_checks.check_annotations(
       *data, self.annotations_file, model.num_classes
     )
     self._num_pictures = config.training.get('pictures', 8)
     self._log_file = config.training.get('log_file')
     self._input = config.input
-    self._names = evaluation_data.class_names(self.annotations_file)
-    self._category_ids = evaluation_data.category_ids(self.annotations_file)
+    classes = data_checks.annotated_classes(self.annotations_file)
+    self._names = data_checks.names_of(classes)
+    self._category_ids = data_checks.category_ids(classes)
     self._losses = None
     if self.options.losses:
       self._losses = validation_losses.ValidationLosses(model, self._mesh)

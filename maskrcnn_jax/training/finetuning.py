@@ -17,9 +17,10 @@ import ml_collections
 from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.checkpoints import compatibility as checkpoint_match
 from maskrcnn_jax.checkpoints import store as checkpoint
+from maskrcnn_jax.datasets import record_classes
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.training import evaluation_data
+from maskrcnn_jax.training import data_checks
 from maskrcnn_jax.weights import account as account_lib
 from maskrcnn_jax.weights import foreign
 
@@ -160,22 +161,18 @@ def _fields(options) -> dict[str, Any]:
 
 def _count_classes(config) -> int:
   """Classes with background, of the records and the annotations."""
-  evaluation = config.get('evaluation', {})
-  classes = evaluation_data.saved_classes(
-    evaluation.get('annotations_file'), config.input.file_pattern
-  )
+  classes = data_checks.training_classes(config)
   # Whoever only trains may have no other records.
-  with contextlib.suppress(ValueError):
-    classes = {
-      **evaluation_data.saved_classes(None, evaluation.get('file_pattern')),
-      **classes,
-    }
+  with contextlib.suppress(UserError):
+    pattern = config.get('evaluation', {}).get('file_pattern')
+    recorded = record_classes.read_classes(pattern) if pattern else {}
+    classes = {**recorded, **classes}
   if not classes:
     raise UserError(
       f'The records {config.input.file_pattern} have no object: set '
       'model.num_classes to the largest class id plus one.'
     )
-  names = evaluation_data.names_of(classes)
+  names = data_checks.names_of(classes)
   listed = ', '.join(f'{i} {names[i]}' for i in sorted(names))
   number = max(names) + 1
   logging.info('model.num_classes is %d: 0 background, %s', number, listed)

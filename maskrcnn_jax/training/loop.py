@@ -18,7 +18,7 @@ from maskrcnn_jax.distributed import model_sharding, watchdog
 from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import (
-  evaluation_data,
+  data_checks,
   evaluations,
   finetuning,
   health,
@@ -31,7 +31,6 @@ from maskrcnn_jax.training import (
   train_state,
 )
 from maskrcnn_jax.training import train_step as step_lib
-from maskrcnn_jax.training.batch_checks import check_batch_size
 from maskrcnn_jax.training.evaluator import Evaluator
 from maskrcnn_jax.training.options import TrainingOptions
 
@@ -51,7 +50,9 @@ def train(config, workdir, notes: Mapping[str, str] | None = None) -> None:
     NonFiniteError: training diverged, also with other data.
     Stopped: SIGTERM asked for it; the state is saved.
   """
-  _train(config, workdir, None, notes)
+  checkpoint.check_workdir(workdir, config)
+  classes = data_checks.run_classes(config, workdir)
+  _train(config, workdir, None, notes, classes)
 
 
 def train_and_evaluate(
@@ -77,8 +78,9 @@ def train_and_evaluate(
     Stopped: SIGTERM asked for it; the state is saved.
   """
   checkpoint.check_workdir(workdir, config)
+  classes = data_checks.run_classes(config, workdir)
   evaluator = Evaluator(config, workdir)
-  values = _train(config, workdir, evaluator, notes)
+  values = _train(config, workdir, evaluator, notes, classes)
   if values is not None:
     return values
   step = checkpoint.latest_step(workdir)
@@ -114,6 +116,9 @@ def evaluate(
   if source is not None:
     model = MaskRCNN.from_config(config.model)
     variables, step = pretrained.whole_model(source, model, config)
+    if checkpoint.is_ours(source):
+      classes = data_checks.checkpoint_classes(source)
+      data_checks.check_validation_classes(config, classes, source)
     evaluator = Evaluator(config, workdir)
     return _evaluate(evaluator, workdir, step, variables, config)
   checkpoint.check_workdir(workdir, config, step)
@@ -127,6 +132,8 @@ def evaluate(
     raise FileNotFoundError(
       f'{workdir} holds no checkpoint, so there is nothing to evaluate.{hint}'
     )
+  classes = data_checks.checkpoint_classes(workdir, step)
+  data_checks.check_validation_classes(config, classes, workdir)
   evaluator = Evaluator(config, workdir)
   variables, _ = checkpoint.restore(workdir, step)
   return _evaluate(evaluator, workdir, step, variables, config)
@@ -147,7 +154,7 @@ def _watchdog(config) -> watchdog.Watchdog:
 
 
 def _train(
-  config, workdir, evaluator: Evaluator | None, notes
+  config, workdir, evaluator: Evaluator | None, notes, classes
 ) -> dict[str, float] | None:
   """Trains from the newest checkpoint on; leaves the last state as one.
 
@@ -161,7 +168,7 @@ def _train(
   mesh = sharding.config_mesh(config)
   shard_state = sharding.config_shard_state(config)
   model = MaskRCNN.from_config(config.model)
-  check_batch_size('input', config.input.batch_size, mesh)
+  data_checks.check_batch_size('input', config.input.batch_size, mesh)
   done = checkpoint.latest_step(workdir) or 0
   if done >= num_steps:
     if _is_first_host():
@@ -177,12 +184,6 @@ def _train(
     step_lib.create_train_state, model, config.optimizer, first, init_key
   )
 
-  classes = evaluation_data.saved_classes(
-    _annotations_file(config, evaluator),
-    # Few enough to look at.
-    config.input.file_pattern if training.finetune else None,
-  )
-
   def resume():
     """State, optimizer, finished steps, data position, what was loaded."""
     fresh, optimizer = create()
@@ -196,7 +197,7 @@ def _train(
     state, account = pretrained.start_from(
       training.pretrained,
       fresh,
-      finetuning.fit(training, evaluation_data.names_of(classes)),
+      finetuning.fit(training, data_checks.names_of(classes)),
     )
     state = sharding.put(train_state.restart_average(state), places)
     return state, optimizer, 0, _START, account
@@ -222,7 +223,7 @@ def _train(
       optimizer=optimizer,
       key=key,
       evaluator=evaluator,
-      classes=classes,
+      classes=data_checks.saved_classes(classes),
       first_step=done,
       compiled={},
       saved=saved,
@@ -246,13 +247,6 @@ def _train(
           f'WARNING: going back to step {done}, and on with other data (salt '
           f'{position["salt"]})'
         )
-
-
-def _annotations_file(config, evaluator) -> str | None:
-  """Where class names come from."""
-  if evaluator:
-    return evaluator.annotations_file
-  return config.get('evaluation', {}).get('annotations_file')
 
 
 def _say_start(run: steps.Run, state, account: str) -> None:

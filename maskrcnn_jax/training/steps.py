@@ -21,7 +21,7 @@ from maskrcnn_jax.habana import metric_names as seed_names
 from maskrcnn_jax.input_pipeline import batches as input_batches
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import (
-  batch_checks,
+  data_checks,
   diagnosis,
   evaluations,
   health,
@@ -227,7 +227,7 @@ def train_batches(
     host_count=jax.process_count(),
   )
   for batch in batches:
-    batch_checks.check_classes(batch, num_classes)
+    data_checks.check_batch_classes(batch, num_classes)
     yield batch, dict(batches.position), dict(batches.counts)
 
 

@@ -20,7 +20,7 @@ from maskrcnn_jax.evaluation import scores
 from maskrcnn_jax.models import targets as targets_lib
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN, TrainOutputs
 from maskrcnn_jax.structures import Instances
-from maskrcnn_jax.training import batch_checks, train_step
+from maskrcnn_jax.training import data_checks, train_step
 
 
 class ValidationLosses:
@@ -65,7 +65,7 @@ class ValidationLosses:
     found, previous = {term: [] for term in scores.TERMS}, None
     for number, batch in enumerate(batches, start=1):
       feed(number)
-      batch_checks.check_classes(batch, self._num_classes)
+      data_checks.check_batch_classes(batch, self._num_classes)
       losses = self._losses(
         variables,
         sharding.put_batch(batch, self._mesh),

@@ -214,7 +214,7 @@ print(json.dumps({
   'canvas': refused(sharding.config_mesh, config),
   'low': refused(sharding.check_canvas, (64, 64), sharding.make_mesh(2, 2)),
   'batch': refused(sharding.put_batch, tiny_model.make_batch((1,)), mesh),
-  'batch_size': refused(batch_checks.check_batch_size, 'input', 3, mesh),
+  'batch_size': refused(data_checks.check_batch_size, 'input', 3, mesh),
 }))
 """
 

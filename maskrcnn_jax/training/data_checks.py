@@ -1,0 +1,382 @@
+"""Checks of the data of a run before its first step: classes and batch sizes.
+
+The classes of a run are those of its training records. A validation set may
+have fewer of them, but never another name or number for one of them.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from maskrcnn_jax import files
+from maskrcnn_jax.checkpoints import store
+from maskrcnn_jax.datasets import coco_json, ground_truth, records
+from maskrcnn_jax.datasets.record_classes import RecordedClass, read_classes
+from maskrcnn_jax.distributed import mesh as mesh_lib
+from maskrcnn_jax.errors import UserError
+
+Classes = Mapping[int, RecordedClass]
+
+
+def run_classes(config, workdir) -> dict[int, RecordedClass]:
+  """Classes of a run: those of its checkpoint, or else of its records.
+
+  Args:
+    config: of the run.
+    workdir: directory of the run.
+
+  Raises:
+    UserError: the validation set contradicts them.
+  """
+  classes = {}
+  # A corrupt checkpoint is reported where it is restored.
+  with contextlib.suppress(FileNotFoundError, store.DamagedError):
+    classes = checkpoint_classes(workdir)
+  if not classes:
+    return training_classes(config)
+  check_validation_classes(config, classes, workdir)
+  return classes
+
+
+def training_classes(config) -> dict[int, RecordedClass]:
+  """Classes of the training records, the only ones whose names count.
+
+  Classes that the records do not name or do not have are completed by
+  `evaluation.annotations_file` where that exists.
+
+  Args:
+    config: a ConfigDict with the section `input`, maybe `evaluation`.
+
+  Raises:
+    UserError: no records are found, or the validation set contradicts them.
+  """
+  pattern = config.input.file_pattern
+  classes = read_classes(pattern, config.input.get('split'))
+  check_validation_classes(config, classes, pattern)
+  file = config.get('evaluation', {}).get('annotations_file')
+  annotated = annotated_classes(file)
+  unnamed = [k for k in classes if not _name(k, classes)]
+  if unnamed:
+    names = f'names are taken from {file}'
+    logging.warning(
+      'The training records %s carry no names for the classes %s: %s.',
+      *(pattern, unnamed, names if annotated else 'they are not known'),
+    )
+  for class_id, each in annotated.items():
+    if class_id not in classes or class_id in unnamed:
+      classes[class_id] = each
+  return dict(sorted(classes.items()))
+
+
+def annotated_classes(
+  annotations_file: str | None,
+) -> dict[int, RecordedClass]:
+  """Classes of a COCO json; empty if there is no such file."""
+  if not annotations_file or not pathlib.Path(annotations_file).is_file():
+    return {}
+  categories = _read_annotations(annotations_file)['categories']
+  offset = coco_json.class_offset(each['id'] for each in categories)
+  return {
+    each['id'] + offset: RecordedClass(each['name'], each['id'])
+    for each in categories
+  }
+
+
+def checkpoint_classes(
+  path, step: int | str | None = None
+) -> dict[int, RecordedClass]:
+  """Classes that a checkpoint was trained on; see `store.restore`."""
+  category_ids = store.read_category_ids(path, step)
+  return {
+    class_id: RecordedClass(name, category_ids.get(class_id, class_id))
+    for class_id, name in store.read_classes(path, step).items()
+  }
+
+
+def names_of(classes: Classes) -> dict[int, str]:
+  """Names by class id; the id as a text where a class has no name."""
+  return {k: v.name or str(k) for k, v in classes.items()}
+
+
+def category_ids(classes: Classes) -> dict[int, int]:
+  """Category id by class id, of classes whose category id differs."""
+  return {k: v.category_id for k, v in classes.items() if v.category_id != k}
+
+
+def saved_classes(classes: Classes) -> dict[int, str | dict]:
+  """Classes in the form that `CheckpointWriter.save` takes."""
+  different = category_ids(classes)
+  return {
+    class_id: {'name': name, 'category_id': different[class_id]}
+    if class_id in different
+    else name
+    for class_id, name in names_of(classes).items()
+  }
+
+
+def check_validation_classes(config, wanted: Classes, source) -> None:
+  """Compares the validation set, where it is there, with trained classes.
+
+  Args:
+    config: its section `evaluation`, if any, names the validation set.
+    wanted: classes of the training set.
+    source: what they were read from, for the error.
+
+  Raises:
+    UserError: see `check_same_classes`.
+  """
+  evaluation = config.get('evaluation', {})
+  file = evaluation.get('annotations_file')
+  check_same_classes(
+    wanted, annotated_classes(file), source, 'evaluation.annotations_file', file
+  )
+  pattern = evaluation.get('file_pattern')
+  recorded = {}
+  # A run that is not evaluated needs no validation records.
+  with contextlib.suppress(UserError):
+    recorded = read_classes(pattern) if pattern else {}
+  check_same_classes(
+    wanted, recorded, source, 'evaluation.file_pattern', pattern
+  )
+
+
+def check_same_classes(
+  wanted: Classes, given: Classes, source, argument: str, path
+) -> None:
+  """Raises if two sets of classes contradict each other.
+
+  Names are compared without case; a class without a name contradicts nothing,
+  nor does one that the other side does not have.
+
+  Args:
+    wanted: classes of the training set.
+    given: classes of the validation set.
+    source: what `wanted` was read from.
+    argument: config field of the validation set.
+    path: of the validation set.
+
+  Raises:
+    UserError: an id has two names, or a name has two ids; `item` is the id in
+      `given`, `given` its name there, `wanted` the name in `wanted`, or None
+      where the training set does not have the id.
+  """
+  named = [(_name(k, wanted), k) for k in reversed(wanted)]
+  ids = {name.casefold(): k for name, k in named if name}
+  for class_id in given:
+    name, expected = _name(class_id, given), _name(class_id, wanted)
+    if not name:
+      continue
+    same_name = ids.get(name.casefold(), class_id)
+    if expected and expected.casefold() != name.casefold():
+      trained = f'{source} has it as {expected!r}'
+    elif not expected and same_name != class_id:
+      trained = f'{source} has {name!r} as class {same_name}'
+    else:
+      continue
+    raise UserError(
+      f'{argument}: {path} has class {class_id} as {name!r}, and {trained}. '
+      'Number the categories of the validation set as those of the training '
+      'set, and prepare it again.',
+      argument=argument,
+      path=path,
+      item=class_id,
+      given=name,
+      wanted=expected or None,
+    )
+
+
+def _name(class_id: int, classes: Classes) -> str:
+  """Name of a class; '' where it is not known or is only its number."""
+  each = classes.get(class_id)
+  if each is None or each.name in (str(class_id), str(each.category_id)):
+    return ''
+  return each.name.strip()
+
+
+def write_annotations(
+  file_pattern: str, max_images: int | None, workdir: str | os.PathLike
+) -> str:
+  """Writes a COCO json made of records into a workdir.
+
+  Args:
+    file_pattern: record files, or a prepared TFDS directory.
+    max_images: take only the first ones; None for all.
+    workdir: directory of the run.
+
+  Returns:
+    Path of the json.
+  """
+  index = records.index_records(file_pattern)
+  text = json.dumps(ground_truth.coco_from_records(index, max_images))
+  # Named by its content, so that it is written once.
+  digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+  path = pathlib.Path(workdir, 'eval', f'ground-truth-{digest}.json')
+  if not path.exists():
+    files.write_text(path, text)
+  return str(path)
+
+
+def check_annotations(
+  file_pattern: str,
+  max_images: int | None,
+  annotations_file: str,
+  num_classes: int,
+) -> int:
+  """Checks that records, annotations and model belong together.
+
+  Args:
+    file_pattern: record files, or a prepared TFDS directory.
+    max_images: take only the first ones; None for all.
+    annotations_file: COCO json of these images, and maybe of others.
+    num_classes: of the model, with background.
+
+  Returns:
+    The number of images.
+
+  Raises:
+    FileNotFoundError: there is no annotations file.
+    UserError: it is no COCO json, has a class that the model lacks, lacks an
+      image, or has another name or number for a class than the records.
+  """
+  truth = _read_annotations(annotations_file)
+  _check_category_ids(annotations_file, truth['categories'], num_classes)
+  _check_numbering(annotations_file, truth['categories'], file_pattern)
+  index = records.index_records(file_pattern)
+  image_ids = index.image_ids[:max_images].tolist()
+  unknown = {*image_ids} - {image['id'] for image in truth['images']}
+  if unknown:
+    raise UserError(
+      f'{file_pattern} has {len(unknown)} images that are not in '
+      f'{annotations_file}, such as {sorted(unknown)[:5]}.',
+      argument='evaluation.annotations_file',
+      path=annotations_file,
+      item=min(unknown),
+    )
+  return len(image_ids)
+
+
+def _check_category_ids(annotations_file, categories, num_classes) -> None:
+  """Raises if the model lacks one of the categories."""
+  ids = [each['id'] for each in categories]
+  offset = coco_json.class_offset(ids)
+  for category_id in ids:
+    if 1 <= category_id + offset < num_classes:
+      continue
+    needed = max(ids) + offset + 1
+    more = ', and ids from 0 count one more' if offset else ''
+    raise UserError(
+      f'{annotations_file} has category id {category_id}; model.num_classes is '
+      f'{num_classes}, so ids may be {1 - offset} to '
+      f'{num_classes - 1 - offset}. Set model.num_classes={needed} (background '
+      f'is one{more}).',
+      argument='model.num_classes',
+      path=annotations_file,
+      item=category_id,
+      given=num_classes,
+      wanted=needed,
+    )
+
+
+def _check_numbering(annotations_file, categories, file_pattern) -> None:
+  """Raises if records and annotations disagree on a class."""
+  offset = coco_json.class_offset(each['id'] for each in categories)
+  recorded = read_classes(file_pattern)
+  for class_id, found in recorded.items():
+    if found.category_id not in (class_id, class_id - offset):
+      raise UserError(
+        f'{file_pattern} has category {found.category_id} as class {class_id}, '
+        f'as it was made of annotations with a category 0, and '
+        f'{annotations_file} has none: add the category 0, or prepare the '
+        'records of this file.',
+        argument='evaluation.annotations_file',
+        path=annotations_file,
+        item=class_id,
+        given=found.category_id,
+        wanted=class_id,
+      )
+  check_same_classes(
+    recorded,
+    annotated_classes(annotations_file),
+    file_pattern,
+    'evaluation.annotations_file',
+    annotations_file,
+  )
+
+
+def _read_annotations(file) -> dict:
+  path = pathlib.Path(file)
+  if not path.is_file():
+    raise FileNotFoundError(
+      f'evaluation.annotations_file {file} does not exist.'
+    )
+  fields = {'argument': 'evaluation.annotations_file', 'path': file}
+  try:
+    truth = json.loads(path.read_text(encoding='utf-8'))
+  except ValueError as error:
+    raise UserError(f'{file} is not a JSON file: {error}', **fields) from error
+  missing = sorted({'images', 'annotations', 'categories'} - {*truth})
+  if missing:
+    raise UserError(
+      f'{file} is not a COCO json: it lacks {missing}.',
+      **fields,
+      wanted=missing,
+    )
+  return truth
+
+
+def check_batch_classes(batch: Mapping, num_classes: int) -> None:
+  """Raises for an instance whose class the model does not have."""
+  classes = batch['instances']['classes']
+  largest = np.max(classes, axis=1, initial=0)
+  rows = np.flatnonzero(largest >= num_classes)
+  if rows.size:
+    image_id, class_id = int(batch['image_ids'][rows[0]]), int(largest[rows[0]])
+    raise UserError(
+      f'Image {image_id} has class {class_id}; model.num_classes is '
+      f'{num_classes}, so classes may be 1 to {num_classes - 1}. Set it to the '
+      f'largest class id plus one, {np.max(classes) + 1} or more.',
+      argument='model.num_classes',
+      item=image_id,
+      given=num_classes,
+      wanted=int(np.max(classes)) + 1,
+    )
+
+
+def check_batch_size(section: str, batch_size: int, mesh) -> None:
+  """Raises if a batch cannot be split evenly over devices."""
+  parts = mesh_lib.num_parts(mesh)
+  if batch_size < 1 or batch_size % parts:
+    what = f'the {parts} devices'
+    if parts < mesh.size:
+      what = f'{parts}, the {mesh.size} devices by runtime.spatial'
+    raise UserError(
+      f'{section}.batch_size must be a positive multiple of {what}, got '
+      f'{batch_size}.',
+      argument=f'{section}.batch_size',
+      given=batch_size,
+      wanted=parts,
+    )
+
+
+def padded_batch_size(batch_size: int, mesh) -> int:
+  """The next multiple of the devices; rows without an image fill a batch."""
+  if batch_size < 1:
+    raise UserError(
+      f'evaluation.batch_size must be at least 1, got {batch_size}.',
+      argument='evaluation.batch_size',
+      given=batch_size,
+    )
+  parts = mesh_lib.num_parts(mesh)
+  padded = -(-batch_size // parts) * parts
+  if padded != batch_size:
+    logging.info(
+      'evaluation.batch_size %d becomes %d: %d devices share a batch evenly',
+      *(batch_size, padded, mesh.size),
+    )
+  return padded

@@ -1,0 +1,241 @@
+"""Classes of a run, and validation sets that contradict them."""
+
+import json
+
+import drawn_checkpoint
+import numpy as np
+import pytest
+import tiny_run
+
+from maskrcnn_jax.checkpoints import store
+from maskrcnn_jax.datasets import examples, records
+from maskrcnn_jax.datasets.record_classes import RecordedClass
+from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.training import data_checks, finetuning, loop
+
+
+def write_annotations(path, names, image_ids=(7,)):
+  """A COCO json without objects: its categories are `names` by id."""
+  truth = {
+    'images': [{'id': i, 'height': 48, 'width': 64} for i in image_ids],
+    'annotations': [],
+    'categories': [{'id': i, 'name': name} for i, name in names.items()],
+  }
+  path.write_text(json.dumps(truth))
+  return str(path)
+
+
+def write_records(path, classes, names, category_ids=None):
+  """One image whose objects have these classes."""
+  count = len(classes)
+  example = examples.ImageExample(
+    encoded=b'image',
+    filename='a.jpg',
+    image_id=7,
+    height=48,
+    width=64,
+    boxes=np.tile([[1.0, 2.0, 9.0, 8.0]], (count, 1)),
+    classes=np.array(classes),
+    class_names=names,
+    is_crowd=np.zeros(count, bool),
+    areas=np.ones(count),
+    masks=[b'mask'] * count,
+    category_ids=category_ids and np.array(category_ids),
+  )
+  records.write_records(path, [records.encode_record(example)])
+  return str(path)
+
+
+def classes_of(names):
+  return {k: RecordedClass(name, k) for k, name in names.items()}
+
+
+def test_annotated_ids_from_1_are_classes(tmp_path):
+  path = write_annotations(tmp_path / 'a.json', {2: 'n2', 5: 'n5'})
+  found = data_checks.annotated_classes(path)
+  assert data_checks.names_of(found) == {2: 'n2', 5: 'n5'}
+  assert data_checks.category_ids(found) == {}
+  assert data_checks.saved_classes(found) == {2: 'n2', 5: 'n5'}
+
+
+def test_annotated_ids_from_0_are_one_less_than_classes(tmp_path):
+  path = write_annotations(tmp_path / 'a.json', {0: 'n0', 4: 'n4'})
+  found = data_checks.annotated_classes(path)
+  assert data_checks.names_of(found) == {1: 'n0', 5: 'n4'}
+  assert data_checks.category_ids(found) == {1: 0, 5: 4}
+  saved = data_checks.saved_classes(found)
+  assert saved[5] == {'name': 'n4', 'category_id': 4}
+
+
+def test_a_missing_annotations_file_has_no_classes(tmp_path):
+  assert data_checks.annotated_classes(None) == {}
+  assert data_checks.annotated_classes(str(tmp_path / 'none.json')) == {}
+
+
+@pytest.mark.parametrize(
+  'ids, category_id, needed', [([1, 4], 4, 5), ([0, 3], 3, 5)]
+)
+def test_too_few_classes_of_a_model(tmp_path, ids, category_id, needed):
+  path = write_annotations(tmp_path / 'a.json', {i: f'n{i}' for i in ids})
+  pattern = write_records(tmp_path / 'own', [2], ['n1' if 0 in ids else ''])
+  with pytest.raises(UserError) as error:
+    data_checks.check_annotations(pattern, None, path, 4)
+  assert error.value.argument == 'model.num_classes'
+  assert error.value.path == path
+  assert error.value.item == category_id
+  assert (error.value.given, error.value.wanted) == (4, needed)
+  assert data_checks.check_annotations(pattern, None, path, needed) == 1
+
+
+def test_records_with_ids_from_0_need_such_annotations(tmp_path):
+  path = write_annotations(tmp_path / 'one.json', {1: 'n1', 2: 'n2'})
+  own = write_records(tmp_path / 'own', [2, 3], ['n1', 'n2'], [1, 2])
+  with pytest.raises(UserError) as error:
+    data_checks.check_annotations(own, None, path, 4)
+  assert error.value.path == path
+  assert (error.value.item, error.value.given) == (2, 1)
+  names = {0: 'n0', 1: 'n1', 2: 'n2'}
+  path = write_annotations(tmp_path / 'zero.json', names)
+  assert data_checks.check_annotations(own, None, path, 4) == 1
+
+
+def test_records_and_annotations_must_agree_on_names(tmp_path):
+  path = write_annotations(tmp_path / 'a.json', {1: 'n1', 2: 'n2'})
+  own = write_records(tmp_path / 'own', [1, 2], ['n1', 'cat'])
+  with pytest.raises(UserError) as error:
+    data_checks.check_annotations(own, None, path, 3)
+  assert (error.value.path, error.value.item) == (path, 2)
+  assert (error.value.given, error.value.wanted) == ('n2', 'cat')
+
+
+@pytest.mark.parametrize(
+  'given, item, wanted',
+  [
+    ({1: 'red', 2: 'blue'}, None, None),
+    ({2: 'Blue'}, None, None),  # A subset.
+    ({1: '', 2: '2'}, None, None),  # No names.
+    ({1: 'red', 3: 'green'}, None, None),  # A class that is not trained.
+    ({1: 'blue', 2: 'red'}, 1, 'red'),
+    ({1: 'red', 2: 'green'}, 2, 'blue'),
+    ({3: 'red'}, 3, None),
+  ],
+)
+def test_validation_classes_must_be_those_of_training(given, item, wanted):
+  def check():
+    data_checks.check_same_classes(
+      classes_of({1: 'red', 2: 'blue'}),
+      classes_of(given),
+      'train',
+      'evaluation.annotations_file',
+      'val.json',
+    )
+
+  if item is None:
+    check()
+    return
+  with pytest.raises(UserError) as error:
+    check()
+  assert error.value.argument == 'evaluation.annotations_file'
+  assert error.value.path == 'val.json'
+  assert error.value.item == item
+  assert (error.value.given, error.value.wanted) == (given[item], wanted)
+
+
+def test_unnamed_training_classes_contradict_nothing():
+  data_checks.check_same_classes(
+    classes_of({1: '', 2: ''}), classes_of({1: 'red'}), 'train', 'x', 'y'
+  )
+
+
+def run_config(pattern, evaluation_pattern, annotations_file):
+  config = tiny_run.make_config(pattern, annotations_file)
+  config.evaluation.file_pattern = evaluation_pattern
+  return config
+
+
+def test_annotations_complete_the_classes_of_records(tmp_path, caplog):
+  path = write_annotations(tmp_path / 'a.json', {0: 'cat', 1: 'n1', 4: 'n4'})
+  own = write_records(
+    tmp_path / 'own', [1, 2, 4], ['Cat', '', 'cow'], [0, 1, 3]
+  )
+  config = run_config(own, str(tmp_path / 'none'), path)
+  found = data_checks.training_classes(config)
+  assert data_checks.saved_classes(found) == {
+    1: {'name': 'Cat', 'category_id': 0},  # As in training.
+    2: {'name': 'n1', 'category_id': 1},
+    4: {'name': 'cow', 'category_id': 3},
+    5: {'name': 'n4', 'category_id': 4},
+  }
+  (record,) = caplog.records
+  assert '[2]' in record.getMessage() and path in record.getMessage()
+
+
+def test_classes_without_any_names_have_their_numbers(tmp_path, caplog):
+  own = write_records(tmp_path / 'own', [2, 5], ['', 'cow'])
+  config = run_config(own, own, None)
+  found = data_checks.training_classes(config)
+  assert data_checks.saved_classes(found) == {2: '2', 5: 'cow'}
+  (record,) = caplog.records
+  assert '[2]' in record.getMessage() and own in record.getMessage()
+
+
+@pytest.fixture(params=['json', 'records'])
+def swapped(tmp_path, request):
+  """A config whose validation set numbers two classes otherwise.
+
+  Yields it with the field, the file at fault.
+  """
+  train = write_records(tmp_path / 'train', [1, 2], ['red', 'blue'])
+  val = write_records(tmp_path / 'val', [1, 2], ['blue', 'red'])
+  annotations = ''
+  if request.param == 'json':
+    annotations = write_annotations(
+      tmp_path / 'val.json', {1: 'blue', 2: 'red'}
+    )
+    return (
+      run_config(train, val, annotations),
+      'evaluation.annotations_file',
+      annotations,
+    )
+  return run_config(train, val, annotations), 'evaluation.file_pattern', val
+
+
+def check_refused(swapped, function, *arguments):
+  config, field, path = swapped
+  with pytest.raises(UserError) as error:
+    function(config, *arguments)
+  assert error.value.argument == field
+  assert error.value.path == path
+  assert error.value.item == 1
+  assert (error.value.given, error.value.wanted) == ('blue', 'red')
+
+
+@pytest.mark.parametrize('function', [loop.train, loop.train_and_evaluate])
+def test_swapped_classes_are_refused_before_the_first_step(
+  swapped, function, tmp_path
+):
+  check_refused(swapped, function, tmp_path / 'run')
+  assert store.latest_step(tmp_path / 'run') is None
+  assert not (tmp_path / 'run' / 'config.json').exists()
+
+
+def test_swapped_classes_are_refused_where_classes_are_counted(
+  swapped, tmp_path
+):
+  with swapped[0].unlocked():
+    swapped[0].model.num_classes = None
+  check_refused(swapped, finetuning.complete, tmp_path / 'run')
+
+
+@pytest.mark.parametrize('function', [loop.evaluate, loop.train])
+def test_the_classes_of_a_checkpoint_count(swapped, function, tmp_path):
+  classes = {1: 'red', 2: 'blue'}
+  workdir = drawn_checkpoint.write(
+    tmp_path / 'run', swapped[0], step=2, classes=classes
+  )
+  # It goes on with what it has learned, whatever the records are now.
+  swapped[0].input.file_pattern = swapped[0].evaluation.file_pattern
+  check_refused(swapped, function, workdir)
+  if function is loop.evaluate:
+    swapped_source = (tmp_path / 'other', None, str(workdir))
+    check_refused(swapped, loop.evaluate, *swapped_source)
