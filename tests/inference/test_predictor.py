@@ -27,6 +27,9 @@ def dataset(tmp_path_factory):
   return tiny_run.write_dataset(folder, num_images=5)
 
 
+CLASSES = {1: 'disc', 2: 'star'}  # Those of `tiny_run`.
+
+
 @pytest.fixture(scope='module')
 def config(dataset):
   config = tiny_run.make_config(*dataset)
@@ -39,7 +42,8 @@ def config(dataset):
 
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory, config):
-  return drawn_checkpoint.write(tmp_path_factory.mktemp('run') / 'run', config)
+  workdir = tmp_path_factory.mktemp('run') / 'run'
+  return drawn_checkpoint.write(workdir, config, classes=CLASSES)
 
 
 @pytest.fixture(scope='module')
@@ -184,7 +188,7 @@ def test_a_folder_without_checkpoint(tmp_path):
 def test_a_single_checkpoint_is_enough(workdir, tmp_path, pairs):
   shutil.copytree(workdir / 'checkpoints' / '4', tmp_path / 'alone')
   alone = Predictor(tmp_path / 'alone', batch_size=2)
-  assert alone.class_names == pairs.class_names == drawn_checkpoint.CLASSES
+  assert alone.class_names == pairs.class_names == CLASSES
   assert alone.config.input.canvases == CANVASES
   (image,) = draw_images((50, 70))
   assert_same(alone(image), pairs(image))
