@@ -34,7 +34,7 @@ ALLOWED = {
   ),
   'maskrcnn_jax/training': (
     'jax numpy flax optax ml_collections tensorboardX tqdm .charts .checkpoints'
-    ' .config .datasets .distributed .evaluation .habana.metric_names'
+    ' .config .datasets .distributed .evaluation .files .habana.metric_names'
     ' .input_pipeline .models .structures .visualize .weights'
   ),
   'maskrcnn_jax/training/train_step': (
