@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.evaluation import mask_edges
+from maskrcnn_jax.evaluation import mask_pasting
 from maskrcnn_jax.structures import Detections, Instances
 
 # Share of the colour in the inside of a mask.
@@ -54,7 +54,7 @@ def draw(
 
   def mask_of(index):
     row = rows[index]
-    return mask_edges.fill(
+    return mask_pasting.paste_masks(
       detections.masks[row][None], detections.boxes[row][None], image.shape[:2]
     )[0]
 

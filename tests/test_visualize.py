@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from maskrcnn_jax import visualize
-from maskrcnn_jax.benchmarks import plain_evaluation
+from maskrcnn_jax.evaluation import mask_pasting
 from maskrcnn_jax.structures import Detections, Instances
 
 
@@ -78,7 +78,7 @@ def test_mask_covers_what_evaluation_counts(enlarge):
   without = visualize.draw(image, make_detections(boxes), enlarge=enlarge)
   assert with_mask.shape == (130 * enlarge, 140 * enlarge, 3)
   changed = (with_mask != without).any(axis=-1)
-  pasted = plain_evaluation.paste_masks(masks, boxes, (130, 140))[0]
+  pasted = mask_pasting.paste_masks(masks, boxes, (130, 140))[0]
   pasted = pasted.repeat(enlarge, 0).repeat(enlarge, 1)
   # Lines and the label cover some of the mask.
   bare = ~without.any(axis=-1)

@@ -21,7 +21,8 @@ from typing import Any
 import tqdm
 
 from maskrcnn_jax.benchmarks import detections, plain_evaluation
-from maskrcnn_jax.evaluation import coco_metrics, coco_results, processes
+from maskrcnn_jax.evaluation import coco_metrics, coco_results
+from maskrcnn_jax.evaluation.workers import Workers, default_count
 
 # Batches that are drawn before the clock goes on.
 _DRAWN_BATCHES = 40
@@ -59,14 +60,14 @@ def run(
 
   Raises:
     FileNotFoundError: there is no annotations file.
-    ValueError: it has no image or no object, or there is no such scorer.
-    ImportError: the scorer is not installed.
+    UserError: it has no image or no object, or the scorer is unknown or not
+      installed.
   """
   workload = detections.make_workload(
     annotations_file, num_images, num_detections, seed
   )
   if num_processes is None:
-    num_processes = processes.default_count(num_images)
+    num_processes = default_count(num_images)
   figures = _measure(workload, batch_size, num_processes, scorer)
   figures['plain'] = None
   if num_plain_images:
@@ -96,7 +97,7 @@ def _measure(workload, batch_size, num_processes, scorer):
     folder = pathlib.Path(folder)
     truth_file = folder / 'truth.json'
     truth_file.write_text(json.dumps(workload.truth), encoding='utf-8')
-    with processes.Processes(num_processes) as workers:
+    with Workers(num_processes) as workers:
       encoder = coco_results.ResultEncoder(workers)
       batches = iter(
         tqdm.tqdm(workload.batches(batch_size), total=num_batches, disable=None)

@@ -1,1 +1,1 @@
-"""From detections to COCO results and the 24 COCO numbers."""
+"""COCO results of detections, and the 24 COCO numbers of results."""

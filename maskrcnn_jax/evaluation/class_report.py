@@ -1,4 +1,4 @@
-"""An evaluation class by class: AP of each, and what each is taken for."""
+"""Report by class: AP of each class, and which classes are confused."""
 
 import collections
 import dataclasses
@@ -6,30 +6,28 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from maskrcnn_jax.evaluation import confusion
 from maskrcnn_jax.tables import table
 
-# Of the ten thresholds of COCO, 0.5 to 0.95: all, the first, the sixth.
+# Of the ten IoU thresholds of COCO, 0.5 to 0.95: all, the first, the sixth.
 _THRESHOLDS = {'AP': slice(None), 'AP50': slice(0, 1), 'AP75': slice(5, 6)}
-_COLUMNS = {'bbox': '', 'segm': 'mask '}
-# As many confusions as a report lists one by one.
-_MOST_PAIRS = 20
+_COLUMN_PREFIXES = {'bbox': '', 'segm': 'mask '}
+_MAX_PAIRS = 20
 _BACKGROUND = 'background'
-# What else heads a column.
+# Other column headers.
 _RESERVED = ('class', 'object', 'objects', _BACKGROUND)
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassReport:
-  """What an evaluation says about each class.
+  """Evaluation by class.
 
   Attributes:
     names: of the classes, in the order of their ids.
     num_objects: `[n]` int, of each class, without crowds.
     precisions: AP, AP50 and AP75 of boxes and then of masks by column, each
-      `[n]`; -1 where there is no object.
-    confusion: `[n + 1, n + 1]`, see `confusion.confusion_matrix`.
-    min_score: of the detections in it.
+      `[n]`; -1 without an object.
+    confusion: `[n + 1, n + 1]`, see `confusion_matrix`.
+    min_score: of the detections in `confusion`.
   """
 
   names: tuple[str, ...]
@@ -54,7 +52,7 @@ def make_report(
     image_ids: the images that count.
     tables: COCOeval's `precision` by kind (`'bbox'`, `'segm'`), its categories
       in the order of their ids.
-    min_score: of the detections that confusions are counted of.
+    min_score: of the detections in the confusion matrix.
   """
   categories = {c['id']: c for c in truth['categories']}
   ids, wanted = sorted(categories), {*image_ids}
@@ -68,11 +66,11 @@ def make_report(
     num_objects=np.array([counts[i] for i in ids], int),
     precisions={
       f'{prefix}{name}': average_precisions(tables[kind][thresholds])
-      for kind, prefix in _COLUMNS.items()
+      for kind, prefix in _COLUMN_PREFIXES.items()
       if kind in tables
       for name, thresholds in _THRESHOLDS.items()
     },
-    confusion=confusion.confusion_matrix(truth, results, image_ids, min_score),
+    confusion=confusion_matrix(truth, results, image_ids, min_score),
     min_score=min_score,
   )
 
@@ -86,7 +84,7 @@ def average_precisions(precision: np.ndarray) -> np.ndarray:
   Returns:
     `[classes]`, the means over thresholds and recalls.
   """
-  # All areas, and as many detections as there may be.
+  # All areas, and the highest limit of detections.
   by_class = precision[:, :, :, 0, -1]
   counted = by_class > -1
   sums = np.sum(by_class, axis=(0, 1), where=counted)
@@ -94,8 +92,102 @@ def average_precisions(precision: np.ndarray) -> np.ndarray:
   return np.where(counts, sums / np.maximum(counts, 1), -1.0)
 
 
+def confusion_matrix(
+  truth: Mapping,
+  results: Sequence[Mapping],
+  image_ids: Collection[int],
+  min_score: float,
+  iou_threshold: float = 0.5,
+) -> np.ndarray:
+  """Numbers of objects by their class and by the class they were detected as.
+
+  The detections of an image are matched in the order of their scores, whatever
+  their class, each to the unmatched object with the highest IoU of boxes, if
+  that is at least the threshold. A detection without a match counts as detected
+  background, unless at least that share of its area lies in a crowd; an object
+  without a match counts as detected as background.
+
+  Args:
+    truth: COCO dataset with `annotations` and `categories`.
+    results: COCO result dicts with `bbox`; unknown categories and images are
+      ignored.
+    image_ids: the images that count.
+    min_score: detections below are ignored.
+    iou_threshold: of boxes.
+
+  Returns:
+    `[n + 1, n + 1]` int64: objects by row, detections by column, both in the
+    order of the category ids; the last ones are background.
+  """
+  ids = sorted({category['id'] for category in truth['categories']})
+  rows = {category_id: row for row, category_id in enumerate(ids)}
+  objects = _by_image(truth['annotations'], rows, image_ids)
+  found = _by_image(results, rows, image_ids)
+  background = len(ids)
+  matrix = np.zeros([background + 1] * 2, np.int64)
+  for image_id in {*objects, *found}:
+    detected = [r for r in found.get(image_id, ()) if r['score'] >= min_score]
+    detected.sort(key=lambda result: -result['score'])
+    annotations = objects.get(image_id, ())
+    single = [a for a in annotations if not a.get('iscrowd')]
+    crowds = [a for a in annotations if a.get('iscrowd')]
+    matches = _match(_overlaps(detected, single), iou_threshold)
+    for result, match in zip(detected, matches):
+      column = rows[result['category_id']]
+      if match is not None:
+        matrix[rows[single[match]['category_id']], column] += 1
+      elif not np.any(
+        _overlaps([result], crowds, inside=True) >= iou_threshold
+      ):
+        matrix[background, column] += 1
+    for index in {*range(len(single))} - {*matches}:
+      matrix[rows[single[index]['category_id']], background] += 1
+  return matrix
+
+
+def _by_image(entries, known, image_ids) -> dict[int, list]:
+  """Annotations or results of known categories by image, in their order."""
+  wanted, groups = {*image_ids}, collections.defaultdict(list)
+  for entry in entries:
+    if entry['category_id'] in known and entry['image_id'] in wanted:
+      groups[entry['image_id']].append(entry)
+  return groups
+
+
+def _match(overlaps: np.ndarray, threshold: float) -> list[int | None]:
+  """The column matched to each row, in their order; None without a match."""
+  free = overlaps.copy()
+  matches = []
+  for row in range(len(free)):
+    best = int(np.argmax(free[row])) if free.shape[1] else None
+    if best is not None and free[row, best] >= threshold:
+      matches.append(best)
+      free[:, best] = -1.0
+    else:
+      matches.append(None)
+  return matches
+
+
+def _overlaps(entries, others, inside: bool = False) -> np.ndarray:
+  """IoU of boxes; if `inside`, intersection over the area of `entries`."""
+  boxes, others = (
+    np.array([x['bbox'] for x in part], float).reshape(-1, 4)
+    for part in (entries, others)
+  )
+  start = np.maximum(boxes[:, None, :2], others[None, :, :2])
+  end = np.minimum(
+    (boxes[:, :2] + boxes[:, 2:])[:, None],
+    (others[:, :2] + others[:, 2:])[None],
+  )
+  shared = np.prod(np.maximum(end - start, 0.0), axis=-1)
+  area = np.prod(boxes[:, 2:], axis=-1)[:, None]
+  if not inside:
+    area = area + np.prod(others[:, 2:], axis=-1) - shared
+  return shared / np.where(area > 0, area, 1.0)
+
+
 def format_classes(report: ClassReport) -> str:
-  """A table with a row for each class; `n/a` where it has no object."""
+  """Table with a row for each class; `n/a` without an object."""
   return table(
     [
       {'class': name, 'objects': str(report.num_objects[row])}
@@ -109,60 +201,52 @@ def format_classes(report: ClassReport) -> str:
 
 
 def format_confusion(report: ClassReport) -> str:
-  """A table with a row for each class of objects, a column for each detected.
-
-  A zero is left blank but on the diagonal.
-  """
+  """Table of the confusion matrix; zeros off the diagonal are blank."""
   names = [*report.names, _BACKGROUND]
   rows = []
   for row, name in enumerate(names):
-    counts = report.confusion[row]
     cells = {'object': name}
     for column, other in enumerate(names):
+      count = report.confusion[row, column]
       is_right = row == column < len(report.names)
-      shown = counts[column] or is_right
-      cells[other] = str(counts[column]) if shown else ''
+      cells[other] = str(count) if count or is_right else ''
     rows.append(cells)
   return table(rows)
 
 
 def format_pairs(report: ClassReport) -> str:
-  """A table of the classes that are most often taken for another one.
+  """Table of the 20 most confused pairs of classes; '' without any.
 
-  Background is none of them. '' if no class is taken for another.
+  Background is not among them.
   """
   counts = report.confusion[:-1, :-1].copy()
   np.fill_diagonal(counts, 0)
-  rows = []
-  for place in np.argsort(-counts, axis=None, kind='stable')[:_MOST_PAIRS]:
-    row, column = np.unravel_index(place, counts.shape)
-    if counts[row, column]:
-      rows.append(
-        {
-          'object': report.names[row],
-          'taken for': report.names[column],
-          'times': str(counts[row, column]),
-          'of objects': str(report.num_objects[row]),
-        }
-      )
-  return table(rows)
+  largest = np.argsort(-counts, axis=None, kind='stable')[:_MAX_PAIRS]
+  pairs = zip(*np.unravel_index(largest, counts.shape))
+  return table(
+    [
+      {
+        'object': report.names[row],
+        'taken for': report.names[column],
+        'times': str(counts[row, column]),
+        'of objects': str(report.num_objects[row]),
+      }
+      for row, column in pairs
+      if counts[row, column]
+    ]
+  )
 
 
 def caption(report: ClassReport) -> str:
-  """One line that says what the table of confusions counts."""
+  """One line that explains the confusion matrix."""
   return (
-    'Objects by row, what they were detected as by column: boxes with IoU 0.5 '
-    f'and a score of {report.min_score:g} or more'
+    'Objects by row, detections by column: matched at box IoU 0.5, scores of '
+    f'{report.min_score:g} or more'
   )
 
 
 def document(report: ClassReport, title: str) -> str:
-  """All tables as Markdown.
-
-  Args:
-    report: to be shown.
-    title: its heading.
-  """
+  """All tables as Markdown, below a title."""
   parts = [f'# {title}', '## AP by class', format_classes(report)]
   pairs = format_pairs(report)
   if pairs:
@@ -172,7 +256,7 @@ def document(report: ClassReport, title: str) -> str:
 
 
 def _unique_names(categories) -> tuple[str, ...]:
-  """Names that can head a column each: none twice."""
+  """Names as unique column headers; equal names get their category id."""
   names = [str(c['name']).replace('|', '/') for c in categories]
   taken = collections.Counter([*names, *_RESERVED])
   return tuple(

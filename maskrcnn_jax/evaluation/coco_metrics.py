@@ -1,6 +1,6 @@
 """The 12 box and the 12 mask numbers of COCO.
 
-The seed leaves the box in a result when it scores masks, so that an unmatched
+Habana leaves the box in a result when it scores masks, so that an unmatched
 detection falls into an area range by the area of its box. COCO's own evaluation
 takes the area of the mask; so do we. Only the numbers by object size differ.
 """
@@ -13,22 +13,12 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.evaluation import class_report, processes, scoring
+from maskrcnn_jax.evaluation import class_report, scoring
 
 # In the order of COCOeval.stats.
 NAMES = (
-  'AP',
-  'AP50',
-  'AP75',
-  'APs',
-  'APm',
-  'APl',
-  'ARmax1',
-  'ARmax10',
-  'ARmax100',
-  'ARs',
-  'ARm',
-  'ARl',
+  *('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl'),
+  *('ARmax1', 'ARmax10', 'ARmax100', 'ARs', 'ARm', 'ARl'),
 )
 PREFIXES = {'bbox': 'eval/', 'segm': 'eval/mask_'}
 
@@ -40,43 +30,30 @@ def evaluate(
   annotations_file: str | os.PathLike,
   image_ids: Collection[int] | None = None,
   kinds: Sequence[str] = ('bbox', 'segm'),
-  scorer: str = 'pycocotools',
-  workers: processes.Processes | None = None,
-  max_detections: int = scoring.MAX_DETECTIONS,
+  **options,
 ) -> dict[str, float]:
-  """COCO's numbers for the results, -1 where there is nothing to measure.
+  """COCO's numbers of the results, -1 where there is nothing to measure.
 
   Args:
     results: COCO result dicts; may be empty. A result without `bbox` is scored
       by the box around its mask.
     annotations_file: COCO json of the ground truth.
-    image_ids: the images that were looked at; all of the file by default. A
-      result on another image is not counted.
+    image_ids: the images that were evaluated; all of the file by default.
+      Results of other images are ignored.
     kinds: `'bbox'`, `'segm'` or both.
-    scorer: one of `scoring.SCORERS`; the numbers are the same.
-    workers: processes that share the work; None: this one does it.
-    max_detections: of an image and category that count, the best ones. With
-      another number than COCO's 100, `ARmax100` is of that many, too.
+    **options: `scorer`, `workers` and `max_detections` of `scoring.score`. With
+      a `max_detections` other than COCO's 100, `ARmax100` is of that many, too.
 
   Returns:
     `eval/AP` .. `eval/ARl` for boxes, `eval/mask_AP` .. for masks.
 
   Raises:
     FileNotFoundError: there is no annotations file.
-    ValueError: the file is no COCO annotations file, or an image id is not in
-      it, or a result or an annotation has no mask while masks are scored, or
-      there is no such scorer.
-    ImportError: the scorer is not installed.
+    UserError: the file is not a COCO annotations file, an image id is not in
+      it, a result or an annotation has no mask while masks are scored, or the
+      scorer is unknown or not installed.
   """
-  _, _, scores = _score(
-    results,
-    annotations_file,
-    image_ids,
-    kinds,
-    scorer,
-    workers,
-    max_detections,
-  )
+  _, _, scores = _score(results, annotations_file, image_ids, kinds, options)
   return _named(scores)
 
 
@@ -84,31 +61,20 @@ def evaluate_classes(
   results: Sequence[Mapping],
   annotations_file: str | os.PathLike,
   image_ids: Collection[int],
-  scorer: str = 'pycocotools',
-  workers: processes.Processes | None = None,
-  max_detections: int = scoring.MAX_DETECTIONS,
   min_score: float = 0.5,
+  **options,
 ) -> tuple[dict[str, float], class_report.ClassReport]:
-  """What `evaluate` returns of boxes and masks, and a report by class.
+  """The numbers of `evaluate` for boxes and masks, and a report by class.
 
   Args:
     results: see `evaluate`; all with `bbox`.
-    annotations_file: see `evaluate`, also for the three after it.
-    image_ids: the images that were looked at.
-    scorer: one of `scoring.SCORERS`.
-    workers: processes that share the work.
-    max_detections: see `evaluate`.
-    min_score: of the detections that confusions are counted of.
+    annotations_file: see `evaluate`.
+    image_ids: the images that were evaluated.
+    min_score: of the detections in the confusion matrix.
+    **options: see `evaluate`.
   """
-  kinds = tuple(PREFIXES)
   truth, image_ids, scores = _score(
-    results,
-    annotations_file,
-    image_ids,
-    kinds,
-    scorer,
-    workers,
-    max_detections,
+    results, annotations_file, image_ids, tuple(PREFIXES), options
   )
   tables = {kind: precision for kind, (_, precision) in scores.items()}
   report = class_report.make_report(
@@ -126,20 +92,16 @@ def _named(scores) -> dict[str, float]:
   }
 
 
-def _score(
-  results,
-  annotations_file,
-  image_ids,
-  kinds,
-  scorer,
-  workers,
-  max_detections,
-):
-  """The ground truth, the images that count, and `scoring.score` of them."""
-  unknown = set(kinds) - set(PREFIXES)
-  if unknown:
-    raise UserError(f'kinds must be of {list(PREFIXES)}, got {list(kinds)}.')
-  scoring.check_scorer(scorer)
+def _score(results, annotations_file, image_ids, kinds, options):
+  """The ground truth, the images that count, and their `scoring.score`."""
+  if not set(kinds) <= set(PREFIXES):
+    raise UserError(
+      f'kinds must be of {list(PREFIXES)}, got {list(kinds)}.',
+      argument='kinds',
+      given=kinds,
+      wanted=list(PREFIXES),
+    )
+  scoring.check_scorer(options.get('scorer', scoring.SCORERS[0]))
   truth = _load_truth(annotations_file, 'segm' in kinds)
   known = {image['id'] for image in truth['images']}
   image_ids = sorted(known if image_ids is None else {*map(int, image_ids)})
@@ -148,15 +110,7 @@ def _score(
     'results', (r['image_id'] for r in results), known, annotations_file
   )
   _warn_of_categories(results, truth, annotations_file)
-  scores = scoring.score(
-    truth,
-    results,
-    image_ids,
-    kinds,
-    scorer,
-    workers or processes.Processes(0),
-    max_detections,
-  )
+  scores = scoring.score(truth, results, image_ids, kinds, **options)
   return truth, image_ids, scores
 
 
@@ -170,22 +124,30 @@ def _load_truth(annotations_file, with_masks):
     try:
       dataset = json.load(file)
     except ValueError as error:
-      raise UserError(f'{annotations_file} is no json: {error}') from error
-  wanted = ('images', 'annotations', 'categories')
+      raise UserError(
+        f'{annotations_file} is not a json file: {error}', path=annotations_file
+      ) from error
   missing = [
-    key for key in wanted if not isinstance(dataset, dict) or key not in dataset
+    key
+    for key in ('images', 'annotations', 'categories')
+    if not isinstance(dataset, dict) or key not in dataset
   ]
   if missing:
     raise UserError(
-      f'{annotations_file} is no COCO annotations file: it has no {missing}.'
+      f'{annotations_file} is not a COCO annotations file: it has no '
+      f'{", ".join(missing)}.',
+      path=annotations_file,
+      wanted=missing,
     )
   for image in dataset['images']:
     if not isinstance(image['id'], int):
       raise UserError(
-        f'{annotations_file}: image ids must be integers, got {image["id"]!r}.'
+        f'{annotations_file}: image ids must be integers, got {image["id"]!r}.',
+        path=annotations_file,
+        item=image['id'],
       )
   _complete_annotations(dataset, annotations_file, with_masks)
-  # Names of files and licences need not go to other processes.
+  # Other fields need not be sent to worker processes.
   fields = ('id', 'height', 'width')
   images = [{k: i[k] for k in fields if k in i} for i in dataset['images']]
   return {
@@ -196,7 +158,7 @@ def _load_truth(annotations_file, with_masks):
 
 
 def _complete_annotations(dataset, annotations_file, with_masks):
-  """Numbers the annotations and fills in fields that many files leave out."""
+  """Numbers the annotations and adds fields that many files lack."""
   for number, annotation in enumerate(dataset['annotations'], start=1):
     needed = ['image_id', 'category_id', 'bbox']
     missing = [key for key in needed if key not in annotation]
@@ -205,13 +167,16 @@ def _complete_annotations(dataset, annotations_file, with_masks):
     if missing:
       raise UserError(
         f'{annotations_file}: annotation {annotation.get("id")} has no '
-        f'{missing}.'
+        f'{", ".join(missing)}.',
+        path=annotations_file,
+        item=annotation.get('id'),
+        wanted=missing,
       )
     annotation.setdefault('iscrowd', 0)
     if 'area' not in annotation:
       _, _, width, height = annotation['bbox']
       annotation['area'] = width * height
-    # COCOeval takes id 0 for "no match", and ids that occur twice for one.
+    # COCOeval takes id 0 for "no match", and equal ids for one annotation.
     annotation['id'] = number
 
 
@@ -221,7 +186,10 @@ def _check_ids(argument, image_ids, known, annotations_file):
   if unknown:
     raise UserError(
       f'{argument} has {len(unknown)} image ids that are not in '
-      f'{annotations_file}: {unknown[:5]}{" ..." * (len(unknown) > 5)}.'
+      f'{annotations_file}: {unknown[:5]}{" ..." * (len(unknown) > 5)}.',
+      argument=argument,
+      path=annotations_file,
+      given=unknown,
     )
 
 
@@ -231,21 +199,21 @@ def _warn_of_categories(results, truth, annotations_file):
   unknown -= {category['id'] for category in truth['categories']}
   if unknown:
     _LOGGER.warning(
-      'Results of the categories %s are not counted: %s has no such ids.',
+      'Results of the categories %s are ignored: %s does not have them.',
       sorted(unknown),
       annotations_file,
     )
 
 
 def format_table(metrics: Mapping[str, float]) -> str:
-  """A table of the numbers: a row for boxes and one for masks.
+  """Table of the numbers: a row for boxes and one for masks.
 
   Args:
     metrics: of `evaluate`; a kind that is not in it gets no row.
 
   Returns:
-    Lines of less than 100 columns, without a final line break; `n/a` stands
-    where there was nothing to measure.
+    Lines of less than 100 columns, without a final line break; `n/a` where
+    there was nothing to measure.
   """
   widths = [max(len(name), 5) + 1 for name in NAMES]
   lines = [' ' * 4 + ''.join(f'{n:>{w}}' for n, w in zip(NAMES, widths))]

@@ -1,28 +1,28 @@
-"""Detections -> COCO result dicts in pixels of the original images.
+"""Detections as COCO result dicts, in pixels of the original images.
 
-The door where boxes `(y1, x1, y2, x2)` become COCO's `[x, y, width, height]`.
+Only here boxes `(y1, x1, y2, x2)` become COCO's `[x, y, width, height]`.
 """
 
 import collections
 import dataclasses
 import json
 import os
-import pathlib
-import tempfile
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from maskrcnn_jax.evaluation import processes, run_lengths
+from maskrcnn_jax import files
+from maskrcnn_jax.evaluation import mask_pasting
+from maskrcnn_jax.evaluation.workers import Workers
 from maskrcnn_jax.structures import Detections
 
 
 @dataclasses.dataclass(frozen=True)
-class _Found:
-  """What was found in an image, in pixels of the image.
+class _ImageDetections:
+  """Detections of one image, in pixels of the original image.
 
   Attributes:
-    image_id: of the data set.
+    image_id: id of the image.
     image_size: (height, width).
     boxes: `[n, 4]`.
     classes: `[n]`.
@@ -53,7 +53,7 @@ def to_coco_results(
     image_ids: `[batch]` int64.
     original_sizes: `[batch, 2]` (height, width) of the images as published.
     scales: `[batch, 2]` input pixels per original pixel, (y, x).
-    valid: `[batch]` bool; a filler row gives no result.
+    valid: `[batch]` bool; False for filler rows, which give no result.
     category_ids: of the classes that have another id in the annotations.
 
   Returns:
@@ -72,34 +72,35 @@ def to_coco_results(
 
 
 class ResultEncoder:
-  """Makes results of one batch after the other, the masks in processes.
+  """Encodes results batch by batch, their masks in worker processes.
 
-  So the device computes the next batch meanwhile, and this process has little
-  to do but to feed it. The results do not depend on the processes.
+  The device computes the next batch meanwhile, and the main process is free to
+  prepare it. The results do not depend on the workers.
   """
 
   def __init__(
     self,
-    workers: processes.Processes | None = None,
+    workers: Workers | None = None,
     max_pending: int = 8,
     category_ids: Mapping[int, int] | None = None,
   ):
-    """Takes the processes; they stay the caller's.
+    """Starts without results.
 
     Args:
-      workers: encode the masks; None: this process does.
-      max_pending: batches that may wait; `add` blocks beyond that, so memory
+      workers: encode the masks, and stay the caller's to close; None: this
+        process does it.
+      max_pending: batches that may wait before `add` blocks, so that memory
         stays bounded.
       category_ids: of the classes that have another id in the annotations.
     """
     self._category_ids = category_ids or {}
-    self._workers = workers or processes.Processes(0)
+    self._workers = workers or Workers(0)
     self._max_pending = max_pending
     self._pending = collections.deque()
     self._results = []
 
   def add(self, detections: Detections, batch: Mapping) -> None:
-    """Takes the detections of a batch; waits until the device has them.
+    """Adds the detections of a batch; waits for the device.
 
     Args:
       detections: arrays of the device or of the host.
@@ -111,12 +112,12 @@ class ResultEncoder:
     encoded = None
     if detections.masks is not None:
       encoded = self._workers.submit(
-        run_lengths.encode_images,
+        mask_pasting.encode_images,
         [image.masks for image in images],
         [image.boxes for image in images],
         [image.image_size for image in images],
       )
-    # The masks themselves are not needed any more.
+    # The masks themselves are no longer needed.
     images = [dataclasses.replace(image, masks=None) for image in images]
     self._pending.append((images, encoded))
 
@@ -127,7 +128,7 @@ class ResultEncoder:
     return list(self._results)
 
   def _finish_first(self):
-    """Makes the results of the batch that has waited longest."""
+    """Appends the results of the batch that has waited longest."""
     images, encoded = self._pending.popleft()
     counts = [None] * len(images)
     if encoded is not None:
@@ -137,7 +138,7 @@ class ResultEncoder:
 
 
 def _split(detections, batch):
-  """What was found in each image of a batch."""
+  """The detections of each valid image of a batch."""
   # One copy of the whole batch to the host.
   detections = Detections(
     **{
@@ -150,7 +151,7 @@ def _split(detections, batch):
     found = detections.image(int(row))
     height, width = (int(side) for side in batch['original_sizes'][row])
     images.append(
-      _Found(
+      _ImageDetections(
         image_id=int(batch['image_ids'][row]),
         image_size=(height, width),
         boxes=original_boxes(found.boxes, batch['scales'][row]),
@@ -204,27 +205,11 @@ def to_xywh(boxes: np.ndarray) -> np.ndarray:
 
 
 def write_results(results: Sequence[Mapping], path: str | os.PathLike) -> None:
-  """Writes a COCO results file; a reader never sees half of it.
+  """Writes a COCO results file, which appears whole or not at all.
 
   Args:
     results: of `to_coco_results`.
     path: of the json file; its folder is made if missing.
   """
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.NamedTemporaryFile(
-    'w', dir=path.parent, prefix=f'.{path.name}.', delete=False
-  ) as file:
-    try:
-      # One text: in pieces the json module encodes in Python, much slower.
-      file.write(json.dumps(list(results)))
-      file.close()
-      # The mode an ordinary open would give, where the temporary is private.
-      mask = os.umask(0)
-      os.umask(mask)
-      os.chmod(file.name, 0o666 & ~mask)
-      os.replace(file.name, path)
-    except BaseException:
-      file.close()
-      os.unlink(file.name)
-      raise
+  # One text: in pieces the json module encodes in Python, much slower.
+  files.write_text(path, json.dumps(list(results)))

@@ -1,15 +1,11 @@
-"""Where masks that live on boxes begin and end in the columns of an image.
-
-A mask is padded by one cell of zeros, its box grows by as much, the corners of
-the grown box are truncated to whole pixels, both included, and the mask is
-resized to them bilinearly and cut at 0.5: the rule that the published numbers
-were made with. `ops.masks.paste_masks` is the same rule on a device.
+"""Edges of pasted masks: the pixels at which a mask begins or ends in a column.
 
 No picture is made. Down a column of pixels the value is linear between two
-cells, so a mask begins or ends there at most once, and only if 0.5 lies between
-the two. The row follows from the cells; the pixel nearest to it is computed as
-resizing in float32 would. So the cost grows with the widths of the boxes and
-not with their areas. All masks of an image are one ragged array.
+cells of a mask, so the mask begins or ends there at most once, and only if 0.5
+lies between the cells. The row of that edge follows from the cells; only the
+pixel nearest to it is interpolated, in float32 as resizing would. So the cost
+grows with the widths of the boxes and not with their areas. All masks of an
+image are one ragged array.
 """
 
 import dataclasses
@@ -21,55 +17,8 @@ import numpy as np
 _MARGIN = np.float32(1e-6)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Pixels:
-  """The rows or the columns of an image that grown boxes cover, box by box.
-
-  Attributes:
-    starts: `[n]` first pixel of each box in the image.
-    offsets: `[n]` where the pixels of each box start in the arrays below.
-    cut: `[n]` pixels of each box that lie before the image.
-    steps: `[n]` cells per pixel.
-    owners: `[num_pixels]` the box of each pixel.
-    cells: `[num_pixels]` the last cell at or before the centre of each pixel.
-    weights: `[num_pixels]` float32 weight of the next cell.
-  """
-
-  starts: np.ndarray
-  offsets: np.ndarray
-  cut: np.ndarray
-  steps: np.ndarray
-  owners: np.ndarray
-  cells: np.ndarray
-  weights: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class _Spans:
-  """Pairs of neighbouring cells in a column that may have an edge between them.
-
-  Attributes:
-    columns: `[num_spans]` index of the column among those of all boxes.
-    owners: `[num_spans]` the box of the column.
-    cells: `[num_spans]` the first cell of the pair.
-    first_rows: `[num_spans]` index of the first row between the cells among
-      the rows of all boxes.
-    end_rows: `[num_spans]` index after the last one.
-    lower: `[num_spans]` float32 value of the first cell.
-    upper: `[num_spans]` float32 value of the second.
-  """
-
-  columns: np.ndarray
-  owners: np.ndarray
-  cells: np.ndarray
-  first_rows: np.ndarray
-  end_rows: np.ndarray
-  lower: np.ndarray
-  upper: np.ndarray
-
-
 def expand_boxes(boxes: np.ndarray, mask_size: int) -> np.ndarray:
-  """Whole-pixel boxes that hold masks padded by one cell on every side.
+  """Whole-pixel boxes of masks padded by one cell on every side.
 
   Args:
     boxes: `[n, 4]` in pixels of the image.
@@ -91,7 +40,7 @@ def expand_boxes(boxes: np.ndarray, mask_size: int) -> np.ndarray:
 def find_edges(
   masks: np.ndarray, boxes: np.ndarray, image_size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The pixels where the value of a mask changes, counted down the columns.
+  """Pixels at which the value of a mask changes, counted down the columns.
 
   Args:
     masks: `[n, size, size]` float probabilities over the boxes.
@@ -100,8 +49,8 @@ def find_edges(
 
   Returns:
     Two int64 arrays in ascending order: the mask of each edge, and its pixel
-    `column * height + row`, the first one of the other value. Before the first
-    edge of a mask is background.
+    `column * height + row`, the first one of the other value. Background comes
+    before the first edge of a mask.
   """
   height, width = image_size
   expanded = expand_boxes(boxes, masks.shape[-1])
@@ -120,8 +69,55 @@ def find_edges(
   return _cancel(owners, column * height + row, height * width)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Pixels:
+  """Rows or columns of an image that expanded boxes cover, box by box.
+
+  Attributes:
+    starts: `[n]` first pixel of each box in the image.
+    offsets: `[n]` index of the first pixel of each box in the arrays below.
+    cut: `[n]` pixels of each box that lie before the image.
+    steps: `[n]` cells per pixel.
+    owners: `[num_pixels]` the box of each pixel.
+    cells: `[num_pixels]` the last cell at or before the center of each pixel.
+    weights: `[num_pixels]` float32 weight of the next cell.
+  """
+
+  starts: np.ndarray
+  offsets: np.ndarray
+  cut: np.ndarray
+  steps: np.ndarray
+  owners: np.ndarray
+  cells: np.ndarray
+  weights: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class _Spans:
+  """Pairs of neighboring cells in a column that may have an edge between them.
+
+  Attributes:
+    columns: `[num_spans]` index of the column among those of all boxes.
+    owners: `[num_spans]` the box of the column.
+    cells: `[num_spans]` the first cell of the pair.
+    first_rows: `[num_spans]` index of the first row between the cells, among
+      the rows of all boxes.
+    end_rows: `[num_spans]` index after the last one.
+    lower: `[num_spans]` float32 value of the first cell.
+    upper: `[num_spans]` float32 value of the second.
+  """
+
+  columns: np.ndarray
+  owners: np.ndarray
+  cells: np.ndarray
+  first_rows: np.ndarray
+  end_rows: np.ndarray
+  lower: np.ndarray
+  upper: np.ndarray
+
+
 def _cover(first, last, length, num_cells):
-  """The pixels of an image along one side that the boxes cover."""
+  """The `_Pixels` of an image along one side that the boxes cover."""
   starts = np.clip(first, 0, length)
   counts = np.maximum(np.clip(last + 1, 0, length) - starts, 0)
   owners = np.repeat(np.arange(len(first)), counts)
@@ -168,20 +164,20 @@ def _find_spans(values, rows, columns):
   row_index = np.searchsorted(
     rows.owners * num_cells + rows.cells, np.arange(num_masks * num_cells)
   )
-  place = owners * num_cells + cell
+  index = owners * num_cells + cell
   return _Spans(
     columns=column,
     owners=owners,
     cells=cell,
-    first_rows=row_index[place],
-    end_rows=row_index[place + 1],
+    first_rows=row_index[index],
+    end_rows=row_index[index + 1],
     lower=values[first],
     upper=values[first + 1],
   )
 
 
 def _find_rows(spans, rows):
-  """The span of each edge, in order, and the index of its row."""
+  """The span of each edge, in ascending order, and the index of its row."""
   differ = (spans.lower > 0.5) != (spans.upper > 0.5)
   per_row = np.abs(spans.upper - spans.lower) * rows.steps[spans.owners]
   steep = differ & (per_row > _MARGIN)
@@ -200,7 +196,7 @@ def _find_rows(spans, rows):
 
 
 def _cross(spans, rows):
-  """Index of the first row past the place where a span crosses 0.5.
+  """Index of the first row behind the point where a span crosses 0.5.
 
   The value changes by more than rounding from row to row, so only the row next
   to the crossing has to be computed.
@@ -210,7 +206,7 @@ def _cross(spans, rows):
   nearest = (spans.cells + part + 0.5) / rows.steps[owners] - 0.5
   nearest = np.rint(nearest).astype(np.int64)
   nearest += (rows.offsets - rows.cut)[owners]
-  # Where no row lies between the cells, the row before them.
+  # The row before the cells, if no row lies between them.
   nearest = np.minimum(
     np.maximum(nearest, spans.first_rows), spans.end_rows - 1
   )
@@ -239,7 +235,7 @@ def _sample(spans, rows):
 
 
 def _cancel(owners, pixels, end):
-  """The edges without those that undo each other, and without a last one.
+  """The edges without pairs that undo each other, and without one at the end.
 
   Two edges at one pixel are none: between cells that have no pixel between
   them, above and below the image, and where a mask goes on from the last row of
@@ -253,23 +249,3 @@ def _cancel(owners, pixels, end):
     owners, pixels = owners[last], pixels[last]
   keep = pixels < end
   return owners[keep], pixels[keep]
-
-
-def fill(
-  masks: np.ndarray, boxes: np.ndarray, image_size: tuple[int, int]
-) -> np.ndarray:
-  """Masks of the size of the image, for pictures.
-
-  Args:
-    masks: `[n, size, size]` float probabilities over the boxes.
-    boxes: `[n, 4]` in pixels of the image.
-    image_size: (height, width) of the image.
-
-  Returns:
-    `[n, height, width]` bool.
-  """
-  height, width = image_size
-  changes = np.zeros((len(masks), width * height), np.uint8)
-  changes[find_edges(masks, boxes, image_size)] = 1
-  inside = np.bitwise_xor.accumulate(changes, axis=1).astype(bool)
-  return inside.reshape(len(masks), width, height).transpose(0, 2, 1)

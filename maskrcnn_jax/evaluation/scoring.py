@@ -1,10 +1,10 @@
-"""Ground truth and results -> the 12 numbers of COCO, by one of two scorers.
+"""Scoring of COCO results by pycocotools or hotcoco: 12 numbers of each kind.
 
-pycocotools is the reference and slow. No category knows of another until the
-means at the end are taken, so processes share the categories. hotcoco computes
-the same tables in Rust. The means are pycocotools' own for both.
+pycocotools is the reference and slow. Categories are independent until the
+means at the end, so worker processes share them. hotcoco computes the same
+tables in Rust. The means are pycocotools' own for both.
 
-Runs in processes that must start fast: knows NumPy and pycocotools alone.
+Runs in worker processes, which import NumPy and pycocotools alone.
 """
 
 import collections
@@ -19,7 +19,7 @@ from pycocotools import cocoeval
 from pycocotools import mask as coco_mask
 
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.evaluation import processes
+from maskrcnn_jax.evaluation.workers import Workers
 
 SCORERS = ('pycocotools', 'hotcoco')
 # COCO's last limit.
@@ -27,22 +27,22 @@ MAX_DETECTIONS = 100
 
 
 def check_scorer(scorer: str) -> None:
-  """Raises if there is no such scorer, or it is not installed.
-
-  Raises:
-    ValueError: it is none of `SCORERS`.
-    ImportError: its package cannot be imported; says how to install it.
-  """
+  """Raises a `UserError` for a scorer that is unknown or not installed."""
   if scorer not in SCORERS:
     raise UserError(
-      f'scorer must be one of {", ".join(SCORERS)}, got {scorer!r}.'
+      f'evaluation.scorer must be one of {", ".join(SCORERS)}, got {scorer!r}.',
+      argument='evaluation.scorer',
+      given=scorer,
+      wanted=SCORERS,
     )
   try:
     importlib.import_module(scorer)
   except ImportError as error:
-    raise ImportError(
+    raise UserError(
       f'The scorer {scorer!r} is not installed ({error}): '
-      f"pip install 'maskrcnn-jax[{scorer}]'."
+      f"pip install 'maskrcnn-jax[{scorer}]'.",
+      argument='evaluation.scorer',
+      given=scorer,
     ) from error
 
 
@@ -51,11 +51,11 @@ def score(
   results: Sequence[Mapping],
   image_ids: Sequence[int],
   kinds: Collection[str],
-  scorer: str,
-  workers: processes.Processes,
+  scorer: str = SCORERS[0],
+  workers: Workers | None = None,
   max_detections: int = MAX_DETECTIONS,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """The 12 numbers of each kind, and the table that they are means of.
+  """The 12 numbers of each kind, and the table they are means of.
 
   Args:
     truth: COCO dataset with all that COCOeval needs.
@@ -63,23 +63,24 @@ def score(
     image_ids: the images that count, in ascending order.
     kinds: `'bbox'`, `'segm'` or both.
     scorer: one of `SCORERS`.
-    workers: share the work of pycocotools; the numbers do not depend on them.
-    max_detections: of an image and category that count, the best ones.
+    workers: share the work of pycocotools, with the same numbers; None: this
+      process does it.
+    max_detections: the best ones of an image and category that count.
 
   Returns:
     By kind `[12]` float64 in the order of `COCOeval.stats`, and `precision` of
     all categories, see `make_tables`.
 
   Raises:
-    ValueError: a result has no mask while masks are scored.
+    UserError: a result has no mask while masks are scored.
   """
-  if scorer == 'hotcoco':
-    # It has threads of its own, and is done before processes have started.
-    workers = processes.Processes(0)
+  if workers is None or scorer == 'hotcoco':
+    # hotcoco has threads, and is done before worker processes have started.
+    workers = Workers(0)
   category_ids = sorted({each['id'] for each in truth['categories']})
-  objects, found = _group(truth['annotations']), _group(results)
+  objects, found = _by_category(truth['annotations']), _by_category(results)
   jobs = []
-  # Masks take longer than boxes: with them first, all end together.
+  # Masks take longer than boxes: if they start first, all end together.
   for kind in sorted(kinds, reverse=True):
     for part in _split(category_ids, found, max(workers.count, 1)):
       own_truth = {**truth, 'annotations': _flatten(objects, part)}
@@ -101,7 +102,7 @@ def score(
   return {kind: _summarize(tables[kind], category_ids, kind) for kind in kinds}
 
 
-def _group(rows):
+def _by_category(rows):
   """Annotations or results by category, in their order."""
   groups = collections.defaultdict(list)
   for row in rows:
@@ -110,12 +111,12 @@ def _group(rows):
 
 
 def _flatten(groups, category_ids):
-  """All of some categories."""
+  """The rows of some categories."""
   return [row for each in category_ids for row in groups.get(each, ())]
 
 
 def _split(category_ids, found, num_parts):
-  """Parts of the categories with about the same number of results."""
+  """Splits the categories into parts with about as many results each."""
   parts = [[] for _ in range(num_parts)]
   loads = [0] * num_parts
   sizes = {each: len(found.get(each, ())) for each in category_ids}
@@ -127,13 +128,13 @@ def _split(category_ids, found, num_parts):
 
 
 def _strip(result, kind):
-  """The fields of a result that count, for less to be copied."""
-  left_out = None
+  """A result without the field that its kind ignores, to send less."""
+  ignored = None
   if kind == 'bbox' and 'bbox' in result:
-    left_out = 'segmentation'
+    ignored = 'segmentation'
   if kind == 'segm' and isinstance(result.get('segmentation'), dict):
-    left_out = 'bbox'
-  return {key: value for key, value in result.items() if key != left_out}
+    ignored = 'bbox'
+  return {key: value for key, value in result.items() if key != ignored}
 
 
 def make_tables(
@@ -148,13 +149,13 @@ def make_tables(
   """Precision and recall of some categories.
 
   Args:
-    truth: COCO dataset with all that COCOeval needs.
+    truth: see `score`, also for the others.
     results: COCO result dicts.
-    image_ids: the images that count, in ascending order.
-    category_ids: the categories, in ascending order.
+    image_ids: in ascending order.
+    category_ids: in ascending order.
     kind: `'bbox'` or `'segm'`.
     scorer: one of `SCORERS`.
-    max_detections: of an image and category that count, the best ones.
+    max_detections: of an image and category.
 
   Returns:
     COCOeval's `precision`, `[thresholds, recalls, categories, areas, limits]`,
@@ -182,9 +183,9 @@ def make_tables(
 
 
 class _Evaluation(cocoeval.COCOeval):
-  """COCOeval that does not look for matches where there is no object.
+  """COCOeval that skips matching where there is no object.
 
-  That is so in seven of eight pairs of an image and a category with results,
+  That holds for seven of eight pairs of an image and a category with results,
   and took a quarter of the time.
   """
 
@@ -202,7 +203,7 @@ class _Evaluation(cocoeval.COCOeval):
     best = sorted(results, key=lambda result: -result['score'])[:maxDet]
     is_outside = [not aRng[0] <= each['area'] <= aRng[1] for each in best]
     shape = len(self.params.iouThrs), len(best)
-    # What `accumulate` reads.
+    # The fields that `accumulate` reads.
     return {
       'dtScores': [each['score'] for each in best],
       'dtMatches': np.zeros(shape),
@@ -240,7 +241,10 @@ def _boxes(results, sizes):
   """The boxes of results and their areas, as COCO.loadRes takes them."""
   for result in results:
     if 'bbox' in result:
-      yield {'bbox': result['bbox'], 'area': _area(result['bbox'])}
+      yield {
+        'bbox': result['bbox'],
+        'area': result['bbox'][2] * result['bbox'][3],
+      }
     else:
       mask = _run_lengths(result, sizes)
       yield {
@@ -255,7 +259,7 @@ def _masks(results, sizes):
     mask = _run_lengths(result, sizes)
     # loadRes cannot measure polygons: they count by their box.
     if isinstance(result['segmentation'], list) and 'bbox' in result:
-      area = _area(result['bbox'])
+      area = result['bbox'][2] * result['bbox'][3]
     else:
       area = int(coco_mask.area(mask))
     yield {'segmentation': mask, 'area': area}
@@ -267,7 +271,9 @@ def _run_lengths(result, sizes):
   if not segmentation:
     raise UserError(
       f'A result of image {result["image_id"]} has no segmentation; score '
-      f"boxes alone with kinds=('bbox',)."
+      f"boxes alone with kinds=('bbox',).",
+      argument='kinds',
+      item=result['image_id'],
     )
   image = sizes[result['image_id']]
   size = image['height'], image['width']
@@ -276,11 +282,6 @@ def _run_lengths(result, sizes):
   if isinstance(segmentation['counts'], list):
     return coco_mask.frPyObjects(segmentation, *size)
   return segmentation
-
-
-def _area(bbox):
-  """Width times height."""
-  return bbox[2] * bbox[3]
 
 
 def _summarize(tables, category_ids, kind):
@@ -293,9 +294,8 @@ def _summarize(tables, category_ids, kind):
   )
   precision = np.full(shape, -1.0)
   recall = np.full((shape[0], *shape[2:]), -1.0)
-  places = {each: place for place, each in enumerate(category_ids)}
   for part, (of_precision, of_recall) in tables.items():
-    own = [places[each] for each in part]
+    own = np.searchsorted(category_ids, part)
     precision[:, :, own], recall[:, own] = of_precision, of_recall
   summary.eval = {'precision': precision, 'recall': recall}
   with contextlib.redirect_stdout(io.StringIO()):

@@ -14,12 +14,8 @@ from maskrcnn_jax import visualize
 from maskrcnn_jax.distributed import collectives, model_sharding
 from maskrcnn_jax.distributed import mesh as sharding
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.evaluation import (
-  coco_metrics,
-  coco_results,
-  processes,
-  scoring,
-)
+from maskrcnn_jax.evaluation import coco_metrics, coco_results, scoring
+from maskrcnn_jax.evaluation.workers import Workers, default_count
 from maskrcnn_jax.input_pipeline import batches as input_batches
 from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
@@ -172,9 +168,9 @@ class Evaluator:
     losses = self._find_losses(step, variables, writer, feed)
     count = self.options.num_processes
     if count is None:
-      count = processes.default_count(self._num_images)
+      count = default_count(self._num_images)
     values = {}
-    with processes.Processes(count) as workers:
+    with Workers(count) as workers:
       results, image_ids, pictures = self._detect_all(
         step, variables, writer, feed, workers
       )

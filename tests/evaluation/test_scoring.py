@@ -1,4 +1,4 @@
-"""The scorers agree to the last bit, in any number of processes."""
+"""Both scorers agree to the last bit, with any number of workers."""
 
 import json
 import sys
@@ -8,7 +8,9 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from maskrcnn_jax.benchmarks import plain_evaluation
-from maskrcnn_jax.evaluation import coco_metrics, processes, scoring
+from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.evaluation import coco_metrics, scoring
+from maskrcnn_jax.evaluation.workers import Workers
 
 SIZES = ((60, 80), (90, 50), (33, 33))
 
@@ -107,16 +109,16 @@ def test_random_cases_are_scored_as_by_plain_pycocotools(
   metrics = coco_metrics.evaluate(results, path, image_ids, scorer=scorer)
   plain = plain_evaluation.score(truth, results, image_ids)
   assert list(metrics.values()) == plain
-  # There is something to lose.
+  # The case is not trivial.
   assert len({*plain}) > 10
 
 
 @pytest.mark.parametrize('count', [1, 2, 9])
-def test_numbers_do_not_depend_on_the_processes(count, tmp_path):
+def test_numbers_do_not_depend_on_the_workers(count, tmp_path):
   truth, results = make_case(7)
   path = _write(tmp_path, truth)
   expected = coco_metrics.evaluate(results, path)
-  with processes.Processes(count) as workers:
+  with Workers(count) as workers:
     assert coco_metrics.evaluate(results, path, workers=workers) == expected
 
 
@@ -149,23 +151,25 @@ def test_boxes_around_masks_and_polygons(scorer, tmp_path):
     if number % 3 == 1:
       del result['bbox']
   metrics = coco_metrics.evaluate(results, path, scorer=scorer)
-  with processes.Processes(2) as workers:
+  with Workers(2) as workers:
     assert coco_metrics.evaluate(results, path, workers=workers) == metrics
 
 
 def test_unknown_and_missing_scorers(tmp_path, monkeypatch):
   truth, results = make_case(0)
   path = _write(tmp_path, truth)
-  with pytest.raises(ValueError, match=r'pycocotools, hotcoco, got .coco'):
-    coco_metrics.evaluate(results, path, scorer='coco')
-  # As Python marks what cannot be imported.
+  # None makes Python refuse the import.
   monkeypatch.setitem(sys.modules, 'hotcoco', None)
-  with pytest.raises(ImportError, match=r"pip install 'maskrcnn-jax\[hotcoco"):
-    coco_metrics.evaluate(results, path, scorer='hotcoco')
+  for scorer in ('coco', 'hotcoco'):
+    with pytest.raises(UserError) as error:
+      coco_metrics.evaluate(results, path, scorer=scorer)
+    assert error.value.argument == 'evaluation.scorer'
+    assert error.value.given == scorer
+  assert 'maskrcnn-jax[hotcoco]' in str(error.value)  # How to install it.
 
 
 @pytest.mark.parametrize('scorer', scoring.SCORERS)
-def test_more_detections_than_cocos_hundred_may_count(scorer, tmp_path):
+def test_more_than_100_detections_may_count(scorer, tmp_path):
   pytest.importorskip(scorer)
   count = 160
   boxes = [[20 * (i % 20), 20 * (i // 20), 10, 10] for i in range(count)]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from maskrcnn_jax.evaluation import mask_edges
+from maskrcnn_jax.evaluation import mask_pasting
 from maskrcnn_jax.export import detect, exporter
 from maskrcnn_jax.inference.predictor import Predictor
 from maskrcnn_jax.input_pipeline import single_images, transforms
@@ -79,7 +79,7 @@ def test_an_image_comes_to_its_canvas_as_in_training(
 def test_a_mask_is_pasted_as_evaluation_pastes_it(box):
   mask = np.random.default_rng(1).random((28, 28), np.float32)
   box = np.float32(box)
-  wanted = mask_edges.fill(mask[None], box[None], (40, 60))[0]
+  wanted = mask_pasting.paste_masks(mask[None], box[None], (40, 60))[0]
   np.testing.assert_array_equal(detect.paste(mask, box, (40, 60)), wanted)
 
 
@@ -95,5 +95,5 @@ def test_it_finds_what_the_predictor_finds(workdir, tmp_path):
     np.testing.assert_array_equal(found['classes'], wanted.classes)
     np.testing.assert_allclose(found['scores'], wanted.scores, atol=1e-5)
     np.testing.assert_allclose(found['boxes'], wanted.boxes, atol=1e-3)
-    masks = mask_edges.fill(wanted.masks, wanted.boxes, size)
+    masks = mask_pasting.paste_masks(wanted.masks, wanted.boxes, size)
     assert np.mean(found['masks'] != masks) < 1e-3

@@ -17,7 +17,7 @@ from recorded_torchvision import swap
 
 from maskrcnn_jax.checkpoints import store as checkpoint
 from maskrcnn_jax.cli import main as command
-from maskrcnn_jax.evaluation import coco_results, mask_edges
+from maskrcnn_jax.evaluation import coco_results, mask_pasting
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.weights import tensor_writing
 
@@ -171,7 +171,7 @@ def test_masks(case, partners):
   expected = golden['mask_prob_28']
   assert_near(partners.masks[: len(expected)], expected, 5 * FORWARD)
   boxes = coco_results.original_boxes(partners.boxes, scales)
-  pasted = mask_edges.fill(partners.masks, boxes, size)
+  pasted = mask_pasting.paste_masks(partners.masks, boxes, size)
   areas = np.array([mask.sum() for mask in pasted])
   expected = golden['mask_area']
   bound = np.maximum(AREA * expected, AREA_PIXELS)

@@ -1,6 +1,8 @@
-"""COCO's compressed run lengths of masks that live on boxes.
+"""Masks of detections pasted into images, as run lengths and as pictures.
 
-Runs in processes that must start fast: knows NumPy alone.
+A detection's mask covers its box; the rule that pastes it into the image is
+that of `ops.masks.paste_masks`, which does the same on a device. Runs in worker
+processes, which load neither JAX nor TensorFlow.
 """
 
 import itertools
@@ -14,12 +16,15 @@ from maskrcnn_jax.evaluation import mask_edges
 def encode_masks(
   masks: np.ndarray, boxes: np.ndarray, image_size: tuple[int, int]
 ) -> list[str]:
-  """The `counts` of every mask, as pycocotools makes them of full-size masks.
+  """COCO's compressed run lengths, equal to pycocotools' of pasted masks.
 
   Args:
     masks: `[n, size, size]` float probabilities over the boxes.
     boxes: `[n, 4]` in pixels of the image.
     image_size: (height, width) of the image.
+
+  Returns:
+    `counts` of every mask.
   """
   if not len(masks):
     return []
@@ -45,12 +50,32 @@ def encode_images(
   return [encode_masks(*image) for image in zip(masks, boxes, image_sizes)]
 
 
+def paste_masks(
+  masks: np.ndarray, boxes: np.ndarray, image_size: tuple[int, int]
+) -> np.ndarray:
+  """Masks of the size of the image.
+
+  Args:
+    masks: see `encode_masks`, also for the others.
+    boxes: `[n, 4]`.
+    image_size: (height, width).
+
+  Returns:
+    `[n, height, width]` bool.
+  """
+  height, width = image_size
+  changes = np.zeros((len(masks), width * height), np.uint8)
+  changes[mask_edges.find_edges(masks, boxes, image_size)] = 1
+  inside = np.bitwise_xor.accumulate(changes, axis=1).astype(bool)
+  return inside.reshape(len(masks), width, height).transpose(0, 2, 1)
+
+
 def compress(lengths: np.ndarray, num_runs: np.ndarray) -> list[str]:
   """Run lengths as COCO's text.
 
-  From the fourth run on it is the difference to the run two places before. A
-  number is written in characters of five bits from the lowest on, a sixth says
-  that more follow; the highest bit written is the sign.
+  From the fourth run on a number is the difference to the run two before it. It
+  is written in characters of five bits, lowest first; a sixth bit says that
+  more follow, and the highest bit written is the sign.
 
   Args:
     lengths: `[sum(num_runs)]` int64 of all masks, one after the other.
@@ -63,15 +88,15 @@ def compress(lengths: np.ndarray, num_runs: np.ndarray) -> list[str]:
   starts = ends - num_runs
   numbers = lengths.copy()
   numbers[2:] -= lengths[:-2]
-  for place in range(3):
-    whole = starts[num_runs > place] + place
-    numbers[whole] = lengths[whole]
+  for position in range(3):
+    absolute = starts[num_runs > position] + position
+    numbers[absolute] = lengths[absolute]
   index, parts = np.arange(len(numbers)), []
   num_characters = np.ones(len(numbers), np.int64)
   while len(index):
     bits = numbers & 31
     numbers >>= 5
-    # All that is left is the sign, which the highest bit says already.
+    # What is left is the sign alone, if the highest bit written has it already.
     more = numbers != -(bits >> 4)
     parts.append((index, bits + 32 * more + 48))
     index, numbers = index[more], numbers[more]
@@ -79,8 +104,8 @@ def compress(lengths: np.ndarray, num_runs: np.ndarray) -> list[str]:
   text_ends = np.cumsum(num_characters)
   text_starts = text_ends - num_characters
   text = np.empty(text_ends[-1], np.uint8)
-  for place, (index, characters) in enumerate(parts):
-    text[text_starts[index] + place] = characters
+  for position, (index, characters) in enumerate(parts):
+    text[text_starts[index] + position] = characters
   text = text.tobytes().decode('ascii')
   cuts = [0, *text_ends[ends - 1].tolist()]
   return [text[start:end] for start, end in itertools.pairwise(cuts)]

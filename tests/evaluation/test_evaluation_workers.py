@@ -1,4 +1,4 @@
-"""Work in other processes, and how they end."""
+"""Worker processes: results, errors, and the ways they end."""
 
 import os
 import pathlib
@@ -11,16 +11,18 @@ import numpy as np
 import psutil
 import pytest
 
-from maskrcnn_jax.evaluation import processes, run_lengths, scoring
+from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.evaluation import mask_pasting, scoring
+from maskrcnn_jax.evaluation.workers import Workers, default_count
 
 ROOT = pathlib.Path(__file__).parents[2]
-# What takes longer than this hangs.
+# Seconds; what takes longer hangs.
 PATIENCE = 60
 
 
 @pytest.mark.parametrize('count', [0, 2])
 def test_results_come_back(count):
-  with processes.Processes(count) as workers:
+  with Workers(count) as workers:
     futures = [workers.submit(divmod, number, 7) for number in range(20)]
     assert [workers.wait(future) for future in futures] == [
       divmod(number, 7) for number in range(20)
@@ -28,21 +30,16 @@ def test_results_come_back(count):
 
 
 def test_an_error_of_the_work_is_raised():
-  with (
-    processes.Processes(1) as workers,
-    pytest.raises(ValueError, match='invalid literal for int'),
-  ):
-    workers.wait(workers.submit(int, 'seven'))
+  with Workers(1) as workers, pytest.raises(ZeroDivisionError):
+    workers.wait(workers.submit(divmod, 1, 0))
 
 
-def test_helpers_do_not_import_jax():
-  masks, boxes = np.ones((1, 28, 28)), np.array([[0, 0, 9, 9]])
+def test_workers_do_not_import_jax():
+  images = [np.ones((1, 28, 28))], [np.array([[0, 0, 9, 9]])], [(9, 9)]
   empty = {'images': [], 'annotations': [], 'categories': []}
-  with processes.Processes(1) as workers:
-    # What they are asked to do in an evaluation.
-    workers.wait(
-      workers.submit(run_lengths.encode_images, [masks], [boxes], [(9, 9)])
-    )
+  with Workers(1) as workers:
+    # All that an evaluation submits.
+    workers.wait(workers.submit(mask_pasting.encode_images, *images))
     arguments = (empty, [], [], [], 'segm', 'pycocotools')
     workers.wait(workers.submit(scoring.make_tables, *arguments))
     names = workers.submit(eval, "[*__import__('sys').modules]")
@@ -51,30 +48,24 @@ def test_helpers_do_not_import_jax():
   assert not tops & {'jax', 'jaxlib', 'flax', 'tensorflow'}
 
 
-def test_a_process_that_dies_is_an_error():
+def test_a_worker_that_dies_is_an_error():
   start = time.monotonic()
   # More than a pipe holds, so that some of it waits to be written.
   load = np.zeros(1_000_000)
-  with (
-    pytest.raises(
-      RuntimeError, match=r'has ended \(signal 9\).*num_processes=0'
-    ),
-    processes.Processes(2) as workers,
-  ):
+  with pytest.raises(UserError) as error, Workers(2) as workers:
     futures = [workers.submit(np.sum, load) for _ in range(5)]
     futures.append(workers.submit(os.kill, _pid(workers), signal.SIGKILL))
     futures += [workers.submit(np.sum, load) for _ in range(5)]
     for future in futures:
       workers.wait(future)
+  assert error.value.argument == 'evaluation.num_processes'
+  assert error.value.given == f'signal {signal.SIGKILL:d}'
   assert time.monotonic() - start < PATIENCE
-  assert not _helpers(os.getpid())
+  assert not _spawned(os.getpid())
 
 
-def test_a_helper_that_dies_later_is_an_error_of_the_next_work():
-  with (
-    pytest.raises(RuntimeError, match='has ended'),
-    processes.Processes(1) as workers,
-  ):
+def test_a_worker_that_dies_later_is_an_error_of_the_next_work():
+  with pytest.raises(UserError), Workers(1) as workers:
     os.kill(_pid(workers), signal.SIGKILL)
     for _ in range(PATIENCE):
       workers.wait(workers.submit(int, '7'))
@@ -83,20 +74,20 @@ def test_a_helper_that_dies_later_is_an_error_of_the_next_work():
 
 def test_an_error_drops_the_work_that_is_left():
   start = time.monotonic()
-  with pytest.raises(KeyError), processes.Processes(2) as workers:
+  with pytest.raises(KeyError), Workers(2) as workers:
     assert psutil.pid_exists(_pid(workers))
     for _ in range(5):
       workers.submit(time.sleep, PATIENCE)
     raise KeyError
   assert time.monotonic() - start < PATIENCE / 2
-  assert not _helpers(os.getpid())
+  assert not _spawned(os.getpid())
 
 
 def _pid(workers):
   return workers.wait(workers.submit(os.getpid))
 
 
-def _helpers(pid):
+def _spawned(pid):
   """Processes that a process spawned, but for the one that tracks memory."""
   return [
     child
@@ -105,11 +96,11 @@ def _helpers(pid):
   ]
 
 
-# Both have started: Python has words of its own for Ctrl-C before that.
+# Sleeps when both have started: Ctrl-C before that has other tracebacks.
 SLEEPERS = """
 import os, time
-from maskrcnn_jax.evaluation import processes
-with processes.Processes(2) as workers:
+from maskrcnn_jax.evaluation.workers import Workers
+with Workers(2) as workers:
   started = set()
   while len(started) < 2:
     answers = [workers.submit(os.getpid) for _ in range(4)]
@@ -121,7 +112,7 @@ with processes.Processes(2) as workers:
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGKILL])
-def test_helpers_end_with_their_parent(number):
+def test_workers_end_with_their_parent(number):
   parent = subprocess.Popen(
     [sys.executable, '-c', SLEEPERS],
     cwd=ROOT,
@@ -131,26 +122,26 @@ def test_helpers_end_with_their_parent(number):
     start_new_session=True,
   )
   assert parent.stdout.readline() == 'asleep\n'
-  helpers = _helpers(parent.pid)
-  assert helpers
+  spawned = _spawned(parent.pid)
+  assert spawned
   if number == signal.SIGINT:
     os.killpg(parent.pid, number)  # As a terminal does for Ctrl-C.
   else:
     parent.kill()
   _, errors = parent.communicate(timeout=PATIENCE)
-  _, alive = psutil.wait_procs(helpers, timeout=PATIENCE)
+  _, alive = psutil.wait_procs(spawned, timeout=PATIENCE)
   assert not alive
   if number == signal.SIGINT:
     assert parent.returncode == -signal.SIGINT
-    # One traceback, that of the parent.
+    # One traceback, of the parent.
     assert errors.count('Traceback') == 1
     assert errors.rstrip().endswith('KeyboardInterrupt')
 
 
 def test_the_number_of_processes_by_default(monkeypatch):
-  assert processes.default_count(3) == 0
+  assert default_count(3) == 0
   for cores, expected in ((1, 1), (4, 4), (64, 8)):
     monkeypatch.setattr(
       os, 'sched_getaffinity', lambda pid, n=cores: range(n), raising=False
     )
-    assert processes.default_count(5000) == expected
+    assert default_count(5000) == expected

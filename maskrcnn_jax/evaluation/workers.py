@@ -1,7 +1,8 @@
-"""Processes that do parts of an evaluation beside this one.
+"""Worker processes that encode and score masks beside the main process.
 
 They are spawned, since threads of JAX and TensorFlow do not survive a fork, and
-import neither: what is submitted must be a function of a module that does not.
+load neither: what is submitted must be a function of a module that does not
+import them.
 """
 
 import concurrent.futures
@@ -14,19 +15,17 @@ from collections.abc import Callable
 from concurrent.futures import process
 from multiprocessing import connection, context
 
-# More would wait for this process, which hands out the work.
+from maskrcnn_jax.errors import UserError
+
+# More would wait for the main process, which hands out the work.
 _MAX_DEFAULT = 8
-# Starting processes takes as long as the work on so many images.
+# Starting workers takes as long as the work on this many images.
 _WORTHWHILE_IMAGES = 100
 _SECONDS_TO_END = 5
 
 
 def default_count(num_images: int) -> int:
-  """Processes for an evaluation: one per core, or 0 where it is over at once.
-
-  Args:
-    num_images: of the evaluation.
-  """
+  """Number of workers: one per core up to 8; 0 for fewer than 100 images."""
   if num_images < _WORTHWHILE_IMAGES:
     return 0
   # The cores that this process may use, where the system can say so.
@@ -35,26 +34,26 @@ def default_count(num_images: int) -> int:
   return min(cores, _MAX_DEFAULT)
 
 
-class Processes:
-  """Runs functions in other processes; a context manager.
+class Workers:
+  """Pool of worker processes; a context manager.
 
-  Work that is left when the block ends with an error, such as Ctrl-C, is
-  dropped and its processes are ended. They end with this process, too, however
-  it ends.
+  If the block ends with an error, such as Ctrl-C, the workers are killed and
+  the rest of their work is dropped. They also end with the main process, even
+  if it is killed.
   """
 
   def __init__(self, count: int):
-    """Starts nothing yet: a process starts when there is work for it.
+    """Starts nothing yet: a worker starts when there is work for it.
 
     Args:
-      count: the most processes; with 0 `submit` does the work itself.
+      count: the most workers; with 0 `submit` does the work itself.
     """
     self.count = count
     self._context = _Context()
     self._executor = None
 
   def submit(self, function: Callable, *args) -> concurrent.futures.Future:
-    """The result to be, to be asked for with `wait`."""
+    """A future result, for `wait`."""
     if not self.count:
       done = concurrent.futures.Future()
       done.set_result(function(*args))
@@ -67,33 +66,37 @@ class Processes:
       return self._executor.submit(function, *args)
 
   def wait(self, future: concurrent.futures.Future):
-    """The result of what was submitted.
+    """The result of `submit`.
 
     Raises:
-      RuntimeError: a process ended before its work was done.
+      UserError: a worker ended before its work was done.
     """
     with self._explained():
       return future.result()
 
   @contextlib.contextmanager
   def _explained(self):
-    """Turns the end of a process into an error that says what to do."""
+    """Turns the end of a worker into an error that says what to do."""
     try:
       yield
     except process.BrokenProcessPool as error:
-      # All have ended then, and their exit codes are known.
+      # All workers have ended then, and their exit codes are known.
       self._executor.shutdown()
-      raise RuntimeError(
-        f'A process that helps to evaluate has ended ({self._last_words()}). '
-        'The system kills processes when memory runs out; a script that '
-        "evaluates must do so under if __name__ == '__main__'. With "
-        'evaluation.num_processes=0 there are no such processes.'
+      reason = self._describe_exit()
+      raise UserError(
+        f'A worker process of the evaluation ended early ({reason}). The '
+        'system kills processes when memory runs out; a script that evaluates '
+        "must do so under if __name__ == '__main__'. "
+        'evaluation.num_processes=0 evaluates without workers.',
+        argument='evaluation.num_processes',
+        given=reason,
+        wanted=0,
       ) from error
 
-  def _last_words(self):
-    """Exit codes of processes that nobody asked to end."""
+  def _describe_exit(self):
+    """Exit codes of workers that were not asked to end."""
     codes = {each.exitcode for each in self._context.started} - {None, 0}
-    # With one of them gone the others get a SIGTERM.
+    # When one ends, the executor sends a SIGTERM to the others.
     codes = codes - {-signal.SIGTERM} or codes
     words = [
       f'signal {-code}' if code < 0 else f'exit code {code}'
@@ -111,7 +114,7 @@ class Processes:
       self._executor.shutdown()
       return
     self._executor.shutdown(wait=False, cancel_futures=True)
-    # One that could not be started has no number.
+    # One that could not be started has no process id.
     started = [each for each in self._context.started if each.pid]
     for each in started:
       each.kill()
@@ -120,7 +123,7 @@ class Processes:
 
 
 class _Context(context.SpawnContext):
-  """Spawns processes and knows them, to end what hangs or has long to go."""
+  """Spawns processes and keeps them, so that they can be killed."""
 
   def __init__(self):
     self.started = []
@@ -131,13 +134,13 @@ class _Context(context.SpawnContext):
 
 
 def _start():
-  """What a new process does first."""
-  # Ctrl-C goes to all processes of a terminal; this one's parent ends it.
+  """Prepares a new worker to end with the main process."""
+  # Ctrl-C reaches all processes of a terminal; the main one ends its workers.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent():
-  """Ends this process when its parent is gone, which no queue would tell."""
+  """Exits when the main process is gone, which no queue would report."""
   connection.wait([multiprocessing.parent_process().sentinel])
   os._exit(1)
