@@ -1,8 +1,8 @@
-"""The command line of Habana's Mask R-CNN: see docs/coming_from_the_seed.md."""
+"""The command line of Habana's Mask R-CNN: see docs/coming_from_habana.md."""
 
 import sys
 
-from maskrcnn_jax.habana import flags as seed_flags
+from maskrcnn_jax.habana import command
 
 if __name__ == '__main__':
-  sys.exit(seed_flags.main(sys.argv[1:]))
+  sys.exit(command.main(sys.argv[1:]))

@@ -1,9 +1,8 @@
-"""Finds, loads and changes configs.
+"""Configs: found by name, loaded from Python files, changed by overrides.
 
-A config is a Python file with `get_config(variant)` that returns a ConfigDict
-of the sections `model, input, optimizer, training, evaluation, runtime`. It is
-named by its path, or by its bare name if it is one of the shipped ones, with an
-optional `:variant` behind it.
+A config file defines `get_config(variant)`, which returns a ConfigDict with the
+sections `model, input, optimizer, training, evaluation, runtime`. Its name is a
+path, or `shapes` and `coco` for the shipped ones, with an optional `:variant`.
 """
 
 import ast
@@ -12,16 +11,17 @@ import functools
 import importlib.util
 import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
 from maskrcnn_jax.errors import UserError, did_you_mean
 
-# How a value may be spelt besides Python's way.
+# Other spellings of a value.
 _BOOLS = {'true': 'True', 'false': 'False'}
-# What a field wants, in the words of an error.
+# Names of the types in error messages.
 _WANTED = {
   bool: 'true or false',
   int: 'a whole number',
@@ -31,8 +31,7 @@ _WANTED = {
   list: 'a list',
 }
 
-
-# Fields of before 2026-12 -> what they are called now, as paths in a config.
+# Former -> present path of a field, for saved configs and for hints.
 RENAMED_FIELDS = {
   'model.anchors.octaves': 'model.anchors.scales_per_octave',
   'model.anchors.aspects': 'model.anchors.aspect_ratios',
@@ -42,15 +41,16 @@ RENAMED_FIELDS = {
   'model.sampling.matching.forced': (
     'model.sampling.matching.low_quality_matches'
   ),
-  # Of a group of `mask_pool_group` images, see below.
+  # A number for `mask_pool_group` images, see `with_new_names`.
   'model.sampling.mask_pool_size': 'model.sampling.num_mask_rois',
+  'model.sampling.mask_pool_group': 'model.sampling.num_mask_rois',
 }
-# Values that changed with them.
+# Former -> present value of these fields.
 _RENAMED_VALUES = {'ties': 'all'}
 
 
 def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
-  """A saved config whose fields have their names of now; logs what it renamed.
+  """A saved config with the present field names; logs each renamed field once.
 
   Args:
     config: nested dicts, in the types of JSON; not changed.
@@ -60,8 +60,8 @@ def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
   group = sampling.pop('mask_pool_group', 1)
   if sampling.get('mask_pool_size'):
     sampling['mask_pool_size'] = max(1, sampling['mask_pool_size'] // group)
-  for before, now in RENAMED_FIELDS.items():
-    *parents, leaf = before.split('.')
+  for former, present in RENAMED_FIELDS.items():
+    *parents, leaf = former.split('.')
     section = config
     for name in parents:
       section = section.get(name) or {}
@@ -69,20 +69,20 @@ def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
       value = section.pop(leaf)
       if isinstance(value, str):
         value = _RENAMED_VALUES.get(value, value)
-      section[now.rpartition('.')[2]] = value
-      _say_once(f'The saved config has {before}, which is {now} now.')
+      section[present.rpartition('.')[2]] = value
+      _log_once(f'The saved config has {former}, which is now {present}.')
   return config
 
 
 @functools.cache
-def _say_once(message: str) -> None:
+def _log_once(message: str) -> None:
   logging.info(message)
 
 
 def load_config(name: str, overrides: Sequence[str] = ()):
-  """The locked config of that name, changed by overrides.
+  """The locked config of that name, with overrides.
 
-  The learning rate follows the batch, see `apply_linear_rule`.
+  The learning rate follows the batch size, see `apply_linear_rule`.
 
   Args:
     name: `shapes`, `coco:habana_1x`, or the path of a config file, also with
@@ -94,21 +94,10 @@ def load_config(name: str, overrides: Sequence[str] = ()):
 
   Raises:
     FileNotFoundError: there is no such config.
-    ValueError: there is no such variant, field or value.
+    UserError: the file fails, or there is no such variant, field or value.
   """
   path, variant = find_config(name)
-  spec = importlib.util.spec_from_file_location(f'config_{path.stem}', path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  if not hasattr(module, 'get_config'):
-    raise UserError(f'{path} must define get_config(variant).')
-  variants = getattr(module, 'VARIANTS', {})
-  if variant and variant not in variants:
-    raise UserError(
-      f'{path} has no variant {variant!r}{did_you_mean(variant, variants)} '
-      f'It has: {", ".join(variants) or "none"}.'
-    )
-  config = module.get_config(variant) if variant else module.get_config()
+  config = _run_file(path, lambda: _get_config(path, variant))
   config.lock()
   apply_overrides(config, overrides)
   given = {override.partition('=')[0] for override in overrides}
@@ -116,11 +105,57 @@ def load_config(name: str, overrides: Sequence[str] = ()):
   return config
 
 
-def apply_linear_rule(config, rate_is_given: bool = False) -> None:
-  """Makes the learning rate fit the batch, and says so.
+def _get_config(path: pathlib.Path, variant: str) -> ml_collections.ConfigDict:
+  spec = importlib.util.spec_from_file_location(f'config_{path.stem}', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, 'get_config'):
+    raise UserError(f'{path} must define get_config(variant).', path=path)
+  variants = getattr(module, 'VARIANTS', {})
+  if variant and variant not in variants:
+    raise UserError(
+      f'{path} has no variant {variant!r}{did_you_mean(variant, variants)} '
+      f'It has: {", ".join(variants) or "none"}.',
+      path=path,
+      given=variant,
+      wanted=tuple(variants),
+    )
+  config = module.get_config(variant) if variant else module.get_config()
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise UserError(
+      f'get_config of {path} must return a ConfigDict, got '
+      f'{type(config).__name__}.',
+      path=path,
+      given=config,
+    )
+  return config
 
-  It grows in proportion to the batch, as does the rate that the warm-up starts
-  with (Goyal et al. 2017). The lengths of the schedule stay.
+
+def _run_file(path: pathlib.Path, function: Callable[[], Any]) -> Any:
+  """Calls a function; an error of the config file becomes a `UserError`."""
+  try:
+    return function()
+  except UserError:
+    raise
+  except Exception as error:
+    lines = [
+      frame.lineno
+      for frame in traceback.extract_tb(error.__traceback__)
+      if frame.filename == str(path)
+    ]
+    if isinstance(error, SyntaxError):
+      lines.append(error.lineno)
+    where = f'{path}, line {lines[-1]}' if lines else path
+    raise UserError(
+      f'{where}: {type(error).__name__}: {error}', path=path
+    ) from error
+
+
+def apply_linear_rule(config, rate_is_given: bool = False) -> None:
+  """Scales the learning rates with the batch size, and logs it.
+
+  The rate and that of the start of the warm-up are proportional to the batch
+  size (Goyal et al. 2017). The number of steps does not change.
 
   Args:
     config: changed in place; `optimizer.tuned_batch_size` becomes the batch.
@@ -141,7 +176,7 @@ def apply_linear_rule(config, rate_is_given: bool = False) -> None:
       optimizer[name] *= ratio
   logging.info(
     'The learning rate %g is for batches of %d; for %d it is %g (linear rule). '
-    'As many epochs as before are %g times the steps: training.num_steps, '
+    'The same number of epochs is %g times the steps: training.num_steps, '
     'optimizer.decay_steps and evaluation.every_steps are not changed.',
     rate,
     tuned,
@@ -152,19 +187,19 @@ def apply_linear_rule(config, rate_is_given: bool = False) -> None:
 
 
 def linear_ratio(config, batch_size: int) -> float:
-  """How often the config's learning rate fits a batch; 1 without a rule."""
+  """Factor of the config's learning rate for a batch; 1 without the rule."""
   tuned = config.get('optimizer', {}).get('tuned_batch_size')
   return batch_size / tuned if tuned else 1.0
 
 
 def find_config(name: str) -> tuple[pathlib.Path, str]:
-  """Where a config lies, and the variant that was asked for.
+  """Path of a config file, and the variant, '' if none is named.
 
   Args:
     name: a path or the name of a shipped config, with an optional `:variant`.
 
-  Returns:
-    The file and the variant, '' if none was given.
+  Raises:
+    FileNotFoundError: there is no such config.
   """
   shipped = _shipped_configs()
   for stem, variant in ((name, ''), name.rpartition(':')[::2]):
@@ -175,36 +210,43 @@ def find_config(name: str) -> tuple[pathlib.Path, str]:
   stem = name.partition(':')[0]
   raise FileNotFoundError(
     f'There is no config {stem!r}{did_you_mean(stem, shipped)} It is neither a '
-    f'file nor one of the shipped ones: {", ".join(shipped)}.'
+    f'file nor a shipped config: {", ".join(shipped)}.'
   )
 
 
 def apply_overrides(config: ml_collections.ConfigDict, overrides) -> None:
-  """Sets fields of a config from text such as `optimizer.num_steps=100`.
+  """Sets fields of a config from texts such as `training.num_steps=100`.
 
-  A value is read with the type that the field has: `true` or `false`, a number,
-  a tuple such as `128,128` or `((128,128),)`, text, or `None`. A field that is
-  None takes any Python literal, or text.
+  A value is read with the type of the field: `true` or `false`, a number, a
+  tuple such as `128,128` or `((128,128),)`, a text, or `None`. A field of no
+  known type takes any Python literal, or a text.
 
   Args:
     config: changed in place; may be locked.
     overrides: texts `section.field=value`.
+
+  Raises:
+    UserError: there is no such field, or the value is of another type.
   """
   for override in overrides:
     field, equals, text = override.partition('=')
     if not equals:
-      raise UserError(f'{override!r} must be section.field=value.')
+      raise UserError(
+        f'{override!r} must be section.field=value.', argument=field
+      )
     *parents, leaf = field.split('.')
     section = config
     for depth, name in enumerate(parents):
-      _check_field(section, name, '.'.join(parents[:depth]))
+      _check_field(section, name, field, depth)
       section = section[name]
-    _check_field(section, leaf, '.'.join(parents))
+    _check_field(section, leaf, field, len(parents))
     current = section[leaf]
     if isinstance(current, Mapping | ml_collections.ConfigDict):
+      names = [f'{field}.{name}' for name in sorted(current)]
       raise UserError(
-        f'{field} is a section; set one of its fields: '
-        f'{_fields(current, field)}.'
+        f'{field} is a section; set one of its fields: {", ".join(names)}.',
+        argument=field,
+        wanted=tuple(names),
       )
     section[leaf] = _parse(text, current, section.get_type(leaf), field)
 
@@ -219,25 +261,31 @@ def _shipped_configs() -> dict[str, pathlib.Path]:
   return {}
 
 
-def _check_field(section, name: str, where: str) -> None:
-  """Raises if a section has no such field, saying what was meant."""
+def _check_field(section, name: str, field: str, depth: int) -> None:
+  """Raises if part `depth` of a field's path is not in its section."""
+  where = '.'.join(field.split('.')[:depth])
   if not isinstance(section, ml_collections.ConfigDict):
-    raise UserError(f'{where} is a value, so it has no field {name!r}.')
-  if name not in section:
-    place = where or 'the config'
     raise UserError(
-      f'There is no field {name!r} in {place}{did_you_mean(name, section)} '
-      f'Fields: {_fields(section, where)}.'
+      f'{where} is a value, so it has no field {name!r}.', argument=field
     )
-
-
-def _fields(section, where: str) -> str:
-  prefix = f'{where}.' if where else ''
-  return ', '.join(prefix + name for name in sorted(section))
+  if name in section:
+    return
+  if field in RENAMED_FIELDS:
+    present = RENAMED_FIELDS[field]
+    raise UserError(
+      f'{field} is now {present}.', argument=field, wanted=present
+    )
+  names = sorted(f'{where}.{each}' if where else each for each in section)
+  raise UserError(
+    f'There is no field {name!r} in {where or "the config"}'
+    f'{did_you_mean(name, section)} Fields: {", ".join(names)}.',
+    argument=field,
+    wanted=tuple(names),
+  )
 
 
 def _parse(text: str, current: Any, kind: type, field: str):
-  """The value that a text stands for in a field that holds `current`."""
+  """The value of a text for a field that holds `current`."""
   if text == 'None':
     return None
   if kind is str:
@@ -252,7 +300,7 @@ def _parse(text: str, current: Any, kind: type, field: str):
 
 
 def _convert(value: Any, kind: type, like: Any, field: str):
-  """The value as that type, items as those of `like`, if that loses nothing."""
+  """The value in that type, with items like those of `like`."""
   if kind is float and type(value) is int:
     return float(value)
   if kind is int and type(value) is float and value.is_integer():
@@ -266,6 +314,9 @@ def _convert(value: Any, kind: type, like: Any, field: str):
     example = '' if like is None else f' like {like!r}'
     raise UserError(
       f'{field} must be {_WANTED.get(kind, kind.__name__)}{example}, '
-      f'got {value!r}.'
+      f'got {value!r}.',
+      argument=field,
+      given=value,
+      wanted=kind,
     )
   return value

@@ -89,7 +89,11 @@ def _allowed(path, name):
   if parts[0] != 'maskrcnn_jax':  # Scripts see the files beside them.
     yield from (x.stem for x in path.parent.glob('*.py'))
   else:
-    yield from ('.errors', '.cli.main' if len(parts) < 3 else f'.{parts[1]}')
+    yield from (
+      '.errors',
+      '.files',
+      '.cli.main' if len(parts) < 3 else f'.{parts[1]}',
+    )
 
 
 @pytest.mark.parametrize('folder', ['maskrcnn_jax', 'configs', 'data'])

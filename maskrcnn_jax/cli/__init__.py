@@ -1,1 +1,1 @@
-"""The `maskrcnn-jax` command: one file per group of verbs."""
+"""The `maskrcnn-jax` command."""

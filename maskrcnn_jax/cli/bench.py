@@ -1,63 +1,70 @@
-"""Flags of `maskrcnn-jax bench`, and what happens with them."""
+"""The verb `bench`: speed, also beside torchvision."""
 
 import argparse
 import dataclasses
 import os
 
 from maskrcnn_jax.benchmarks.options import SUBJECTS, BenchOptions
+from maskrcnn_jax.cli import command_line
 
 
-def add_flags(verb: argparse.ArgumentParser) -> None:
-  """Adds the flags of the verb, but for those of the config."""
+def _add_flags(parser: argparse.ArgumentParser) -> None:
   default = BenchOptions()
-  verb.add_argument(
+  command_line.add_config(parser)
+  parser.add_argument(
     '--what',
-    type=lambda text: text.split(','),
+    type=command_line.NAMES,
     default=default.what,
     metavar='NAME,NAME,...',
-    help=f'some of {", ".join(SUBJECTS)}; default: {",".join(default.what)}',
+    help=f'some of {", ".join(SUBJECTS)} (default: {",".join(default.what)})',
   )
-  verb.add_argument(
+  parser.add_argument(
     '--against',
     metavar='PYTHON',
-    help='an interpreter with torch and torchvision, whose Mask R-CNN is '
-    'measured by turns with ours',
+    help='interpreter with torch and torchvision, whose Mask R-CNN is measured '
+    'in turns with ours',
   )
-  verb.add_argument(
+  parser.add_argument(
     '--channels_last',
     action=argparse.BooleanOptionalAction,
-    help='memory layout of the other side; default: on a GPU',
+    help="torchvision's memory layout (default: channels last on a GPU)",
   )
-  for name, words in (('rounds', 'that count'), ('warmup', 'before them')):
-    verb.add_argument(
+  for name, words in (('rounds', 'measured'), ('warmup', 'warm-up')):
+    parser.add_argument(
       f'--{name}',
       type=int,
       default=getattr(default, name),
-      help=f'rounds {words}; default: {getattr(default, name)}',
+      metavar='N',
+      help=f'number of {words} rounds (default: %(default)s)',
     )
-  verb.add_argument(
-    '--output', required=True, help='new folder of bench.json and bench.png'
+  parser.add_argument(
+    '--output', required=True, help='new folder for bench.json and bench.png'
   )
 
 
-def run(args: argparse.Namespace) -> None:
-  """Measures; real images if `input.file_pattern` is given, else drawn ones."""
+def _run(args: argparse.Namespace) -> None:
+  """Runs `bench`: on real images if `input.file_pattern` is set."""
   names = [field.name for field in dataclasses.fields(BenchOptions)]
   options = BenchOptions(**{name: getattr(args, name) for name in names})
   from maskrcnn_jax import config as config_lib
 
-  given = {override.partition('=')[0] for override in args.override}
-  # A rate that is given does not follow the batch.
+  # A given learning rate does not follow the batch.
   rate = 'optimizer.learning_rate=1e-6'
   config = config_lib.load_config(args.config, [*args.override, rate])
   if options.against:
-    # The other side needs memory of the GPU too.
+    # Leaves memory of the GPU to the other process.
     os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
-  from maskrcnn_jax.distributed import processes as runtime
+  from maskrcnn_jax.distributed import processes
 
-  runtime.start(config.get('runtime', {}))
+  processes.start(config.get('runtime', {}))
   from maskrcnn_jax.benchmarks import bench
 
-  bench.bench(
-    config, options, args.output, is_real='input.file_pattern' in given
-  )
+  is_real = 'input.file_pattern' in command_line.overridden(args)
+  bench.bench(config, options, args.output, is_real=is_real)
+
+
+VERBS = (
+  command_line.Verb(
+    'bench', 'measure speed, also against torchvision', _add_flags, _run
+  ),
+)

@@ -1,10 +1,11 @@
-"""What the commands share: fields of the config as flags, errors, log lines.
+"""Shared parts of the commands: verbs, config flags, flag types, exit codes.
 
-What our own checks or the system refuse ends as a message and exit code 2;
+A `UserError` or `OSError` ends a command with its message and exit code 2;
 `--debug` shows the traceback.
 """
 
 import argparse
+import dataclasses
 import logging
 import os
 import re
@@ -12,6 +13,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from maskrcnn_jax.distributed import launcher
 from maskrcnn_jax.errors import UserError
@@ -19,8 +21,50 @@ from maskrcnn_jax.errors import UserError
 _OVERRIDE = re.compile(r'--config\.([^=]+)(=.*)?$', re.DOTALL)
 
 
+@dataclasses.dataclass(frozen=True)
+class Verb:
+  """A verb of `maskrcnn-jax`.
+
+  Attributes:
+    name: on the command line.
+    help: one line for `--help`.
+    add_flags: adds its flags to a parser.
+    run: does the work; may return an exit code.
+  """
+
+  name: str
+  help: str
+  add_flags: Callable[[argparse.ArgumentParser], None]
+  run: Callable[[argparse.Namespace], int | None]
+
+
+def add_config(
+  parser: argparse.ArgumentParser, required: bool = True, note: str = ''
+) -> None:
+  """Adds `--config` and, for the help, the flags of its fields.
+
+  Args:
+    parser: of the verb.
+    required: the verb needs a config.
+    note: meaning of a missing config, for the help.
+  """
+  parser.add_argument(
+    '--config',
+    required=required,
+    metavar='NAME[:VARIANT]',
+    help='shipped config such as shapes or coco:habana_1x, or path of a '
+    f'config file{note}',
+  )
+  parser.add_argument(  # `split_overrides` takes these out.
+    '--config.SECTION.FIELD',
+    dest='override',
+    metavar='VALUE',
+    help='override a field of the config, such as --config.input.batch_size=8',
+  )
+
+
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-  """Takes `--config.a.b=v` and `--config.a.b v` out of a command line.
+  """Separates `--config.a.b=v` and `--config.a.b v` from other arguments.
 
   Args:
     argv: arguments.
@@ -29,7 +73,7 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     Texts `a.b=v`, and the other arguments.
 
   Raises:
-    ValueError: the last one has no value.
+    UserError: the last override has no value.
   """
   overrides, rest, words = [], [], iter(argv)
   for word in words:
@@ -39,43 +83,74 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
       continue
     value = match[2] or f'={next(words, "")}'
     if value == '=' and match[2] is None:
-      raise UserError(f'{word} needs a value, as in {word}=VALUE.')
+      raise UserError(
+        f'{word} needs a value, as in {word}=VALUE.', argument=word
+      )
     overrides.append(f'{match[1]}{value}')
   return overrides, rest
 
 
-def add_config(
-  verb: argparse.ArgumentParser, required: bool, default: str = ''
-) -> None:
-  """Adds `--config` and, for the help, the flags of its fields.
+def overridden(args: argparse.Namespace) -> set[str]:
+  """Names of the config fields that the command line sets."""
+  return {override.partition('=')[0] for override in args.override}
+
+
+def given(args: argparse.Namespace, **names: str) -> dict[str, Any]:
+  """Keyword arguments for the flags that were given.
+
+  The defaults of the others stay with the function that takes them.
 
   Args:
-    verb: parser of the verb.
-    required: whether the verb does nothing without a config.
-    default: what is taken without one, in words.
+    args: parsed flags; None where a flag was not given.
+    **names: keyword of the function -> name of the flag.
   """
-  verb.add_argument(
-    '--config',
-    required=required,
-    metavar='NAME[:VARIANT]',
-    help='a shipped config such as shapes or coco:habana_1x, or a path'
-    + (f'; default: {default}' if default else ''),
-  )
-  verb.add_argument(  # `split_overrides` takes these out.
-    '--config.SECTION.FIELD',
-    dest='override',
-    metavar='VALUE',
-    help='change a field, such as --config.input.batch_size=8',
-  )
+  values = {keyword: getattr(args, flag) for keyword, flag in names.items()}
+  return {key: value for key, value in values.items() if value is not None}
 
 
-def whole_numbers(text: str) -> list[int]:
-  """The numbers of `4,8,12`, as the type of a flag."""
-  if not re.fullmatch(r'\d+(,\d+)*', text):
-    raise argparse.ArgumentTypeError(
-      f'must be whole numbers such as 4,8,12, got {text!r}.'
-    )
-  return [int(word) for word in text.split(',')]
+def flag_type(parse: Callable[[str], Any], wanted: str) -> Callable[[str], Any]:
+  """An argparse type that says what is wanted.
+
+  Args:
+    parse: converts the text; raises ValueError if it cannot.
+    wanted: such as `a whole number`.
+  """
+
+  def convert(text):
+    try:
+      return parse(text)
+    except ValueError:
+      raise argparse.ArgumentTypeError(
+        f'must be {wanted}, got {text!r}.'
+      ) from None
+
+  return convert
+
+
+def number(
+  kind: type[int] | type[float], minimum: float, maximum: float = float('inf')
+) -> Callable[[str], float]:
+  """A parser of numbers in a range; raises ValueError outside it."""
+
+  def parse(text):
+    value = kind(text)
+    if not minimum <= value <= maximum:
+      raise ValueError(text)
+    return value
+
+  return parse
+
+
+def list_of(item: Callable[[str], Any]) -> Callable[[str], tuple]:
+  """A parser of items joined by commas."""
+  return lambda text: tuple(item(word) for word in text.split(','))
+
+
+FRACTION = flag_type(number(float, 0, 1), 'a number from 0 to 1')
+COUNT = flag_type(number(int, 0), 'a whole number of 0 or more')
+POSITIVE = flag_type(number(int, 1), 'a whole number of 1 or more')
+COUNTS = flag_type(list_of(number(int, 0)), 'whole numbers such as 4,8,12')
+NAMES = list_of(str)
 
 
 def run(
@@ -85,42 +160,40 @@ def run(
 
   Args:
     name: of the command, for messages.
-    function: does it; what it returns, if anything, is the exit code.
-    debug: show the traceback of an error that is the user's.
+    function: does the work and may return an exit code.
+    debug: show the traceback of a `UserError` or `OSError` too.
   """
   try:
     _set_up_logging()
-  except ValueError as error:
+  except UserError as error:
     print(f'{name}: {error}', file=sys.stderr)
     return 2
-  # So that what was begun is closed; a run of training saves, see `stopping`.
+  # Runs `finally` blocks; a training run saves first, see `stopping`.
   signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
   try:
-    code = function()
+    return function() or 0
   except Exception as error:
-    for_user = not debug and isinstance(error, UserError | OSError)
-    message = f'{name}: {_message(error)}'
-    from maskrcnn_jax.distributed import processes as runtime
+    from maskrcnn_jax.distributed import processes
 
-    if not for_user:
-      runtime.end_job(traceback.format_exc(), code=1, expected=debug)
+    if debug or not isinstance(error, UserError | OSError):
+      processes.end_job(traceback.format_exc(), code=1, expected=debug)
       raise
-    runtime.end_job(message, code=2)
+    message = f'{name}: {_message(error)}'
+    processes.end_job(message, code=2)
     print(message, file=sys.stderr)
     return 2
-  return code or 0
 
 
 def _set_up_logging() -> None:
-  # Of the processes of a job the first one speaks; all of them warn.
+  # Process 0 of a job logs; the others only warn.
   launch = launcher.find_launch()
   is_first = launch is None or launch.rank == 0
   level = logging.INFO if is_first else logging.WARNING
   logging.basicConfig(level=level, format='%(message)s')
   for noisy in ('absl', 'jax', 'orbax'):
     logging.getLogger(noisy).setLevel(logging.WARNING)
-  # TensorFlow only reads data: it need not talk about devices, and without
-  # oneDNN it resizes alike on every CPU.
+  # TensorFlow only reads data, so its messages about devices do not matter.
+  # Without oneDNN it resizes alike on every CPU.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 

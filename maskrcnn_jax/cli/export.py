@@ -1,103 +1,111 @@
-"""Flags of the verb `export`; what is heavy is imported when it runs."""
+"""The verb `export`: programs that run without this package."""
 
 import argparse
-import re
 
-PLATFORMS = ('cpu', 'cuda', 'tpu')
+from maskrcnn_jax.cli import command_line
 
 
-def add_flags(verb: argparse.ArgumentParser) -> None:
-  """Adds the flags to the verb's parser."""
-  source = verb.add_mutually_exclusive_group(required=True)
+def add_source(parser: argparse.ArgumentParser) -> None:
+  """Adds `--workdir` and `--checkpoint`, one of which must be given."""
+  source = parser.add_mutually_exclusive_group(required=True)
   source.add_argument(
-    '--workdir', metavar='DIR', help='of a run: its newest checkpoint is used'
+    '--workdir', metavar='DIR', help='run whose newest checkpoint is used'
   )
   source.add_argument(
     '--checkpoint',
     metavar='PATH',
-    help='one checkpoint, as WORKDIR/checkpoints/STEP',
+    help='one checkpoint: WORKDIR/checkpoints/STEP, or '
+    'WORKDIR/checkpoints/best with training.keep_best',
   )
-  verb.add_argument(
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+  add_source(parser)
+  parser.add_argument(
     '--output',
     required=True,
     metavar='DIR',
-    help='folder to be made, for programs, weights.npz, export.json, detect.py',
+    help='folder to create, with programs, weights.npz, export.json and '
+    'detect.py',
   )
-  verb.add_argument(
+  parser.add_argument(
     '--canvas',
-    type=_canvases,
+    type=command_line.flag_type(_canvases, 'sizes such as 832x1344,1344x832'),
     metavar='HEIGHTxWIDTH,...',
-    help='sizes of the input in pixels, one program each (those of the run)',
+    help='input sizes in pixels, one program each (default: those of the run)',
   )
-  verb.add_argument(
+  parser.add_argument(
     '--batch_size',
-    type=_batch_size,
+    type=command_line.flag_type(
+      _batch_size, 'a whole number of 1 or more, or any'
+    ),
     metavar='N',
-    help='images of a call, or any (any)',
+    help='images per call, or any (default: any)',
   )
-  verb.add_argument(
+  parser.add_argument(
     '--platforms',
-    type=_words,
-    default=PLATFORMS,
+    type=command_line.NAMES,
     metavar='NAME,...',
-    help='where the programs run: cpu, cuda, rocm, tpu '
-    f'({",".join(PLATFORMS)})',
+    help='some of cpu, cuda, rocm, tpu (default: cpu,cuda,tpu)',
   )
-  verb.add_argument(
+  parser.add_argument(
     '--image_dtype',
     metavar='NAME',
-    help='of the images: uint8 or float32, 0..255 in both (that of the run)',
+    help='uint8 or float32; values are 0..255 in both (default: that of the '
+    'run)',
   )
-  verb.add_argument(
+  parser.add_argument(
     '--format',
-    type=_words,
-    default=('stablehlo',),
+    type=command_line.NAMES,
     metavar='NAME,...',
-    help='stablehlo, for jax, saved_model, for TensorFlow, or both (stablehlo)',
+    help='stablehlo for JAX, saved_model for TensorFlow, or both (default: '
+    'stablehlo)',
   )
 
 
-def run(args: argparse.Namespace) -> None:
-  """Runs the verb."""
+def _run(args: argparse.Namespace) -> None:
   import logging
 
   from maskrcnn_jax.distributed import backends
 
-  # Nothing is computed, and a program for others is lowered anywhere.
+  # Nothing is computed here, and lowering works on any machine.
   backends.pick_backend('cpu')
-  # It would tell where it writes before the folder has its name.
+  # It logs the temporary name of the folder it writes.
   logging.getLogger('tensorflow').setLevel(logging.WARNING)
   from maskrcnn_jax.export import exporter, options
 
-  chosen = options.ExportOptions(
-    canvases=args.canvas,
-    batch_size=args.batch_size,
-    platforms=args.platforms,
-    image_dtype=args.image_dtype,
-    formats=args.format,
+  chosen = command_line.given(
+    args,
+    canvases='canvas',
+    platforms='platforms',
+    image_dtype='image_dtype',
+    formats='format',
   )
-  print(exporter.export(args.workdir or args.checkpoint, args.output, chosen))
+  if args.batch_size != 'any':
+    chosen |= command_line.given(args, batch_size='batch_size')
+  print(
+    exporter.export(
+      args.workdir or args.checkpoint,
+      args.output,
+      options.ExportOptions(**chosen),
+    )
+  )
 
 
 def _canvases(text: str) -> tuple[tuple[int, int], ...]:
-  if not re.fullmatch(r'\d+x\d+(,\d+x\d+)*', text):
-    raise argparse.ArgumentTypeError(
-      f'must be sizes such as 832x1344,1344x832, got {text!r}.'
-    )
-  return tuple(
-    tuple(int(side) for side in word.split('x')) for word in text.split(',')
-  )
+  sides = [word.split('x') for word in text.split(',')]
+  return tuple((int(height), int(width)) for height, width in sides)
 
 
-def _batch_size(text: str) -> int | None:
-  if text == 'any':
-    return None
-  if not text.isdecimal() or int(text) < 1:
-    raise argparse.ArgumentTypeError(
-      f'must be a whole number of 1 or more, or any, got {text!r}.'
-    )
-  return int(text)
+def _batch_size(text: str) -> int | str:
+  return text if text == 'any' else command_line.number(int, 1)(text)
 
 
-def _words(text: str) -> tuple[str, ...]:
-  return tuple(text.split(','))
+VERBS = (
+  command_line.Verb(
+    'export',
+    'write StableHLO or SavedModel programs that run without this package',
+    _add_flags,
+    _run,
+  ),
+)

@@ -1,30 +1,31 @@
-"""Flags of the verb `plan`; what is heavy is imported when it runs."""
+"""The verb `plan`: ahead-of-time compilation for other devices."""
 
 import argparse
 
 from maskrcnn_jax.cli import command_line
 
 
-def add_flags(verb: argparse.ArgumentParser) -> None:
-  """Adds the flags of the verb, but for those of the config."""
-  verb.add_argument(
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+  command_line.add_config(parser)
+  parser.add_argument(
     '--topology',
     required=True,
-    type=lambda text: text.split(','),
+    type=command_line.NAMES,
     metavar='NAME,NAME,...',
-    help='slices of TPUs such as v5e:4x4 or v5p:2x2x1, here, cpu:8',
+    help='TPU slices such as v5e:4x4 or v5p:2x2x1; cpu:8 for CPU devices; '
+    'here for the devices of this machine',
   )
-  verb.add_argument(
+  parser.add_argument(
     '--batch_per_device',
-    type=command_line.whole_numbers,
+    type=command_line.COUNTS,
     metavar='N,N,...',
-    help='images; by default what the batch of the config gives each device',
+    help='images per device (default: the batch of the config divided by the '
+    'number of devices)',
   )
-  verb.add_argument('--output', help='folder of plan.json and plan.png')
+  parser.add_argument('--output', help='folder for plan.json and plan.png')
 
 
-def run(args: argparse.Namespace) -> None:
-  """Runs the verb."""
+def _run(args: argparse.Namespace) -> None:
   from maskrcnn_jax.planning import topologies
 
   topologies.check_names(args.topology)
@@ -38,11 +39,20 @@ def run(args: argparse.Namespace) -> None:
     backends.pick_backend(config.get('runtime', {}).get('backend', 'auto'))
   from maskrcnn_jax.planning import plan
 
-  given = {override.partition('=')[0] for override in args.override}
   plan.plan(
     config,
     args.topology,
     args.batch_per_device,
     args.output,
-    'optimizer.learning_rate' in given,
+    'optimizer.learning_rate' in command_line.overridden(args),
   )
+
+
+VERBS = (
+  command_line.Verb(
+    'plan',
+    'compile the training step ahead of time for other devices',
+    _add_flags,
+    _run,
+  ),
+)

@@ -1,1 +1,1 @@
-"""Habana's command line, flag for flag, on the verbs of this package."""
+"""Command line of Habana's Mask R-CNN for TensorFlow, flag for flag."""

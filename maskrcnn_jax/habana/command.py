@@ -1,24 +1,22 @@
-"""The command line of Habana's "Mask R-CNN for TensorFlow", run by this code.
+"""Command line of Habana's "Mask R-CNN for TensorFlow", run by this package.
 
-Its numbers are taken literally: batches are per device, and the learning rate
-does not follow them. Without mpirun one device is used, as there. Flags of the
-form `--config.section.field=value` come last and change any field of a config.
+Its numbers are literal: batch sizes are per device, and the learning rate does
+not follow them. Without mpirun one device is used, as there. Flags of the form
+`--config.section.field=value` apply last and override any field of the config.
 """
 
 import json
 import logging
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
-from maskrcnn_jax import config as config_lib
+from maskrcnn_jax.cli import command_line
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.habana import flags as seed_flags
-from maskrcnn_jax.habana.flags import Command
+from maskrcnn_jax.habana import flags
 
-# What TF_BF16_CONVERSION may say -> model.dtype.
+# Value of TF_BF16_CONVERSION -> model.dtype.
 _PRECISIONS = {
   '': 'float32',
   '0': 'float32',
@@ -30,33 +28,70 @@ _PRECISIONS = {
 }
 
 
+def main(argv: Sequence[str]) -> int:
+  """Runs a command line and returns its exit code; `--help` is instant.
+
+  Args:
+    argv: without the name of the program.
+  """
+  try:
+    command = flags.parse(argv)
+  except UserError as error:
+    print(f'{flags.PROGRAM}: {error}', file=sys.stderr)
+    return 2
+  if command.wants_help:
+    print(flags.help_text())
+    return 0
+  return command_line.run(flags.PROGRAM, lambda: _run(command), command.debug)
+
+
 def make_config(
-  command: Command,
+  command: flags.Command,
   environ: Mapping[str, str],
   num_processes: int = 1,
   num_devices: int = 1,
 ):
-  """The config that a command line stands for.
+  """The config of a command line.
 
   Args:
-    command: see `seed_flags.parse`.
+    command: see `flags.parse`.
     environ: of the process, for TF_BF16_CONVERSION.
-    num_processes: that mpirun started.
-    num_devices: that share a step; batches of the flags are per device.
+    num_processes: started by mpirun.
+    num_devices: that share a step; batch sizes of the flags are per device.
 
   Returns:
-    A locked ConfigDict, `coco:habana_1x` with what the flags change.
+    A locked ConfigDict: `coco:habana_1x` with the changes of the flags.
 
   Raises:
-    ValueError: a value cannot be used.
+    UserError: a value cannot be used.
   """
+  from maskrcnn_jax import config as config_lib
+
   values = command.values
   config = config_lib.load_config('coco:habana_1x')
-  for flag in seed_flags.FLAGS:
+  for flag in flags.FLAGS:
     if flag.field:
       section, _, name = flag.field.partition('.')
       config[section][name] = values[flag.name]
-  model, optimizer = config.model, config.optimizer
+  _set_model(config.model, values, environ)
+  _set_optimizer(config.optimizer, values)
+  _set_evaluation(config.evaluation, values, num_devices)
+  config.input.seed = config.training.seed = values['seed'] or 0
+  config.input.num_threads = min(values['max_cpus'], os.cpu_count() or 1)
+  config.input.batch_size = values['train_batch_size'] * num_devices
+  config.training.pretrained = values['checkpoint']
+  config.training.profile = _profile(values['profile'])
+  config.training.log_every_steps = 50
+  config.training.keep_checkpoints = 5
+  if 'device' in command.given:
+    config.runtime.backend = flags.BACKENDS[values['device']]
+  if num_processes == 1 and not values['use_tf_distributed']:
+    config.runtime.num_devices = 1
+  config_lib.apply_overrides(config, command.overrides)
+  return config
+
+
+def _set_model(model, values, environ):
   model.dtype = _precision(values, environ)
   if values['pyramid_roi_impl'] == 'habana_fp32':
     model.roi_align.dtype = 'float32'
@@ -66,6 +101,9 @@ def make_config(
     for proposals in (model.train_proposals, model.test_proposals):
       with proposals.ignore_type():
         proposals.pre_nms_top_k = None
+
+
+def _set_optimizer(optimizer, values):
   optimizer.tuned_batch_size = None
   optimizer.decay_steps = _numbers(values, 'learning_rate_steps', int)
   optimizer.decay_factors = _numbers(
@@ -73,21 +111,6 @@ def make_config(
   )
   if values['global_gradient_clip_ratio'] > 0:
     optimizer.clip_global_norm = values['global_gradient_clip_ratio']
-  config.input.seed = config.training.seed = values['seed'] or 0
-  config.input.num_threads = min(values['max_cpus'], os.cpu_count() or 1)
-  config.input.batch_size = values['train_batch_size'] * num_devices
-  config.training.pretrained = values['checkpoint']
-  config.training.profile = _profile(values['profile'])
-  config.training.log_every_steps = 50
-  config.training.keep_checkpoints = 5
-  _set_evaluation(config.evaluation, values, num_devices)
-  config.runtime.backend = 'auto'
-  if 'device' in command.given:
-    config.runtime.backend = seed_flags.BACKENDS[values['device']]
-  alone = num_processes == 1 and not values['use_tf_distributed']
-  config.runtime.num_devices = 1 if alone else None
-  config_lib.apply_overrides(config, command.overrides)
-  return config
 
 
 def _set_evaluation(evaluation, values, num_devices):
@@ -96,31 +119,35 @@ def _set_evaluation(evaluation, values, num_devices):
   evaluation.every_steps = 0
   if values['mode'] == 'train_and_eval':
     evaluation.every_steps = values['num_steps_per_eval']
-    evaluation.skip_first = values['skip_cycles']
   if values['include_groundtruth_in_features']:
     evaluation.annotations_file = ''
 
 
 def _precision(values, environ) -> str:
-  """`model.dtype` of TF_BF16_CONVERSION and --amp."""
+  """`model.dtype` by TF_BF16_CONVERSION and --amp."""
   text = environ.get('TF_BF16_CONVERSION', '')
   if text.lower() not in _PRECISIONS:
     raise UserError(
-      'TF_BF16_CONVERSION must be full, basic, 1 or 0, got '
-      f'{text!r}; lists of operations are for SynapseAI alone.'
+      f'TF_BF16_CONVERSION must be full, basic, 1 or 0, got {text!r}; only '
+      'SynapseAI reads lists of operations.',
+      argument='TF_BF16_CONVERSION',
+      given=text,
     )
   dtype = _PRECISIONS[text.lower()]
   return 'bfloat16' if values['amp'] and dtype == 'float32' else dtype
 
 
 def _numbers(values, name, kind) -> tuple:
-  """A list flag as numbers; `1e5` counts as a whole one."""
+  """Numbers of a list flag; `1e5` is a whole number too."""
   texts = [text for text in values[name] if text.strip()]
   try:
     return tuple(kind(float(text)) for text in texts)
   except ValueError as error:
+    given = ','.join(texts)
     raise UserError(
-      f'--{name} must be numbers joined by commas, got {",".join(texts)!r}.'
+      f'--{name} must be numbers joined by commas, got {given!r}.',
+      argument=f'--{name}',
+      given=given,
     ) from error
 
 
@@ -133,19 +160,15 @@ def _profile(text: str) -> tuple[int, int] | None:
   except ValueError:
     steps = []
   if len(steps) not in (1, 2):
-    raise UserError(f'--profile must be one step or first,last, got {text!r}.')
+    raise UserError(
+      f'--profile must be one step or first,last, got {text!r}.',
+      argument='--profile',
+      given=text,
+    )
   return steps[0], steps[-1]
 
 
-def run(command: Command) -> None:
-  """Does what a command line says.
-
-  Args:
-    command: see `seed_flags.parse`.
-
-  Raises:
-    ValueError: a flag, an input or the model folder cannot be used.
-  """
+def _run(command: flags.Command) -> None:
   config, num_devices = _start(command)
   from maskrcnn_jax.training import loop
 
@@ -153,7 +176,7 @@ def run(command: Command) -> None:
   for line in _opening(command, config, num_devices):
     logging.info('%s', line)
   if values['mode'] == 'eval':
-    # Its default is a backbone, for training.
+    # The default of --checkpoint is a backbone, for training.
     source = values['checkpoint'] if 'checkpoint' in command.given else None
     loop.evaluate(config, workdir, source=source or None)
     return
@@ -164,44 +187,48 @@ def run(command: Command) -> None:
     loop.train_and_evaluate(config, workdir, notes)
 
 
-def _start(command: Command):
-  """The config, once processes and devices are known, and their number."""
-  from maskrcnn_jax.distributed import processes as runtime
+def _start(command: flags.Command):
+  """The config and the number of devices, once the processes have started."""
+  from maskrcnn_jax.distributed import processes
 
   config = make_config(command, os.environ)
-  num_processes = runtime.start(config.runtime)
+  num_processes = processes.start(config.runtime)
   if num_processes > 1 and command.values['use_tf_distributed']:
     raise UserError(
-      'use_tf_distributed is for one process; mpirun started '
-      f'{num_processes}, each of which drives one device.'
+      '--use_tf_distributed is for one process; mpirun started '
+      f'{num_processes}, each of which drives one device.',
+      argument='--use_tf_distributed',
+      given=num_processes,
     )
   config = make_config(command, os.environ, num_processes)
-  from maskrcnn_jax.distributed import mesh as sharding
+  from maskrcnn_jax.distributed import mesh
 
-  num_devices = sharding.config_mesh(config).size
+  num_devices = mesh.config_mesh(config).size
   config = make_config(command, os.environ, num_processes, num_devices)
   return config, num_devices
 
 
 def _opening(command, config, num_devices):
-  """What to say before the run."""
-  yield from seed_flags.answers(command)
+  """Log lines before the run."""
+  yield from flags.notices(command)
   if command.values['deterministic'] and command.values['seed'] is None:
     yield '--deterministic without --seed: the seed is 0.'
   if command.values['mode'] != 'eval':
     yield (
       f'{command.values["train_batch_size"]} images for each of {num_devices} '
       f'devices, {config.input.batch_size} a step; learning rate and steps '
-      'are taken as they are given'
+      'are used as given'
     )
 
 
 def _params(values: Mapping[str, Any], config) -> str:
-  """The flags, what the original derives from them, and the config, in YAML."""
+  """YAML of the flags, the values Habana derives from them, and the config."""
+  import yaml
+
   levels = [
     float(level) * values['init_learning_rate']
     for level in values['learning_rate_decay_levels']
   ]
   params = {**values, 'learning_rate_levels': levels}
-  # Through JSON, which knows no tuples.
+  # Through JSON, which has no tuples.
   return yaml.safe_dump(json.loads(json.dumps(params | config.to_dict())))

@@ -1,8 +1,7 @@
-"""The seed's flags at work: what each of them does is watched here."""
+"""Effects of Habana's flags, in this process and in runs of the script."""
 
 import json
 import os
-import pathlib
 import random
 import signal
 import subprocess
@@ -22,87 +21,20 @@ import yaml
 from habana_runs import execute, lines
 
 from maskrcnn_jax import input_pipeline
-from maskrcnn_jax.checkpoints import store as checkpoint
-from maskrcnn_jax.cli import main as main_command
-from maskrcnn_jax.habana import command as seed_command
-from maskrcnn_jax.habana import flags as seed_flags
+from maskrcnn_jax.checkpoints import store
+from maskrcnn_jax.distributed import processes
+from maskrcnn_jax.habana import command as habana
 from maskrcnn_jax.models import proposals as proposals_lib
 from maskrcnn_jax.models.heads import RPNOutputs
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
+from maskrcnn_jax.training import loop, train_step
 from maskrcnn_jax.training import optimizer as optimizer_lib
-from maskrcnn_jax.training import train_step
 
-# Flag -> the test that watches what it does; `file::test` for other files.
-OBSERVED = {
-  'mode': 'test_train_and_eval_in_cycles',
-  'model_dir': 'test_train_and_eval_in_cycles',
-  'total_steps': 'test_train_and_eval_in_cycles',
-  'train_batch_size': 'test_train_and_eval_in_cycles',
-  'training_file_pattern': 'test_inputs_are_checked_before_the_first_step',
-  'validation_file_pattern': 'test_inputs_are_checked_before_the_first_step',
-  'val_json_file': 'test_inputs_are_checked_before_the_first_step',
-  'num_steps_per_eval': 'test_train_and_eval_in_cycles',
-  'skip_cycles': 'test_train_and_eval_in_cycles',
-  'save_checkpoints_steps': 'test_train_and_eval_in_cycles',
-  'report_frequency': 'test_evaluation_reports_on_its_way',
-  'eval_samples': 'test_evaluation_of_some_images_in_any_batch',
-  'eval_batch_size': 'test_evaluation_of_some_images_in_any_batch',
-  'eval_after_training': 'test_train_with_and_without_evaluation',
-  'include_groundtruth_in_features': 'test_ground_truth_of_the_records',
-  'save_summary_steps': 'test_tensorboard_has_the_names_of_the_seed',
-  'log_path': 'test_the_log_sums_up_the_run',
-  'profile': 'test_a_trace_was_written',
-  'checkpoint': 'test_a_new_run_starts_from_the_pretrained_backbone',
-  'seed': 'test_seed_and_determinism',
-  'deterministic': 'test_seed_and_determinism',
-  'use_fake_data': 'test_fake_data_is_the_first_batch_for_ever',
-  'max_cpus': (
-    '../input_pipeline/test_batches.py::test_threads_are_capped_in_all_pools'
-  ),
-  'pyramid_roi_impl': 'test_roi_features_have_the_type_of_their_name',
-  'amp': 'test_roi_features_have_the_type_of_their_name',
-  'finetune_bn': 'test_batch_norms_of_stages_3_to_5_learn',
-  'topk_before_nms': 'test_nms_over_all_anchors',
-  'init_learning_rate': 'test_the_optimizer_of_the_flags',
-  'momentum': 'test_the_optimizer_of_the_flags',
-  'l2_weight_decay': 'test_the_optimizer_of_the_flags',
-  'global_gradient_clip_ratio': 'test_the_optimizer_of_the_flags',
-  'learning_rate_steps': 'test_flags.py::test_learning_rate_of_the_flags',
-  'learning_rate_decay_levels': (
-    'test_flags.py::test_learning_rate_of_the_flags'
-  ),
-  'warmup_learning_rate': 'test_flags.py::test_learning_rate_of_the_flags',
-  'warmup_steps': 'test_flags.py::test_learning_rate_of_the_flags',
-  'device': 'test_the_device_is_the_one_that_is_asked_for',
-  'use_tf_distributed': 'test_one_process_drives_one_device_or_all',
-}
-TESTS = pathlib.Path(__file__).parent
-
-
-def test_every_flag_is_watched_or_answered():
-  for flag in seed_flags.FLAGS:
-    if flag.replaced:
-      continue  # test_flags checks the answers.
-    file, _, test = OBSERVED[flag.name].rpartition('::')
-    text = (TESTS / (file or __file__)).read_text()
-    assert f'def {test}(' in text, flag.name
-
-
-# What needs no run.
-
-
-def config_of(*argv, **environ):
-  command = seed_flags.parse(argv)
-  return seed_command.make_config(command, environ)
+config_of = habana_runs.config_of
 
 
 def small_config(*argv, **environ):
-  return config_of(*habana_runs.small(), *argv, **environ)
-
-
-def make_images():
-  sizes = jnp.full((1, 2), 64.0)
-  return jnp.zeros((1, 64, 64, 3)), sizes
+  return config_of(*habana_runs.small(), *argv, environ=environ)
 
 
 @pytest.mark.parametrize(
@@ -116,10 +48,10 @@ def make_images():
     (['--amp'], '0', ('bfloat16', 'bfloat16')),
   ],
 )
-def test_roi_features_have_the_type_of_their_name(argv, precision, expected):
+def test_type_of_roi_features(argv, precision, expected):
   config = small_config(*argv, TF_BF16_CONVERSION=precision)
   model = MaskRCNN.from_config(config.model)
-  images, sizes = make_images()
+  images, sizes = jnp.zeros((1, 64, 64, 3)), jnp.full((1, 2), 64.0)
 
   def types(key):
     variables = train_step.init_variables(model, key)
@@ -135,7 +67,7 @@ def test_roi_features_have_the_type_of_their_name(argv, precision, expected):
     assert leaf.dtype == jnp.float32
 
 
-def test_batch_norms_of_stages_3_to_5_learn():
+def test_batch_norms_of_stages_3_to_5_are_trained():
   trained = {}
   for argv in ((), ('--finetune_bn',)):
     model = MaskRCNN.from_config(small_config(*argv).model)
@@ -154,7 +86,7 @@ def test_batch_norms_of_stages_3_to_5_learn():
 
 @pytest.mark.slow
 def test_nms_over_all_anchors():
-  """2000 boxes on one place hide 500 others from a cut, not from NMS."""
+  """2000 equal boxes hide 500 others from a top-k cut, not from NMS."""
   boxes = np.tile(np.float32([0, 0, 20, 20]), (2500, 1))
   boxes[2000:] += 40 * np.arange(1, 501)[:, None]
   outputs = RPNOutputs(
@@ -210,7 +142,7 @@ def data_flags(dataset):
   ]
 
 
-def test_fake_data_is_the_first_batch_for_ever(dataset):
+def test_fake_data_repeats_the_first_batch(dataset):
   seen = {}
   for flag in ('--use_fake_data', '--nouse_fake_data'):
     config = small_config(*data_flags(dataset), '--train_batch_size=2', flag)
@@ -221,41 +153,39 @@ def test_fake_data_is_the_first_batch_for_ever(dataset):
 
 
 @pytest.mark.parametrize(
-  'flag, value, message',
+  'flag, value, field',
   [
-    ('training_file_pattern', 'no/train*', "file_pattern 'no/train*' fits no"),
-    ('validation_file_pattern', 'no/val*', "file_pattern 'no/val*' fits no"),
-    ('val_json_file', 'no.json', 'annotations_file no.json does not exist'),
-    ('checkpoint', 'no/model.ckpt-1', 'training.pretrained: There is no check'),
-    ('eval_samples', '0', 'evaluation.max_images must be at least 1, got 0'),
-    ('max_cpus', '0', 'num_threads must be 1 or more, got 0'),
-    ('train_batch_size', '0', 'input.batch_size must be a positive multiple'),
-    ('eval_batch_size', '-4', 'evaluation.batch_size must be at least 1, got'),
-    ('total_steps', '0', 'training.num_steps must be at least 1, got 0'),
-    ('profile', '3,1', 'training.profile must be the first and the last step'),
-    ('device', 'HPU', "runtime.backend is 'hpu', but JAX finds only"),
+    ('training_file_pattern', 'no/train*', "file_pattern 'no/train*'"),
+    ('validation_file_pattern', 'no/val*', "file_pattern 'no/val*'"),
+    ('val_json_file', 'no.json', 'annotations_file no.json'),
+    ('checkpoint', 'no/model.ckpt-1', 'training.pretrained'),
+    ('eval_samples', '0', 'evaluation.max_images'),
+    ('max_cpus', '0', 'num_threads'),
+    ('train_batch_size', '0', 'input.batch_size'),
+    ('eval_batch_size', '-4', 'evaluation.batch_size'),
+    ('total_steps', '0', 'training.num_steps'),
+    ('profile', '3,1', 'training.profile'),
+    ('device', 'HPU', "runtime.backend is 'hpu'"),
   ],
 )
 def test_inputs_are_checked_before_the_first_step(
-  dataset, tmp_path, monkeypatch, capsys, flag, value, message
+  dataset, tmp_path, monkeypatch, capsys, flag, value, field
 ):
   monkeypatch.chdir(tmp_path)
   argv = [*data_flags(dataset), *habana_runs.scratch(), '--mode=train']
-  assert seed_flags.main([*argv, f'--{flag}={value}']) == 2
+  assert habana.main([*argv, f'--{flag}={value}']) == 2
   error = capsys.readouterr().err
   assert error.startswith('mask_rcnn_main.py: ')
-  assert message in error
+  assert field in error
   assert not list(tmp_path.iterdir())  # Neither results/ nor mrcnn.json.
 
 
-def test_without_evaluation_its_inputs_are_not_asked_for(tmp_path, monkeypatch):
+def test_without_evaluation_its_inputs_are_not_checked(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   called = []
-  from maskrcnn_jax.training import loop
-
   monkeypatch.setattr(loop, 'train', lambda *a: called.append(a))
   argv = ['--mode=train', '--noeval_after_training', *habana_runs.scratch()]
-  assert seed_flags.main([*argv, '--val_json_file=no.json']) == 0
+  assert habana.main([*argv, '--val_json_file=no.json']) == 0
   config, workdir, notes = called[0]
   assert workdir == 'results/'
   assert config.evaluation.annotations_file == 'no.json'
@@ -269,13 +199,13 @@ def test_evaluation_of_an_empty_folder_is_an_error(
   tmp_path, monkeypatch, capsys
 ):
   monkeypatch.chdir(tmp_path)
-  assert seed_flags.main(['--mode=eval', *habana_runs.small()]) == 2
-  assert 'results/ holds no checkpoint' in capsys.readouterr().err
+  assert habana.main(['--mode=eval', *habana_runs.small()]) == 2
+  assert 'results/ ' in capsys.readouterr().err
   (tmp_path / 'results').mkdir()
   (tmp_path / 'results' / 'model.ckpt-360000.index').touch()
-  assert seed_flags.main(['--mode=eval', *habana_runs.small()]) == 2
+  assert habana.main(['--mode=eval', *habana_runs.small()]) == 2
   error = capsys.readouterr().err
-  assert 'results/model.ckpt-360000: name it with --checkpoint' in error
+  assert 'results/model.ckpt-360000' in error and '--checkpoint' in error
 
 
 def test_a_backbone_cannot_be_evaluated(tmp_path, monkeypatch, capsys):
@@ -283,12 +213,12 @@ def test_a_backbone_cannot_be_evaluated(tmp_path, monkeypatch, capsys):
   backbone = tensorflow_checkpoint.google_backbone(50, 4)
   tensorflow_checkpoint.write_named(tmp_path / 'model.ckpt-112603', backbone)
   argv = ['--mode=eval', '--checkpoint=model.ckpt-112603', *habana_runs.small()]
-  assert seed_flags.main(argv) == 2
+  assert habana.main(argv) == 2
   error = capsys.readouterr().err
-  assert 'model.ckpt-112603 is a checkpoint of a backbone' in error
+  assert 'model.ckpt-112603' in error and 'backbone' in error
 
 
-# Runs. They share compiled programs.
+# Runs of the script. They share compiled programs.
 
 
 @pytest.fixture(scope='module')
@@ -334,10 +264,10 @@ def test_train_and_eval_in_cycles(run):
   steps = sorted(int(p.name) for p in (folder / 'run/checkpoints').iterdir())
   # Every third one, and the one that was evaluated on the way.
   assert steps == [3, 4, 6]
-  position = checkpoint.read_position(folder / 'run')
+  position = store.read_position(folder / 'run')
   assert position['examples'] == 6 * 2
   assert 'training on 1 cpu with 2 images a step' in shown
-  assert '--nms_on_hpu has nothing to do here: NMS runs where' in shown
+  assert '--nms_on_hpu has no effect here' in shown
   params = yaml.safe_load((folder / 'run' / 'params.yaml').read_text())
   assert params['total_steps'] == 6
   assert params['training']['num_steps'] == 6
@@ -352,7 +282,7 @@ def test_evaluation_reports_on_its_way(run):
 
 
 @pytest.mark.slow
-def test_tensorboard_has_the_names_of_the_seed(run):
+def test_tensorboard_has_habanas_names(run):
   folder, _ = run
   events = b''.join(
     path.read_bytes() for path in (folder / 'run').glob('events.out.*')
@@ -379,7 +309,7 @@ def test_the_log_sums_up_the_run(run):
   training = [entry for entry in logged if 'Average_throughput' in entry]
   assert training == [
     {
-      'Average_throughput': -1.0,  # As in the seed below 101 steps.
+      'Average_throughput': -1.0,  # As Habana's below 101 steps.
       'Total processed steps': 6,
       'Total_processing_time': pytest.approx(300, abs=299.9),
     }
@@ -442,7 +372,7 @@ def test_both_commands_give_the_same_metrics(run, dataset, env, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_is_done_is_said_and_left_alone(run, dataset, env):
+def test_a_finished_run_is_left_alone(run, dataset, env):
   folder, _ = run
   before = {p: p.stat().st_mtime_ns for p in (folder / 'run').rglob('*')}
   argv = [*data_flags(dataset), *habana_runs.scratch(), '--model_dir=run']
@@ -513,7 +443,7 @@ def test_train_with_and_without_evaluation(dataset, env, tmp_path):
 
 
 def write_backbone(folder, seed=0):
-  """Google's backbone where the seed's default looks for it."""
+  """Writes Google's backbone to the default of --checkpoint."""
   prefix = folder / 'weights/resnet/resnet-nhwc-2018-02-07/model.ckpt-112603'
   prefix.parent.mkdir(parents=True)
   tensors = tensorflow_checkpoint.google_backbone(50, 4, seed)
@@ -522,7 +452,7 @@ def write_backbone(folder, seed=0):
 
 
 def kernel(workdir, step, *path):
-  params = checkpoint.restore(workdir, step)[0]['params']['backbone']
+  params = store.restore(workdir, step)[0]['params']['backbone']
   for name in path:
     params = params[name]
   return np.asarray(params['kernel'])
@@ -552,9 +482,7 @@ def test_a_new_run_starts_from_the_pretrained_backbone(dataset, env, tmp_path):
 
 
 @pytest.mark.long
-def test_killed_at_any_moment_it_goes_on_with_the_trained_backbone(
-  dataset, env, tmp_path
-):
+def test_a_killed_run_resumes_with_the_trained_backbone(dataset, env, tmp_path):
   write_backbone(tmp_path)
   argv = [*data_flags(dataset), *habana_runs.small(), '--mode=train']
   argv += ['--noeval_after_training', '--train_batch_size=2', '--seed=0']
@@ -563,11 +491,11 @@ def test_killed_at_any_moment_it_goes_on_with_the_trained_backbone(
   execute([*argv, '--model_dir=whole'], tmp_path, env)
   workdir, rng = tmp_path / 'killed', random.Random(time.time_ns())
   for kills_left in (2, 1, 0):
-    before = checkpoint.latest_step(workdir)
+    before = store.latest_step(workdir)
     process = habana_runs.start([*argv, '--model_dir=killed'], tmp_path, env)
     while kills_left and process.poll() is None:
       time.sleep(0.01)
-      if checkpoint.latest_step(workdir) != before:
+      if store.latest_step(workdir) != before:
         # The next save may not have begun, be on its way, or be finished.
         time.sleep(rng.uniform(0.0, 0.3))
         process.send_signal(signal.SIGKILL)
@@ -577,7 +505,7 @@ def test_killed_at_any_moment_it_goes_on_with_the_trained_backbone(
   assert process.returncode == 0
   assert 'continuing from step' in shown
   whole, killed = (
-    checkpoint.restore(tmp_path / name)[0] for name in ('whole', 'killed')
+    store.restore(tmp_path / name)[0] for name in ('whole', 'killed')
   )
   jax.tree.map(np.testing.assert_array_equal, whole, killed)
   key = 'train/total_loss'
@@ -600,7 +528,7 @@ def test_seed_and_determinism(num_steps, dataset, env, tmp_path):
   ):
     flags = [f'--model_dir={name}', f'--seed={seed}', f'--total_steps={steps}']
     execute([*argv, *flags], tmp_path, env)
-  states = [checkpoint.restore(tmp_path / name)[0] for name in ('a', 'b')]
+  states = [store.restore(tmp_path / name)[0] for name in ('a', 'b')]
   jax.tree.map(np.testing.assert_array_equal, *states)
   ours, again, other = (
     lines(tmp_path / name, 'train/total_loss') for name in ('a', 'b', 'c')
@@ -613,26 +541,24 @@ def test_seed_and_determinism(num_steps, dataset, env, tmp_path):
 
 
 def test_determinism_reaches_xla(monkeypatch):
-  from maskrcnn_jax.distributed import processes as runtime
-
   monkeypatch.setenv('XLA_FLAGS', '--xla_a=1')
   for _ in range(2):
-    runtime.make_deterministic()
+    processes.make_deterministic()
   flags = '--xla_a=1 --xla_gpu_deterministic_ops=true'
   assert os.environ['XLA_FLAGS'] == flags
 
 
-def test_the_device_is_the_one_that_is_asked_for(dataset, tmp_path, capsys):
+def test_device_chooses_the_backend(dataset, tmp_path, capsys):
   if jax.default_backend() != 'cpu':
     pytest.skip('an accelerator is present')
   argv = ['--mode=eval', f'--model_dir={tmp_path}', *habana_runs.small()]
   for device in ('CPU', 'HPU'):
-    assert seed_flags.main([*argv, f'--device={device}']) == 2
+    assert habana.main([*argv, f'--device={device}']) == 2
     error = capsys.readouterr().err
     assert ('no checkpoint' in error) == (device == 'CPU')
-    assert ('JAX finds only' in error) == (device == 'HPU')
-  # The default of the seed, HPU, is no demand: the CPU serves.
-  assert seed_flags.main(argv) == 2
+    assert ("runtime.backend is 'hpu'" in error) == (device == 'HPU')
+  # The default, HPU, is not binding: the CPU serves.
+  assert habana.main(argv) == 2
   assert 'no checkpoint' in capsys.readouterr().err
 
 
@@ -640,20 +566,20 @@ def test_the_device_is_the_one_that_is_asked_for(dataset, tmp_path, capsys):
 def test_one_process_drives_one_device_or_all(dataset, env, tmp_path):
   code = (
     'import sys\n'
-    'from maskrcnn_jax.habana import flags as seed_flags\n'
+    'from maskrcnn_jax.distributed import mesh\n'
+    'from maskrcnn_jax.habana import command\n'
     'from maskrcnn_jax.training import loop\n'
-    'from maskrcnn_jax.distributed import mesh as sharding\n'
     'def train(config, workdir, notes):\n'
-    '  print("SEEN", sharding.config_mesh(config).size,\n'
+    '  print("SEEN", mesh.config_mesh(config).size,\n'
     '        config.input.batch_size, config.evaluation.batch_size)\n'
     'loop.train = train\n'
-    'sys.exit(seed_flags.main(sys.argv[1:]))\n'
+    'sys.exit(command.main(sys.argv[1:]))\n'
   )
   argv = ['--mode=train', '--noeval_after_training', '--train_batch_size=3']
   two = env | {'XLA_FLAGS': quick.xla_flags(num_devices=2)}
-  for flags, expected in (([], '1 3 4'), (['--use_tf_distributed'], '2 6 8')):
+  for more, expected in (([], '1 3 4'), (['--use_tf_distributed'], '2 6 8')):
     shown = subprocess.run(
-      [sys.executable, '-c', code, *argv, *flags],
+      [sys.executable, '-c', code, *argv, *more],
       cwd=tmp_path,
       env=two,
       check=True,
@@ -678,10 +604,4 @@ def test_termination_saves_the_run(dataset, env, tmp_path):
   assert 'Training ended with status: STOPPED by SIGTERM' in shown
   logged = entries(tmp_path / 'mrcnn.json')
   steps = logged[0]['Total processed steps']
-  assert checkpoint.latest_step(tmp_path / 'results') == steps > 0
-
-
-def test_a_run_of_the_other_command_needs_no_flags_of_the_seed(capsys):
-  with pytest.raises(SystemExit, match='2'):
-    main_command.main(['prepare', '--images=a', '--config.input.flip=true'])
-  assert 'prepare' in capsys.readouterr().err
+  assert store.latest_step(tmp_path / 'results') == steps > 0

@@ -1,8 +1,8 @@
-"""The commands of the seed's README run as they stand, paths aside.
+"""The commands of Habana's README run unchanged but for paths.
 
-Steps, canvas and model are small; the last flags see to that. The ones with
-mpirun run as two processes and without `--map-by`, which counts the cores of
-the machine.
+Overrides at the end make steps, canvas and model small. The commands with
+mpirun run as two processes and without `--map-by`, which depends on the number
+of cores.
 """
 
 import json
@@ -14,7 +14,7 @@ import pytest
 import tensorflow_checkpoint
 import tiny_run
 
-from maskrcnn_jax.checkpoints import store as checkpoint
+from maskrcnn_jax.checkpoints import store
 
 DATA = (
   '--training_file_pattern="/data/tensorflow/coco2017/tf_records/'
@@ -83,7 +83,7 @@ def env(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path):
-  """Weights, records and annotations where the README has them."""
+  """Weights, records and annotations at the paths of the README."""
   prefix = tmp_path / 'weights/resnet/resnet-nhwc-2018-02-07/model.ckpt-112603'
   prefix.parent.mkdir(parents=True)
   tensorflow_checkpoint.write_named(
@@ -104,25 +104,25 @@ def run(command, precision, folder, env):
   """Runs a command of the README in a folder with its data."""
   command = command.replace('/data/', f'{folder}/data/')
   words = shlex.split(command)
-  place = words.index('mask_rcnn_main.py')
-  launcher = words[: place - 1]
+  script = words.index('mask_rcnn_main.py')
+  launcher = words[: script - 1]
   for old, new in (('--map-by', []), ('--np', ['--np', '2'])):
     if old in launcher:
       at = launcher.index(old)
       launcher[at : at + 2] = new
   precision = {} if precision is None else {'TF_BF16_CONVERSION': precision}
-  argv = [*words[place + 1 :], *SMALL]
+  argv = [*words[script + 1 :], *SMALL]
   return habana_runs.execute(argv, folder, env | precision, launcher=launcher)
 
 
 def check(folder, shown, precision, batch_size):
-  """What every one of the commands must leave behind."""
+  """Checks the files and the config that every command leaves."""
   workdir = folder / 'results'
   assert '265 tensors of model.ckpt-112603 -> backbone' in shown
   assert shown.count('Training ended with status: SUCCESS') == 1
-  assert checkpoint.latest_step(workdir) == 2
-  assert checkpoint.read_position(workdir)['examples'] == 2 * batch_size
-  config = checkpoint.read_config(workdir)
+  assert store.latest_step(workdir) == 2
+  assert store.read_position(workdir)['examples'] == 2 * batch_size
+  config = store.read_config(workdir)
   assert config['model']['dtype'] == DTYPES[precision]
   assert sorted(habana_runs.lines(workdir, 'train/total_loss')) == [1, 2]
   assert sorted(habana_runs.lines(workdir, 'eval/mask_AP')) == [2]
@@ -145,7 +145,7 @@ def test_on_one_card(name, folder, env):
   shown = run(flags, precision, folder, env)
   batch_size = 12 if name == 'gaudi2' else 4
   config = check(folder, shown, precision, batch_size)
-  # The numbers of the command are taken as they are.
+  # The learning rate is literal.
   rate = 0.015 if name == 'gaudi2' else 0.005
   assert config['optimizer']['learning_rate'] == rate
 
@@ -162,7 +162,7 @@ def test_on_several_cards(name, folder, env):
     0.12 if name == 'gaudi2' else 0.04
   )
   assert 'training on 2 cpu with' in shown
-  # Of the two processes one speaks, and none evaluates for itself.
+  # One of the two processes logs, and they evaluate together.
   assert shown.count('images evaluated in') == 1
   logged = (folder / 'mrcnn.json').read_text().splitlines()
   scores = [x for x in map(json.loads, logged) if 'accuracy' in x['data']]

@@ -8,9 +8,12 @@ import sys
 
 import quick
 
+from maskrcnn_jax.habana import command as habana
+from maskrcnn_jax.habana import flags as habana_flags
+
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = ROOT / 'launch' / 'mask_rcnn_main.py'
-# A narrow ResNet-50, so that the seed's pretrained weights have their names.
+# A narrow ResNet-50, with the tensor names of Google's backbone.
 MODEL = {
   'model.num_classes': 3,
   'model.backbone.width': 4,
@@ -31,7 +34,7 @@ MODEL = {
   'input.mask_size': 28,
   'training.pictures': 1,
 }
-# A smaller one, for what has nothing to do with pretrained weights.
+# A smaller one, without pretrained weights.
 SCRATCH = {
   'model.backbone.depth': 18,
   'model.backbone.norm': 'group',
@@ -39,8 +42,13 @@ SCRATCH = {
 }
 
 
+def config_of(*argv, environ=None, **counts):
+  """The config of a command line; `counts` are of `make_config`."""
+  return habana.make_config(habana_flags.parse(argv), environ or {}, **counts)
+
+
 def small(**more):
-  """Flags that make the model small; `__` stands for a dot."""
+  """Flags of a small model; `__` stands for a dot."""
   fields = {name.replace('__', '.'): value for name, value in more.items()}
   return [
     f'--config.{name}={value}' for name, value in {**MODEL, **fields}.items()
@@ -48,13 +56,13 @@ def small(**more):
 
 
 def scratch():
-  """Flags for the smaller model, without pretrained weights."""
+  """Flags of an even smaller model without pretrained weights."""
   fields = {name.replace('.', '__'): value for name, value in SCRATCH.items()}
   return ['--checkpoint=', *small(**fields)]
 
 
 def environment(cache, **more):
-  """Of a process that compiles quickly, and everything once."""
+  """Environment of a process that compiles quickly, and each program once."""
   return {
     **os.environ,
     'PYTHONPATH': str(ROOT),
@@ -67,7 +75,7 @@ def environment(cache, **more):
 
 
 def start(argv, cwd, env, launcher=()):
-  """Starts the script; both outputs are one text."""
+  """Starts the script with stdout and stderr as one text."""
   return subprocess.Popen(
     [*launcher, sys.executable, SCRIPT, *argv],
     cwd=cwd,
@@ -79,7 +87,7 @@ def start(argv, cwd, env, launcher=()):
 
 
 def execute(argv, cwd, env, code=0, launcher=()):
-  """What the script printed; the test fails if it ends otherwise."""
+  """Output of the script, which must exit with `code`."""
   process = start(argv, cwd, env, launcher)
   shown, _ = process.communicate(timeout=600)
   assert process.returncode == code, shown[-4000:]
@@ -87,7 +95,7 @@ def execute(argv, cwd, env, code=0, launcher=()):
 
 
 def lines(workdir, key):
-  """step -> the line of metrics.jsonl that has the key, without the speed."""
+  """Step -> line of metrics.jsonl with that key, without the speed."""
   text = (pathlib.Path(workdir) / 'metrics.jsonl').read_text()
   found = [json.loads(line) for line in text.splitlines()]
   for line in found:

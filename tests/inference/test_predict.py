@@ -242,7 +242,7 @@ def test_files_of_others_are_not_replaced(workdir, photos, tmp_path, capfd):
   [
     ({'workdir': 'nowhere'}, 'holds no checkpoint'),
     ({'workdir': __file__}, 'import_weights --source'),
-    ({'flag': '--tile_overlap=0.5'}, '--tile_overlap is nothing without'),
+    ({'flag': '--tile_overlap=0.5'}, '--tile_overlap needs --tile'),
     ({'images': 'nowhere/*.jpg'}, 'nothing matches it as a pattern'),
   ],
 )
@@ -260,7 +260,7 @@ def test_mistakes_are_told_before_anything_is_written(
 @pytest.mark.parametrize(
   'flags, message',
   [
-    (['--min_score=2'], "--min_score: must be 0 to 1, got '2'"),
+    (['--min_score=2'], '--min_score: must be a number from 0 to 1'),
     (['--batch_size=0'], '--batch_size: must be a whole number of 1 or more'),
     (['--tile=big'], '--tile: must be a whole number'),
     (['--tile_levels=-1'], '--tile_levels: must be a whole number of 0'),

@@ -1,0 +1,181 @@
+"""Verbs for data sets: `prepare` and `check`."""
+
+import argparse
+import os
+
+from maskrcnn_jax import files
+from maskrcnn_jax.cli import command_line
+from maskrcnn_jax.errors import UserError
+
+_HEAD_BYTES = 4096  # Start of a file in which `check` leaves its mark.
+
+
+def _add_prepare_flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument('--images', required=True, help='folder of the images')
+  parser.add_argument(
+    '--annotations',
+    required=True,
+    help='COCO json, or the folder of PNG or text files of another format',
+  )
+  parser.add_argument(
+    '--format',
+    metavar='NAME',
+    help='coco (default); instance_png: one PNG per image whose values number '
+    'the objects; object_png: one folder per image with one PNG per object; '
+    'yolo: polygons in text files',
+  )
+  parser.add_argument(
+    '--classes',
+    metavar='NAME,NAME,...',
+    help='class names, or a file that lists them; for formats other than coco',
+  )
+  parser.add_argument(
+    '--output',
+    required=True,
+    help='record files to write, such as records/train-*.tfrecord',
+  )
+  parser.add_argument('--captions', help='COCO json of captions')
+  parser.add_argument(
+    '--image_ids',
+    type=command_line.COUNTS,
+    metavar='ID,ID,...',
+    help='convert only these images',
+  )
+  parser.add_argument('--num_shards', type=int, help='number of record files')
+  _add_num_workers(parser)
+
+
+def _prepare(args: argparse.Namespace) -> None:
+  from maskrcnn_jax.datasets import prepare
+
+  options = command_line.given(
+    args,
+    num_shards='num_shards',
+    num_workers='num_workers',
+    captions_file='captions',
+    image_ids='image_ids',
+    data_format='format',
+    classes='classes',
+  )
+  print(prepare.prepare(args.images, args.annotations, args.output, **options))
+
+
+def _add_check_flags(parser: argparse.ArgumentParser) -> None:
+  command_line.add_config(parser, required=False)
+  parser.add_argument('--images', required=True, help='folder of the images')
+  parser.add_argument('--annotations', required=True, help='COCO json')
+  parser.add_argument(
+    '--val_annotations',
+    metavar='FILE',
+    help='COCO json of the validation set, compared with the training set',
+  )
+  parser.add_argument(
+    '--val_images',
+    metavar='DIR',
+    help='folder of the validation images (default: that of --images)',
+  )
+  parser.add_argument(
+    '--html',
+    metavar='FILE',
+    help='page to write: findings, statistics, pictures of samples and of '
+    'findings; with --config also of the batches that training would see',
+  )
+  parser.add_argument(
+    '--json', metavar='FILE', help='file to write: all findings and statistics'
+  )
+  _add_num_workers(parser)
+
+
+def _add_num_workers(parser):
+  parser.add_argument(
+    '--num_workers',
+    type=command_line.POSITIVE,
+    metavar='N',
+    help='number of worker processes',
+  )
+
+
+def _check(args: argparse.Namespace) -> int:
+  """Runs `check`; returns 1 if the data has errors."""
+  if args.val_images and not args.val_annotations:
+    raise UserError(
+      '--val_images needs --val_annotations.', argument='--val_images'
+    )
+  if args.override and not args.config:
+    raise UserError(
+      f'--config.{args.override[0]} needs --config.', argument='--config'
+    )
+  for flag, path in (('--html', args.html), ('--json', args.json)):
+    _check_output(flag, path)
+  config = None
+  if args.config:
+    from maskrcnn_jax import config as config_lib
+
+    config = config_lib.load_config(args.config, args.override)
+  from maskrcnn_jax.datasets.doctor import check, report
+
+  val = None
+  if args.val_annotations:
+    val = args.val_images or args.images, args.val_annotations
+  found = check.check(
+    (args.images, args.annotations), val, config, args.num_workers
+  )
+  print(report.to_text(found))
+  if args.json:
+    files.write_text(args.json, report.to_json(found))
+  if args.html:
+    files.write_text(args.html, _page(found, config))
+    print(f'open {args.html}')
+  elif config is not None:
+    print('--html FILE shows the batches that training would see.')
+  return int(found.count('error') > 0)
+
+
+def _check_output(flag: str, path: str | None) -> None:
+  """Refuses to replace a file that `check` did not write."""
+  from maskrcnn_jax.datasets.doctor import report
+
+  if path is None or not os.path.exists(path):
+    return
+  if os.path.isdir(path):
+    raise UserError(
+      f'{flag} {path} is a folder; name a file.', argument=flag, path=path
+    )
+  with open(path, 'rb') as file:
+    if report.MADE_BY.encode() not in file.read(_HEAD_BYTES):
+      raise UserError(
+        f'{flag} {path} exists and was not written by check; move it away or '
+        'name another file.',
+        argument=flag,
+        path=path,
+      )
+
+
+def _page(found, config) -> str:
+  from maskrcnn_jax.datasets.doctor import page, pictures
+
+  drawn = {'Findings': [*pictures.draw_findings(found)]}
+  pattern = None if config is None else config.input.get('file_pattern')
+  has_records = pattern and not any(
+    each.kind == 'no_records' and each.file == str(pattern)
+    for each in found.findings
+  )
+  if has_records:
+    names = found.splits[0].dataset.class_names
+    drawn['Training batches'] = [*pictures.draw_fed(config, names)]
+  for split in found.splits:
+    drawn[f'Samples of {split.name}'] = [*pictures.draw_samples(split)]
+  return page.make_page(found, drawn)
+
+
+VERBS = (
+  command_line.Verb(
+    'prepare',
+    'convert images and annotations to record files',
+    _add_prepare_flags,
+    _prepare,
+  ),
+  command_line.Verb(
+    'check', 'find errors in a data set', _add_check_flags, _check
+  ),
+)

@@ -1,0 +1,74 @@
+"""Verbs for weights of other programs: `import_weights`, `export_weights`."""
+
+import argparse
+
+from maskrcnn_jax.cli import command_line
+
+
+def _add_import_flags(parser: argparse.ArgumentParser) -> None:
+  command_line.add_config(
+    parser, required=False, note=' (default: chosen from the weights)'
+  )
+  parser.add_argument(
+    '--source',
+    required=True,
+    metavar='FILE',
+    help='a .pth, .pkl, .npz or .safetensors by torchvision, timm or '
+    'Detectron2, or the prefix of a TensorFlow checkpoint',
+  )
+  parser.add_argument(
+    '--output', required=True, metavar='DIR', help='workdir to create'
+  )
+
+
+def _import(args: argparse.Namespace) -> None:
+  print(
+    _conversion().import_weights(
+      args.source, args.output, args.config, args.override
+    )
+  )
+
+
+def _add_export_flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    '--checkpoint',
+    required=True,
+    metavar='PATH',
+    help='a workdir, or one checkpoint of it',
+  )
+  parser.add_argument(
+    '--output',
+    required=True,
+    metavar='FILE',
+    help='.pth, .safetensors or .npz to create',
+  )
+
+
+def _export(args: argparse.Namespace) -> None:
+  print(_conversion().export_weights(args.checkpoint, args.output))
+
+
+def _conversion():
+  """The module that converts weights; it needs no accelerator."""
+  from maskrcnn_jax.distributed import backends
+
+  backends.pick_backend('cpu')
+  from maskrcnn_jax.training import conversion
+
+  return conversion
+
+
+VERBS = (
+  command_line.Verb(
+    'import_weights',
+    'convert weights of other programs to a checkpoint',
+    _add_import_flags,
+    _import,
+  ),
+  command_line.Verb(
+    'export_weights',
+    "convert a checkpoint to torchvision's weights",
+    _add_export_flags,
+    _export,
+  ),
+)
