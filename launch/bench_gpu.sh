@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Measures training and detection on a GPU, by turns with torchvision's Mask
-# R-CNN in the same precision: bash launch/bench_gpu.sh [OUTPUT [FLAG ...]].
+# Measures training and detection on a GPU, in turn with torchvision's Mask R-CNN
+# in the same precision: bash launch/bench_gpu.sh [OUTPUT [FLAG ...]].
 # Ends with a table of images a second, ratios and shares of the measured peak.
-# Flags go to `maskrcnn-jax bench`. Run again with the same OUTPUT, it goes on
-# where it was stopped, or with other BATCHES. From the environment:
+# Flags are passed to `maskrcnn-jax bench`. Run again with the same OUTPUT, it
+# continues where it was stopped, or with other BATCHES. From the environment:
 #   PYTHON        has JAX for the GPU, Flax and Optax; TensorFlow is not needed
-#   TORCH_PYTHON  has torch and torchvision; '' measures alone; default: PYTHON
+#   TORCH_PYTHON  has torch and torchvision; '' skips torchvision; default: PYTHON
 #   IMAGES, ANNOTATIONS   a folder and its COCO json: also measures real images,
-#                 where PYTHON has TensorFlow and pycocotools
+#                 if PYTHON has TensorFlow and pycocotools
 #   CONFIG=coco:torchvision CANVAS=832,1344 DTYPE=bfloat16 BATCHES='4 8 12 16'
 #   STAGES_BATCH=12 ('' for none) ROUNDS=10 WARMUP=3 BACKEND=gpu
 set -euo pipefail
@@ -24,13 +24,16 @@ stages_batch=${STAGES_BATCH-12}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p "$output"
 
-# Small packages that a machine for JAX and torch may lack are put beside the
-# results. Without a network pip takes wheels from PIP_FIND_LINKS=FOLDER.
+# Small packages that a machine for JAX and torch may lack are installed beside
+# the results. Without a network pip takes wheels from PIP_FIND_LINKS=FOLDER.
 missing=$("$python" - << 'EOF'
 import importlib.util
-names = {'absl': 'absl-py', 'ml_collections': 'ml-collections',
-         'PIL': 'pillow', 'safetensors': 'safetensors', 'tqdm': 'tqdm',
-         'yaml': 'pyyaml'}
+names = {'absl': 'absl-py', 'contourpy': 'contourpy', 'cycler': 'cycler',
+         'dateutil': 'python-dateutil', 'fontTools': 'fonttools',
+         'kiwisolver': 'kiwisolver', 'matplotlib': 'matplotlib',
+         'ml_collections': 'ml-collections', 'packaging': 'packaging',
+         'PIL': 'pillow', 'pyparsing': 'pyparsing', 'safetensors': 'safetensors',
+         'six': 'six', 'tqdm': 'tqdm', 'yaml': 'pyyaml'}
 print(*(d for m, d in names.items() if not importlib.util.find_spec(m)))
 EOF
 )
@@ -62,7 +65,7 @@ failed=()
 measure() {
   local folder=$output/$1
   if [[ -e $folder/bench.json ]]; then
-    echo "$folder is there already."
+    echo "$folder exists already."
     return
   fi
   echo "Measuring $1."
@@ -77,7 +80,7 @@ measure() {
 }
 
 for batch in $batches; do
-  measure "drawn_$batch" "$batch" --what=step,inference \
+  measure "random_$batch" "$batch" --what=step,inference \
     ${against[@]+"${against[@]}"}
 done
 if [[ -n $stages_batch ]]; then
@@ -97,7 +100,7 @@ if [[ -n ${IMAGES:-} ]]; then
         ${against[@]+"${against[@]}"}
     done
   else
-    echo "$python has no TensorFlow or no pycocotools: drawn images alone."
+    echo "$python has no TensorFlow or no pycocotools: only random images."
   fi
 fi
 
@@ -105,5 +108,5 @@ if ((${#failed[@]})); then
   echo "Failed: ${failed[*]}." >&2
 fi
 echo
-"$python" -m maskrcnn_jax.benchmarks.summary "$output" | tee "$output/table.md"
+"$python" -m maskrcnn_jax.benchmarks.report "$output" | tee "$output/table.md"
 exit $((${#failed[@]} > 0))

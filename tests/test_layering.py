@@ -55,7 +55,7 @@ ALLOWED = {
     'jax PIL .config .distributed .input_pipeline .models .tables .training'
   ),
   'maskrcnn_jax/benchmarks': (
-    'jax numpy optax PIL pycocotools tensorflow torch torchvision tqdm'
+    'jax numpy flax optax PIL tensorflow torch torchvision tqdm .charts .files'
     ' .datasets .distributed .evaluation .input_pipeline .models .ops'
     ' .structures .tables .training .weights'
   ),

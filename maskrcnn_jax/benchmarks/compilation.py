@@ -1,4 +1,4 @@
-"""What it takes to compile the step and detection: anew, and from the cache."""
+"""Time to compile the step and detection, with a cold and a warm cache."""
 
 import contextlib
 import pathlib
@@ -10,12 +10,10 @@ from typing import Any
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from maskrcnn_jax.benchmarks import comparison
 from maskrcnn_jax.benchmarks.subject import Subject
-from maskrcnn_jax.distributed import mesh as sharding
-from maskrcnn_jax.training import train_step as step_lib
-
-_DIR = 'jax_compilation_cache_dir'
-_LEAST = 'jax_persistent_cache_min_compile_time_secs'
+from maskrcnn_jax.distributed import mesh as mesh_lib
+from maskrcnn_jax.training import train_step
 
 
 def run(
@@ -31,23 +29,19 @@ def run(
 
   Returns:
     For `step` and `inference`: `cold`, with an empty cache, and `cached`, each
-    `trace_seconds` (Python), `compile_seconds` (the compiler, or reading what
-    it made) and their sum `seconds`; and `cache_bytes`, what was kept.
+    `trace_seconds` (Python), `compile_seconds` (the compiler, or reading its
+    program from the cache) and their sum `seconds`; and `cache_bytes`.
   """
   del other, rounds, warmup
   batch, state = subject.batches()[0], subject.state()
-  places = jax.tree.map(lambda x: x.sharding, state)
-  key = jax.device_put(jax.random.key(0), sharding.replicated(subject.mesh))
+  key = jax.device_put(jax.random.key(0), mesh_lib.replicated(subject.mesh))
 
   def step():
-    jitted = step_lib.jit_train_step(
-      subject.model, subject.optimizer, subject.mesh, places
-    )
-    return jitted, (state, batch, key)
+    return comparison.jitted_step(subject, state), (state, batch, key)
 
   def detect():
     def function(variables, images, sizes):
-      return step_lib.detect(subject.model, variables, images, sizes)
+      return train_step.detect(subject.model, variables, images, sizes)
 
     images = batch['images'], batch['image_sizes']
     return jax.jit(function), (state.variables(), *images)
@@ -56,25 +50,28 @@ def run(
 
 
 def cold_and_cached(make: Callable[[], tuple[Any, tuple]]) -> dict[str, Any]:
-  """Compiles a program with an empty cache, and again with what that left.
+  """Compiles a program with an empty cache, and again with what that wrote.
 
   Args:
     make: returns a jitted function and its arguments, the same in each call.
 
   Returns:
     See `run`.
+
+  Raises:
+    RuntimeError: the second program did not come from the cache.
   """
   with tempfile.TemporaryDirectory(prefix='maskrcnn_jax_') as folder:
     with _cache_in(folder):
       cold = _compile(*make())
       again = make()
-      kept = _sizes(folder)
+      written = _sizes(folder)
       cached = _compile(*again)
-    if _sizes(folder) != kept or not kept:
+    if _sizes(folder) != written or not written:
       raise RuntimeError(
-        f'The compiled program was not taken from the cache, which has {kept}.'
+        f'The compiled program did not come from the cache: {written}.'
       )
-  return {'cold': cold, 'cached': cached, 'cache_bytes': sum(kept.values())}
+  return {'cold': cold, 'cached': cached, 'cache_bytes': sum(written.values())}
 
 
 def _compile(jitted, arguments) -> dict[str, float]:
@@ -95,11 +92,15 @@ def _compile(jitted, arguments) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _cache_in(folder: str) -> Iterator[None]:
-  """Keeps compiled programs in a folder, however short they took."""
-  former = {name: getattr(jax.config, name) for name in (_DIR, _LEAST)}
-  jax.config.update(_DIR, folder)
-  jax.config.update(_LEAST, 0.0)
+  """Caches compiled programs in a folder, however short they took."""
+  settings = {
+    'jax_compilation_cache_dir': folder,
+    'jax_persistent_cache_min_compile_time_secs': 0.0,
+  }
+  former = {name: getattr(jax.config, name) for name in settings}
   try:
+    for name, value in settings.items():
+      jax.config.update(name, value)
     yield
   finally:
     for name, value in former.items():
@@ -108,8 +109,6 @@ def _cache_in(folder: str) -> Iterator[None]:
 
 
 def _sizes(folder: str) -> dict[str, int]:
-  """Bytes of the programs that are kept there, by name."""
-  return {
-    path.name: path.stat().st_size
-    for path in pathlib.Path(folder).rglob('*-cache')
-  }
+  """Bytes of the cached programs, by file name."""
+  paths = pathlib.Path(folder).rglob('*-cache')
+  return {path.name: path.stat().st_size for path in paths}

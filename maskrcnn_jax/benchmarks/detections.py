@@ -1,9 +1,10 @@
-"""Detections like those of a trained model, drawn from a COCO json.
+"""Synthetic detections of the images and objects of a COCO json.
 
-What an evaluation costs depends on the sizes, shapes and classes of what was
-found, so all of them are those of annotated objects. Most objects are found
-once, with a good score, a box that is a little off and a mask that is a little
-rough; the other detections lie around objects, or anywhere, with low scores.
+The cost of an evaluation depends on the sizes, shapes and classes of the
+detections, so all of them are those of annotated objects. Most objects are
+found once, with a high score, a box that is a little off and a mask that is a
+little rough; the other detections lie around objects, or anywhere, with low
+scores.
 """
 
 import dataclasses
@@ -37,13 +38,13 @@ _CANVAS = (832, 1344)
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-  """Images with annotations, and what their detections are drawn from.
+  """Images with annotations, and the objects that detections are made from.
 
   Attributes:
     truth: a COCO dataset; `shape` of an annotation is the index of its object
       in the arrays below, or -1.
     num_detections: in every image.
-    seed: of all that is drawn.
+    seed: of the detections.
     sides: `[num_shapes, 2]` height and width of objects.
     classes: `[num_shapes]` of the objects.
     masks: `[len(_ROUGHNESS), num_shapes, 28, 28]` float32 probabilities.
@@ -57,9 +58,9 @@ class Workload:
   masks: np.ndarray
 
   def batches(self, batch_size: int) -> Iterator[tuple[Detections, dict]]:
-    """Yields detections of all images, and the batch they were found in.
+    """Yields detections and batches of all images, the same in each call.
 
-    They are the same ones each time, whatever the size of the batches.
+    The detections do not depend on the size of the batches.
     """
     images = self.truth['images']
     for start in range(0, len(images), batch_size):
@@ -67,7 +68,7 @@ class Workload:
       sizes = np.array([(i['height'], i['width']) for i in batch], np.int32)
       scales = (np.array(_CANVAS) / sizes).min(axis=1, keepdims=True)
       scales = scales.repeat(2, axis=1).astype(np.float32)
-      rows = [self._draw(image) for image in batch]
+      rows = [self._detect(image) for image in batch]
       fields = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
       fields['boxes'] *= np.tile(scales, 2)[:, None]
       yield (
@@ -89,7 +90,7 @@ class Workload:
         objects.setdefault(annotation['image_id'], []).append(annotation)
     return objects
 
-  def _draw(self, image):
+  def _detect(self, image):
     """The fields of the detections of one image, in its pixels."""
     rng = np.random.default_rng((self.seed, image['id']))
     count = self.num_detections
@@ -140,17 +141,17 @@ def make_workload(
   num_detections: int = 100,
   seed: int = 0,
 ) -> Workload:
-  """Images of a COCO json, again and again if there are too few.
+  """The images of a COCO json, repeated if there are too few.
 
   Args:
     annotations_file: COCO json with masks.
     num_images: how many.
     num_detections: in every image.
-    seed: of all that is drawn.
+    seed: of all that is random.
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: it has no image, or no object that is not a crowd.
+    UserError: it has no image, or no object that is not a crowd.
   """
   with open(annotations_file, encoding='utf-8') as file:
     source = json.load(file)
@@ -158,7 +159,10 @@ def make_workload(
   objects = [a for a in source['annotations'] if not a.get('iscrowd')]
   objects = objects[:_MAX_SHAPES]
   if not objects:
-    raise UserError(f'{annotations_file} has no object that is not a crowd.')
+    raise UserError(
+      f'{annotations_file} has no object that is not a crowd.',
+      path=annotations_file,
+    )
   cuts = [
     _cut(
       dataset_masks.decode_segmentation(
@@ -184,7 +188,7 @@ def make_workload(
 
 
 def _repeat(source, num_images, shapes):
-  """The dataset with so many images, numbered anew."""
+  """The dataset with `num_images` images and new ids."""
   objects = {}
   for annotation in source['annotations']:
     objects.setdefault(annotation['image_id'], []).append(annotation)
@@ -206,19 +210,19 @@ def _box(annotation):
 
 
 def _cut(mask, box):
-  """How much of each of 28x28 cells of its box a mask covers, 0..1."""
+  """Coverage of the 28x28 cells of its box by a mask, 0..1."""
   samples = 4  # Along a side of a cell.
   steps = (np.arange(_MASK_SIZE * samples) + 0.5) / (_MASK_SIZE * samples)
-  places = [
+  samples_at = [
     np.clip(start + steps * (stop - start), 0, length - 1).astype(int)
     for start, stop, length in zip(box[:2], box[2:], mask.shape)
   ]
   cells = (_MASK_SIZE, samples) * 2
-  return mask[np.ix_(*places)].reshape(cells).mean(axis=(1, 3))
+  return mask[np.ix_(*samples_at)].reshape(cells).mean(axis=(1, 3))
 
 
 def _roughen(cuts, roughness, rng):
-  """Probabilities `[n, 28, 28]` of a head that says roughly the cuts."""
+  """Probabilities `[n, 28, 28]` of a head that predicts the cuts roughly."""
   blocks = rng.normal(
     0, roughness, (len(cuts), _MASK_SIZE // 4, _MASK_SIZE // 4)
   )
@@ -231,14 +235,9 @@ def _smooth(planes, times):
   """Means over 3x3 cells, taken several times."""
   for _ in range(times):
     for axis in (1, 2):
-      padded = np.pad(
-        planes, [(int(a == axis),) * 2 for a in range(3)], mode='edge'
-      )
-      planes = (
-        sum(
-          np.take(padded, np.arange(_MASK_SIZE) + shift, axis)
-          for shift in range(3)
-        )
-        / 3
-      )
+      padding = [(int(a == axis),) * 2 for a in range(3)]
+      padded = np.pad(planes, padding, mode='edge')
+      cells = np.arange(_MASK_SIZE)
+      shifted = [np.take(padded, cells + shift, axis) for shift in range(3)]
+      planes = sum(shifted) / 3
   return planes

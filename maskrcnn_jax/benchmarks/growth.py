@@ -1,4 +1,4 @@
-"""How time and memory of a step grow with what there is to do."""
+"""Growth of a step's time and memory with batch, canvas, objects, classes."""
 
 import copy
 import logging
@@ -8,9 +8,8 @@ from typing import Any
 import jax
 
 from maskrcnn_jax.benchmarks import measure
-from maskrcnn_jax.benchmarks.subject import make_subject
-from maskrcnn_jax.benchmarks.train_step import Step
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.benchmarks.comparison import Step
+from maskrcnn_jax.benchmarks.subject import Subject, make_subject
 
 # Images in a batch; sides of a square canvas; objects in every image; classes
 # with background, up to LVIS.
@@ -29,11 +28,11 @@ def run(
   warmup: int = 1,
   axes: Mapping[str, Sequence[int]] = AXES,
 ) -> list[dict[str, Any]]:
-  """Steps with drawn images, one size changed at a time; the others stay.
+  """Steps with synthetic images, one size changed at a time.
 
   Args:
     config: a ConfigDict with the sections `model` and `input`.
-    rounds: that count; the steps of an axis run by turns.
+    rounds: that count; the steps of an axis run in turn.
     warmup: rounds before them.
     axes: values by axis, see `AXES`.
 
@@ -47,31 +46,26 @@ def run(
     steps, batch_sizes = {}, {}
     for value in values:
       logging.info('compiling a step for %s = %d', axis, value)
-      subject = make_subject(*changed(config, axis, value))
+      subject = subject_of(config, axis, value)
       batch_sizes[value] = subject.batch_size
       steps[value] = _fitting_step(subject)
     seconds = measure.alternate(
-      {str(x): step.seconds for x, step in steps.items() if step},
+      {value: step.seconds for value, step in steps.items() if step},
       rounds,
       warmup,
       axis,
     )
     for value, step in steps.items():
-      row = {'axis': axis, 'value': value}
-      nothing = {'seconds': None, 'images_per_second': None, 'program': None}
+      row = {'seconds': None, 'images_per_second': None, 'program': None}
       if step:
-        nothing = {
-          **measure.throughput(seconds[str(value)], batch_sizes[value]),
-          'program': step.program.costs(),
-        }
-      rows.append(row | nothing)
+        row = measure.throughput(seconds[value], batch_sizes[value])
+        row['program'] = step.program.costs()
+      rows.append({'axis': axis, 'value': value, **row})
   return rows
 
 
-def changed(
-  config: Any, axis: str, value: int
-) -> tuple[Any, bool, int, int | None]:
-  """What `make_subject` takes, with one size changed.
+def subject_of(config: Any, axis: str, value: int) -> Subject:
+  """The subject of a config with one size changed.
 
   Args:
     config: stays as it is.
@@ -79,29 +73,30 @@ def changed(
     value: of the axis.
   """
   config = copy.deepcopy(config)
-  num_objects = None
   if axis == 'batch':
     config.input.batch_size = value
   elif axis == 'canvas':
     config.input.canvases = ((value, value),)
-  elif axis == 'objects':
-    num_objects = value
   elif axis == 'classes':
     config.model.num_classes = value
-  else:
-    raise UserError(f'axes must be of {", ".join(AXES)}, got {axis!r}.')
-  is_real, num_batches = False, 1
-  return config, is_real, num_batches, num_objects
+  elif axis != 'objects':
+    raise ValueError(f'axis must be one of {", ".join(AXES)}, got {axis!r}.')
+  return make_subject(
+    config,
+    is_real=False,
+    num_batches=1,
+    num_objects=value if axis == 'objects' else None,
+  )
 
 
 def _fitting_step(subject) -> Step | None:
-  """The compiled step, run once; None if its memory is not there."""
+  """The compiled step, run once; None if it does not fit into the memory."""
   try:
     step = Step(subject)
     step.seconds(0)
   except jax.errors.JaxRuntimeError as error:
     if _OUT_OF_MEMORY not in str(error):
       raise
-    logging.info('there is not enough memory for it')
+    logging.info('it does not fit into the memory')
     return None
   return step

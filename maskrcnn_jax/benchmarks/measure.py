@@ -1,4 +1,4 @@
-"""Measures programs: their work as the compiler counts it, and their time.
+"""Measurement of compiled programs: seconds, operations and memory.
 
 Times are seconds of the wall clock from a call until its result is there.
 """
@@ -12,21 +12,19 @@ from typing import Any
 import jax
 import tqdm
 
-from maskrcnn_jax.errors import UserError
-
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """A compiled function, and what the compiler says of it.
+  """A compiled function and what the compiler reports about it.
 
   Attributes:
     run: the function, of arrays of the shapes that it was compiled for.
     flops: operations of a call on one device, see `count_flops`; 0 if the
-      compiler does not say.
-    bytes_accessed: that the instructions of a call read and write, as if there
-      were no caches. On a GPU what libraries do is not in it.
+      compiler does not report any.
+    bytes_accessed: read and written by the instructions of a call, as if there
+      were no caches; without what libraries do on a GPU.
     memory: bytes by kind, see `program_memory`.
-    compile_seconds: of tracing and compiling; short where a cache had it.
+    compile_seconds: of tracing and compiling; short with a warm cache.
   """
 
   run: Callable
@@ -36,7 +34,7 @@ class Program:
   compile_seconds: float
 
   def costs(self) -> dict[str, Any]:
-    """What can be written as JSON."""
+    """All attributes but `run`, as JSON values."""
     names = [x.name for x in dataclasses.fields(self) if x.name != 'run']
     return {name: getattr(self, name) for name in names}
 
@@ -51,27 +49,26 @@ def compile_program(function: Callable, *arguments: Any) -> Program:
   jitted = function if hasattr(function, 'lower') else jax.jit(function)
   start = time.perf_counter()
   traced = jitted.trace(*arguments)
-  lowered = traced.lower()
-  compiled = lowered.compile()
+  compiled = traced.lower().compile()
   seconds = time.perf_counter() - start
   costs = compiled.cost_analysis() or {}
   return Program(
     run=compiled,
     flops=count_flops(traced, compiled),
     bytes_accessed=max(costs.get('bytes accessed', 0.0), 0.0),
-    memory=program_memory(compiled.memory_analysis()),
+    memory=program_memory(compiled),
     compile_seconds=seconds,
   )
 
 
 def count_flops(traced: Any, compiled: Any) -> float:
-  """Operations of a call, as the compiler counts them.
+  """Operations of a call on one device, as the compiler counts them.
 
-  The larger of two counts. That of the compiled program lacks what libraries
-  do in it, on a GPU most products; that before compilation lacks what is
-  computed twice. Both count the body of a loop once. The one before compilation
-  is of the form for TPUs, whose products are as they are defined: where a CPU
-  gets by with fewer, the work that it is spared counts as done.
+  The larger of two counts. That of the compiled program lacks library calls,
+  on a GPU most products; that before compilation lacks what is computed twice.
+  Both count the body of a loop once. The count before compilation is of the
+  form for TPUs, whose products are as they are defined: where a CPU needs fewer
+  operations (Winograd), the operations that it saves count as done.
 
   Args:
     traced: the function, of all devices.
@@ -82,36 +79,36 @@ def count_flops(traced: Any, compiled: Any) -> float:
     (stage.cost_analysis() or {}).get('flops', 0.0)
     for stage in (defined, compiled)
   )
-  return max(whole / num_devices(compiled), part, 0.0)
+  shardings = jax.tree.leaves(compiled.input_shardings)
+  num_devices = max((len(x.device_set) for x in shardings), default=1)
+  return max(whole / num_devices, part, 0.0)
 
 
-def num_devices(compiled: Any) -> int:
-  """How many devices share a compiled program."""
-  places = jax.tree.leaves(compiled.input_shardings)
-  return max((len(place.device_set) for place in places), default=1)
-
-
-def program_memory(analysis: Any) -> dict[str, int]:
-  """Bytes on one device, by what they hold.
+def program_memory(compiled: Any) -> dict[str, int]:
+  """Bytes of a compiled program on one device, by what they hold.
 
   Args:
-    analysis: of a compiled program.
+    compiled: see `jax.stages.Compiled`.
 
   Returns:
-    `needed` is all that is allocated while the program runs; `least_moved` what
-    it must read and write whatever it does, arguments and outputs.
+    `arguments`, `outputs`, `aliased` (outputs in the memory of arguments),
+    `temporaries`, `program`; `needed`, all that is allocated while it runs;
+    `least_moved`, arguments and outputs, which must be read and written;
+    `peak`, in use at once without the program, or None.
   """
+  analysis = compiled.memory_analysis()
   memory = {
     'arguments': analysis.argument_size_in_bytes,
     'outputs': analysis.output_size_in_bytes,
-    # Outputs that take the place of arguments.
     'aliased': analysis.alias_size_in_bytes,
     'temporaries': analysis.temp_size_in_bytes,
     'program': analysis.generated_code_size_in_bytes,
   }
-  needed = sum(memory.values()) - 2 * memory['aliased']
-  least_moved = memory['arguments'] + memory['outputs']
-  return memory | {'needed': needed, 'least_moved': least_moved}
+  return memory | {
+    'needed': sum(memory.values()) - 2 * memory['aliased'],
+    'least_moved': memory['arguments'] + memory['outputs'],
+    'peak': getattr(analysis, 'peak_memory_in_bytes', None),
+  }
 
 
 def seconds_of(function: Callable, *arguments: Any) -> tuple[float, Any]:
@@ -127,10 +124,10 @@ def alternate(
   warmup: int,
   title: str = '',
 ) -> dict[str, list[float]]:
-  """Runs sides by turns, A B A B, so that each sees the machine alike.
+  """Runs sides in turn (A B A B), so that all see the same machine.
 
   Args:
-    sides: by name a function of the number of the round that returns seconds.
+    sides: by name a function of the round number that returns seconds.
     rounds: that count.
     warmup: rounds before them.
     title: of the progress bar.
@@ -150,15 +147,29 @@ def alternate(
   return seconds
 
 
-def summary(seconds: Sequence[float]) -> dict[str, Any]:
-  """Median and spread of measured times, and all of them.
+def compare(
+  seconds: Mapping[str, Sequence[float]], batch_size: int
+) -> dict[str, Any]:
+  """Throughput of every side, and the ratios of our times to the others'.
 
   Args:
-    seconds: one or more.
+    seconds: of every round, by side; ours is `ours`.
+    batch_size: images of a call.
 
   Returns:
-    `median`, `lowest`, `highest`, and `all` in the order of measurement.
+    By side `seconds` and `images_per_second`; with other sides also `ratios`.
   """
+  result = {name: throughput(x, batch_size) for name, x in seconds.items()}
+  ratios = {
+    name: ratio(seconds['ours'], values)
+    for name, values in seconds.items()
+    if name != 'ours'
+  }
+  return result | ({'ratios': ratios} if ratios else {})
+
+
+def summary(seconds: Sequence[float]) -> dict[str, Any]:
+  """`median`, `lowest`, `highest` and `all` of measured times."""
   return {
     'median': statistics.median(seconds),
     'lowest': min(seconds),
@@ -167,8 +178,17 @@ def summary(seconds: Sequence[float]) -> dict[str, Any]:
   }
 
 
+def throughput(seconds: Sequence[float], batch_size: int) -> dict[str, Any]:
+  """Times of a batch, and images a second by their median."""
+  times = summary(seconds)
+  return {
+    'seconds': times,
+    'images_per_second': batch_size / times['median'],
+  }
+
+
 def ratio(ours: Sequence[float], others: Sequence[float]) -> dict[str, float]:
-  """How our times compare with theirs, of the same rounds.
+  """Ratio of our times to theirs, of the same rounds.
 
   Args:
     ours: seconds of every round.
@@ -178,12 +198,7 @@ def ratio(ours: Sequence[float], others: Sequence[float]) -> dict[str, float]:
     `median`: ratio of the medians, below 1 where we are faster. `lowest` and
     `highest` of the ratios of single rounds.
   """
-  if len(ours) != len(others):
-    raise UserError(
-      f'Both sides must have run in every round, got {len(ours)} and '
-      f'{len(others)} times.'
-    )
-  rounds = [a / b for a, b in zip(ours, others)]
+  rounds = [a / b for a, b in zip(ours, others, strict=True)]
   return {
     'median': statistics.median(ours) / statistics.median(others),
     'lowest': min(rounds),
@@ -194,7 +209,7 @@ def ratio(ours: Sequence[float], others: Sequence[float]) -> dict[str, float]:
 def floor(
   flops: float, num_bytes: float, peak: float, bandwidth: float
 ) -> dict[str, Any]:
-  """The least time that work can take on a machine (its roofline).
+  """Roofline: the least time that work can take on a machine.
 
   Args:
     flops: operations.
@@ -213,13 +228,4 @@ def floor(
     'memory_seconds': times['memory'],
     'seconds': times[bound],
     'bound': bound,
-  }
-
-
-def throughput(seconds: Sequence[float], batch_size: int) -> dict[str, Any]:
-  """Times of a batch, and images a second by their median."""
-  times = summary(seconds)
-  return {
-    'seconds': times,
-    'images_per_second': batch_size / times['median'],
   }

@@ -1,11 +1,11 @@
-"""What can be chosen about a benchmark; imports nothing heavy."""
+"""Options of a benchmark; imports nothing heavy."""
 
 import dataclasses
 from collections.abc import Sequence
 
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import UserError, did_you_mean
 
-# What can be measured, in this order: compilation before the process has
+# In the order in which they are measured: compilation before the process has
 # compiled anything like it.
 SUBJECTS = (
   'compilation',
@@ -21,14 +21,14 @@ SUBJECTS = (
 
 @dataclasses.dataclass(frozen=True)
 class BenchOptions:
-  """What is measured, and how often.
+  """Subjects and repetitions.
 
   Attributes:
     what: some of `SUBJECTS`.
     rounds: that count; medians are taken over them.
     warmup: rounds before them.
     against: an interpreter with torch and torchvision, whose Mask R-CNN is
-      measured by turns with ours; None: none.
+      measured in turn with ours; None: none.
     channels_last: memory layout of the other side; None: on a GPU.
   """
 
@@ -39,13 +39,22 @@ class BenchOptions:
   channels_last: bool | None = None
 
   def __post_init__(self):
-    if not self.what or set(self.what) - set(SUBJECTS):
+    unknown = [name for name in self.what or [''] if name not in SUBJECTS]
+    if unknown:
       raise UserError(
-        f'what must be some of {", ".join(SUBJECTS)}, got '
-        f'{",".join(self.what)!r}.'
+        f'what must be some of {", ".join(SUBJECTS)}, got {unknown[0]!r}'
+        f'{did_you_mean(unknown[0], SUBJECTS)}',
+        argument='what',
+        given=unknown[0],
+        wanted=SUBJECTS,
       )
-    if min(self.rounds, self.warmup) < 1:
-      raise UserError(
-        f'rounds and warmup must be at least 1, got {self.rounds} and '
-        f'{self.warmup}: the first round fills caches.'
-      )
+    for name in ('rounds', 'warmup'):
+      number = getattr(self, name)
+      if number < 1:
+        raise UserError(
+          f'{name} must be at least 1, got {number}: the first round fills '
+          'caches.',
+          argument=name,
+          given=number,
+          wanted=1,
+        )

@@ -1,9 +1,18 @@
-"""Results of the benchmarks as tables."""
+"""Report of benchmarks: tables of one run or of several, and a bar chart.
 
+`python -m maskrcnn_jax.benchmarks.report FOLDER` prints one table of all the
+`*/bench.json` in a folder.
+"""
+
+import json
+import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
-from maskrcnn_jax.benchmarks import floors, other_load
+from maskrcnn_jax import charts
+from maskrcnn_jax.benchmarks import machine
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.tables import number, table
 
 NAMES = {
@@ -25,16 +34,18 @@ def text(result: dict[str, Any]) -> str:
   Args:
     result: see `bench.bench`, with floors.
   """
-  parts = [_heading(result), _warning(result), table(_peak_cells(result))]
+  peaks = result['peaks']
+  cells = {f'{x} GFLOP/s': number(n, 1e9) for x, n in peaks['flops'].items()}
+  cells['copy GB/s'] = number(peaks['bandwidth'], 1e9)
   sides = [x for name in NAMES for x in _side_cells(result, name)]
-  parts.append(table(sides))
+  parts = [_heading(result), _warning(result), table([cells]), table(sides)]
   for kind, stages in result.get('stages', {}).items():
     parts += _stage_parts(kind, stages)
   if 'compilation' in result:
     parts += ['Until a program can run:', table(_compile_cells(result))]
   if 'growth' in result:
     parts += [
-      'A step with drawn images, one size changed at a time:',
+      'A step with synthetic images, one size changed at a time:',
       table(_growth_cells(result['growth'])),
     ]
   for name in ('input', 'evaluation'):
@@ -61,7 +72,7 @@ def comparison(results: Sequence[dict[str, Any]]) -> str:
             'batch': str(subject['batch_size']),
             'canvas': f'{height}x{width}',
             'dtype': subject['dtype'],
-            'images': 'drawn' if subject['images'] == 'synthetic' else 'real',
+            'images': 'random' if subject['images'] == 'synthetic' else 'real',
             'side': SIDES[side],
             'images/s': number(values['images_per_second']),
             'our time / theirs': _ratio(result, name, side),
@@ -69,6 +80,24 @@ def comparison(results: Sequence[dict[str, Any]]) -> str:
           }
         )
   return table(rows)
+
+
+def summary(folder: str) -> str:
+  """One table of all the `*/bench.json` in a folder, smaller batches first.
+
+  Raises:
+    UserError: there is none.
+  """
+  paths = sorted(pathlib.Path(folder).glob('*/bench.json'))
+  results = [json.loads(path.read_text()) for path in paths]
+  # A run that was interrupted has no load at its end.
+  results = [x for x in results if 'load_after' in x['machine']]
+  if not results:
+    raise UserError(f'{folder} holds no results: no */bench.json.', path=folder)
+  results.sort(
+    key=lambda x: (x['subject']['images'], x['subject']['batch_size'])
+  )
+  return comparison(results)
 
 
 def _heading(result) -> str:
@@ -90,34 +119,25 @@ def _heading(result) -> str:
     f'{machine["jax"]}{beside}. Batches of {subject["batch_size"]} at '
     f'{height}x{width}, {subject["dtype"]}, {subject["num_classes"]} classes, '
     f'images: {subject["images"]}. Load {machine["load_before"]:.1f} before, '
-    f'{machine["load_after"]:.1f} after. Most memory in use: {memory}.'
+    f'{machine["load_after"]:.1f} after. Peak memory: {memory}.'
   )
 
 
 def _warning(result) -> str:
-  """What others did meanwhile, if it was enough to matter; '' otherwise."""
+  """A warning of load by other processes; '' on a quiet machine."""
   shares = result['machine']['other_cpus']
-  busy = {x: n for x, n in shares.items() if n and n > other_load.QUIET}
+  busy = {x: n for x, n in shares.items() if n and n > machine.QUIET}
   if not busy:
     return ''
   found = ', '.join(f'{number(n)} during {name}' for name, n in busy.items())
   return (
-    f'Other processes took of {result["machine"]["cpus"]} CPUs: {found}. That '
-    'slows the sides unequally: these ratios are not to be quoted.'
+    f'Other processes used some of the {result["machine"]["cpus"]} CPUs: '
+    f'{found}. That slows the sides unequally: do not quote these ratios.'
   )
 
 
-def _peak_cells(result) -> list[dict[str, str]]:
-  peaks = result['peaks']
-  cells = {
-    f'{dtype} GFLOP/s': number(rate, 1e9)
-    for dtype, rate in peaks['flops'].items()
-  }
-  return [{**cells, 'copy GB/s': number(peaks['bandwidth'], 1e9)}]
-
-
 def _sides(result, name):
-  """Sides of a subject and what was measured of them."""
+  """Sides of a subject and their measurements."""
   for side in SIDES:
     if side in result.get(name, {}):
       yield side, result[name][side]
@@ -167,15 +187,15 @@ def _needed(values) -> float | None:
 
 
 def _stage_parts(kind, stages) -> list[str]:
-  """The table of stages, and which is furthest from its floor."""
+  """The table of stages, and the one furthest from its floor."""
   total = sum(stage['seconds']['median'] for stage in stages)
-  worst = floors.largest_gap(stages)
+  worst = max(stages, key=lambda stage: stage['gap_seconds'])
   return [
     f'Stages of {_KINDS[kind]}, each alone, {number(total, 1e-3)} ms in all:',
     table([_stage_cells(stage, total) for stage in stages]),
     f'Furthest from its floor: {worst["name"]}, '
-    f'{number(worst["seconds"]["median"], 1e-3)} ms where '
-    f'{number(worst["floor"]["seconds"], 1e-3)} ms would do.',
+    f'{number(worst["seconds"]["median"], 1e-3)} ms; '
+    f'the floor is {number(worst["floor"]["seconds"], 1e-3)} ms.',
   ]
 
 
@@ -237,3 +257,60 @@ def _plain_cells(values, prefix='') -> list[dict[str, str]]:
       shown = value if isinstance(value, str) else number(value)
       rows.append({'what': f'{prefix}{name}', 'value': shown})
   return rows
+
+
+def draw(result: dict[str, Any], path: Any) -> None:
+  """Writes a chart of the sides, the stages, and the growth of a step.
+
+  Args:
+    result: see `bench.bench`, with floors.
+    path: of the PNG file.
+  """
+  charts.save(charts.bar_chart(bar_panels(result)), path)
+
+
+def bar_panels(result: dict[str, Any]) -> list[charts.BarPanel]:
+  """The panels of `draw`; those without measurements are empty."""
+  sides = [
+    _bar(f'{NAMES[name]}: {SIDES[side]}', values, side == 'ours')
+    for name in NAMES
+    for side, values in _sides(result, name)
+  ]
+  panels = [charts.BarPanel('ms of a batch (line: floor)', sides)]
+  for kind, stages in result.get('stages', {}).items():
+    bars = [_bar(x['name'], x) for x in stages]
+    title = f'ms of the stages of {_KINDS[kind]}, each alone (line: floor)'
+    panels.append(charts.BarPanel(title, bars))
+  growth = [row for row in result.get('growth', []) if row['seconds']]
+  labels = [f'{row["axis"]} {row["value"]}' for row in growth]
+  return [
+    *panels,
+    charts.BarPanel(
+      'ms of a step, one size changed at a time (line: floor)',
+      [_bar(label, row) for label, row in zip(labels, growth)],
+    ),
+    charts.BarPanel(
+      'GiB that a step needs',
+      [
+        charts.Bar(label, _needed(row) / 2**30)
+        for label, row in zip(labels, growth)
+      ],
+    ),
+  ]
+
+
+def _bar(label, values, is_ours=True) -> charts.Bar:
+  """Milliseconds, and the floor if there is one."""
+  return charts.Bar(
+    label,
+    values['seconds']['median'] * 1e3,
+    charts.BLUE if is_ours else charts.ORANGE,
+    values['floor']['seconds'] * 1e3 if 'floor' in values else None,
+  )
+
+
+if __name__ == '__main__':
+  try:
+    print(summary(sys.argv[1]))
+  except UserError as error:
+    sys.exit(str(error))

@@ -1,31 +1,250 @@
-"""The stages of a step and of detection, each compiled and timed alone.
+"""Stages of a training step and of detection, each compiled and timed alone.
 
-Each runs on the values that it has within the whole. In training those with a
-gradient run forward and backward, from the gradients that they get there. What
-the compiler fuses or overlaps across stages, their sum does not show.
+The stages are the model's own submodules and methods: one run of the model
+records what it passes to each of them, and a stage is such a call again. In
+training, a stage with a gradient runs forward and backward, from a gradient of
+ones. The sum of the stages lacks what the compiler fuses or overlaps across
+them.
 """
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from maskrcnn_jax.benchmarks import (
-  chain,
-  example_weights,
-  measure,
-  model_stages,
-)
-from maskrcnn_jax.benchmarks.chain import Stage
+from maskrcnn_jax.benchmarks import examples, measure
 from maskrcnn_jax.benchmarks.subject import Subject
+from maskrcnn_jax.models import detections as detections_lib
+from maskrcnn_jax.models import proposals as proposals_lib
+from maskrcnn_jax.models import targets as targets_lib
+from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.structures import Instances
-from maskrcnn_jax.training import optimizer as optimizer_lib
 from maskrcnn_jax.training import train_step
 
-# By the name of a stage, compiled and with its arguments.
-Programs = dict[str, tuple[measure.Program, tuple]]
+# Stages by submodule and method; `align` is called for boxes, then for masks.
+_NAMES = {
+  ('backbone', '__call__'): ('backbone',),
+  ('fpn', '__call__'): ('FPN',),
+  ('rpn_head', '__call__'): ('RPN',),
+  ('sample',): ('proposals and RoI sampling',),
+  ('align',): ('RoIAlign of boxes', 'RoIAlign of masks'),
+  ('box_head', '__call__'): ('box head',),
+  ('mask_head', '__call__'): ('mask head',),
+}
+# Functions and their arguments, by the name of the stage.
+Stages = dict[str, tuple[Callable, tuple]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+  """A call of a submodule or method of the model, to be made again.
+
+  Attributes:
+    module: unbound: the model or one of its submodules.
+    method: its name.
+    static: the arguments that are no arrays, by position.
+  """
+
+  module: nn.Module
+  method: str
+  static: Mapping[int, Any]
+
+  def forward(self, variables: Any, arrays: Mapping[int, Any]) -> Any:
+    """The output.
+
+    Args:
+      variables: of the module.
+      arrays: the other arguments, by position.
+    """
+    given = {**self.static, **arrays}
+    output, _ = self.module.apply(
+      variables,
+      *(given[position] for position in sorted(given)),
+      method=self.method,
+      rngs={'sampling': jax.random.key(0)},
+      mutable=['batch_stats'],
+    )
+    return output
+
+  def forward_and_backward(self, variables, arrays) -> Any:
+    """The output, and the gradients of parameters and first argument."""
+    params, inputs = variables.get('params', {}), {0: arrays[0]}
+    # The pixels want no gradient, and none passes the choice of RoIs.
+    if self.module.name == 'backbone' or self.method == 'sample':
+      inputs = {}
+    if not (params or inputs):
+      return self.forward(variables, arrays)
+    return _with_gradients(
+      lambda params, inputs: self.forward(
+        {**variables, 'params': params}, {**arrays, **inputs}
+      ),
+      params,
+      inputs,
+    )
+
+
+def _with_gradients(function: Callable, *arguments: Any) -> tuple[Any, Any]:
+  """Outputs, and the gradients of their sum."""
+  output, vjp = jax.vjp(function, *arguments)
+  return output, vjp(jax.tree.map(jnp.ones_like, output))
+
+
+def record_calls(
+  model: MaskRCNN,
+  variables: Mapping[str, Any],
+  method: str,
+  *arguments: Any,
+  only: str | None = None,
+) -> tuple[dict[str, tuple[Call, tuple]], Any]:
+  """Runs the model once and records the calls that are stages.
+
+  Args:
+    model: to run.
+    variables: of the model.
+    method: to call.
+    arguments: of the method.
+    only: name of the one stage to record; nothing behind it is computed.
+
+  Returns:
+    calls: each with its variables and arrays, by the name of the stage, in the
+      order in which they ran.
+    output: of the method; None with `only`.
+  """
+  calls, own_variables = {}, {}
+
+  def run(variables, arguments):
+    arrays = {}
+
+    def intercept(next_function, args, kwargs, context):
+      path, method = context.module.path, context.method_name
+      names = _NAMES.get((*path, method), ())
+      name = next((x for x in names if x not in calls), None)
+      if name:
+        is_array = [
+          any(isinstance(x, jax.Array) for x in jax.tree.leaves(argument))
+          for argument in args
+        ]
+        arrays[name] = {i: x for i, x in enumerate(args) if is_array[i]}
+        static = {i: x for i, x in enumerate(args) if not is_array[i]}
+        calls[name] = Call(context.module.clone(parent=None), method, static)
+        own_variables[name] = _variables_of(path, variables)
+      return next_function(*args, **kwargs)
+
+    with nn.intercept_methods(intercept):
+      output, _ = model.apply(
+        variables,
+        *arguments,
+        method=method,
+        rngs={'sampling': jax.random.key(0)},
+        mutable=['batch_stats'],
+      )
+    if only:
+      return {only: own_variables[only]}, {only: arrays[only]}, None
+    return own_variables, arrays, output
+
+  own, arrays, output = jax.jit(run)(variables, arguments)
+  return {x: (calls[x], (own[x], arrays[x])) for x in calls if x in own}, output
+
+
+def _variables_of(path: tuple[str, ...], variables: Mapping[str, Any]):
+  """Those of a submodule; the model's own methods need none."""
+  if not path:
+    return {}
+  return {
+    kind: tree[path[0]] for kind, tree in variables.items() if path[0] in tree
+  }
+
+
+def record_training(
+  subject: Subject, state: Any, only: str | None = None
+) -> tuple[dict[str, tuple[Call, tuple]], Any]:
+  """`record_calls` of a training step's forward pass, of the first batch."""
+  batch = subject.batches()[0]
+  return record_calls(
+    subject.model,
+    state.variables(),
+    '__call__',
+    batch['images'],
+    batch['image_sizes'],
+    Instances(**batch['instances']),
+    batch['valid'],
+    only=only,
+  )
+
+
+def training_stages(subject: Subject) -> Stages:
+  """A training step: its calls, then targets, losses and update."""
+  model, state, batch = subject.model, subject.state(), subject.batches()[0]
+  calls, outputs = record_training(subject, state)
+  anchors = model.anchor_boxes(batch['images'].shape[1:3])
+
+  def rpn_targets(instances, valid):
+    return targets_lib.rpn_targets(
+      anchors, instances, valid, jax.random.key(0), model.rpn_targets
+    )
+
+  def losses(outputs, instances, valid, targets):
+    def of_logits(rpn, box, mask_logits):
+      made = outputs.replace(rpn=rpn, box=box, mask_logits=mask_logits)
+      return train_step.training_losses(model, made, instances, valid, targets)
+
+    return _with_gradients(
+      of_logits, outputs.rpn, outputs.box, outputs.mask_logits
+    )
+
+  def update(state, gradients):
+    updates, opt_state = subject.optimizer.transformation(state.params).update(
+      gradients, state.opt_state, state.params, step=state.step
+    )
+    return optax.apply_updates(state.params, updates), opt_state
+
+  truth = Instances(**batch['instances']), batch['valid']
+  targets = jax.jit(rpn_targets)(*truth)
+  return {
+    **{
+      name: (call.forward_and_backward, arguments)
+      for name, (call, arguments) in calls.items()
+    },
+    'RPN targets': (rpn_targets, truth),
+    'RoI targets and losses': (losses, (outputs, *truth, targets)),
+    # Any gradients will do.
+    'optimizer': (update, (state, state.params)),
+  }
+
+
+def detection_stages(subject: Subject) -> Stages:
+  """Detection, with weights that find objects in plenty."""
+  model, batch = subject.model, subject.batches()[0]
+  images, sizes = batch['images'], batch['image_sizes']
+  variables = subject.state(examples.DETECTION_BACKGROUND).variables()
+  calls, _ = record_calls(model, variables, 'detect', images, sizes)
+
+  def propose(rpn, sizes):
+    anchors = model.anchor_boxes(images.shape[1:3])
+    return proposals_lib.propose(
+      rpn, anchors, sizes, model.test_proposals, model.plus_one
+    )
+
+  def select(box, proposals, sizes):
+    return detections_lib.select_detections(
+      box, proposals, sizes, model.detections, model.box_weights, model.plus_one
+    )
+
+  stages, proposals = {}, None
+  for name, (call, arguments) in calls.items():
+    stages[name] = call.forward, arguments
+    if name == 'RPN':
+      rpn = jax.jit(call.forward)(*arguments)
+      stages['proposals'] = propose, (rpn, sizes)
+      proposals = jax.jit(propose)(rpn, sizes)
+    elif name == 'box head':
+      box = jax.jit(call.forward)(*arguments)
+      stages['NMS and selection'] = select, (box, proposals, sizes)
+  return stages
 
 
 def run(
@@ -40,153 +259,46 @@ def run(
     warmup: rounds before them.
 
   Returns:
-    `train` and `inference`: see `timed`, in the order in which stages run.
+    `train` and `inference`: see `measure_stages`.
   """
   del other
   return {
-    'train': timed(_training(subject), rounds, warmup, 'stages of training'),
-    'inference': timed(
-      _detection(subject), rounds, warmup, 'stages of detection'
-    ),
+    'train': measure_stages(training_stages(subject), rounds, warmup),
+    'inference': measure_stages(detection_stages(subject), rounds, warmup),
   }
 
 
-def timed(
-  programs: Programs, rounds: int, warmup: int, title: str = ''
+def measure_stages(
+  stages: Mapping[str, tuple[Callable, tuple]], rounds: int, warmup: int
 ) -> list[dict[str, Any]]:
-  """Runs programs by turns.
+  """Compiles functions and runs them by turns.
 
   Args:
-    programs: in the order of the result.
+    stages: functions and their arguments, by name.
     rounds: that count.
     warmup: rounds before them.
-    title: of the progress bar.
 
   Returns:
-    For each `name`, `seconds` (see `measure.summary`) and `program` (see
+    For each its `name`, `seconds` (see `measure.summary`) and `program` (see
     `measure.Program`).
   """
+  programs = {
+    name: measure.compile_program(function, *arguments)
+    for name, (function, arguments) in stages.items()
+  }
 
-  def runner(program, arguments):
-    return lambda number: measure.seconds_of(program.run, *arguments)[0]
+  def side(name):
+    run, arguments = programs[name].run, stages[name][1]
+    return lambda number: measure.seconds_of(run, *arguments)[0]
 
-  sides = {name: runner(*made) for name, made in programs.items()}
-  seconds = measure.alternate(sides, rounds, warmup, title)
+  seconds = measure.alternate(
+    {name: side(name) for name in programs}, rounds, warmup, 'stages'
+  )
   return [
     {
       'name': name,
       'seconds': measure.summary(seconds[name]),
       'program': program.costs(),
     }
-    for name, (program, _) in programs.items()
+    for name, program in programs.items()
   ]
-
-
-def compile_forward(
-  stages: Sequence[Stage], params: Any, values: Mapping[str, Any]
-) -> Programs:
-  """Compiles every stage for the values that it has in the chain.
-
-  Args:
-    stages: see `chain.run_forward`.
-    params: likewise.
-    values: likewise.
-  """
-  values = jax.jit(
-    lambda params, values: chain.run_forward(stages, params, values)
-  )(params, values)
-  programs = {}
-  for stage in stages:
-    arguments = stage.arguments(params, values)
-    program = measure.compile_program(stage.forward, *arguments)
-    programs[stage.name] = program, arguments
-  return programs
-
-
-def compile_backward(
-  stages: Sequence[Stage], params: Any, values: Mapping[str, Any], last: str
-) -> tuple[Programs, Any]:
-  """Compiles every stage with its gradients, for what it has in the chain.
-
-  Args:
-    stages: see `chain.run_backward`.
-    params: likewise.
-    values: likewise.
-    last: likewise.
-
-  Returns:
-    The stages, those without a gradient forward only; and the gradients of the
-    parameters.
-  """
-  values, cotangents, gradients = jax.jit(
-    lambda params, values: chain.run_backward(stages, params, values, last)
-  )(params, values)
-  programs = {}
-  for stage in stages:
-    arguments, function = stage.arguments(params, values), stage.forward
-    if stage.has_gradient:
-      function, arguments = stage.both, (*arguments, cotangents[stage.output])
-    program = measure.compile_program(function, *arguments)
-    programs[stage.name] = program, arguments
-  return programs, gradients
-
-
-def _training(subject) -> Programs:
-  """The stages of a step."""
-  state = subject.state()
-  values = _first_values(subject, state)
-  keys = jax.random.split(jax.random.key(0))
-  values['rpn_key'], values['sampling_key'] = keys
-  stages = model_stages.training_stages(subject.model)
-  programs, gradients = compile_backward(stages, state.params, values, 'losses')
-  arguments = state, gradients
-  program = measure.compile_program(
-    lambda state, gradients: update(subject.optimizer, state, gradients),
-    *arguments,
-  )
-  return programs | {'optimizer': (program, arguments)}
-
-
-def _detection(subject) -> Programs:
-  """The stages of detection, with weights that find objects in plenty."""
-  state = subject.state(example_weights.DETECTION_BACKGROUND)
-  stages = model_stages.detection_stages(subject.model)
-  return compile_forward(stages, state.params, _first_values(subject, state))
-
-
-def update(optimizer: train_step.Optimizer, state: Any, gradients: Any) -> Any:
-  """The end of a step: weight decay, norm, update, or nothing if not finite.
-
-  Args:
-    optimizer: of the state.
-    state: before the step.
-    gradients: of the five losses.
-
-  Returns:
-    The state after the step, but for the step number and batch norm's arrays.
-  """
-  decay = jax.grad(optimizer_lib.weight_decay_loss)(
-    state.params,
-    optimizer.trainable(state.params),
-    optimizer.options.weight_decay,
-  )
-  gradients = jax.tree.map(jnp.add, gradients, decay)
-  finite = jnp.isfinite(optax.tree.norm(gradients))
-  updates, opt_state = optimizer.transformation(state.params).update(
-    gradients, state.opt_state, state.params, step=state.step
-  )
-  updated = state.replace(
-    params=optax.apply_updates(state.params, updates), opt_state=opt_state
-  )
-  return jax.tree.map(
-    lambda new, old: jnp.where(finite, new, old), updated, state
-  )
-
-
-def _first_values(subject, state) -> dict[str, Any]:
-  """What the first stages take: a batch, and the arrays of norms."""
-  batch = subject.batches()[0]
-  instances = Instances(**batch['instances'])
-  valid = instances.valid & batch['valid'][:, None]
-  instances = instances.replace(valid=valid)
-  return {**batch, 'instances': instances, 'batch_stats': state.batch_stats}

@@ -1,4 +1,4 @@
-"""What is measured: a model with its weights and batches, on its devices."""
+"""Subject of a benchmark: a model with its weights and batches on devices."""
 
 import dataclasses
 import logging
@@ -6,13 +6,13 @@ from typing import Any
 
 import jax
 
-from maskrcnn_jax.benchmarks import example_batches, example_weights
-from maskrcnn_jax.distributed import mesh as sharding
+from maskrcnn_jax.benchmarks import examples
+from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.distributed import model_sharding
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import train_step
 
-# So small that the weights, and what they find, stay as they are.
+# So small that the weights, and the detections they give, stay as they are.
 LEARNING_RATE = 1e-6
 
 
@@ -22,11 +22,11 @@ class Subject:
 
   Attributes:
     model: laid out on the mesh.
-    optimizer: with a rate that changes nothing worth mentioning.
+    optimizer: with `LEARNING_RATE`.
     mesh: devices.
     host_batches: NumPy, taken in turn.
-    images: where they are from, in words.
-    shard_state: see `sharding.state_shardings`.
+    images: the pattern of the records, or `synthetic`.
+    shard_state: see `mesh.state_shardings`.
   """
 
   model: MaskRCNN
@@ -48,13 +48,13 @@ class Subject:
 
   def batches(self) -> list[dict[str, Any]]:
     """The batches on the devices."""
-    return [sharding.put_batch(batch, self.mesh) for batch in self.host_batches]
+    return [mesh_lib.put_batch(batch, self.mesh) for batch in self.host_batches]
 
-  def state(self, background: float = example_weights.TRAINING_BACKGROUND):
-    """A train state of example weights on the devices; see `example_weights`.
+  def state(self, background: float = examples.TRAINING_BACKGROUND):
+    """A train state of example weights on the devices.
 
     Args:
-      background: added to the logit of class 0.
+      background: see `examples.example_variables`.
     """
     state = jax.eval_shape(
       lambda key: train_step.init_state(
@@ -62,41 +62,38 @@ class Subject:
       ),
       jax.random.key(0),
     )
-    variables = example_weights.example_variables(state.variables(), background)
+    variables = examples.example_variables(state.variables(), background)
     state = train_step.initial_state(self.optimizer, variables)
-    places = sharding.state_shardings(state, self.mesh, self.shard_state)
-    return jax.device_put(state, places)
+    return jax.device_put(
+      state, mesh_lib.state_shardings(state, self.mesh, self.shard_state)
+    )
 
 
 def make_subject(
   config: Any, is_real: bool, num_batches: int, num_objects: int | None = None
 ) -> Subject:
-  """What a config describes.
+  """The subject that a config describes.
 
   Args:
     config: a ConfigDict with the sections `model` and `input`.
     is_real: whether the batches are of the config's records.
     num_batches: different ones.
-    num_objects: of every image, if they are drawn; None: as many as in COCO.
+    num_objects: of every synthetic image; None: as many as in COCO.
   """
-  mesh = sharding.config_mesh(config)
-  shard_state = sharding.config_shard_state(config)
+  mesh = mesh_lib.config_mesh(config)
+  shard_state = mesh_lib.config_shard_state(config)
   model = MaskRCNN.from_config(config.model)
+  constant_rate = {'learning_rate': LEARNING_RATE, 'warmup_steps': 0}
   optimizer = train_step.make_optimizer(
-    model,
-    {
-      **config.get('optimizer', {}),
-      'learning_rate': LEARNING_RATE,
-      'warmup_steps': 0,
-    },
+    model, {**config.get('optimizer', {}), **constant_rate}
   )
   inputs = config.input
   if is_real:
     logging.info('reading %s', inputs.file_pattern)
-    batches = example_batches.real_batches(inputs, num_batches)
+    batches = examples.real_batches(inputs, num_batches)
     images = inputs.file_pattern
   else:
-    batches = example_batches.synthetic_batches(
+    batches = examples.synthetic_batches(
       tuple(inputs.canvases[0]),
       inputs.batch_size,
       num_batches,

@@ -1,4 +1,4 @@
-"""The other side of a comparison: torchvision in a process of its own."""
+"""Client of `torchvision_side`: torchvision's Mask R-CNN in a process."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from maskrcnn_jax.benchmarks import example_batches
+from maskrcnn_jax.benchmarks import examples
 from maskrcnn_jax.benchmarks.subject import LEARNING_RATE, Subject
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
@@ -30,7 +30,6 @@ _FIXED = {
   'box_dense': 2,
   'bgr': False,
 }
-_WIDTH = 64  # Of the stem.
 _OPTIMIZER = {
   'learning_rate': LEARNING_RATE,
   'momentum': 0.9,
@@ -39,7 +38,7 @@ _OPTIMIZER = {
 
 
 class TorchvisionProcess:
-  """A child that answers questions, one at a time."""
+  """A child process that answers requests, one at a time."""
 
   def __init__(self, python: str, script: pathlib.Path = _SCRIPT):
     """Starts it.
@@ -49,10 +48,10 @@ class TorchvisionProcess:
       script: what it runs.
 
     Raises:
-      FileNotFoundError: there is no such interpreter.
+      UserError: there is no such interpreter.
     """
     self._python = python
-    # A file, not a pipe: nobody reads on while both sides work.
+    # A file, not a pipe, which would fill up: it is read at the end.
     self._stderr = tempfile.TemporaryFile('w+')  # noqa: SIM115
     try:
       self._process = subprocess.Popen(
@@ -64,52 +63,57 @@ class TorchvisionProcess:
       )
     except OSError as error:
       self._stderr.close()
-      raise FileNotFoundError(
+      raise UserError(
         '--against must be an interpreter that has torch and torchvision, such '
-        f'as venv/bin/python; {python!r} cannot be started: {error.strerror}.'
+        f'as venv/bin/python; {python!r} cannot be started: {error.strerror}.',
+        argument='against',
+        path=python,
       ) from error
 
   @property
   def pid(self) -> int:
-    """Of the child."""
+    """Process id of the child."""
     return self._process.pid
 
   def ask(self, name: str, **fields: Any) -> dict[str, Any]:
-    """What the child answers.
+    """The answer of the child.
 
     Args:
-      name: of the question.
-      fields: of it, JSON values.
+      name: of the request.
+      fields: JSON values.
 
     Raises:
-      ValueError: it failed; the message says how.
+      UserError: the request failed, or the child ended; with the reason.
     """
     try:
-      print(
-        json.dumps({'do': name, **fields}),
-        file=self._process.stdin,
-        flush=True,
-      )
+      request = json.dumps({'do': name, **fields})
+      print(request, file=self._process.stdin, flush=True)
       line = self._process.stdout.readline()
     except BrokenPipeError:
       line = ''
     if not line:
       raise UserError(
-        f'{self._python} of --against ended: {self._last_words()}'
+        f'{self._python} of --against ended: {self._last_line()}',
+        argument='against',
+        path=self._python,
+        item=name,
       )
     answer = json.loads(line)
     if 'error' in answer:
       raise UserError(
-        f'torchvision in {self._python} failed to {name}: {answer["error"]}'
+        f'torchvision in {self._python} failed in {name}: {answer["error"]}',
+        argument='against',
+        path=self._python,
+        item=name,
       )
     return answer
 
   def load_weights(self, variables: Any) -> None:
-    """Gives it our `params` and `batch_stats`."""
+    """Sends our `params` and `batch_stats`."""
     self._load('load_weights', torchvision.state_dict(variables))
 
   def load_batches(self, batches: Sequence[Mapping[str, Any]]) -> None:
-    """Gives it our batches, of one size, to take in turn."""
+    """Sends our batches, of one size, to take in turn."""
     self._load('load_batches', arrays_of(batches))
 
   def _load(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
@@ -118,7 +122,7 @@ class TorchvisionProcess:
       self.ask(name, path=f'{folder}/arrays.npz')
 
   def close(self) -> None:
-    """Ends the child."""
+    """Ends the child process."""
     with contextlib.suppress(BrokenPipeError):
       self._process.stdin.close()
     try:
@@ -129,7 +133,7 @@ class TorchvisionProcess:
     self._process.stdout.close()
     self._stderr.close()
 
-  def _last_words(self) -> str:
+  def _last_line(self) -> str:
     self._process.wait()
     self._stderr.seek(0)
     lines = self._stderr.read().strip().splitlines()
@@ -143,7 +147,7 @@ def beside(
   threads: int,
   channels_last: bool | None = None,
 ) -> Iterator[tuple[TorchvisionProcess | None, dict[str, Any] | None]]:
-  """torchvision's model with our batches; it wants weights yet.
+  """torchvision's model with our batches; weights are to be loaded.
 
   Args:
     python: see `TorchvisionProcess`; None: no other side.
@@ -152,10 +156,10 @@ def beside(
     channels_last: memory layout of the other side; None: on a GPU.
 
   Yields:
-    The process, and what it says of itself; None and None without.
+    The process, and its versions, device and threads; None and None without.
 
   Raises:
-    ValueError: torchvision has no such model, or failed.
+    UserError: torchvision has no such model, or failed.
   """
   if python is None:
     yield None, None
@@ -163,7 +167,10 @@ def beside(
   if subject.mesh.size > 1:
     raise UserError(
       f'--against compares single devices, and this run has {subject.mesh.size}'
-      ': add --config.runtime.num_devices=1.'
+      ': add --config.runtime.num_devices=1.',
+      argument='runtime.num_devices',
+      given=subject.mesh.size,
+      wanted=1,
     )
   wanted = settings(subject.model, subject.canvas)
   if channels_last is None:
@@ -183,36 +190,40 @@ def beside(
 
 
 def settings(model: MaskRCNN, canvas: Sequence[int]) -> dict[str, Any]:
-  """What makes torchvision's model as large as ours; see `torchvision_side`.
+  """Settings of torchvision's model with our sizes; see `torchvision_side`.
 
   Args:
     model: ours.
     canvas: (height, width) of the images.
 
   Raises:
-    ValueError: torchvision has no such model.
+    UserError: torchvision has no such model; `item` is the first field that
+      differs.
   """
+  anchors = model.anchors.scales_per_octave * len(model.anchors.aspect_ratios)
   backbone = model.backbone
-  has = {name: getattr(model, name) for name in _FIXED}
+  norms = ('frozen', 'batch')
+  fields = {
+    **{name: (getattr(model, name), value) for name, value in _FIXED.items()},
+    'backbone.width': (backbone.width, 64),
+    'backbone.norm': (
+      backbone.norm,
+      backbone.norm if backbone.norm in norms else ' or '.join(norms),
+    ),
+    'backbone.stride_in_1x1': (backbone.stride_in_1x1, False),
+    'head_norm.kind': (model.head_norm.kind, 'none'),
+    'anchors (per cell)': (anchors, 3),
+  }
   wrong = [
-    f'{name}={has[name]} (torchvision: {value})'
-    for name, value in _FIXED.items()
-    if has[name] != value
+    f'model.{name}={ours} (torchvision: {theirs})'
+    for name, (ours, theirs) in fields.items()
+    if ours != theirs
   ]
-  if backbone.width != _WIDTH:
-    wrong.append(f'backbone.width={backbone.width} (torchvision: {_WIDTH})')
-  if backbone.norm == 'group':
-    wrong.append('backbone.norm=group (torchvision: frozen or batch)')
-  if backbone.stride_in_1x1:
-    wrong.append('backbone.stride_in_1x1=True (torchvision: False)')
-  if model.head_norm.kind != 'none':
-    wrong.append(f'head_norm.kind={model.head_norm.kind} (torchvision: none)')
-  if model.anchors.scales_per_octave * len(model.anchors.aspect_ratios) != 3:
-    wrong.append('anchors per cell other than 3')
   if wrong:
     raise UserError(
-      "--against compares with torchvision's Mask R-CNN, which is not made "
-      f'like model.{", model.".join(wrong)}.'
+      f"torchvision's Mask R-CNN differs from {', '.join(wrong)}.",
+      argument='against',
+      item=wrong[0].partition('=')[0],
     )
   train, test = model.train_proposals, model.test_proposals
   return {
@@ -257,9 +268,7 @@ def arrays_of(batches: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
       own = instances['boxes'][row][valid]
       boxes.append(own[:, [1, 0, 3, 2]])
       labels.append(instances['classes'][row][valid].astype(np.int64))
-      full = example_batches.full_masks(
-        instances['masks'][row][valid], own, canvas
-      )
+      full = examples.full_masks(instances['masks'][row][valid], own, canvas)
       masks.append(np.packbits(full, axis=-1))
   return {
     'images': np.stack([batch['images'] for batch in batches]),

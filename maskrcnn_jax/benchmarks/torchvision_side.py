@@ -1,9 +1,9 @@
-"""Runs torchvision's Mask R-CNN for a benchmark, in a process of its own.
+"""torchvision's Mask R-CNN in a process of its own, for a benchmark.
 
-Started by an interpreter that has torch and torchvision; needs neither JAX nor
-this package. Reads a JSON object a line from stdin, `{"do": NAME, ...}`, and
-answers each with one on stdout, which has `error` where something failed.
-Between a question and its answer the other side does not compute.
+Run by an interpreter that has torch and torchvision; needs neither JAX nor this
+package. Reads one JSON object a line from stdin, `{"do": NAME, ...}`, and
+answers each with one on stdout, which has `error` where something failed. The
+other side computes nothing until the answer is there.
 """
 
 import functools
@@ -15,22 +15,20 @@ import time
 import types
 
 
-def serve(handlers, questions, answers):
-  """Answers questions until there are none, or one asks to stop.
+def serve(handlers, requests, answers):
+  """Answers requests until there are none.
 
   Args:
-    handlers: functions by name; each takes the fields of a question and returns
+    handlers: functions by name; each takes the fields of a request and returns
       those of its answer.
-    questions: lines.
+    requests: lines.
     answers: a text file.
   """
-  for line in questions:
-    question = json.loads(line)
-    name = question.pop('do')
-    if name == 'stop':
-      return
+  for line in requests:
+    request = json.loads(line)
+    name = request.pop('do')
     try:
-      answer = handlers[name](**question)
+      answer = handlers[name](**request)
     except Exception as error:
       answer = {'error': f'{type(error).__name__}: {error}'}
     answers.write(json.dumps(answer) + '\n')
@@ -38,10 +36,10 @@ def serve(handlers, questions, answers):
 
 
 class Side:
-  """torchvision's model, optimizer and batches; methods answer questions."""
+  """torchvision's model, optimizer and batches; methods answer requests."""
 
   def handlers(self):
-    """What can be asked."""
+    """The methods that can be requested."""
     names = (
       'set_up',
       'load_weights',
@@ -92,7 +90,7 @@ class Side:
     }
 
   def load_weights(self, path):
-    """Takes weights.
+    """Loads weights.
 
     Args:
       path: .npz with the `state_dict` of the model.
@@ -104,8 +102,8 @@ class Side:
     wanted = set(self.model.state_dict())
     if wanted != set(state):
       raise ValueError(
-        f'The weights lack {sorted(wanted - set(state))}, and have '
-        f'{sorted(set(state) - wanted)} too many.'
+        f'Missing weights: {sorted(wanted - set(state))}; unexpected: '
+        f'{sorted(set(state) - wanted)}.'
       )
     self.model.load_state_dict(state)
     return {}
@@ -175,7 +173,7 @@ class Side:
     }
 
   def detect(self, number):
-    """Detection, to masks of 28x28 cells; pasting is timed apart.
+    """Detection up to masks of 28x28 cells; pasting is timed apart.
 
     Args:
       number: of the batch.
@@ -297,7 +295,7 @@ def _make_model(torch, torchvision, settings):
 
 
 def _watch_foreground(model):
-  """A list that gets, with every step, the foreground RoIs of its images."""
+  """A list to which each step appends the foreground RoIs of its images."""
   found = []
   heads = model.roi_heads
   select = heads.select_training_samples
@@ -312,10 +310,10 @@ def _watch_foreground(model):
 
 
 def _force_foreground(torch, model, foreground, settings):
-  """Makes every image have so many foreground RoIs; None: as it finds them.
+  """Gives every image `foreground` foreground RoIs; None: as it finds them.
 
-  Boxes that overlap an object's by more than half are added to the proposals,
-  as the boxes of the objects are anyway.
+  Boxes with an IoU above 0.5 with an object are added to the proposals, as the
+  boxes of the objects are anyway.
   """
   heads = model.roi_heads
   sampler = heads.fg_bg_sampler
@@ -329,11 +327,11 @@ def _force_foreground(torch, model, foreground, settings):
   def add_near(self, proposals, boxes):
     added = []
     for others, own in zip(proposals, boxes):
-      # Twice as many as are wanted, for the sampler takes them at random.
+      # Twice as many as needed, for the sampler picks them at random.
       repeats = -(-2 * foreground // len(own))
       sides = (own[:, 2:] - own[:, :2]).repeat(repeats, 2)
       shifts = torch.rand(len(sides), 4, device=own.device) - 0.5
-      # At most 8 % of a side: the overlap stays above a half.
+      # At most 8 % of a side: the IoU stays above 0.5.
       near = own.repeat(repeats, 1) + 0.16 * shifts * sides
       near[:, 0::2].clamp_(0, width)
       near[:, 1::2].clamp_(0, height)
@@ -344,7 +342,7 @@ def _force_foreground(torch, model, foreground, settings):
 
 
 def main():
-  """Serves on stdin and stdout; whatever else prints goes to stderr."""
+  """Serves on stdin and stdout; any other output goes to stderr."""
   # The folder of this file, whose modules could hide those of others.
   sys.path.pop(0)
   answers = os.fdopen(os.dup(1), 'w')

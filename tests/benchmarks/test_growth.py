@@ -1,10 +1,9 @@
-"""How a step grows: what is changed, and the rows that come of it."""
+"""Growth of a step: one size at a time, and its rows."""
 
 import pytest
 import tiny_run
 
 from maskrcnn_jax.benchmarks import growth
-from maskrcnn_jax.benchmarks.subject import make_subject
 
 
 def _make_config():
@@ -26,7 +25,7 @@ def _make_config():
 def test_one_size_changes_and_the_others_stay(axis, shape, count, classes):
   config = _make_config()
   value = {'canvas': 96, 'classes': 96}.get(axis, 3)
-  subject = make_subject(*growth.changed(config, axis, value))
+  subject = growth.subject_of(config, axis, value)
   batch = subject.host_batches[0]
   assert batch['images'].shape == shape
   assert subject.model.num_classes == classes
@@ -36,8 +35,8 @@ def test_one_size_changes_and_the_others_stay(axis, shape, count, classes):
 
 
 def test_an_axis_that_is_not_known():
-  with pytest.raises(ValueError, match="classes, got 'depth'"):
-    growth.changed(_make_config(), 'depth', 50)
+  with pytest.raises(ValueError, match='depth'):
+    growth.subject_of(_make_config(), 'depth', 50)
 
 
 @pytest.mark.slow

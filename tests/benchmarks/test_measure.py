@@ -31,9 +31,16 @@ def test_a_ratio_is_of_medians_and_its_spread_of_rounds():
   assert values == {'median': 0.5, 'lowest': 0.25, 'highest': 3.0}
 
 
-def test_a_ratio_wants_the_same_rounds():
-  with pytest.raises(ValueError, match='2 and 1 times'):
+def test_a_ratio_needs_the_same_rounds():
+  with pytest.raises(ValueError):
     measure.ratio([1.0, 2.0], [1.0])
+
+
+def test_a_comparison_has_ratios_of_our_times():
+  values = measure.compare({'ours': [1.0], 'theirs': [4.0]}, batch_size=2)
+  assert values['theirs']['images_per_second'] == 0.5
+  assert values['ratios']['theirs']['median'] == 0.25
+  assert 'ratios' not in measure.compare({'ours': [1.0]}, batch_size=2)
 
 
 def test_a_floor_is_the_longer_of_work_and_traffic():
@@ -115,7 +122,7 @@ def test_operations_of_a_convolution_and_of_its_gradients():
   assert program.flops == pytest.approx(3 * forward, rel=0.02)
 
 
-def test_a_form_of_the_cpu_counts_as_what_it_replaces():
+def test_winograd_counts_as_the_convolution_it_replaces():
   images, kernel = jnp.ones((128, 14, 14, 32)), jnp.ones((3, 3, 32, 32))
   program = measure.compile_program(convolution.convolve, images, kernel)
   wanted = 2 * 128 * 14 * 14 * 3 * 3 * 32 * 32

@@ -1,69 +1,149 @@
-"""Stages compiled and timed one by one, on a chain that is known by hand."""
+"""Stages: recorded from the model, equal to it, compiled and timed."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
+import tiny_run
 
-from maskrcnn_jax.benchmarks import stages
-from maskrcnn_jax.benchmarks.chain import Stage
+from maskrcnn_jax.benchmarks import examples, stages
+from maskrcnn_jax.benchmarks.subject import make_subject
+from maskrcnn_jax.training import train_step
 
-SIDE = 128
-CHAIN = [
-  Stage(
-    'product', lambda params, x: x @ params['w'], 'y', ('w',), fixed=('x',)
-  ),
-  Stage('where', lambda params, y: y > 0, 'mask', fixed=('y',)),
-  Stage(
-    'relu',
-    lambda params, y, mask: jnp.where(mask, y, 0.0),
-    'z',
-    inputs=('y',),
-    fixed=('mask',),
-  ),
+TRAINING = [
+  'backbone',
+  'FPN',
+  'RPN',
+  'proposals and RoI sampling',
+  'RoIAlign of boxes',
+  'box head',
+  'RoIAlign of masks',
+  'mask head',
+  'RPN targets',
+  'RoI targets and losses',
+  'optimizer',
+]
+DETECTION = [
+  'backbone',
+  'FPN',
+  'RPN',
+  'proposals',
+  'RoIAlign of boxes',
+  'box head',
+  'NMS and selection',
+  'RoIAlign of masks',
+  'mask head',
 ]
 
 
-@pytest.fixture(name='arrays')
-def fixture_arrays():
-  random = np.random.default_rng(0)
-  params = {'w': random.normal(size=(SIDE, SIDE)).astype(np.float32)}
-  return params, {'x': random.normal(size=(8, SIDE)).astype(np.float32)}
+@pytest.fixture(name='subject', scope='module')
+def fixture_subject():
+  """A tiny model with trainable norms everywhere, and two images."""
+  config = tiny_run.make_config('no data is read', 'none')
+  config.model.backbone.norm = 'batch'
+  config.model.head_norm = {'kind': 'batch'}
+  config.input.batch_size = 2
+  return make_subject(config, is_real=False, num_batches=1)
 
 
-def test_forward_programs_run_on_the_values_of_the_chain(arrays):
-  params, values = arrays
-  programs = stages.compile_forward(CHAIN, params, values)
-  assert list(programs) == ['product', 'where', 'relu']
-  program, arguments = programs['relu']
-  product = values['x'] @ params['w']
-  np.testing.assert_allclose(
-    program.run(*arguments), np.maximum(product, 0), rtol=1e-4, atol=1e-4
+@pytest.fixture(name='training', scope='module')
+def fixture_training(subject):
+  with quick.compilation():
+    return stages.training_stages(subject)
+
+
+def _run(stage):
+  function, arguments = stage
+  return quick.jit(function)(*arguments)
+
+
+@pytest.mark.slow
+def test_training_stages_in_order_and_their_losses(subject, training):
+  assert list(training) == TRAINING
+  batch, state = subject.batches()[0], subject.state()
+  losses, _ = _run(training['RoI targets and losses'])
+  expected, _ = quick.jit(
+    lambda state: train_step.loss_fn(
+      subject.model, state.params, state.batch_stats, batch, jax.random.key(0)
+    )
+  )(state)
+  assert losses.keys() == expected.keys()
+  # Other anchors and RoIs are sampled.
+  for name, loss in losses.items():
+    np.testing.assert_allclose(loss, expected[name], rtol=0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['RPN', 'box head'])
+def test_a_stage_has_the_gradients_of_its_outputs_sum(training, name):
+  function, (variables, arrays) = training[name]
+  _, (of_params, of_inputs) = quick.jit(function)(variables, arrays)
+  call = function.__self__
+
+  def total(params, inputs):
+    outputs = call.forward(
+      {**variables, 'params': params}, {**arrays, 0: inputs}
+    )
+    return sum(jnp.sum(x) for x in jax.tree.leaves(outputs))
+
+  expected = quick.jit(jax.grad(total, (0, 1)))(variables['params'], arrays[0])
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4),
+    (of_params, of_inputs[0]),
+    expected,
   )
-  work = 2 * 8 * SIDE * SIDE
-  assert programs['product'][0].flops == pytest.approx(work, rel=0.02)
 
 
-def test_backward_programs_run_on_the_gradients_of_the_chain(arrays):
-  params, values = arrays
-  programs, gradients = stages.compile_backward(CHAIN, params, values, 'z')
-  positive = (values['x'] @ params['w'] > 0).astype(np.float32)
-  expected = values['x'].T @ positive
-  np.testing.assert_allclose(gradients['w'], expected, rtol=1e-4, atol=1e-4)
-  program, arguments = programs['product']
-  output, (of_params, _) = program.run(*arguments)
-  np.testing.assert_allclose(of_params['w'], expected, rtol=1e-4, atol=1e-4)
-  np.testing.assert_allclose(
-    output, values['x'] @ params['w'], rtol=1e-4, atol=1e-4
-  )
-  # The product, and the gradient of its weights; x wants none.
-  work = 2 * 2 * 8 * SIDE * SIDE
-  assert program.flops == pytest.approx(work, rel=0.02)
+@pytest.mark.slow
+def test_only_what_has_a_gradient_gets_one(training):
+  _, (of_params, of_inputs) = _run(training['backbone'])
+  assert of_params.keys() >= {'stem', 'stage2'} and of_inputs == {}
+  _, (of_params, of_inputs) = _run(training['RoIAlign of masks'])
+  assert of_params == {} and sorted(of_inputs[0]) == [2, 3, 4, 5, 6]
+  assert _run(training['proposals and RoI sampling']).boxes.shape == (2, 8, 4)
 
 
-def test_rows_are_in_the_order_of_the_chain(arrays):
-  programs = stages.compile_forward(CHAIN, *arrays)
-  rows = stages.timed(programs, rounds=3, warmup=1)
-  assert [row['name'] for row in rows] == ['product', 'where', 'relu']
+@pytest.mark.slow
+def test_detections_of_the_stages_are_those_of_the_model(subject):
+  with quick.compilation():
+    parts = stages.detection_stages(subject)
+  assert list(parts) == DETECTION
+  batch = subject.batches()[0]
+  variables = subject.state(examples.DETECTION_BACKGROUND).variables()
+  expected = quick.jit(
+    lambda variables: subject.model.apply(
+      variables, batch['images'], batch['image_sizes'], method='detect'
+    )
+  )(variables)
+  assert np.any(expected.valid)
+  found = _run(parts['NMS and selection'])
+  np.testing.assert_array_equal(found.valid, expected.valid)
+  np.testing.assert_allclose(found.boxes, expected.boxes, rtol=2e-4, atol=1e-3)
+  masks = jax.nn.sigmoid(_run(parts['mask head']))
+  np.testing.assert_allclose(masks, expected.masks, rtol=2e-3, atol=1e-5)
+
+
+def test_only_one_stage_is_recorded(subject):
+  with quick.compilation():
+    calls, output = stages.record_training(
+      subject, subject.state(), only='backbone'
+    )
+  assert list(calls) == ['backbone'] and output is None
+  call, (variables, arrays) = calls['backbone']
+  assert call.method == '__call__' and variables.keys() == {
+    'params',
+    'batch_stats',
+  }
+  assert arrays[0].shape == (2, 64, 64, 3)
+
+
+def test_functions_are_compiled_and_timed_in_order():
+  a = jnp.ones((8, 128), jnp.float32), jnp.ones((128, 128), jnp.float32)
+  made = {'product': (lambda x, y: x @ y, a), 'sum': (jnp.sum, a[:1])}
+  rows = stages.measure_stages(made, rounds=3, warmup=1)
+  assert [row['name'] for row in rows] == ['product', 'sum']
+  assert rows[0]['program']['flops'] == pytest.approx(2 * 8 * 128**2, rel=0.02)
   for row in rows:
     assert len(row['seconds']['all']) == 3
     assert 0 < row['seconds']['lowest'] <= row['seconds']['median']

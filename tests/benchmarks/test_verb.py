@@ -1,4 +1,4 @@
-"""`maskrcnn-jax bench` from end to end, with a tiny model and no TensorFlow."""
+"""`maskrcnn-jax bench`, end to end, with a tiny model and no TensorFlow."""
 
 import json
 import os
@@ -10,10 +10,10 @@ import pytest
 import quick
 import stand_in_torchvision
 import tiny_run
-from PIL import Image
 
 from maskrcnn_jax.benchmarks.options import BenchOptions
 from maskrcnn_jax.cli import main as command
+from maskrcnn_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -91,8 +91,7 @@ def test_what_is_shown(done):
   folder, shown = done
   assert '| train step ' in shown
   assert '| backbone, forward and backward | torchvision ' in shown
-  with Image.open(folder / 'bench.png') as picture:
-    assert picture.size[0] == 900
+  assert (folder / 'bench.png').read_bytes()[:4] == b'\x89PNG'
 
 
 @pytest.mark.slow
@@ -100,29 +99,30 @@ def test_results_are_not_overwritten(done, capsys):
   folder, _ = done
   argv = ['bench', '--config=shapes', f'--output={folder}']
   assert command.main(argv) == 2
-  assert 'choose another --output' in capsys.readouterr().err
+  assert str(folder) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-  'flags, message',
+  'flag, word',
   [
-    (
-      ['--what=step,speed'],
-      "what must be some of compilation, step, .*'step,sp",
-    ),
-    (['--rounds=0'], 'rounds and warmup must be at least 1, got 0 and 2'),
-    (['--config.input.batchsize=2'], "did you mean 'batch_size'"),
+    ('--what=step,speed', "'speed'"),
+    ('--rounds=0', 'rounds'),
+    ('--config.input.batchsize=2', 'batch_size'),
   ],
 )
-def test_mistakes_are_one_line(flags, message, tmp_path, capsys):
-  argv = ['bench', '--config=shapes', f'--output={tmp_path}/out', *flags]
+def test_mistakes_are_one_line(flag, word, tmp_path, capsys):
+  argv = ['bench', '--config=shapes', f'--output={tmp_path}/out', flag]
   assert command.main(argv) == 2
   error = capsys.readouterr().err
-  assert error.count('\n') == 1
-  with pytest.raises(ValueError, match=message):
-    command.main([*argv, '--debug'])
+  assert error.count('\n') == 1 and word in error
   assert not (tmp_path / 'out').exists()
 
 
-def test_options_have_defaults():
-  assert BenchOptions().what == ('step', 'inference')
+@pytest.mark.parametrize(
+  'name, value, given',
+  [('what', ('step', 'speed'), 'speed'), ('what', (), ''), ('warmup', 0, 0)],
+)
+def test_options_are_checked(name, value, given):
+  with pytest.raises(UserError) as error:
+    BenchOptions(**{name: value})
+  assert (error.value.argument, error.value.given) == (name, given)

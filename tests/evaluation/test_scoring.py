@@ -4,10 +4,10 @@ import json
 import sys
 
 import numpy as np
+import plain_evaluation
 import pytest
 from pycocotools import mask as coco_mask
 
-from maskrcnn_jax.benchmarks import plain_evaluation
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.evaluation import coco_metrics, scoring
 from maskrcnn_jax.evaluation.workers import Workers

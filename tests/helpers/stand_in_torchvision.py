@@ -1,7 +1,7 @@
-"""Stands in for torchvision's side where there is no torch.
+"""Stand-in for torchvision's side where torch is not installed.
 
-Speaks through the real protocol, with handlers that only look at what they
-get. `install` writes an interpreter that runs this, whatever it is given.
+Uses the real protocol, with handlers that check their input. `install` writes
+an interpreter that runs this file, whatever script it is given.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ def install(folder: pathlib.Path) -> str:
 
 
 class Side:
-  """Answers as `torchvision_side.Side` does, from what it was given."""
+  """Answers of the form of `torchvision_side.Side`, made from the input."""
 
   def handlers(self):
     return {
