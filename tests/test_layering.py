@@ -18,8 +18,8 @@ ALLOWED = {
   'maskrcnn_jax/structures': 'jax numpy flax.struct',
   'maskrcnn_jax/ops': 'jax numpy',
   'maskrcnn_jax/models': 'jax numpy flax optax .ops .structures',
-  'maskrcnn_jax/datasets': 'numpy pycocotools PIL tqdm yaml .tables',
-  'maskrcnn_jax/datasets/records': 'numpy tensorflow',
+  'maskrcnn_jax/datasets': 'numpy pycocotools PIL tqdm yaml .files .tables',
+  'maskrcnn_jax/datasets/records': 'numpy tensorflow .files',
   'maskrcnn_jax/datasets/tfds_features': 'numpy tensorflow_datasets',
   'maskrcnn_jax/datasets/doctor/pictures': (
     'numpy PIL .input_pipeline .structures .visualize'

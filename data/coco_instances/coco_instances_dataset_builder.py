@@ -10,8 +10,7 @@ from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
-from maskrcnn_jax.datasets import coco_json as annotations
-from maskrcnn_jax.datasets import prepare, tfds_features
+from maskrcnn_jax.datasets import coco_json, prepare, tfds_features
 from maskrcnn_jax.datasets.findings import raise_errors
 
 
@@ -62,7 +61,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       folder / 'annotations' / f'{kind}_{name}.json'
       for kind in ('instances', 'captions')
     )
-    dataset = annotations.load_coco(instances, images, captions)
+    dataset = coco_json.load(instances, images, captions)
     findings = []
     for example, found in prepare.make_examples(
       dataset, images, self._num_workers

@@ -22,7 +22,7 @@ def make_example(seed: int, index: int) -> ImageExample:
     class_names=[drawing.CLASS_NAMES[k - 1] for k in picture.classes],
     is_crowd=np.zeros(len(picture.classes), bool),
     areas=picture.masks.sum(axis=(1, 2), dtype=np.float64),
-    masks=[masks.encode_mask(mask) for mask in picture.masks],
+    masks=[masks.encode_png(mask) for mask in picture.masks],
   )
 
 

@@ -1,9 +1,9 @@
-"""Checked examples: an image file and its objects, ready to be written.
+"""Examples: an image file and its checked objects, ready to be written.
 
-The rules for objects are those of the reference converter: an object is left
-out if its box has no width or height, or ends beyond the image (x + w > width,
-without tolerance). Crowd objects are kept and marked. An object whose mask
-cannot be read or has no pixel is left out too.
+Objects are kept by the rules of the reference converter: one is skipped if its
+box has no width or height, or ends beyond the image (x + w > width, without
+tolerance). Crowds are kept and marked. An object whose mask cannot be read or
+has no pixel is skipped too.
 """
 
 import dataclasses
@@ -13,27 +13,26 @@ from collections.abc import Sequence
 import numpy as np
 
 from maskrcnn_jax.datasets import images, masks
-from maskrcnn_jax.datasets.coco_json import CocoImage
-from maskrcnn_jax.datasets.findings import Finding
-from maskrcnn_jax.datasets.json_values import is_box, is_number
+from maskrcnn_jax.datasets.coco_json import CocoImage, is_box, is_number
+from maskrcnn_jax.datasets.findings import Finding, InvalidEntryError
 
-# What `images.read_image` may have done to a file.
+# Notes of `images.read_image`.
 _NOTES = {
   'stored_upright': (
-    'is turned by its EXIF flag, and the json gives the size of the upright '
-    'picture: a record stores it upright.'
+    'has an EXIF rotation, and the JSON gives the size of the upright photo: '
+    'it is stored upright.'
   ),
   'rotation_ignored': (
-    'has an EXIF rotation, but the json gives the size of the stored pixels: '
+    'has an EXIF rotation, but the JSON gives the size of the stored pixels: '
     'the flag is ignored.'
   ),
-  'stored_as_png': 'is neither JPEG nor PNG: a record stores it as PNG.',
+  'stored_as_png': 'is neither JPEG nor PNG: it is stored as PNG.',
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageExample:
-  """One image and its objects, ready to be written.
+  """An image and its objects, ready to be written.
 
   Attributes:
     encoded: the image file.
@@ -43,12 +42,12 @@ class ImageExample:
     width: of the decoded image.
     boxes: `[n, 4]` float64 `(y1, x1, y2, x2)` in pixels.
     classes: `[n]` int64, 1 or more.
-    class_names: `n` texts.
+    class_names: `n` names.
     is_crowd: `[n]` bool.
     areas: `[n]` float64, pixels as annotated.
     masks: `n` PNG files of the full image, values 0 and 1.
-    captions: texts about the image.
-    category_ids: `[n]` int64, of the annotations; None where they are the
+    captions: captions of the image.
+    category_ids: `[n]` int64, of the annotations; None where they equal the
       classes.
   """
 
@@ -70,21 +69,21 @@ class ImageExample:
 def make_example(
   image: CocoImage,
   entries: Sequence[dict],
+  captions: Sequence[str],
   class_names: dict[int, str],
   images_dir: str | os.PathLike,
-  captions: Sequence[str] = (),
 ) -> tuple[ImageExample | None, list[Finding]]:
   """Reads an image and the masks of its objects.
 
   Args:
-    image: the image's entry.
-    entries: its annotations, with classes among `class_names`.
-    class_names: name by class id.
+    image: the image entry.
+    entries: its annotations, of classes among `class_names`.
+    captions: captions of the image.
+    class_names: names by class id.
     images_dir: folder that `image.file_name` is relative to.
-    captions: texts about the image.
 
   Returns:
-    The example, None if the image cannot be used, and what was found.
+    The example, None if the image cannot be used, and the findings.
   """
   path = os.path.join(images_dir, image.file_name)
   encoded, finding = read_image(image, path)
@@ -95,8 +94,8 @@ def make_example(
   for entry in entries:
     try:
       objects.append(_read_object(entry, image))
-    except UnusableObjectError as error:
-      findings.append(error.finding(path, entry))
+    except InvalidEntryError as error:
+      findings.append(error.finding(path, entry['image_id'], entry.get('id')))
   boxes, classes, category_ids, is_crowd, areas, encoded_masks = (
     zip(*objects) if objects else [()] * 6
   )
@@ -123,16 +122,16 @@ def make_example(
 def read_image(
   image: CocoImage, path: str
 ) -> tuple[bytes | None, Finding | None]:
-  """An image file as a record holds it, None if it is unusable; what was found.
+  """The bytes that a record stores, None if unusable, and the finding, if any.
 
   Args:
-    image: its entry.
-    path: of the file.
+    image: the image entry.
+    path: path of its file.
   """
   try:
     encoded, note = images.read_image(path, image.height, image.width)
   except ValueError as error:
-    message = f'{error}. Replace the file or take it out of the json.'
+    message = f'{error}. Replace the file or remove it from the JSON.'
     kind = 'unusable_image'
     return None, Finding(kind, path, image.image_id, None, message, 'error')
   if note is None:
@@ -140,15 +139,6 @@ def read_image(
   return encoded, Finding(
     note, path, image.image_id, None, _NOTES[note], 'note'
   )
-
-
-class UnusableObjectError(Exception):
-  """An object to leave out; its arguments are a kind and a message."""
-
-  def finding(self, path: str, entry: dict) -> Finding:
-    """The finding on the annotation of an image file."""
-    kind, message = self.args
-    return Finding(kind, path, entry['image_id'], entry.get('id'), message)
 
 
 def _read_object(entry, image):
@@ -161,45 +151,44 @@ def _read_object(entry, image):
   is_crowd = bool(entry.get('iscrowd', 0))
   category_id = entry['category_id']
   class_id = entry.get('class_id', category_id)
-  encoded = masks.encode_mask(mask)
-  return box, class_id, category_id, is_crowd, area, encoded
+  return box, class_id, category_id, is_crowd, area, masks.encode_png(mask)
 
 
 def read_mask(entry: dict, image: CocoImage) -> np.ndarray:
-  """`[height, width]` bool, the mask of an annotation.
+  """The mask of an annotation, `[height, width]` bool.
 
   Raises:
-    UnusableObjectError: it cannot be read, or has no pixel.
+    InvalidEntryError: it cannot be read, or has no pixel.
   """
   try:
     mask = masks.decode_segmentation(
       entry.get('segmentation'), image.height, image.width
     )
   except ValueError as error:
-    raise UnusableObjectError('unusable_mask', f'{error}.') from error
+    raise InvalidEntryError('unusable_mask', f'{error}.') from error
   if not mask.any():
-    raise UnusableObjectError('empty_mask', 'the mask has no pixel.')
+    raise InvalidEntryError('empty_mask', 'the mask has no pixel.')
   return mask
 
 
 def read_box(
   entry: dict, image: CocoImage
 ) -> tuple[float, float, float, float]:
-  """`(y1, x1, y2, x2)` of an annotation, in pixels.
+  """The box of an annotation, `(y1, x1, y2, x2)` in pixels.
 
   Raises:
-    UnusableObjectError: it is no box, or one that the reference leaves out.
+    InvalidEntryError: it is malformed, or the reference converter skips it.
   """
   box = entry.get('bbox')
   if not is_box(box):
-    raise UnusableObjectError(
+    raise InvalidEntryError(
       'unusable_box', f'bbox must be x, y, width, height, got {box!r}.'
     )
   x, y, width, height = box
   if width <= 0 or height <= 0:
-    raise UnusableObjectError('zero_area_box', f'the box {box} has no area.')
+    raise InvalidEntryError('zero_area_box', f'the box {box} has no area.')
   if x + width > image.width or y + height > image.height:
-    raise UnusableObjectError(
+    raise InvalidEntryError(
       'box_outside_image',
       f'the box {box} ends outside the image of {image.width} x '
       f'{image.height} (width x height).',

@@ -1,4 +1,4 @@
-"""Problems of a data set, as one value that names the place and the remedy."""
+"""Findings: problems of a data set, each with its place and remedy."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ class Finding:
     file: the annotation or image file.
     image_id: id of the image, or None.
     annotation_id: id of the object, or None.
-    message: what is wrong and what to do.
-    severity: `error` (nothing is written), `warning` (the object is left out,
-      or it is kept and most likely wrong) or `note` (nothing is lost).
+    message: what is wrong and how to correct it.
+    severity: `error` (nothing is written), `warning` (the object is skipped, or
+      kept and most likely wrong) or `note` (nothing is lost).
   """
 
   kind: str
@@ -40,13 +40,55 @@ class Finding:
     return f'{", ".join(place)}: {self.message}'
 
 
+class InvalidEntryError(Exception):
+  """An entry, line or object that cannot be used; it becomes a finding.
+
+  Attributes:
+    kind: see `Finding`.
+    message: see `Finding`.
+    severity: see `Finding`.
+  """
+
+  def __init__(self, kind: str, message: str, severity: str = 'warning'):
+    super().__init__(message)
+    self.kind, self.message, self.severity = kind, message, severity
+
+  def finding(
+    self, file: str, image_id: Any = None, annotation_id: Any = None
+  ) -> Finding:
+    """The finding at a place."""
+    return Finding(
+      self.kind, file, image_id, annotation_id, self.message, self.severity
+    )
+
+
+class InvalidDataError(UserError):
+  """A data set with errors.
+
+  `path` and `item` are those of the first error.
+
+  Attributes:
+    findings: the errors.
+  """
+
+  def __init__(self, errors: Sequence[Finding]):
+    lines = [f'  {error.kind}: {error}' for error in errors[:_LISTED_ERRORS]]
+    if len(errors) > _LISTED_ERRORS:
+      lines.append(f'  and {len(errors) - _LISTED_ERRORS} more.')
+    noun = 'error' if len(errors) == 1 else 'errors'
+    first = errors[0]
+    super().__init__(
+      '\n'.join([f'{len(errors)} {noun} in the data:', *lines]),
+      path=first.file,
+      item=first.image_id
+      if first.annotation_id is None
+      else first.annotation_id,
+    )
+    self.findings = tuple(errors)
+
+
 def raise_errors(findings: Sequence[Finding]) -> None:
-  """Raises a ValueError that lists the errors among the findings, if any."""
+  """Raises an `InvalidDataError` of the errors among the findings, if any."""
   errors = [finding for finding in findings if finding.severity == 'error']
-  if not errors:
-    return
-  lines = [f'  {error.kind}: {error}' for error in errors[:_LISTED_ERRORS]]
-  if len(errors) > _LISTED_ERRORS:
-    lines.append(f'  and {len(errors) - _LISTED_ERRORS} more.')
-  noun = 'error' if len(errors) == 1 else 'errors'
-  raise UserError('\n'.join([f'{len(errors)} {noun} in the data:', *lines]))
+  if errors:
+    raise InvalidDataError(errors)

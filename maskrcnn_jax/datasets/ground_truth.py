@@ -1,34 +1,30 @@
-"""A COCO json made of records, for evaluation where there is no other."""
+"""COCO ground truth made of records, for evaluation without annotations."""
 
 import io
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
 
-from maskrcnn_jax.datasets import records
+from maskrcnn_jax.datasets import masks, records
 from maskrcnn_jax.errors import UserError
 
 
 def coco_from_records(
   index: records.RecordIndex, num_images: int | None = None
 ) -> dict[str, Any]:
-  """Images, objects with run-length masks and classes of records.
+  """What a COCO instances JSON of the records holds.
 
-  Boxes and areas are float32 in records, so the numbers by object size may
-  differ from those of the original json in the last digit; what `prepare` left
-  out of the records is missing here too.
+  Boxes and areas are float32 in records, so AP by object size may differ from
+  that of the original JSON in the last digit; what `prepare` skipped is missing
+  here too.
 
   Args:
     index: of the records.
-    num_images: take the first ones only; None: all.
-
-  Returns:
-    What a COCO instances json holds.
+    num_images: number of images, from the first; None: all.
 
   Raises:
-    ValueError: a record or a mask in it cannot be read; names the image.
+    UserError: a record or a mask in it cannot be read.
   """
   images, annotations, names, offset = [], [], {}, 0
   for row in range(len(index))[:num_images]:
@@ -39,6 +35,7 @@ def coco_from_records(
       category_id = each.category_id
       names.setdefault(category_id, each.class_name or str(category_id))
       offset = each.class_id - category_id
+      mask = _decode_mask(each.mask, size, image_id)
       annotations.append(
         {
           'id': len(annotations) + 1,
@@ -47,11 +44,11 @@ def coco_from_records(
           'bbox': _xywh(each.box, size),
           'area': each.area,
           'iscrowd': each.is_crowd,
-          'segmentation': _run_lengths(each.mask, size, image_id),
+          'segmentation': masks.encode_run_lengths(mask),
         }
       )
   if offset:
-    # What tells that classes are one more, whether or not it has an object.
+    # Category 0 marks ids from 0, whether or not it has an object.
     names.setdefault(0, '0')
   categories = [{'id': i, 'name': names[i]} for i in sorted(names)]
   return {
@@ -62,22 +59,24 @@ def coco_from_records(
 
 
 def _xywh(box, size):
-  """COCO's box in pixels, of shares `(y1, x1, y2, x2)`."""
-  y1, x1, y2, x2 = (share * side for share, side in zip(box, size * 2))
+  """COCO's box in pixels, from fractions `(y1, x1, y2, x2)`."""
+  y1, x1, y2, x2 = (part * side for part, side in zip(box, size * 2))
   return [x1, y1, x2 - x1, y2 - y1]
 
 
-def _run_lengths(png, size, image_id):
+def _decode_mask(png, size, image_id):
   try:
-    with Image.open(io.BytesIO(png)) as picture:
-      mask = np.asarray(picture.convert('L')) > 0
+    with Image.open(io.BytesIO(png)) as image:
+      mask = np.asarray(image.convert('L')) > 0
   except OSError as error:
     raise UserError(
-      f'A mask of image {image_id} cannot be read: {error}.'
+      f'A mask of image {image_id} cannot be read: {error}.', item=image_id
     ) from error
   if mask.shape != size:
     raise UserError(
-      f'A mask of image {image_id} is {mask.shape}, its image {size}.'
+      f'A mask of image {image_id} is {mask.shape}, its image {size}.',
+      item=image_id,
+      given=mask.shape,
+      wanted=size,
     )
-  encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-  return {'size': list(size), 'counts': encoded['counts'].decode('ascii')}
+  return mask

@@ -1,39 +1,78 @@
-"""Image files as records hold them: whole, and as large as the json says.
+"""Image files as records store them, and the list of image file endings.
 
-JPEG and PNG files go into a record byte for byte, of any colour mode; others,
-some of which TensorFlow cannot decode, as PNG. Of 16 bits the upper 8 count.
+JPEG and PNG files go into a record byte for byte, in any colour mode; other
+formats, some of which TensorFlow cannot decode, as PNG. Of 16 bits the upper 8
+count.
 
-Cameras store some pictures turned and note that in EXIF. Which way up the
-annotations are shows in the size the json gives: that of the stored pixels
-(COCO's own practice; the flag is then ignored, by TensorFlow too) or that of
-the upright picture, which is then stored upright, as JPEG.
+Cameras store some photos rotated and note that in EXIF. The size in the
+annotations tells which orientation they refer to: the stored pixels (COCO's own
+practice; the flag is then ignored, by TensorFlow too) or the upright photo,
+which is then stored upright, as JPEG.
 """
 
 import io
 import os
 import pathlib
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from maskrcnn_jax.errors import UserError
 
-KEPT_FORMATS = ('JPEG', 'MPO', 'PNG')  # MPO: a JPEG with a preview behind it.
+# Files that are taken from a folder. A file that is named may have any ending.
+ENDINGS = (
+  *('.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.png', '.gif', '.bmp', '.dib'),
+  *('.tif', '.tiff', '.webp', '.avif', '.jp2', '.j2k', '.ppm', '.pgm', '.pbm'),
+  *('.pnm', '.tga'),
+)
+KEPT_FORMATS = ('JPEG', 'MPO', 'PNG')  # MPO: a JPEG followed by a preview.
 _JPEG_QUALITY = 95
+_TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap height and width.
+# What Pillow raises on files that it cannot read.
+UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)
+
+
+def find_in_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """Yields the image files in a folder and below, in the order of their names.
+
+  Hidden files, such as those that macOS leaves, are skipped.
+  """
+  for path in sorted(pathlib.Path(folder).rglob('*')):
+    is_image = path.suffix.lower() in ENDINGS and not path.name.startswith('.')
+    if is_image and path.is_file():
+      yield path
+
+
+def read_sizes(
+  path: str | os.PathLike,
+) -> tuple[tuple[int, int], tuple[int, int]]:
+  """(height, width) of an image as stored, and as EXIF rotates it.
+
+  Raises:
+    UserError: the file cannot be read.
+  """
+  try:
+    with Image.open(path) as image:
+      orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+      stored = image.size[::-1]
+  except UNREADABLE as error:
+    raise UserError(f'cannot be read ({error})', path=path) from error
+  return stored, stored[::-1] if orientation in _TRANSPOSED else stored
 
 
 def read_image(
   path: str | os.PathLike, height: int, width: int
 ) -> tuple[bytes, str | None]:
-  """An image file that decodes to the given size.
+  """Reads an image file and checks that all of it decodes to a size.
 
   Returns:
-    The file's bytes, and what was done to them: None, `stored_upright`,
-    `rotation_ignored` or `stored_as_png`.
+    The bytes to store, and how they differ from the plain file: None,
+    `stored_upright`, `rotation_ignored` or `stored_as_png`.
 
   Raises:
-    ValueError: if the file is missing, damaged or of another size; says how.
+    UserError: the file is missing, corrupt or of another size.
   """
   try:
     encoded = pathlib.Path(path).read_bytes()
@@ -41,28 +80,32 @@ def read_image(
       warnings.simplefilter('ignore')  # Of Pillow, about odd EXIF blocks.
       with Image.open(io.BytesIO(encoded)) as image:
         image.load()  # Decodes all of it: a truncated file ends here.
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        return _fit(encoded, image, orientation, (width, height))
-  except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-    raise UserError(f'cannot be read ({error})') from error
+        return _fit(encoded, image, (height, width), path)
+  except UNREADABLE as error:
+    raise UserError(f'cannot be read ({error})', path=path) from error
 
 
-def _fit(encoded, image, orientation, size):
-  if image.size == size:
+def _fit(encoded, image, size, path):
+  orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+  stored = image.size[::-1]
+  if stored == size:
     if image.format not in KEPT_FORMATS:
       return _encode(to_rgb(image), 'PNG'), 'stored_as_png'
     return encoded, None if orientation == 1 else 'rotation_ignored'
-  if orientation in (5, 6, 7, 8) and image.size == size[::-1]:
+  if orientation in _TRANSPOSED and stored == size[::-1]:
     upright = to_rgb(ImageOps.exif_transpose(image))
     return _encode(upright, 'JPEG'), 'stored_upright'
   raise UserError(
-    f'is {image.size[1]} x {image.size[0]} (height x width), the json says '
-    f'{size[1]} x {size[0]}'
+    f'is {stored[0]} x {stored[1]} (height x width), the JSON says {size[0]} x '
+    f'{size[1]}',
+    path=path,
+    given=stored,
+    wanted=size,
   )
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-  """8-bit RGB as TensorFlow makes it: without alpha, of 16 bits the upper 8.
+  """Converts to 8-bit RGB as TensorFlow does: no alpha, upper 8 of 16 bits.
 
   Pillow's own conversion makes all but the darkest of 16 bits white.
   """

@@ -1,8 +1,8 @@
-"""Turns images and their annotations into record files.
+"""Conversion of images and their annotations to record files.
 
-Workers read and check images and draw masks; this process writes. The files do
-not depend on the number of workers: image i of the json goes to file i modulo
-the number of files, in order.
+Workers read and check images and decode masks; this process writes. The files
+do not depend on the number of workers: image i of the JSON goes to file i
+modulo the number of files, in order.
 """
 
 import collections
@@ -15,9 +15,10 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 
-from maskrcnn_jax.datasets import coco_json as annotations
-from maskrcnn_jax.datasets import examples, formats, workers
+from maskrcnn_jax import files
+from maskrcnn_jax.datasets import coco_json, examples, workers
 from maskrcnn_jax.datasets.findings import Finding, raise_errors
+from maskrcnn_jax.datasets.formats import convert
 from maskrcnn_jax.errors import UserError
 
 _IMAGES_PER_FILE = 500
@@ -26,17 +27,17 @@ _SUFFIX = '.tfrecord'
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-  """What was written and what was left out; `str` gives it as a table.
+  """Counts of what was written and skipped; `str` gives a table.
 
   Attributes:
     files: the record files.
     num_images: images written.
     num_empty: those of them without an object.
-    num_objects: objects written, with crowd.
-    num_crowd: those of them that are a crowd.
-    findings: what was left out or noted.
-    seconds: time it took.
-    annotations_file: the COCO json that was written; None where there was one.
+    num_objects: objects written, with crowds.
+    num_crowd: those of them that are crowds.
+    findings: skipped objects and notes.
+    seconds: time taken.
+    annotations_file: the COCO JSON that was written; None for format `coco`.
   """
 
   files: tuple[str, ...]
@@ -63,7 +64,7 @@ class Summary:
     ]
     first = {each.kind: each for each in reversed(self.findings)}
     for kind, count in sorted(self.counts().items()):
-      happened = 'noted' if first[kind].severity == 'note' else 'left out'
+      happened = 'noted' if first[kind].severity == 'note' else 'skipped'
       lines.append(f'{count:9d} {kind} ({happened}), such as {first[kind]}')
     lines.append(f'{self.seconds:9.0f} seconds')
     return '\n'.join(lines)
@@ -77,66 +78,69 @@ def prepare(
   num_workers: int | None = None,
   captions_file: str | os.PathLike | None = None,
   image_ids: Sequence[int] | None = None,
-  data_format: str = formats.COCO,
+  data_format: str = convert.COCO,
   classes: str | None = None,
 ) -> Summary:
-  """Writes the record files of a data set; all of them or none.
+  """Writes the record files of a data set, all or none.
 
-  Of another format than COCO's, a COCO json for evaluation is written beside
+  For a format other than COCO, a COCO JSON for evaluation is written beside
   them: `DIR/instances_train.json`.
 
   Args:
-    images_dir: folder that the json's file names are relative to.
-    annotations_file: COCO instances json; of other formats a folder.
+    images_dir: folder that the JSON's file names are relative to.
+    annotations_file: COCO instances JSON; for other formats a folder.
     output_pattern: `DIR/train`, `DIR/train.tfrecord` or `DIR/train-*.tfrecord`;
       the files become `DIR/train-00000-of-00008.tfrecord` and so on.
     num_shards: number of files; by default one for every 500 images.
     num_workers: processes; by default one per core.
-    captions_file: COCO captions json.
-    image_ids: take these images only, in the order of the json; None: all.
-    data_format: one of `formats.FORMATS`.
-    classes: names of other formats' classes, see `formats.class_names`.
+    captions_file: COCO captions JSON.
+    image_ids: ids of the images to write, in the order of the JSON; None: all.
+    data_format: one of `convert.FORMATS`.
+    classes: names of other formats' classes, see `class_names.read`.
 
   Raises:
-    FileExistsError: if there are files of that name.
-    ValueError: if the json or an image cannot be used; lists the first few,
-      after all images were read. If the json lacks one of `image_ids`.
+    FileExistsError: there are files of that name.
+    InvalidDataError: the JSON or an image cannot be used; raised after all
+      images were read.
+    UserError: an argument is wrong.
   """
   from maskrcnn_jax.datasets import records  # Workers need no TensorFlow.
 
   start = time.monotonic()
   stem = _stem(output_pattern)
-  made_file = content = None
-  if data_format == formats.COCO:
+  written_json = content = None
+  if data_format == convert.COCO:
     if classes is not None:
-      raise UserError('--classes is nothing for COCO, whose json names them.')
-    dataset = annotations.load_coco(annotations_file, images_dir, captions_file)
+      raise UserError(
+        '--classes does not apply to COCO, whose JSON names the classes.',
+        argument='classes',
+      )
+    dataset = coco_json.inspect(annotations_file, images_dir)
   else:
     folder, name = os.path.split(stem)
-    made_file = os.path.join(folder, f'instances_{name}.json')
-    if os.path.exists(made_file):
-      raise FileExistsError(
-        f'{made_file} exists: remove it or choose another output_pattern.'
-      )
-    content, found = formats.read(
+    written_json = os.path.join(folder, f'instances_{name}.json')
+    _require_absent([written_json])
+    content, found = convert.to_coco(
       data_format,
       images_dir,
       annotations_file,
       classes,
-      functools.partial(_run, num_workers=num_workers),
+      functools.partial(_map_names, num_workers=num_workers),
     )
-    dataset = annotations.check_coco(
-      content, made_file, images_dir, captions_file, found
-    )
+    dataset = coco_json.parse(content, written_json, images_dir, found)
+  raise_errors(dataset.findings)
+  dataset = coco_json.add_captions(dataset, captions_file)
   if image_ids is not None:
-    dataset = _take(dataset, image_ids)
+    dataset = _select(dataset, image_ids)
   if not dataset.images:
-    raise UserError(f'{annotations_file} lists no images.')
-  files = _name_files(stem, len(dataset.images), num_shards)
+    raise UserError(
+      f'{annotations_file} lists no images.', path=annotations_file
+    )
+  paths = _name_files(stem, len(dataset.images), num_shards)
   findings = list(dataset.findings)
   counts = collections.Counter()
   made = make_examples(dataset, images_dir, num_workers)
-  with records.open_writers(files) as writers:
+  with records.open_writers(paths) as writers:
     for writer, (example, found) in zip(itertools.cycle(writers), made):
       findings += found
       if example is not None:
@@ -144,26 +148,26 @@ def prepare(
         _count(example, counts)
     raise_errors(findings)
     if content:
-      _write_json(content, made_file)
+      files.write_text(written_json, json.dumps(content))
   seconds = time.monotonic() - start
   return Summary(
-    tuple(files),
+    tuple(paths),
     findings=findings,
     seconds=seconds,
-    annotations_file=made_file,
+    annotations_file=written_json,
     **counts,
   )
 
 
 def make_examples(
-  dataset: annotations.CocoDataset,
+  dataset: coco_json.CocoDataset,
   images_dir: str | os.PathLike,
   num_workers: int | None = None,
 ) -> Iterator[tuple[examples.ImageExample | None, list[Finding]]]:
-  """Yields what `examples.make_example` returns, in the order of the json.
+  """Yields what `examples.make_example` returns, in the order of the JSON.
 
   Args:
-    dataset: what to read.
+    dataset: the images and their annotations.
     images_dir: folder of the images.
     num_workers: processes; by default one per core.
   """
@@ -176,36 +180,30 @@ def make_examples(
     for image in dataset.images
   )
   make = functools.partial(
-    _make, class_names=dataset.class_names, images_dir=images_dir
+    examples.make_example,
+    class_names=dataset.class_names,
+    images_dir=images_dir,
   )
   return workers.map_images(make, tasks, len(dataset.images), num_workers)
 
 
-def _run(function, names: Sequence[str], num_workers: int | None) -> Iterator:
-  """Results for names in their order, by several processes, with a bar."""
+def _map_names(function, names: Sequence[str], num_workers) -> Iterator:
+  """Results of a function for names, in order, by several processes."""
   tasks = ((name,) for name in names)
   return workers.map_images(function, tasks, len(names), num_workers)
 
 
-def _write_json(content, path) -> None:
-  unfinished = f'{path}.unfinished-{os.getpid()}'
-  try:
-    with open(unfinished, 'w', encoding='utf-8') as file:
-      json.dump(content, file)
-    os.rename(unfinished, path)
-  finally:
-    if os.path.exists(unfinished):
-      os.unlink(unfinished)
-
-
-def _take(dataset, image_ids):
+def _select(dataset, image_ids):
   """The data set with some of its images only."""
   wanted = set(image_ids)
   missing = sorted(wanted - {image.image_id for image in dataset.images})
   if missing:
     raise UserError(
       f'{dataset.annotations_file} has no image with the ids {missing[:5]} of '
-      'image_ids.'
+      'image_ids.',
+      argument='image_ids',
+      path=dataset.annotations_file,
+      item=missing[0],
     )
   images = tuple(x for x in dataset.images if x.image_id in wanted)
   return dataclasses.replace(dataset, images=images)
@@ -215,10 +213,11 @@ def _stem(output_pattern):
   """The path that file numbers are appended to."""
   pattern = os.fspath(output_pattern)
   stem = pattern.removesuffix(_SUFFIX).removesuffix('*').removesuffix('-')
-  name = os.path.basename(stem)
-  if not name or glob.has_magic(stem):
+  if not os.path.basename(stem) or glob.has_magic(stem):
     raise UserError(
-      f'output_pattern must be like DIR/train-*{_SUFFIX}, got {pattern!r}.'
+      f'output_pattern must be like DIR/train-*{_SUFFIX}, got {pattern!r}.',
+      argument='output_pattern',
+      given=pattern,
     )
   return stem
 
@@ -228,13 +227,12 @@ def _name_files(stem, num_images, num_shards):
   if num_shards is None:
     num_shards = -(-num_images // _IMAGES_PER_FILE)
   if num_shards < 1:
-    raise UserError(f'num_shards must be 1 or more, got {num_shards}.')
-  present = sorted(glob.glob(f'{glob.escape(stem)}-*-of-*{_SUFFIX}'))
-  if present:
-    raise FileExistsError(
-      f'{present[0]} exists ({len(present)} files of that name): remove them '
-      'or choose another output_pattern.'
+    raise UserError(
+      f'num_shards must be 1 or more, got {num_shards}.',
+      argument='num_shards',
+      given=num_shards,
     )
+  _require_absent(sorted(glob.glob(f'{glob.escape(stem)}-*-of-*{_SUFFIX}')))
   num_shards = min(num_shards, num_images)
   return [
     f'{stem}-{shard:05d}-of-{num_shards:05d}{_SUFFIX}'
@@ -242,10 +240,13 @@ def _name_files(stem, num_images, num_shards):
   ]
 
 
-def _make(image, entries, captions, class_names, images_dir):
-  return examples.make_example(
-    image, entries, class_names, images_dir, captions
-  )
+def _require_absent(paths):
+  present = [path for path in paths if os.path.exists(path)]
+  if present:
+    raise FileExistsError(
+      f'{present[0]} exists ({len(present)} such files): remove it or choose '
+      'another output_pattern.'
+    )
 
 
 def _count(example, counts):

@@ -1,4 +1,4 @@
-"""Walks through a TFRecord file without reading images and masks.
+"""TFRecord files, scanned without reading images and masks.
 
 A TFRecord file is a chain of frames: the length of a record (8 bytes, little
 endian), the length's masked CRC-32C (4), the record, its CRC (4). A record is a
@@ -22,12 +22,12 @@ def scan(path: str) -> Iterator[tuple[int, int, int, int, int]]:
   """Yields offset, length, image id, height and width of every record.
 
   Raises:
-    ValueError: if the file is torn or damaged, or a record lacks its size, its
+    UserError: the file is truncated or corrupt, or a record lacks its size, its
       id or the masks of its objects; names file and byte.
   """
   with _mapped(path) as data:
-    for begin, end, place in _records(data, path):
-      sizes = _read_sizes(data, begin, end, place)
+    for begin, end in _records(data, path):
+      sizes = _read_sizes(data, begin, end, path)
       yield begin - _HEADER_BYTES, end - begin, *sizes
 
 
@@ -39,11 +39,11 @@ def scan_objects(
   Names and category ids are [] where a record has none.
 
   Raises:
-    ValueError: if the file is torn or damaged; names file and byte.
+    UserError: the file is truncated or corrupt; names file and byte.
   """
   with _mapped(path) as data:
-    for begin, end, place in _records(data, path):
-      features = _parse_features(data, begin, end, place)
+    for begin, end in _records(data, path):
+      features = _parse_features(data, begin, end, path)
       labels, names, categories = (
         list(_values(data, *features.get(f'image/object/class/{x}', (0, 0))))
         for x in ('label', 'text', 'category_id')
@@ -53,46 +53,50 @@ def scan_objects(
 
 @contextlib.contextmanager
 def _mapped(path: str) -> Iterator[bytes | mmap.mmap]:
-  """A file in memory."""
+  """The content of a file, mapped into memory."""
   with open(path, 'rb') as file:
-    if not os.path.getsize(path):  # Which cannot be mapped.
+    if not os.path.getsize(path):  # Empty files cannot be mapped.
       yield b''
       return
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
       yield data
 
 
-def _records(data, path) -> Iterator[tuple[int, int, str]]:
-  """Yields begin and end of every record, and the place for errors."""
+def _records(data, path) -> Iterator[tuple[int, int]]:
+  """Yields begin and end of every record."""
   offset, size = 0, len(data)
   while offset < size:
-    place = f'{path} at byte {offset}'
     begin = offset + _HEADER_BYTES
-    length = _record_length(data, offset, place)
+    header = data[offset:begin]
+    if len(header) < _HEADER_BYTES:
+      raise _error(
+        f'is truncated: {len(header)} bytes are left where a record should '
+        'begin. Prepare or copy it again.',
+        *(path, offset),
+      )
+    length, crc = struct.unpack('<QI', header)
+    if crc != masked_crc32c(header[:8]):
+      raise _error(
+        'is corrupt, compressed or not a TFRecord file: the checksum of the '
+        'record length is wrong. Prepare or copy it again.',
+        *(path, offset),
+      )
     end = begin + length
     if end + _FOOTER_BYTES > size:
-      raise UserError(
-        f'{place} is torn: a record of {length} bytes begins there and '
-        f'{max(size - begin, 0)} bytes follow. Prepare or copy it again.'
+      raise _error(
+        f'is truncated: a record of {length} bytes begins there, and '
+        f'{max(size - begin, 0)} bytes follow. Prepare or copy it again.',
+        *(path, offset),
       )
-    yield begin, end, place
+    yield begin, end
     offset = end + _FOOTER_BYTES
 
 
-def _record_length(data, offset, place):
-  header = data[offset : offset + _HEADER_BYTES]
-  if len(header) < _HEADER_BYTES:
-    raise UserError(
-      f'{place} is torn: {len(header)} bytes are left where a record should '
-      'begin. Prepare or copy it again.'
-    )
-  length, crc = struct.unpack('<QI', header)
-  if crc != masked_crc32c(header[:8]):
-    raise UserError(
-      f'{place} is damaged, compressed or no TFRecord file: the checksum of '
-      'the record length is wrong. Prepare or copy it again.'
-    )
-  return length
+def _error(message, path, offset, image_id=None) -> UserError:
+  """The error on a record whose frame begins at an offset."""
+  return UserError(
+    f'{path} at byte {offset} {message}', path=path, item=image_id, given=offset
+  )
 
 
 def _crc_table():
@@ -116,42 +120,45 @@ def masked_crc32c(data: bytes) -> int:
   return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def _parse_features(data, begin, end, place) -> dict[str, tuple[int, int]]:
-  """The places of a record's features by name."""
+def _parse_features(data, begin, end, path) -> dict[str, tuple[int, int]]:
+  """Begin and end of a record's features by name."""
   try:
     return dict(_features(data, begin, end))
   except (IndexError, ValueError) as error:
-    raise UserError(f'{place} is no tf.train.Example.') from error
+    offset = begin - _HEADER_BYTES
+    raise _error('is not a tf.train.Example.', path, offset) from error
 
 
-def _read_sizes(data, begin, end, place):
+def _read_sizes(data, begin, end, path):
   """Image id, height and width; checks that objects have masks."""
-  features = _parse_features(data, begin, end, place)
+  features = _parse_features(data, begin, end, path)
+  offset = begin - _HEADER_BYTES
   numbers = []
   for name in ('image/source_id', 'image/height', 'image/width'):
     value = _first(data, *features.get(name, (0, 0)))
     try:
       numbers.append(int(value))
     except (TypeError, ValueError):
-      raise UserError(
-        f'{place}: {name} must be a whole number, got {value!r}.'
-      ) from None
+      message = f'has {value!r} as {name}, which must be an integer.'
+      raise _error(message, path, offset) from None
   if not -(2**63) <= numbers[0] < 2**63:
-    raise UserError(f'{place}: image/source_id {numbers[0]} is over 64 bits.')
+    message = f'has the image/source_id {numbers[0]}, which is over 64 bits.'
+    raise _error(message, path, offset)
   labels, masks = (
     _first(data, *features.get(f'image/object/{name}', (0, 0)))
     for name in ('class/label', 'mask')
   )
   if labels is not None and masks is None:
-    raise UserError(
-      f'{place}: image {numbers[0]} has objects and no image/object/mask. '
-      'Prepare the records with masks.'
+    raise _error(
+      f'(image {numbers[0]}) has objects and no image/object/mask. Prepare the '
+      'records with masks.',
+      *(path, offset, numbers[0]),
     )
   return numbers
 
 
 def _varint(data, position):
-  """A protobuf number and the position behind it."""
+  """A protobuf number and the position after it."""
   value = shift = 0
   while True:
     byte = data[position]
@@ -167,16 +174,16 @@ def _fields(data, position, end):
   while position < end:
     tag, position = _varint(data, position)
     if tag & 7 != 2:
-      raise UserError('Not a length-delimited field.')
+      raise ValueError('Not a length-delimited field.')
     length, position = _varint(data, position)
     if position + length > end:
-      raise UserError('A field runs over the end.')
+      raise ValueError('A field runs over the end.')
     yield tag >> 3, position, position + length
     position += length
 
 
 def _features(data, begin, end):
-  """Yields the name and the place of every feature of a tf.train.Example."""
+  """Yields name and (begin, end) of every feature of a tf.train.Example."""
   for _, features_begin, features_end in _fields(data, begin, end):
     for _, entry_begin, entry_end in _fields(
       data, features_begin, features_end
@@ -192,7 +199,7 @@ def _features(data, begin, end):
 def _first(data, begin, end):
   """First value of a bytes or int64 feature; None if it is empty.
 
-  A mask is only known to be there, so of bytes no more than 64 are read.
+  Of bytes no more than 64 are read: masks only have to exist.
   """
   return next(_values(data, begin, end, most_bytes=64), None)
 
@@ -200,7 +207,7 @@ def _first(data, begin, end):
 def _values(data, begin, end, most_bytes=None):
   """Yields the values of a bytes or int64 feature.
 
-  Floats are not needed and not told apart from integers.
+  Floats are not needed, and read as if they were integers.
   """
   for kind, position, list_end in _fields(data, begin, end):
     while position < list_end:

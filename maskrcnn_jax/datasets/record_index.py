@@ -1,20 +1,19 @@
-"""Finds the records of a set: file, place, image id and size of every one.
+"""Index of record files: location, image id and size of every record.
 
-TensorFlow is not needed here.
+Needs no TensorFlow.
 """
 
 import dataclasses
 import glob
 import hashlib
-import io
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Sequence
 
 import numpy as np
 
+from maskrcnn_jax import files as files_lib
 from maskrcnn_jax.datasets import record_file
 from maskrcnn_jax.errors import UserError
 
@@ -33,7 +32,7 @@ _COLUMNS = {
 
 @dataclasses.dataclass(frozen=True)
 class RecordIndex:
-  """Where every record of a set lies, and the size of its image.
+  """Location and image size of every record of a set.
 
   Attributes:
     files: paths; `file_indices` points into them.
@@ -65,10 +64,10 @@ class RecordIndex:
 def index_records(
   file_pattern: str | Sequence[str], split: str | None = None
 ) -> RecordIndex:
-  """Finds every record of a set.
+  """Indexes every record of a set.
 
-  A large set is read once: its index is kept in the user's cache folder, under
-  the names, sizes and times of its files.
+  The index of a large set is cached in the user's cache folder, by the names,
+  sizes and times of its files.
 
   Args:
     file_pattern: a glob, a path, a TFDS directory (`DIR` or `DIR:SPLIT`), or
@@ -76,8 +75,8 @@ def index_records(
     split: split of a TFDS directory, where the pattern names none.
 
   Raises:
-    ValueError: if nothing fits the pattern, a file is torn, or a record lacks
-      its size, its id or the masks of its objects; names file and place.
+    UserError: no file matches the pattern, one is truncated or corrupt, or a
+      record lacks its size, its id or the masks of its objects.
   """
   files = find_files(file_pattern, split)
   cache = _cache_path(files)
@@ -90,7 +89,7 @@ def index_records(
     for row in record_file.scan(path)
   ]
   if not rows:
-    raise UserError(f'There is no record in {", ".join(files)}.')
+    raise UserError(f'There is no record in {", ".join(files)}.', path=files[0])
   columns = {
     name: np.array(column, dtype)
     for (name, dtype), column in zip(_COLUMNS.items(), zip(*rows))
@@ -119,7 +118,10 @@ def find_files(
       found = glob.glob(pattern)
     if not found:
       raise UserError(
-        f'file_pattern {pattern!r} fits no file (working folder {os.getcwd()}).'
+        f'file_pattern {pattern!r} matches no file (working folder '
+        f'{os.getcwd()}).',
+        argument='file_pattern',
+        given=pattern,
       )
     files += found
   return tuple(sorted(set(files)))
@@ -131,13 +133,18 @@ def _tfds_files(folder, split):
   if not description.exists():
     raise UserError(
       f'file_pattern {str(folder)!r} is a folder without dataset_info.json: '
-      f'name its record files ({folder}/*.tfrecord) or a TFDS directory.'
+      f'name its record files ({folder}/*.tfrecord) or a TFDS directory.',
+      argument='file_pattern',
+      path=folder,
     )
   described = json.loads(description.read_text())
   if described.get('fileFormat', 'tfrecord') != 'tfrecord':
     raise UserError(
       f'{description}: the file format must be tfrecord, got '
-      f'{described["fileFormat"]}.'
+      f'{described["fileFormat"]}.',
+      path=description,
+      given=described['fileFormat'],
+      wanted='tfrecord',
     )
   splits = {entry['name']: entry for entry in described.get('splits', ())}
   if split is None and len(splits) == 1:
@@ -145,7 +152,11 @@ def _tfds_files(folder, split):
   if split not in splits:
     raise UserError(
       f'{folder} has the splits {", ".join(sorted(splits))}, got {split}: '
-      f'name one as {folder}:SPLIT.'
+      f'name one as {folder}:SPLIT.',
+      argument='file_pattern',
+      path=folder,
+      given=split,
+      wanted=sorted(splits),
     )
   entry = splits[split]
   template = entry.get(
@@ -170,7 +181,7 @@ def _tfds_name(template, name, split, shard, num_shards):
 
 
 def _cache_path(files):
-  """Where the index of these files is kept; never beside them."""
+  """Path of the cached index of these files; never beside them."""
   root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
   stats = [(os.path.abspath(path), os.stat(path)) for path in files]
   key = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
@@ -179,7 +190,7 @@ def _cache_path(files):
 
 
 def _load(files, cache):
-  """The kept index, or None if there is none that can be read."""
+  """The cached index, or None if there is none that can be read."""
   try:
     with np.load(cache, allow_pickle=False) as columns:
       return RecordIndex(files, **{name: columns[name] for name in _COLUMNS})
@@ -188,13 +199,9 @@ def _load(files, cache):
 
 
 def _save(columns, cache):
-  """Keeps the index; does nothing where the folder cannot be written."""
-  stream = io.BytesIO()
-  np.savez_compressed(stream, **columns)
+  """Caches the index; does nothing where the folder cannot be written."""
   try:
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=cache.parent, delete=False) as file:
-      file.write(stream.getvalue())
-    os.replace(file.name, cache)
+    with files_lib.replaced(cache) as path, path.open('wb') as stream:
+      np.savez_compressed(stream, **columns)
   except OSError:
     return

@@ -1,9 +1,9 @@
-"""Records in the schema of the reference implementations: write, index, parse.
+"""Records in the schema of the reference implementations: write, read, parse.
 
 A record is one image with its objects, a `tf.train.Example` in a TFRecord file.
-Boxes are stored as shares of the image's height and width, masks as PNG files
-of the full image with the values 0 and 1. TFDS stores nested features under the
-same names, so a TFDS directory is read by the same functions.
+Boxes are stored as fractions of the image's height and width, masks as PNG
+files of the full image with the values 0 and 1. TFDS stores nested features
+under the same names, so a TFDS directory is read by the same functions.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.lib.io import tf_record
 
+from maskrcnn_jax import files
 from maskrcnn_jax.datasets import record_file
 from maskrcnn_jax.datasets.examples import ImageExample
 from maskrcnn_jax.datasets.record_index import RecordIndex, index_records
@@ -60,13 +61,13 @@ _FEATURES = {
 
 @dataclasses.dataclass(frozen=True)
 class RecordedObject:
-  """An object as a record holds it.
+  """An object of a record.
 
   Attributes:
     class_id: 1 or more.
     class_name: empty if the record has none.
-    category_id: of the annotations that the record was made of.
-    box: `(y1, x1, y2, x2)` as shares of height and width.
+    category_id: of the annotations that the record was made from.
+    box: `(y1, x1, y2, x2)` as fractions of height and width.
     is_crowd: 0 or 1.
     area: in pixels.
     mask: PNG file of the full image.
@@ -82,9 +83,9 @@ class RecordedObject:
 
 
 def encode_record(example: ImageExample) -> bytes:
-  """A checked image as a serialized record."""
+  """Serializes an example."""
   sizes = np.array([example.height, example.width] * 2, np.float64)
-  shares = (example.boxes / sizes).T
+  fractions = (example.boxes / sizes).T
   features = {
     'image/height': [example.height],
     'image/width': [example.width],
@@ -92,7 +93,7 @@ def encode_record(example: ImageExample) -> bytes:
     'image/source_id': [str(example.image_id)],
     'image/key/sha256': [hashlib.sha256(example.encoded).hexdigest()],
     'image/encoded': [example.encoded],
-    # The reference writes this whatever the bytes are, and so may others read.
+    # Whatever the bytes are, as the reference does: readers may expect it.
     'image/format': ['jpeg'],
     'image/caption': example.captions,
     'image/object/class/label': example.classes.tolist(),
@@ -102,7 +103,7 @@ def encode_record(example: ImageExample) -> bytes:
     'image/object/mask': example.masks,
   } | {
     f'image/object/bbox/{side}': values.tolist()
-    for side, values in zip(_BOX_SIDES, shares)
+    for side, values in zip(_BOX_SIDES, fractions)
   }
   if example.category_ids is not None:
     features[_CATEGORY_ID] = example.category_ids.tolist()
@@ -128,40 +129,34 @@ def encode_record(example: ImageExample) -> bytes:
 def open_writers(
   paths: Sequence[str | os.PathLike],
 ) -> Iterator[list[tf.io.TFRecordWriter]]:
-  """Writers of new record files, which appear whole or not at all.
+  """Opens writers of new record files, which appear all or none.
 
   The files get their names when the block ends, and none does if it raises.
 
   Raises:
-    FileExistsError: if there is a file of that name.
-    OSError: if the disk is full; holds the name of the file.
+    FileExistsError: there is a file of that name.
+    OSError: the disk is full; holds the name of the file.
   """
   finals = [pathlib.Path(path) for path in paths]
   for path in finals:
     if path.exists():
       raise FileExistsError(f'{path} exists: remove it or choose another name.')
-    path.parent.mkdir(parents=True, exist_ok=True)
-  mark = f'.unfinished-{os.getpid()}'
-  unfinished = [path.with_name(path.name + mark) for path in finals]
+  unfinished = {}
   try:
     with contextlib.ExitStack() as stack:
-      yield [
-        stack.enter_context(tf.io.TFRecordWriter(str(path)))
-        for path in unfinished
-      ]
-    for path, final in zip(unfinished, finals):
-      os.rename(path, final)
+      for final in finals:
+        unfinished[final] = stack.enter_context(files.replaced(final))
+      with contextlib.ExitStack() as writers:
+        yield [
+          writers.enter_context(tf.io.TFRecordWriter(str(path)))
+          for path in unfinished.values()
+        ]
   except tf.errors.ResourceExhaustedError as error:
-    # TensorFlow's error for a full disk or quota says which file in its text.
-    failed = [final for final in finals if f'{final}{mark}' in str(error)]
+    # TensorFlow's error for a full disk or quota names the file in its text.
+    failed = [k for k, path in unfinished.items() if path.name in str(error)]
     raise OSError(
-      errno.ENOSPC,
-      os.strerror(errno.ENOSPC),
-      str(failed[0] if failed else finals[0]),
+      errno.ENOSPC, os.strerror(errno.ENOSPC), str((failed or finals)[0])
     ) from error
-  finally:
-    for path in unfinished:
-      path.unlink(missing_ok=True)
 
 
 def write_records(path: str | os.PathLike, records: Iterable[bytes]) -> int:
@@ -175,10 +170,10 @@ def write_records(path: str | os.PathLike, records: Iterable[bytes]) -> int:
 
 
 def record_at(path, offset, length) -> tf.data.Dataset:
-  """The record at a place of a file, for use inside tf.data.
+  """Reads the record at a location, for use inside tf.data.
 
-  No more of the file is read than the record; `read_record`, made for few of
-  them, reads 16 MB.
+  Reads no more of the file than the record, unlike `read_record`, which reads
+  16 MB.
 
   Args:
     path: scalar string.
@@ -187,7 +182,7 @@ def record_at(path, offset, length) -> tf.data.Dataset:
 
   Returns:
     A dataset of a scalar string, the serialized record, its checksum checked.
-    Reading it fails, once, if the record is damaged, or the file missing or
+    Reading it fails, once, if the record is corrupt, or the file missing or
     too short.
   """
 
@@ -200,15 +195,15 @@ def record_at(path, offset, length) -> tf.data.Dataset:
     )
     spec = tf.TensorSpec([], tf.string)
     records = tf.data.experimental.from_variant(records, spec)
-    # As an element of its own, a file that is missing would be tried for ever
-    # where errors are ignored.
+    # As an element of its own, a missing file would be tried forever where
+    # errors are ignored.
     return records.take(1).get_single_element()
 
   return tf.data.Dataset.from_tensors((path, offset, length)).map(read)
 
 
 def parse_record(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-  """The contents of a record, for use inside tf.data.
+  """Parses a record, for use inside tf.data.
 
   Args:
     serialized: a scalar string.
@@ -216,9 +211,9 @@ def parse_record(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
   Returns:
     `encoded` (image file, scalar string), `filename` (scalar string),
     `image_id`, `height`, `width` (scalar int64), and of every object `boxes`
-    `[n, 4]` float32 `(y1, x1, y2, x2)` as shares of height and width, `classes`
-    `[n]` int32, `is_crowd` `[n]` bool, `area` `[n]` float32 in pixels, `masks`
-    `[n]` string, PNG files of the full image.
+    `[n, 4]` float32 `(y1, x1, y2, x2)` as fractions of height and width,
+    `classes` `[n]` int32, `is_crowd` `[n]` bool, `area` `[n]` float32 in
+    pixels, `masks` `[n]` string, PNG files of the full image.
   """
   features = tf.io.parse_single_example(serialized, _FEATURES)
   of_objects = {
@@ -258,10 +253,10 @@ def _or_default(values, default):
 
 
 def read_record(index: RecordIndex, row: int) -> bytes:
-  """The serialized record of a row, its checksum checked.
+  """Reads the serialized record of a row and checks its checksum.
 
   Raises:
-    ValueError: if the record is damaged; names file, place and image.
+    UserError: the record is corrupt; names file, byte and image.
   """
   path = index.files[index.file_indices[row]]
   try:
@@ -271,16 +266,19 @@ def read_record(index: RecordIndex, row: int) -> bytes:
   except (tf.errors.OpError, IndexError) as error:
     raise UserError(
       f'{index.place(row)}, image {index.image_ids[row]}: the record cannot be '
-      f'read ({error}).'
+      f'read ({error}).',
+      path=path,
+      item=int(index.image_ids[row]),
+      given=int(index.offsets[row]),
     ) from error
   return record
 
 
 def read_objects(index: RecordIndex, row: int) -> list[RecordedObject]:
-  """The objects of a row's record, crowds among them.
+  """Reads the objects of a row's record, crowds included.
 
   Raises:
-    ValueError: if the record is damaged; names file, place and image.
+    UserError: the record is corrupt; names file, byte and image.
   """
   record = read_record(index, row)
   parsed = parse_record(tf.constant(record))

@@ -1,8 +1,7 @@
-"""Records as a TFDS data set: its features, and an image in their form.
+"""Features of a TFDS data set that is stored like our records.
 
 TFDS joins nested names with a slash, so `image -> object -> mask` is stored as
-`image/object/mask`: `records.parse_record` reads these files like any other
-record.
+`image/object/mask`, and `records.parse_record` reads these files too.
 """
 
 import hashlib
@@ -18,11 +17,11 @@ _BOX_SIDES = ('ymin', 'xmin', 'ymax', 'xmax')
 def features(
   height: int | None = None, width: int | None = None
 ) -> tfds.features.FeaturesDict:
-  """The features of a record, for a builder.
+  """The features of a TFDS builder.
 
   Args:
-    height: of all images; None if it differs.
-    width: of all images; None if it differs.
+    height: of all images; None if it varies.
+    width: of all images; None if it varies.
   """
   text, image = tfds.features.Text(), tfds.features.Image
   content = {
@@ -48,8 +47,8 @@ def features(
 
 
 def to_features(example: ImageExample) -> dict:
-  """A checked image with the names of `features`."""
-  shares = example.boxes / ([example.height, example.width] * 2)
+  """An example under the names of `features`."""
+  fractions = example.boxes / ([example.height, example.width] * 2)
   objects = [
     {
       'bbox': dict(zip(_BOX_SIDES, box)),
@@ -59,7 +58,7 @@ def to_features(example: ImageExample) -> dict:
       'mask': mask,
     }
     for box, class_id, class_name, is_crowd, area, mask in zip(
-      shares,
+      fractions,
       example.classes,
       example.class_names,
       example.is_crowd.astype(np.int64),
@@ -71,7 +70,7 @@ def to_features(example: ImageExample) -> dict:
   return {
     'image': {
       'encoded': example.encoded,
-      'format': 'jpeg',  # As `records.encode_record` says it.
+      'format': 'jpeg',  # As in `records.encode_record`.
       'filename': example.filename,
       'source_id': str(example.image_id),
       'key': {'sha256': hashlib.sha256(example.encoded).hexdigest()},

@@ -1,4 +1,4 @@
-"""Processes that read images, a bounded number ahead, in order."""
+"""Worker processes over the images of a data set, results in order."""
 
 import collections
 import concurrent.futures
@@ -19,20 +19,18 @@ def map_images(
   total: int,
   num_workers: int | None = None,
 ) -> Iterator[Any]:
-  """Yields the result of every task in their order, behind a progress bar.
+  """Yields the result of every task in order, with a progress bar.
 
   Args:
-    function: is called with the arguments in a task; other processes must find
-      it by its name.
-    tasks: one of each image.
-    total: how many there are.
+    function: called with the arguments in a task; must be picklable.
+    tasks: one per image.
+    total: number of tasks.
     num_workers: processes; by default one per core. With 1, or few images,
-      there is no other than this one.
+      everything runs in this process.
   """
   import tqdm
 
   num_workers = min(num_workers or os.cpu_count() or 1, -(-total // _CHUNK))
-
   chunks = _run_chunks(
     functools.partial(_call_all, function),
     iter(tasks),

@@ -17,13 +17,6 @@ from PIL import ExifTags, Image, ImageOps
 from maskrcnn_jax.datasets import images
 from maskrcnn_jax.errors import UserError
 
-# What is taken from a folder: the endings of what people keep images in. A file
-# that is named, or matches a pattern, may have any.
-SUFFIXES = (
-  *('.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.png', '.gif', '.bmp', '.dib'),
-  *('.tif', '.tiff', '.webp', '.avif', '.jp2', '.j2k', '.ppm', '.pgm', '.pbm'),
-  *('.pnm', '.tga'),
-)
 # Pixels of the largest image that is read: 3 GiB as RGB.
 MOST_PIXELS = 2**30
 # TensorFlow decodes no larger ones (`jpeg_mem.cc`: fewer than 2 ** 29 bytes).
@@ -47,7 +40,7 @@ def find(paths: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
     files = list(_expand(path))
     if not files:
       raise FileNotFoundError(
-        f'{path} holds no image file ({", ".join(SUFFIXES)}).'
+        f'{path} holds no image file ({", ".join(images.ENDINGS)}).'
       )
     for file in files:
       found.setdefault(os.path.abspath(file), file)
@@ -58,7 +51,7 @@ def _expand(path) -> Iterator[pathlib.Path]:
   """The files that one path means."""
   named = pathlib.Path(path)
   if named.is_dir():
-    yield from sorted(file for file in named.rglob('*') if _is_image(file))
+    yield from images.find_in_folder(named)
     return
   if named.exists():
     yield named
@@ -73,15 +66,6 @@ def _expand(path) -> Iterator[pathlib.Path]:
       yield from _expand(match)
     else:
       yield match
-
-
-def _is_image(file: pathlib.Path) -> bool:
-  """Whether a file of a folder is taken; those that macOS hides are not."""
-  return (
-    file.suffix.lower() in SUFFIXES
-    and not file.name.startswith('.')
-    and file.is_file()
-  )
 
 
 def read(

@@ -6,7 +6,7 @@ import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
-from maskrcnn_jax.datasets import coco_json as annotations_lib
+from maskrcnn_jax.datasets import coco_json
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.inference import image_files
 
@@ -59,7 +59,7 @@ def make_list(
     class_names = {}
     told = [(number, None) for number in range(1, len(paths) + 1)]
   else:
-    dataset = annotations_lib.load_images(annotations)
+    dataset = coco_json.load_images(annotations)
     class_names = dataset.class_names
     told = [
       (image.image_id, (image.height, image.width))
@@ -94,7 +94,7 @@ def picture_names(paths: Iterable[pathlib.Path]) -> list[str]:
   return names
 
 
-def _match(paths, dataset) -> list[annotations_lib.CocoImage]:
+def _match(paths, dataset) -> list[coco_json.CocoImage]:
   """The entry of each file, by as many folders of its name as fit."""
   by_name = {image.file_name: image for image in dataset.images}
   by_last = collections.defaultdict(list)

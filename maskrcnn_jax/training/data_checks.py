@@ -17,14 +17,18 @@ import numpy as np
 from maskrcnn_jax import files
 from maskrcnn_jax.checkpoints import store
 from maskrcnn_jax.datasets import coco_json, ground_truth, records
-from maskrcnn_jax.datasets.record_classes import RecordedClass, read_classes
+from maskrcnn_jax.datasets.categories import (
+  Category,
+  class_offset,
+  read_from_records,
+)
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.errors import UserError
 
-Classes = Mapping[int, RecordedClass]
+Classes = Mapping[int, Category]
 
 
-def run_classes(config, workdir) -> dict[int, RecordedClass]:
+def run_classes(config, workdir) -> dict[int, Category]:
   """Classes of a run: those of its checkpoint, or else of its records.
 
   Args:
@@ -44,7 +48,7 @@ def run_classes(config, workdir) -> dict[int, RecordedClass]:
   return classes
 
 
-def training_classes(config) -> dict[int, RecordedClass]:
+def training_classes(config) -> dict[int, Category]:
   """Classes of the training records, the only ones whose names count.
 
   Classes that the records do not name or do not have are completed by
@@ -57,7 +61,7 @@ def training_classes(config) -> dict[int, RecordedClass]:
     UserError: no records are found, or the validation set contradicts them.
   """
   pattern = config.input.file_pattern
-  classes = read_classes(pattern, config.input.get('split'))
+  classes = read_from_records(pattern, config.input.get('split'))
   check_validation_classes(config, classes, pattern)
   file = config.get('evaluation', {}).get('annotations_file')
   annotated = annotated_classes(file)
@@ -76,25 +80,20 @@ def training_classes(config) -> dict[int, RecordedClass]:
 
 def annotated_classes(
   annotations_file: str | None,
-) -> dict[int, RecordedClass]:
+) -> dict[int, Category]:
   """Classes of a COCO json; empty if there is no such file."""
   if not annotations_file or not pathlib.Path(annotations_file).is_file():
     return {}
-  categories = _read_annotations(annotations_file)['categories']
-  offset = coco_json.class_offset(each['id'] for each in categories)
-  return {
-    each['id'] + offset: RecordedClass(each['name'], each['id'])
-    for each in categories
-  }
+  return coco_json.load_categories(annotations_file)
 
 
 def checkpoint_classes(
   path, step: int | str | None = None
-) -> dict[int, RecordedClass]:
+) -> dict[int, Category]:
   """Classes that a checkpoint was trained on; see `store.restore`."""
   category_ids = store.read_category_ids(path, step)
   return {
-    class_id: RecordedClass(name, category_ids.get(class_id, class_id))
+    class_id: Category(name, category_ids.get(class_id, class_id))
     for class_id, name in store.read_classes(path, step).items()
   }
 
@@ -140,7 +139,7 @@ def check_validation_classes(config, wanted: Classes, source) -> None:
   recorded = {}
   # A run that is not evaluated needs no validation records.
   with contextlib.suppress(UserError):
-    recorded = read_classes(pattern) if pattern else {}
+    recorded = read_from_records(pattern) if pattern else {}
   check_same_classes(
     wanted, recorded, source, 'evaluation.file_pattern', pattern
   )
@@ -264,7 +263,7 @@ def check_annotations(
 def _check_category_ids(annotations_file, categories, num_classes) -> None:
   """Raises if the model lacks one of the categories."""
   ids = [each['id'] for each in categories]
-  offset = coco_json.class_offset(ids)
+  offset = class_offset(ids)
   for category_id in ids:
     if 1 <= category_id + offset < num_classes:
       continue
@@ -285,8 +284,8 @@ def _check_category_ids(annotations_file, categories, num_classes) -> None:
 
 def _check_numbering(annotations_file, categories, file_pattern) -> None:
   """Raises if records and annotations disagree on a class."""
-  offset = coco_json.class_offset(each['id'] for each in categories)
-  recorded = read_classes(file_pattern)
+  offset = class_offset(each['id'] for each in categories)
+  recorded = read_from_records(file_pattern)
   for class_id, found in recorded.items():
     if found.category_id not in (class_id, class_id - offset):
       raise UserError(
@@ -315,19 +314,7 @@ def _read_annotations(file) -> dict:
     raise FileNotFoundError(
       f'evaluation.annotations_file {file} does not exist.'
     )
-  fields = {'argument': 'evaluation.annotations_file', 'path': file}
-  try:
-    truth = json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise UserError(f'{file} is not a JSON file: {error}', **fields) from error
-  missing = sorted({'images', 'annotations', 'categories'} - {*truth})
-  if missing:
-    raise UserError(
-      f'{file} is not a COCO json: it lacks {missing}.',
-      **fields,
-      wanted=missing,
-    )
-  return truth
+  return coco_json.read_lists(file)
 
 
 def check_batch_classes(batch: Mapping, num_classes: int) -> None:

@@ -17,7 +17,7 @@ import ml_collections
 from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.checkpoints import compatibility as checkpoint_match
 from maskrcnn_jax.checkpoints import store as checkpoint
-from maskrcnn_jax.datasets import record_classes
+from maskrcnn_jax.datasets import categories
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import data_checks
@@ -165,7 +165,7 @@ def _count_classes(config) -> int:
   # Whoever only trains may have no other records.
   with contextlib.suppress(UserError):
     pattern = config.get('evaluation', {}).get('file_pattern')
-    recorded = record_classes.read_classes(pattern) if pattern else {}
+    recorded = categories.read_from_records(pattern) if pattern else {}
     classes = {**recorded, **classes}
   if not classes:
     raise UserError(

@@ -1,4 +1,4 @@
-"""Ground truth made of records is the json that the records were made of."""
+"""Ground truth of records against the JSON that they were made from."""
 
 import json
 import os
@@ -10,6 +10,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from maskrcnn_jax.datasets import ground_truth, prepare, records
+from maskrcnn_jax.errors import UserError
 
 
 @pytest.fixture
@@ -58,8 +59,10 @@ def test_a_mask_of_another_size_names_the_image(tmp_path):
     example_records.png(image), 9, (40, 60), boxes, small
   )
   records.write_records(path, [record])
-  with pytest.raises(ValueError, match=r'image 9 is \(4, 6\), its image \(40'):
+  with pytest.raises(UserError) as error:
     ground_truth.coco_from_records(records.index_records(str(path)))
+  assert error.value.item == 9
+  assert (error.value.given, error.value.wanted) == ((4, 6), (40, 60))
 
 
 @pytest.mark.skipif(

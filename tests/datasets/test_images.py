@@ -1,3 +1,5 @@
+"""Image files as records store them."""
+
 import io
 
 import numpy as np
@@ -6,6 +8,7 @@ import tensorflow as tf
 from PIL import Image
 
 from maskrcnn_jax.datasets import images
+from maskrcnn_jax.errors import UserError
 
 
 def _save(path, size=(40, 30), mode='RGB', orientation=None, **options):
@@ -50,7 +53,7 @@ def test_other_formats_become_png(tmp_path, name):
   assert opened.format == 'PNG' and opened.size == (40, 30)
 
 
-def test_turned_image_is_stored_upright_if_the_json_means_that(tmp_path):
+def test_rotated_image_is_stored_upright_if_the_json_means_that(tmp_path):
   _save(tmp_path / 'a.jpg', orientation=6)  # Upright after a quarter turn.
   encoded, note = images.read_image(tmp_path / 'a.jpg', 40, 30)
   assert note == 'stored_upright'
@@ -72,8 +75,9 @@ def test_rotation_is_ignored_if_the_json_means_stored_pixels(
 
 def test_size_mismatch_gives_both_sizes(tmp_path):
   _save(tmp_path / 'a.jpg')
-  with pytest.raises(ValueError, match=r'is 30 x 40 .* the json says 40 x 30'):
+  with pytest.raises(UserError) as error:
     images.read_image(tmp_path / 'a.jpg', 40, 30)
+  assert (error.value.given, error.value.wanted) == ((30, 40), (40, 30))
 
 
 @pytest.mark.parametrize('name', ['a.jpg', 'a.png'])
@@ -81,10 +85,20 @@ def test_truncated_file_cannot_be_read(tmp_path, name):
   content = _save(tmp_path / name)
   for share in (0.0, 0.3, 0.7):
     (tmp_path / name).write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ValueError, match='cannot be read'):
+    with pytest.raises(UserError) as error:
       images.read_image(tmp_path / name, 30, 40)
+    assert error.value.path == str(tmp_path / name)
 
 
 def test_missing_file_cannot_be_read(tmp_path):
-  with pytest.raises(ValueError, match='cannot be read'):
+  with pytest.raises(UserError, match=r'none\.jpg'):
     images.read_image(tmp_path / 'none.jpg', 30, 40)
+
+
+def test_images_of_a_folder(tmp_path):
+  (tmp_path / 'sub').mkdir()
+  (tmp_path / 'x.png').mkdir()
+  for name in ('b.JPG', 'sub/a.jp2', '.hidden.jpg', 'notes.txt'):
+    (tmp_path / name).touch()
+  found = list(images.find_in_folder(tmp_path))
+  assert found == [tmp_path / 'b.JPG', tmp_path / 'sub' / 'a.jp2']

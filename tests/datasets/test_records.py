@@ -1,3 +1,5 @@
+"""Record files: written, indexed, read and parsed."""
+
 import json
 import pathlib
 import shutil
@@ -14,6 +16,7 @@ from maskrcnn_jax.datasets import (
   record_index,
   records,
 )
+from maskrcnn_jax.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +41,7 @@ def _example(image_id=1, num_objects=2, height=6, width=8):
     class_names=['a', 'b', 'c'][:num_objects],
     is_crowd=np.zeros(num_objects, bool),
     areas=np.full(num_objects, 12.0),
-    masks=[masks.encode_mask(mask)] * num_objects,
+    masks=[masks.encode_png(mask)] * num_objects,
   )
 
 
@@ -94,7 +97,7 @@ def _read_at(index, rows):
   return list(places.flat_map(records.record_at).as_numpy_iterator())
 
 
-def test_records_are_read_at_their_places(tmp_path):
+def test_records_are_read_at_their_locations(tmp_path):
   for k in range(3):
     _write(tmp_path / f'{k}.tfrecord', *range(k * 10, k * 10 + 3))
   index = records.index_records(str(tmp_path / '*.tfrecord'))
@@ -103,13 +106,13 @@ def test_records_are_read_at_their_places(tmp_path):
   assert _read_at(index, rows) == expected
 
 
-def test_a_damaged_record_cannot_be_read_at_its_place(tmp_path):
+def test_a_corrupt_record_cannot_be_read_at_its_location(tmp_path):
   path = pathlib.Path(_write(tmp_path / 'a.tfrecord', 1, 2, 3))
   index = records.index_records(str(path))
   content = path.read_bytes()
-  damaged = bytearray(content)
-  damaged[index.offsets[1] + 100] ^= 1
-  path.write_bytes(damaged)
+  corrupt = bytearray(content)
+  corrupt[index.offsets[1] + 100] ^= 1
+  path.write_bytes(corrupt)
   assert len(_read_at(index, [0, 2])) == 2
   with pytest.raises(tf.errors.DataLossError):
     _read_at(index, [1])
@@ -122,7 +125,7 @@ def test_a_damaged_record_cannot_be_read_at_its_place(tmp_path):
   path.unlink()
   with pytest.raises(tf.errors.NotFoundError):
     _read_at(index, [0])
-  # Where errors are ignored, none of them is met again and again.
+  # Where errors are ignored, none is retried forever.
   for row in range(3):
     place = (str(path), index.offsets[row], index.lengths[row])
     assert not list(records.record_at(*place).ignore_errors())
@@ -158,10 +161,12 @@ def test_patterns(tmp_path):
   assert record_index.find_files([b, str(tmp_path / '[ab]*')]) == (a, b)
   assert record_index.find_files(f'{tmp_path}/*.tfrecord') == (a, b, c)
   for nothing in (f'{tmp_path}/*.none', '', f'{a},{tmp_path}/d.tfrecord'):
-    with pytest.raises(ValueError, match='fits no file'):
+    with pytest.raises(UserError) as error:
       record_index.find_files(nothing)
-  with pytest.raises(ValueError, match='folder without dataset_info'):
+    assert error.value.argument == 'file_pattern'
+  with pytest.raises(UserError, match=r'dataset_info\.json') as error:
     record_index.find_files(str(tmp_path))
+  assert error.value.path == str(tmp_path)
 
 
 def test_tfds_directory(tmp_path):
@@ -177,44 +182,51 @@ def test_tfds_directory(tmp_path):
   (tmp_path / 'dataset_info.json').write_text(json.dumps(info))
   assert list(records.index_records(f'{tmp_path}:val').image_ids) == [2, 3]
   assert list(records.index_records(str(tmp_path), 'train').image_ids) == [1]
-  with pytest.raises(ValueError, match='has the splits train, val, got test'):
-    records.index_records(f'{tmp_path}:test')
-  with pytest.raises(ValueError, match='has the splits train, val, got None'):
-    records.index_records(str(tmp_path))
+  for pattern, given in ((f'{tmp_path}:test', 'test'), (tmp_path, None)):
+    with pytest.raises(UserError) as error:
+      records.index_records(str(pattern))
+    assert (error.value.given, error.value.wanted) == (given, ['train', 'val'])
   info['fileFormat'] = 'array_record'
   (tmp_path / 'dataset_info.json').write_text(json.dumps(info))
-  with pytest.raises(ValueError, match='must be tfrecord, got array_record'):
+  with pytest.raises(UserError) as error:
     records.index_records(f'{tmp_path}:val')
+  assert error.value.given == 'array_record'
 
 
-def test_torn_file_is_named_with_the_place(tmp_path):
+def _index_error(path):
+  """The error of indexing a file."""
+  with pytest.raises(UserError) as error:
+    records.index_records(str(path))
+  assert error.value.path == str(path)
+  return error.value
+
+
+def test_a_truncated_or_corrupt_file_is_named_with_the_byte(tmp_path):
   path = pathlib.Path(_write(tmp_path / 'a.tfrecord', 1, 2, 3))
   content = path.read_bytes()
-  index = records.index_records(str(path))
-  second, third = index.offsets[1:]
+  second, third = records.index_records(str(path)).offsets[1:]
   for end in (third + 5, third + 12, third + 200, len(content) - 1):
     path.write_bytes(content[:end])
-    with pytest.raises(ValueError, match=f'tfrecord at byte {third} is torn'):
-      records.index_records(str(path))
-  damaged = bytearray(content)
-  damaged[second] ^= 1
-  path.write_bytes(damaged)
-  with pytest.raises(ValueError, match=f'at byte {second} is damaged'):
-    records.index_records(str(path))
+    assert _index_error(path).given == third
+  corrupt = bytearray(content)
+  corrupt[second] ^= 1
+  path.write_bytes(corrupt)
+  assert _index_error(path).given == second
   path.write_bytes(b'')
-  with pytest.raises(ValueError, match=r'no record in .*a\.tfrecord'):
-    records.index_records(str(path))
+  _index_error(path)
 
 
-def test_damaged_record_is_named_when_read(tmp_path):
+def test_a_corrupt_record_is_named_when_read(tmp_path):
   path = pathlib.Path(_write(tmp_path / 'a.tfrecord', 1, 2))
   index = records.index_records(str(path))
   content = bytearray(path.read_bytes())
   content[index.offsets[1] + 100] ^= 1
   path.write_bytes(content)
   assert records.read_record(index, 0)
-  with pytest.raises(ValueError, match=f'byte {index.offsets[1]}, image 2: '):
+  with pytest.raises(UserError) as error:
     records.read_record(index, 1)
+  assert (error.value.path, error.value.item) == (str(path), 2)
+  assert error.value.given == index.offsets[1]
 
 
 def _change(path, name, change):
@@ -239,27 +251,26 @@ def _not_a_number(features, name):
 
 
 @pytest.mark.parametrize(
-  'name, change, message',
+  'name, change, given',
   [
-    ('image/object/mask', _remove, 'image 1 has objects and no image/object/m'),
-    ('image/object/mask', _empty, 'image 1 has objects and no image/object/m'),
-    ('image/height', _remove, 'image/height must be a whole number, got None'),
-    ('image/source_id', _not_a_number, "image/source_id must be .* got b'x7'"),
+    ('image/object/mask', _remove, 'image 1'),
+    ('image/object/mask', _empty, 'image 1'),
+    ('image/height', _remove, 'None'),
+    ('image/source_id', _not_a_number, "b'x7'"),
   ],
 )
-def test_unusable_record_is_named(tmp_path, name, change, message):
+def test_an_unusable_record_is_named(tmp_path, name, change, given):
   path = _write(tmp_path / 'a.tfrecord', 1)
   _change(path, name, change)
-  with pytest.raises(ValueError, match=f'tfrecord at byte 0: {message}'):
-    records.index_records(path)
+  error = _index_error(path)
+  assert name in str(error) and given in str(error)
 
 
 def test_other_records_are_refused(tmp_path):
   path = str(tmp_path / 'a.tfrecord')
   with tf.io.TFRecordWriter(path) as writer:
     writer.write(b'\xff\xff\xff not an example')
-  with pytest.raises(ValueError, match=r'byte 0 is no tf\.train\.Example'):
-    records.index_records(path)
+  assert _index_error(path).given == 0
 
 
 def test_masks_must_be_as_many_as_objects(tmp_path):
@@ -313,7 +324,7 @@ def test_large_sets_are_indexed_once(tmp_path, cache_folder, monkeypatch):
 
 def test_existing_file_is_not_overwritten(tmp_path):
   path = _write(tmp_path / 'a.tfrecord', 1)
-  with pytest.raises(FileExistsError, match=r'a\.tfrecord exists'):
+  with pytest.raises(FileExistsError, match=r'a\.tfrecord'):
     records.write_records(path, [])
 
 
@@ -331,7 +342,7 @@ def test_full_disk_is_named_and_nothing_is_left(tmp_path):
   with small_disk.mounted(tmp_path / 'disk', 2**20) as disk:
     paths = [disk / f'{k}.tfrecord' for k in range(3)]
     with (
-      pytest.raises(OSError, match=r'No space left .*/\d\.tfrecord') as caught,
+      pytest.raises(OSError, match=r'/\d\.tfrecord') as caught,
       records.open_writers(paths) as writers,
     ):
       for k in range(30):

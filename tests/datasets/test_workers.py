@@ -1,3 +1,5 @@
+"""Worker processes over the images of a data set."""
+
 import operator
 
 import pytest
@@ -12,11 +14,11 @@ def test_results_come_in_the_order_of_the_tasks(num_workers):
   assert list(found) == [number**2 for number in range(30)]
 
 
-def test_of_nothing_comes_nothing():
+def test_no_tasks_give_no_results():
   assert list(workers.map_images(operator.pow, [], 0)) == []
 
 
-def test_tasks_are_taken_when_they_are_needed():
+def test_tasks_are_taken_lazily():
   taken = []
 
   def tasks():

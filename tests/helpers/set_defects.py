@@ -167,7 +167,7 @@ DEFECTS = {
   ),
   'two categories of one id': (
     _repeat('train', 'categories'),
-    ('duplicate_category_id', 'error', 'file', 'is there twice'),
+    ('duplicate_category_id', 'error', 'file', 'twice'),
   ),
   'two classes of one name': (
     lambda data: data.train['categories'].append(
@@ -181,17 +181,17 @@ DEFECTS = {
   ),
   'reference to a category as a text': (
     _text_category,
-    ('unknown_category', 'error', 'object of json', 'write the number'),
+    ('unknown_category', 'error', 'object of json', 'without quotes'),
   ),
   'image id that is a text': (
     _rename_image,
-    ('image_id', 'error', 'renamed', 'must be a whole number'),
+    ('image_id', 'error', 'renamed', 'must be an integer'),
   ),
   'two images of one id': (
     lambda data: data.train['images'].append(
       data.image | {'file_name': 'other.jpg'}
     ),
-    ('duplicate_image_id', 'error', 'image of json', 'is there twice'),
+    ('duplicate_image_id', 'error', 'image of json', 'twice'),
   ),
   'one file as two images': (
     _copy_image(None),
@@ -207,7 +207,7 @@ DEFECTS = {
   ),
   'missing file': (
     lambda data: data.image_path.unlink(),
-    ('missing_image', 'error', 'image of json', 'there is no'),
+    ('missing_image', 'error', 'image of json', 'does not exist'),
   ),
   'truncated file': (
     _replace_file(lambda path, x: path.write_bytes(x[: len(x) // 2])),
@@ -241,7 +241,7 @@ DEFECTS = {
   ),
   'two annotations of one id': (
     _repeat('train', 'annotations'),
-    ('duplicate_annotation_id', 'error', 'object of json', 'is there twice'),
+    ('duplicate_annotation_id', 'error', 'object of json', 'twice'),
   ),
   'object of an unknown image': (
     change_object(image_id=999),
@@ -249,11 +249,11 @@ DEFECTS = {
   ),
   'reference to an image as a text': (
     _text_image,
-    ('unknown_image', 'warning', 'object of json', 'write the number'),
+    ('unknown_image', 'warning', 'object of json', 'without quotes'),
   ),
   'annotation that is none': (
     lambda data: data.train['annotations'].append([1, 2]),
-    ('entry', 'error', 'file', 'must be an object with fields'),
+    ('entry', 'error', 'file', 'must be an object'),
   ),
   'image without objects': (
     lambda data: data.train['annotations'].clear(),

@@ -9,7 +9,7 @@ import tiny_run
 
 from maskrcnn_jax.checkpoints import store
 from maskrcnn_jax.datasets import examples, records
-from maskrcnn_jax.datasets.record_classes import RecordedClass
+from maskrcnn_jax.datasets.categories import Category
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.training import data_checks, finetuning, loop
 
@@ -47,7 +47,7 @@ def write_records(path, classes, names, category_ids=None):
 
 
 def classes_of(names):
-  return {k: RecordedClass(name, k) for k, name in names.items()}
+  return {k: Category(name, k) for k, name in names.items()}
 
 
 def test_annotated_ids_from_1_are_classes(tmp_path):

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from maskrcnn_jax.datasets import examples, json_values, polygons
+from maskrcnn_jax.datasets import coco_json, examples, masks
 from maskrcnn_jax.datasets.coco_json import CocoImage
-from maskrcnn_jax.datasets.findings import Finding
+from maskrcnn_jax.datasets.findings import Finding, InvalidEntryError
 
 _BOX_IOU = 0.6  # Of box and mask; edges may be off by so many pixels:
 _BOX_SLACK = 2.0
@@ -57,9 +57,9 @@ def check_object(
   for name, read in (('box', examples.read_box), ('mask', examples.read_mask)):
     try:
       found[name] = read(entry, image)
-    except examples.UnusableObjectError as error:
-      kind, message = error.args
-      problems.append((kind, f'{message} Left out. Correct or remove it.'))
+    except InvalidEntryError as error:
+      message = f'{error.message} Skipped. Correct or remove it.'
+      problems.append((error.kind, message))
   box, mask = found.get('box'), found.get('mask')
   problems += _box_problems(entry, mask)
   problems += _field_problems(entry, mask)
@@ -83,7 +83,7 @@ def check_object(
     image.image_id,
     entry.get('class_id', entry['category_id']),
     bool(entry.get('iscrowd', 0)),
-    float(area if json_values.is_number(area) else box_area),
+    float(area if coco_json.is_number(area) else box_area),
     box_area**0.5,
   )
   return checked, findings
@@ -91,7 +91,7 @@ def check_object(
 
 def _box_problems(entry, mask) -> Iterator[tuple[str, str]]:
   box = entry.get('bbox')
-  if not json_values.is_box(box):
+  if not coco_json.is_box(box):
     return
   x, y, width, height = box
   if x < 0 or y < 0:
@@ -161,7 +161,7 @@ def _field_problems(entry, mask) -> Iterator[tuple[str, str]]:
       'box stands in for it, and pycocotools alone fails. Add the number of '
       'pixels of the mask.',
     )
-  elif not json_values.is_number(area):
+  elif not coco_json.is_number(area):
     yield 'unusable_area', f'area must be a number of pixels, got {area!r}.'
   elif mask is not None:
     pixels = int(np.count_nonzero(mask))
@@ -194,7 +194,7 @@ def _polygon_problems(entry, image) -> Iterator[tuple[str, str]]:
     if (
       not isinstance(polygon, list)
       or len(polygon) % 2
-      or not all(map(json_values.is_number, polygon))
+      or not all(map(coco_json.is_number, polygon))
     ):
       continue  # Reading the mask has said so.
     if len(polygon) < 6:
@@ -209,14 +209,14 @@ def _polygon_problems(entry, image) -> Iterator[tuple[str, str]]:
 
 def _shape_problems(where, polygon, image) -> Iterator[tuple[str, str]]:
   """Of a polygon with three corners or more."""
-  crossing = polygons.find_crossing(polygon)
+  crossing = masks.find_crossing(polygon)
   if crossing:
     yield (
       'crossing_polygon',
       f'{where} crosses itself near x {crossing[0]:.1f}, y {crossing[1]:.1f}: '
       'what it surrounds twice is not in the mask. Redraw it.',
     )
-  elif not polygons.polygon_area(polygon):
+  elif not masks.polygon_area(polygon):
     yield 'empty_polygon', f'{where} has no area. Remove it.'
   if max(polygon) <= 1.0:
     yield (

@@ -10,10 +10,11 @@ import numpy as np
 from PIL import Image
 
 from maskrcnn_jax import visualize
-from maskrcnn_jax.datasets import examples, images, json_values
+from maskrcnn_jax.datasets import coco_json, examples, images
 from maskrcnn_jax.datasets.coco_json import CocoImage
 from maskrcnn_jax.datasets.doctor.check import Report
 from maskrcnn_jax.datasets.doctor.survey import Split
+from maskrcnn_jax.datasets.findings import InvalidEntryError
 from maskrcnn_jax.structures import Instances
 
 _SIDE = 640  # Longer side of a picture; larger images are reduced.
@@ -151,7 +152,7 @@ def draw_entries(
   kept = [
     (entry, label)
     for entry, label in zip(entries, labels)
-    if json_values.is_box(entry.get('bbox'))
+    if coco_json.is_box(entry.get('bbox'))
   ]
   corners = [
     (y, x, y + height, x + width)
@@ -164,7 +165,7 @@ def draw_entries(
   def mask_of(index):
     try:
       mask = examples.read_mask(kept[order[index]][0], image)
-    except examples.UnusableObjectError:
+    except InvalidEntryError:
       return np.zeros(size, bool)
     rows = np.arange(size[0]) * image.height // size[0]
     columns = np.arange(size[1]) * image.width // size[1]

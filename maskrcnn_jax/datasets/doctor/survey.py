@@ -6,8 +6,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 
-from maskrcnn_jax.datasets import coco_json as annotations
-from maskrcnn_jax.datasets import examples, workers
+from maskrcnn_jax.datasets import coco_json, examples, workers
 from maskrcnn_jax.datasets.coco_json import CocoDataset, CocoImage
 from maskrcnn_jax.datasets.doctor import objects
 from maskrcnn_jax.datasets.doctor.objects import CheckedObject
@@ -61,7 +60,7 @@ def survey(
   images_dir = os.fspath(images_dir)
   if not os.path.isdir(images_dir):
     raise FileNotFoundError(f'There is no folder of images {images_dir}.')
-  dataset = annotations.inspect_coco(annotations_file)
+  dataset = coco_json.inspect(annotations_file)
   findings = list(dataset.findings)
   found, digests = [], {}
   tasks = (
@@ -97,7 +96,7 @@ def check_image(
   """
   path = os.path.join(images_dir, image.file_name)
   digest, checked, findings = None, [], []
-  missing = annotations.find_missing(image, images_dir, file)
+  missing = coco_json.find_missing(image, images_dir, file)
   if missing is None:
     encoded, finding = examples.read_image(image, path)
     findings += [] if finding is None else [finding]

@@ -1,4 +1,4 @@
-"""`prepare` of other formats: records, a COCO json beside them, class names."""
+"""`prepare` of other label formats: records, COCO JSON, class names."""
 
 import json
 
@@ -8,13 +8,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from maskrcnn_jax.cli import main as command
-from maskrcnn_jax.datasets import (
-  formats,
-  ground_truth,
-  prepare,
-  record_classes,
-  records,
-)
+from maskrcnn_jax.datasets import categories, ground_truth, prepare, records
+from maskrcnn_jax.datasets.categories import Category
+from maskrcnn_jax.datasets.findings import InvalidDataError
+from maskrcnn_jax.datasets.formats import class_names
+from maskrcnn_jax.errors import UserError
 
 
 def write_images(folder, names=('b.png', 'sub/a.png'), size=(40, 20)):
@@ -58,12 +56,12 @@ def test_yolo_becomes_records_and_a_json_with_its_own_numbers(yolo):
   assert [x['file_name'] for x in content['images']] == ['b.png', 'sub/a.png']
   assert [x['id'] for x in content['categories']] == [0, 1, 2]
   assert [x['category_id'] for x in content['annotations']] == [2, 0]
-  found = record_classes.read_classes(summary.files[0])
+  found = categories.read_from_records(summary.files[0])
   assert found == {
-    1: record_classes.RecordedClass('cat', 0),
-    3: record_classes.RecordedClass('cow', 2),
+    1: Category('cat', 0),
+    3: Category('cow', 2),
   }
-  # The json made of the records tells the same.
+  # The JSON made of the records says the same.
   index = records.index_records(summary.files[0])
   truth = ground_truth.coco_from_records(index)
   assert [x['category_id'] for x in truth['annotations']] == [2, 0]
@@ -127,21 +125,23 @@ def test_a_png_for_every_object_by_the_command(tmp_path, capsys):
   assert '3 objects' in text
   assert 'out/instances_val.json' in text
   assert command.main(arguments) == 2  # Nothing is overwritten.
-  assert 'instances_val.json exists' in capsys.readouterr().err
+  assert 'instances_val.json' in capsys.readouterr().err
 
 
 def test_errors_leave_nothing_behind(yolo):
   with (yolo / 'labels' / 'b.txt').open('a') as file:
     file.write('7 0 0 1 0 1 1\n')
-  with pytest.raises(ValueError, match=r'b\.txt: line 3: class 7 is not among'):
+  with pytest.raises(InvalidDataError, match='line 3') as error:
     run(yolo)
+  assert error.value.path == str(yolo / 'labels' / 'b.txt')
   assert not (yolo / 'out').exists()
 
 
-def test_a_wrong_folder_of_text_files_is_told(yolo):
+def test_a_wrong_folder_of_text_files_is_named(yolo):
   (yolo / 'labels' / 'b.txt').rename(yolo / 'labels' / 'c.txt')
-  with pytest.raises(ValueError, match='no text file for any of 2 images'):
+  with pytest.raises(UserError) as error:
     run(yolo)
+  assert error.value.path == str(yolo / 'labels')
 
 
 @pytest.mark.parametrize(
@@ -155,28 +155,30 @@ def test_a_wrong_folder_of_text_files_is_told(yolo):
 def test_names_are_found_or_given(tmp_path, name, text, expected):
   folder = tmp_path / 'labels' / 'train'
   folder.mkdir(parents=True)
-  with pytest.raises(ValueError, match='There are no class names'):
-    formats.class_names('yolo', folder, None)
+  with pytest.raises(UserError) as error:
+    class_names.read('yolo', folder, None)
+  assert (error.value.argument, error.value.path) == ('classes', str(folder))
   (tmp_path / name).write_text(text)
-  assert formats.class_names('yolo', folder, None) == expected
+  assert class_names.read('yolo', folder, None) == expected
   path = str(tmp_path / name)
-  assert formats.class_names('yolo', '.', path) == expected
+  assert class_names.read('yolo', '.', path) == expected
   moved = {number + 1: text for number, text in expected.items()}
-  assert formats.class_names('instance_png', '.', path) == moved
-  assert formats.class_names('yolo', '.', 'a, b') == {0: 'a', 1: 'b'}
-  assert formats.class_names('object_png', '.', None) == {1: 'object'}
+  assert class_names.read('instance_png', '.', path) == moved
+  assert class_names.read('yolo', '.', 'a, b') == {0: 'a', 1: 'b'}
+  assert class_names.read('object_png', '.', None) == {1: 'object'}
 
 
 @pytest.mark.parametrize(
-  'changes, message',
+  'changes, field, value',
   [
-    ({'name': 'voc'}, "--format must be one of coco, instance_png.*'voc'"),
-    ({'name': 'coco', 'classes': 'a'}, '--classes is nothing for COCO'),
-    ({'labels': 'none'}, 'none is no folder'),
-    ({'name': 'instance_png', 'labels': 'images'}, 'need a folder of their'),
-    ({'classes': 'a,,b'}, '--classes must be names'),
+    ({'name': 'voc'}, 'argument', 'format'),
+    ({'name': 'coco', 'classes': 'a'}, 'argument', 'classes'),
+    ({'labels': 'none'}, 'path', '{folder}/none'),
+    ({'name': 'instance_png', 'labels': 'images'}, 'path', '{folder}/images'),
+    ({'classes': 'a,,b'}, 'given', 'a,,b'),
   ],
 )
-def test_wrong_arguments(yolo, changes, message):
-  with pytest.raises(ValueError, match=message):
+def test_wrong_arguments(yolo, changes, field, value):
+  with pytest.raises(UserError) as error:
     run(yolo, **changes)
+  assert getattr(error.value, field) == value.format(folder=yolo)

@@ -1,10 +1,11 @@
-"""Classes of records, read without their images."""
+"""Categories of records, read without their images."""
 
 import numpy as np
 import pytest
 
-from maskrcnn_jax.datasets import examples, record_classes, records
-from maskrcnn_jax.datasets.record_classes import RecordedClass
+from maskrcnn_jax.datasets import categories, examples, records
+from maskrcnn_jax.datasets.categories import Category
+from maskrcnn_jax.errors import UserError
 
 
 def example(image_id, classes, names, category_ids=None):
@@ -38,19 +39,19 @@ def test_all_classes_of_all_files_in_order(tmp_path):
     example(2, [], []),
     example(3, [70_000, 2], ['ü', 'b']),
   )
-  found = record_classes.read_classes(str(tmp_path / '*.tfrecord'))
+  found = categories.read_from_records(str(tmp_path / '*.tfrecord'))
   assert list(found.items()) == [
-    (2, RecordedClass('b', 2)),
-    (300, RecordedClass('z', 300)),
-    (70_000, RecordedClass('ü', 70_000)),
+    (2, Category('b', 2)),
+    (300, Category('z', 300)),
+    (70_000, Category('ü', 70_000)),
   ]
 
 
 def test_category_ids_that_differ_are_kept(tmp_path):
   path = write(tmp_path / 'a.tfrecord', example(1, [1, 5], ['a', 'b'], [0, 4]))
-  assert record_classes.read_classes(path) == {
-    1: RecordedClass('a', 0),
-    5: RecordedClass('b', 4),
+  assert categories.read_from_records(path) == {
+    1: Category('a', 0),
+    5: Category('b', 4),
   }
   index = records.index_records(path)
   objects = records.read_objects(index, 0)
@@ -60,9 +61,10 @@ def test_category_ids_that_differ_are_kept(tmp_path):
   assert parsed['classes'].numpy().tolist() == [1, 5]
 
 
-def test_a_torn_file_is_named(tmp_path):
+def test_a_truncated_file_is_named(tmp_path):
   path = tmp_path / 'a.tfrecord'
   write(path, example(1, [1], ['a']))
   path.write_bytes(path.read_bytes()[:-9])
-  with pytest.raises(ValueError, match=r'a\.tfrecord at byte 0 is torn'):
-    record_classes.read_classes(str(path))
+  with pytest.raises(UserError) as error:
+    categories.read_from_records(str(path))
+  assert (error.value.path, error.value.given) == (str(path), 0)

@@ -1,0 +1,189 @@
+"""PNG masks: one file for an image (`instance_png`) or for an object.
+
+An instance PNG holds a number in every pixel: 0 is background, pixels of one
+number are one object. The number is the grey value of 8 or 16 bits, the index
+into the palette, or the colour. With several classes it is 1000 times the class
+plus the number of the object (as in Cityscapes).
+
+An object PNG (`object_png`) is 0 outside of the object and lies in the folder
+of its image; with several classes in the folder of its class within that.
+"""
+
+import os
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from maskrcnn_jax.datasets import images, masks
+from maskrcnn_jax.datasets.findings import Finding
+from maskrcnn_jax.datasets.formats import folders
+from maskrcnn_jax.datasets.formats.folders import ImageLabels
+from maskrcnn_jax.errors import UserError
+
+CLASS_FACTOR = 1000
+
+
+def read_instances(
+  name: str,
+  path: str,
+  sizes: folders.Sizes,
+  labels_dir: str | os.PathLike,
+  class_names: Mapping[int, str],
+) -> ImageLabels:
+  """Reads the instance PNG of an image.
+
+  Args:
+    name: name of the image, relative to the folder of the images.
+    path: path of the image.
+    sizes: see `images.read_sizes`.
+    labels_dir: folder of the PNGs, with the names of the images.
+    class_names: names by category id.
+  """
+  mask_path = folders.find_label(name, labels_dir, '.png')
+  if mask_path is None:
+    message = (
+      f'has no mask: wanted {pathlib.PurePath(name).stem}.png in {labels_dir}. '
+      'An image without objects needs one of zeros.'
+    )
+    return _unusable(name, 'missing_mask', path, message)
+  try:
+    numbers = _read_numbers(mask_path, sizes)
+  except ValueError as error:
+    return _unusable(name, 'unusable_mask', str(mask_path), f'{error}.')
+  objects, findings = [], []
+  for number in np.unique(numbers[numbers > 0]).tolist():
+    category_id = _category(number, class_names)
+    if category_id is not None:
+      objects.append(_make_object(numbers == number, category_id))
+      continue
+    known = ', '.join(f'{i} {text}' for i, text in class_names.items())
+    message = (
+      f'the number {number} is of no class ({known}): with several classes it '
+      f'is {CLASS_FACTOR} times the class plus the number of the object.'
+    )
+    findings.append(
+      Finding('category_id', str(mask_path), None, None, message, 'error')
+    )
+  return ImageLabels(name, numbers.shape, objects, findings)
+
+
+def read_objects(
+  name: str,
+  path: str,
+  sizes: folders.Sizes,
+  labels_dir: str | os.PathLike,
+  class_names: Mapping[int, str],
+) -> ImageLabels:
+  """Reads the object PNGs of an image.
+
+  Args:
+    name: name of the image, relative to the folder of the images.
+    path: path of the image.
+    sizes: see `images.read_sizes`.
+    labels_dir: folder with a folder of PNGs for every image: `STEM`,
+      `STEM/masks`, or `masks` beside the folder `images` of the image.
+    class_names: names by category id.
+  """
+  candidates = _mask_folders(name, labels_dir)
+  folder = next((each for each in candidates if each.is_dir()), None)
+  if folder is None:
+    message = (
+      f'has no folder of masks: wanted {candidates[0]} or {candidates[1]}. An '
+      'image without objects needs an empty one.'
+    )
+    return _unusable(name, 'missing_mask', path, message)
+  objects, findings, size = [], _stray_masks(folder, class_names), None
+  for category_id, class_name in class_names.items():
+    inner = folder if len(class_names) == 1 else folder / class_name
+    for mask_path in sorted(inner.glob('*.png')):
+      kind, message = 'empty_mask', 'the mask has no pixel.'
+      try:
+        mask = _read_numbers(mask_path, sizes if size is None else (size,)) > 0
+      except ValueError as error:
+        kind, message = 'unusable_mask', f'{error}.'
+      else:
+        size = mask.shape
+        if mask.any():
+          objects.append(_make_object(mask, category_id))
+          continue
+      findings.append(Finding(kind, str(mask_path), None, None, message))
+  return ImageLabels(name, size or sizes[0], objects, findings)
+
+
+def _mask_folders(name, labels_dir) -> list[pathlib.Path]:
+  """Possible folders of the masks of an image, the likeliest first."""
+  root, path = pathlib.Path(labels_dir), pathlib.PurePath(name)
+  own = root / path.parent / path.stem
+  found = [own / folders.MASKS, own]
+  if path.parent.name == 'images':
+    found.append(root / path.parent.parent / folders.MASKS)
+  return [*found, root / path.stem / folders.MASKS, root / path.stem]
+
+
+def _stray_masks(folder, class_names) -> list[Finding]:
+  """Findings on masks outside the folders of several classes."""
+  if len(class_names) == 1:
+    return []
+  message = (
+    'is in no folder of a class: with several classes, '
+    f'{folder}/CLASS/*.png is wanted.'
+  )
+  return [
+    Finding('category_id', str(path), None, None, message, 'error')
+    for path in sorted(folder.rglob('*.png'))
+    if path.parent.name not in class_names.values()
+  ]
+
+
+def _read_numbers(path, sizes) -> np.ndarray:
+  """`[height, width]` int64 numbers of a PNG; a colour is one of 24 bits.
+
+  Raises:
+    UserError: it cannot be read, or has none of the sizes.
+  """
+  try:
+    with Image.open(path) as image:
+      if image.mode in ('LA', 'La'):
+        image = image.convert('L')
+      elif image.mode in ('RGBA', 'RGBa'):
+        image = image.convert('RGB')
+      numbers = np.asarray(image).astype(np.int64)
+  except images.UNREADABLE as error:
+    raise UserError(f'cannot be read ({error})', path=path) from error
+  if numbers.ndim == 3:
+    red, green, blue = np.moveaxis(numbers, -1, 0)
+    numbers = (red << 16) + (green << 8) + blue
+  if numbers.shape not in sizes:
+    raise UserError(
+      f'is {numbers.shape[0]} x {numbers.shape[1]} (height x width), the image '
+      f'is {sizes[0][0]} x {sizes[0][1]}',
+      path=path,
+      given=numbers.shape,
+      wanted=sizes[0],
+    )
+  return numbers
+
+
+def _category(number, class_names) -> int | None:
+  if len(class_names) == 1:
+    return next(iter(class_names))
+  category_id = number // CLASS_FACTOR
+  return category_id if category_id in class_names else None
+
+
+def _make_object(mask, category_id) -> dict:
+  segmentation = masks.encode_run_lengths(mask)
+  return {
+    'category_id': category_id,
+    'bbox': coco_mask.toBbox(segmentation).tolist(),
+    'area': int(coco_mask.area(segmentation)),
+    'segmentation': segmentation,
+  }
+
+
+def _unusable(name, kind, path, message) -> ImageLabels:
+  finding = Finding(kind, path, None, None, message, 'error')
+  return ImageLabels(name, None, (), (finding,))
