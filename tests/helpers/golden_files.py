@@ -1,7 +1,9 @@
 """Finds and reads the recorded numbers of trusted implementations."""
 
+import json
 import os
 import pathlib
+import re
 
 import numpy as np
 
@@ -26,6 +28,34 @@ def load(path):
   """Arrays of a recording by name; never unpickles."""
   with np.load(path, allow_pickle=False) as archive:
     return {name: archive[name] for name in archive.files}
+
+
+def params(recorded):
+  """The parameters of a recording, from its description."""
+  return json.loads(str(recorded['meta']))['params']
+
+
+def numbers(recorded, pattern):
+  """The numbers N of arrays with a name such as `feat_N`, in order.
+
+  Args:
+    recorded: arrays by name.
+    pattern: a regular expression with one group, of the whole name.
+  """
+  matches = (re.fullmatch(pattern, name) for name in recorded)
+  return sorted({int(match[1]) for match in matches if match})
+
+
+def levels(recorded):
+  """The pyramid levels of a recording, from its description."""
+  given = params(recorded)
+  if 'min_level' in given:
+    return range(given['min_level'], given['max_level'] + 1)
+  for text in given.values():
+    match = re.search(r'\b(\d)-(\d)$', text) if isinstance(text, str) else None
+    if match:
+      return range(int(match[1]), int(match[2]) + 1)
+  return range(2, 7)
 
 
 def relative_error(actual, expected):

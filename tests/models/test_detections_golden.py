@@ -1,7 +1,5 @@
 """Detections of the trusted implementations."""
 
-import json
-
 import golden_files
 import jax
 import jax.numpy as jnp
@@ -33,7 +31,7 @@ def proposals_of(boxes):
 )
 def test_detections_of_nvidia(path):
   recorded = golden_files.load(path)
-  params = json.loads(str(recorded['meta']))['params']
+  params = golden_files.params(recorded)
   batch, num_rois, num_classes = recorded['class_outputs'].shape
   deltas = recorded['box_outputs'].reshape(batch, num_rois, num_classes, 4)
   detections = run_select(
@@ -72,7 +70,7 @@ def test_detections_of_nvidia(path):
 def torchvision_cases(prefix):
   return [
     pytest.param(path, case, id=case)
-    for path in golden_files.files('ops_filter_postprocess.npz', 'torchvision')
+    for path in golden_files.files('ops_filter_postprocess*.npz', 'torchvision')
     for case in sorted({key.split('/')[0] for key in golden_files.load(path)})
     if case.startswith(prefix)
   ]

@@ -1,7 +1,5 @@
 """Losses and their gradients of the trusted implementations."""
 
-import json
-
 import golden_files
 import jax
 import jax.numpy as jnp
@@ -14,7 +12,6 @@ from maskrcnn_jax.models.heads import BoxOutputs, RPNOutputs
 from maskrcnn_jax.models.losses import LossOptions
 from maskrcnn_jax.models.targets import RPNTargetOptions, RPNTargets
 
-LEVELS = range(2, 7)
 TORCHVISION = LossOptions(
   rpn_normalizer='sampled',
   rpn_delta=1 / 9,
@@ -49,13 +46,13 @@ def close(actual, expected):
 @recordings('08_loss_rpn*.npz')
 def test_rpn_losses_of_nvidia(path):
   recorded = golden_files.load(path)
-  params = json.loads(str(recorded['meta']))['params']
+  params = golden_files.params(recorded)
   batch = params['batch']
 
   def by_level(name, *shape):
     return {
       level: recorded[f'{name}_level{level}'].reshape(batch, -1, *shape)
-      for level in LEVELS
+      for level in golden_files.levels(recorded)
     }
 
   deltas = by_level('box_targets', 4)
@@ -80,7 +77,7 @@ def test_rpn_losses_of_nvidia(path):
   )
   assert close(terms['rpn_objectness'], recorded['rpn_score_loss'])
   assert close(terms['rpn_box'], recorded['rpn_box_loss'])
-  for level in LEVELS:
+  for level in golden_files.levels(recorded):
     assert close(logit_gradient[level], by_level('grad_score')[level])
     assert close(delta_gradient[level], by_level('grad_box', 4)[level])
 
@@ -135,7 +132,7 @@ def test_mask_loss_of_nvidia(path):
 def torchvision_groups(prefix):
   """Arrays by name, for every group such as `rpn_0`."""
   groups = []
-  for path in golden_files.files('ops_losses.npz', 'torchvision'):
+  for path in golden_files.files('ops_losses*.npz', 'torchvision'):
     arrays = golden_files.load(path)
     for case in sorted({key.split('/')[0] for key in arrays}):
       if case.startswith(prefix):
@@ -145,6 +142,12 @@ def torchvision_groups(prefix):
   return pytest.mark.parametrize('recorded', groups)
 
 
+def joined(recorded, name):
+  """The arrays NAME_0, NAME_1 ... of the images, one behind the other."""
+  images = golden_files.numbers(recorded, rf'{name}_(\d+)')
+  return np.concatenate([recorded[f'{name}_{image}'] for image in images])
+
+
 def swap_axes(deltas):
   return deltas[..., [1, 0, 3, 2]]
 
@@ -152,7 +155,8 @@ def swap_axes(deltas):
 @torchvision_groups('rpn_')
 def test_rpn_losses_of_torchvision(recorded):
   labels = []
-  for image in range(2):
+  images = golden_files.numbers(recorded, r'labels_(\d+)')
+  for image in images:
     num = len(recorded[f'labels_{image}'])
     # The recorded sampler takes the first.
     sampled = targets_lib.sample_labels(
@@ -166,25 +170,25 @@ def test_rpn_losses_of_torchvision(recorded):
       )
     labels.append(sampled)
   labels = jnp.stack(labels)
-  deltas = np.stack([recorded['targets_0'], recorded['targets_1']])
-  matched = np.stack([recorded['labels_0'], recorded['labels_1']]) == 1
+  deltas = np.stack([recorded[f'targets_{image}'] for image in images])
+  matched = np.stack([recorded[f'labels_{image}'] for image in images]) == 1
   targets = RPNTargets({2: labels}, {2: matched}, {2: swap_axes(deltas)})
 
   def losses(logits, deltas):
     outputs = RPNOutputs({2: logits}, {2: deltas})
-    valid = jnp.ones(2, bool)
+    valid = jnp.ones(len(images), bool)
     return losses_lib.rpn_losses(outputs, targets, valid, TORCHVISION)
 
   terms, gradients = values_and_gradients(
     losses,
-    recorded['objectness'].reshape(2, -1),
-    swap_axes(recorded['deltas']).reshape(2, -1, 4),
+    recorded['objectness'].reshape(len(images), -1),
+    swap_axes(recorded['deltas']).reshape(len(images), -1, 4),
   )
   assert close(terms['rpn_objectness'], recorded['loss_objectness'])
   assert close(terms['rpn_box'], recorded['loss_box'])
-  expected = recorded['grad_objectness'].reshape(2, -1)
+  expected = recorded['grad_objectness'].reshape(len(images), -1)
   assert close(gradients[0], expected)
-  expected = swap_axes(recorded['grad_deltas']).reshape(2, -1, 4)
+  expected = swap_axes(recorded['grad_deltas']).reshape(len(images), -1, 4)
   assert close(gradients[1], expected)
 
 
@@ -192,8 +196,8 @@ def test_rpn_losses_of_torchvision(recorded):
 def test_box_losses_of_torchvision(recorded):
   logits = recorded['class_logits'][None]
   shape = (*logits.shape, 4)
-  classes = np.concatenate([recorded['labels_0'], recorded['labels_1']])[None]
-  targets = np.concatenate([recorded['targets_0'], recorded['targets_1']])[None]
+  classes = joined(recorded, 'labels')[None]
+  targets = joined(recorded, 'targets')[None]
 
   def losses(logits, deltas):
     return losses_lib.box_losses(
@@ -214,16 +218,18 @@ def test_box_losses_of_torchvision(recorded):
 
 
 def classes_of(recorded):
-  """The class of each RoI over both images."""
+  """The class of each RoI over all images."""
   return np.concatenate(
-    [recorded[f'gt_labels_{i}'][recorded[f'matched_{i}']] for i in range(2)]
+    [
+      recorded[f'gt_labels_{image}'][recorded[f'matched_{image}']]
+      for image in golden_files.numbers(recorded, r'matched_(\d+)')
+    ]
   )
 
 
 @torchvision_groups('mask_')
 def test_mask_loss_of_torchvision(recorded):
-  names = ('projected_targets_0', 'projected_targets_1')
-  masks = np.concatenate([recorded[name] for name in names])
+  masks = joined(recorded, 'projected_targets')
   classes = classes_of(recorded)
   rows = np.arange(len(classes))
 

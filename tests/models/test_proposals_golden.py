@@ -6,7 +6,6 @@ not valid.
 """
 
 import functools
-import json
 
 import golden_files
 import jax
@@ -19,9 +18,6 @@ from maskrcnn_jax.models.heads import RPNOutputs
 from maskrcnn_jax.models.proposals import ProposalOptions
 from maskrcnn_jax.ops import anchors as anchor_ops
 
-SETTINGS = ('train', 'eval', 'small', 'min16', 'nonms')
-LEVELS = range(2, 7)
-
 run_propose = jax.jit(
   proposals_lib.propose, static_argnames=('options', 'plus_one')
 )
@@ -31,7 +27,7 @@ def nvidia_cases():
   """Every recording with every setting; the small one covers all of them."""
   cases = []
   for path in golden_files.files('04_proposals*.npz'):
-    for setting in SETTINGS:
+    for setting in golden_files.params(golden_files.load(path))['settings']:
       is_fast = setting == 'train' or path.stem == '04_proposals_b'
       marks = [] if is_fast else [pytest.mark.slow]
       name = f'{path.stem}-{setting}'
@@ -42,7 +38,7 @@ def nvidia_cases():
 def rpn_outputs(recorded, image):
   """Outputs for a batch of one image."""
   logits, deltas = {}, {}
-  for level in LEVELS:
+  for level in golden_files.numbers(recorded, r'score_logits_level(\d+)'):
     logits[level] = recorded[f'score_logits_level{level}'][image].reshape(1, -1)
     deltas[level] = recorded[f'box_deltas_level{level}'][image].reshape(
       1, -1, 4
@@ -52,7 +48,7 @@ def rpn_outputs(recorded, image):
 
 def options_of(recorded, setting, is_cut, image):
   """Options of a recorded setting; sizes there are in original pixels."""
-  params = json.loads(str(recorded['meta']))['params']['settings'][setting]
+  params = golden_files.params(recorded)['settings'][setting]
   scale = float(recorded['image_info'][image, 2])
   threshold = params['nms_threshold']
   return ProposalOptions(
@@ -64,9 +60,10 @@ def options_of(recorded, setting, is_cut, image):
 
 
 def check_setting(recorded, name, is_cut):
-  _, rows, columns, _ = recorded['score_logits_level2'].shape
   anchors = anchor_ops.pyramid_anchors(
-    (4 * rows, 4 * columns), LEVELS, anchor_ops.AnchorOptions()
+    golden_files.params(recorded)['image_size'],
+    golden_files.numbers(recorded, r'score_logits_level(\d+)'),
+    anchor_ops.AnchorOptions(),
   )
   for image, info in enumerate(recorded['image_info']):
     proposals = run_propose(
@@ -105,7 +102,7 @@ def test_proposals_of_nvidia(path, setting):
 )
 def test_small_boxes_of_nvidia(path):
   recorded = golden_files.load(path)
-  smallest = json.loads(str(recorded['meta']))['params']['filter_min_size']
+  smallest = golden_files.params(recorded)['filter_min_size']
   height, width = recorded['clip_height'], recorded['clip_width']
   sizes = np.concatenate([height, width], axis=-1)[:, 0]
   large = [
@@ -129,7 +126,7 @@ def test_small_boxes_of_nvidia(path):
 def torchvision_cases():
   return [
     pytest.param(path, case, id=case)
-    for path in golden_files.files('ops_filter_postprocess.npz', 'torchvision')
+    for path in golden_files.files('ops_filter_postprocess*.npz', 'torchvision')
     for case in sorted({key.split('/')[0] for key in golden_files.load(path)})
     if case.startswith('rpn_')
   ]

@@ -24,11 +24,17 @@ def swap_axes(boxes):
 )
 def test_anchors_of_nvidia(path):
   recorded = golden_files.load(path)
-  rows, columns, channels = recorded['level2_grid_shape']
-  options = anchor_ops.AnchorOptions(scales_per_octave=int(channels) // (4 * 3))
-  anchors = anchor_ops.pyramid_anchors(
-    (4 * int(rows), 4 * int(columns)), range(2, 7), options
+  params = golden_files.params(recorded)
+  options = anchor_ops.AnchorOptions(
+    scale=params['anchor_scale'],
+    scales_per_octave=params['num_scales'],
+    aspect_ratios=tuple(map(tuple, params['aspect_ratios'])),
   )
+  anchors = anchor_ops.pyramid_anchors(
+    params['image_size'], golden_files.levels(recorded), options
+  )
+  levels = golden_files.numbers(recorded, r'level(\d+)_count')
+  assert [*anchors] == levels
   for level, boxes in anchors.items():
     name = f'level{level}'
     num = len(boxes)
@@ -50,13 +56,25 @@ def test_anchors_of_nvidia(path):
     assert golden_files.relative_error(joined, recorded['boxes']) <= 1e-5
 
 
-@pytest.fixture(name='torchvision', scope='module')
-def fixture_torchvision():
-  (path,) = golden_files.files('ops_anchors.npz', 'torchvision')
-  return golden_files.load(path)
+TORCHVISION_FILES = [
+  pytest.param(golden_files.load(path), id=path.stem)
+  for path in golden_files.files('ops_anchors*.npz', 'torchvision')
+]
 
 
-@pytest.mark.parametrize('canvas', range(5))
+@pytest.fixture(name='torchvision', params=TORCHVISION_FILES)
+def fixture_torchvision(request):
+  return request.param
+
+
+@pytest.mark.parametrize(
+  'torchvision, canvas',
+  [
+    pytest.param(*file.values, number, id=f'{file.id}-{number}')
+    for file in TORCHVISION_FILES
+    for number in golden_files.numbers(*file.values, r'(\d+)/padded_hw')
+  ],
+)
 def test_anchors_of_torchvision(torchvision, canvas):
   recorded = {
     key.split('/')[1]: value
@@ -64,7 +82,10 @@ def test_anchors_of_torchvision(torchvision, canvas):
     if key.startswith(f'{canvas}/')
   }
   size = tuple(int(side) for side in recorded['padded_hw'])
-  anchors = anchor_ops.pyramid_anchors(size, range(2, 7), TORCHVISION)
+  # Strides of the grids tell the levels.
+  first = int(np.log2(recorded['strides_hw'].min()))
+  levels = range(first, first + len(recorded['grid_hw']))
+  anchors = anchor_ops.pyramid_anchors(size, levels, TORCHVISION)
   counts = [len(boxes) for boxes in anchors.values()]
   np.testing.assert_array_equal(np.cumsum([0, *counts]), recorded['offsets'])
   joined = np.concatenate(list(anchors.values()))
@@ -79,10 +100,11 @@ def test_anchors_of_torchvision(torchvision, canvas):
 
 
 def test_cells_of_torchvision(torchvision):
-  for row, level in enumerate(range(2, 7)):
+  for expected in torchvision['cell_anchors_default']:
+    # The square cell of level 2 is 32 pixels wide.
+    level = int(np.log2(expected[1, 2] - expected[1, 0])) - 3
     cells = anchor_ops.cell_anchors(level, TORCHVISION)
-    expected = swap_axes(torchvision['cell_anchors_default'][row])
-    np.testing.assert_array_equal(cells, expected)
+    np.testing.assert_array_equal(cells, swap_axes(expected))
 
 
 def test_any_sizes_and_ratios_of_torchvision(torchvision):

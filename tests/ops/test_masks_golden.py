@@ -1,4 +1,4 @@
-"""Mask targets and pasting against the seed's parent and torchvision."""
+"""Mask targets and pasted masks of the trusted implementations."""
 
 import golden_files
 import jax
@@ -9,7 +9,7 @@ from maskrcnn_jax.ops import masks as op
 
 TARGET_FILES = golden_files.files('07_mask_targets*.npz')
 PASTE_FILES = golden_files.files('14_paste*.npz')
-TORCHVISION_FILES = golden_files.files('ops_paste_masks.npz', 'torchvision')
+TORCHVISION_FILES = golden_files.files('ops_paste_masks*.npz', 'torchvision')
 CROP = jax.jit(op.crop_masks, static_argnames='size')
 
 

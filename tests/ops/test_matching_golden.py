@@ -22,14 +22,16 @@ def fixture_nvidia(request):
 
 
 def anchors_of(recorded):
-  rows, columns, _ = recorded['score_targets_level5'].shape
-  canvas = (32 * rows, 32 * columns)
+  canvas = golden_files.params(recorded)['image_size']
+  levels = golden_files.levels(recorded)
   options = anchor_ops.AnchorOptions()
-  return anchor_ops.pyramid_anchors(canvas, range(2, 7), options)
+  return anchor_ops.pyramid_anchors(canvas, levels, options)
 
 
-def padded_instances(recorded, num=32):
+def padded_instances(recorded):
   boxes = recorded['gt_boxes'].reshape(-1, 4)
+  # A few sizes for all recordings, so that little is compiled.
+  num = 32 * (len(boxes) // 32 + 1)
   valid = np.arange(num) < len(boxes)
   return np.pad(boxes, ((0, num - len(boxes)), (0, 0))), valid
 
@@ -39,10 +41,15 @@ def fixture_matched(nvidia):
   """Matches and targets of all anchors, joined over the levels."""
   anchors = anchors_of(nvidia)
   boxes, valid = padded_instances(nvidia)
+  params = golden_files.params(nvidia)
 
   @jax.jit
   def run(boxes, valid):
-    options = matching.MatchingOptions(low_quality_matches='one')
+    options = matching.MatchingOptions(
+      params['match_threshold'],
+      params['unmatched_threshold'],
+      low_quality_matches='one',
+    )
     matches = matching.match(list(anchors.values()), boxes, valid, options)
     matches = jax.tree.map(lambda *x: jnp.concatenate(x), *matches)
     joined = np.concatenate(list(anchors.values()))
@@ -91,17 +98,22 @@ def test_forced_anchors_of_nvidia(nvidia, matched):
 def test_levels_of_rpn_targets_of_nvidia(nvidia, matched):
   """The order of the anchors of a level is that of the head's outputs."""
   _, targets = matched
-  sizes = [len(boxes) for boxes in anchors_of(nvidia).values()]
-  levels = np.split(targets, np.cumsum(sizes)[:-1])
+  anchors = anchors_of(nvidia)
+  ends = np.cumsum([len(boxes) for boxes in anchors.values()])
   sure = nvidia.get('near_tie_mask', np.zeros(len(targets))) == 0
-  sure = np.split(sure, np.cumsum(sizes)[:-1])
-  labels = np.split(nvidia['sampled_labels_seed0'], np.cumsum(sizes)[:-1])
-  for level in (5, 6):
+  by_level = {
+    level: (targets[rows], sure[rows], nvidia['sampled_labels_seed0'][rows])
+    for level, rows in zip(anchors, np.split(np.arange(ends[-1]), ends[:-1]))
+  }
+  levels = golden_files.numbers(nvidia, r'box_targets_level(\d+)')
+  assert levels
+  for level in levels:
+    level_targets, level_sure, labels = by_level[level]
     expected = nvidia[f'box_targets_level{level}']
-    expected = expected.reshape(-1, 4)[sure[level - 2]]
-    actual = levels[level - 2][sure[level - 2]]
+    expected = expected.reshape(-1, 4)[level_sure]
+    actual = level_targets[level_sure]
     np.testing.assert_array_equal(
-      labels[level - 2], nvidia[f'score_targets_level{level}'].reshape(-1)
+      labels, nvidia[f'score_targets_level{level}'].reshape(-1)
     )
     assert golden_files.relative_error(actual, expected) <= 1e-5
 
@@ -109,6 +121,8 @@ def test_levels_of_rpn_targets_of_nvidia(nvidia, matched):
 def test_sampled_labels_of_nvidia(nvidia):
   """The counts are those recorded; with the recorded draw, the labels too."""
   labels = nvidia['labels_before_sampling']
+  params = golden_files.params(nvidia)
+  num = params['rpn_batch_size_per_im']
   draws = [np.random.default_rng(0).uniform(size=labels.size)]
   names = sorted(key for key in nvidia if key.startswith('sampled_labels'))
   assert names
@@ -119,8 +133,8 @@ def test_sampled_labels_of_nvidia(nvidia):
       jnp.array(labels == 1),
       jnp.array(labels == 0),
       jnp.array(priorities, jnp.float32),
-      num=256,
-      max_positive=128,
+      num=num,
+      max_positive=int(num * params['rpn_fg_fraction']),
     )
     counts = [int(jnp.sum(positive)), int(jnp.sum(negative)), labels.size]
     np.testing.assert_array_equal(counts, nvidia['expected_counts'])
@@ -129,10 +143,13 @@ def test_sampled_labels_of_nvidia(nvidia):
     np.testing.assert_array_equal(actual, nvidia[name])
 
 
-@pytest.fixture(name='torchvision', scope='module')
-def fixture_torchvision():
-  (path,) = golden_files.files('ops_boxcoder_matcher.npz', 'torchvision')
-  return golden_files.load(path)
+def matcher_cases():
+  return [
+    pytest.param(recorded, number, id=f'{path.stem}-{number}')
+    for path in golden_files.files('ops_boxcoder_matcher*.npz', 'torchvision')
+    for recorded in [golden_files.load(path)]
+    for number in golden_files.numbers(recorded, r'matcher_(\d+)/gt')
+  ]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +159,7 @@ def fixture_torchvision():
     ('roi_05_05', matching.MatchingOptions(0.5, 0.5)),
   ],
 )
-@pytest.mark.parametrize('case', range(4))
+@pytest.mark.parametrize('torchvision, case', matcher_cases())
 def test_matchers_of_torchvision(torchvision, case, name, options):
   instances = torchvision[f'matcher_{case}/gt'][:, [1, 0, 3, 2]]
   boxes = torchvision[f'matcher_{case}/boxes'][:, [1, 0, 3, 2]]

@@ -1,7 +1,6 @@
 """Non-maximum suppression of the trusted implementations."""
 
 import functools
-import json
 
 import golden_files
 import jax
@@ -90,7 +89,7 @@ def test_nms_per_class_of_torchvision(torchvision, case):
 )
 def test_combined_nms_of_tensorflow(path):
   recorded = golden_files.load(path)
-  params = json.loads(str(recorded['meta']))['params']
+  params = golden_files.params(recorded)
   boxes, scores = recorded['boxes'], recorded['scores']
   batch, num, num_classes, _ = boxes.shape
   per_class = min(params['max_output_size_per_class'], num)

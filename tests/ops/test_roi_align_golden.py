@@ -1,9 +1,11 @@
-"""RoIAlign against recordings of the seed's parent and of torchvision.
+"""RoIAlign of the trusted implementations.
 
 torchvision's adaptive sampling (`sampling_ratio=0`, as many samples as a bin
 has cells) is not offered: shapes would depend on values, and of all models here
 only torchvision's soft mask targets use it.
 """
+
+import dataclasses
 
 import golden_files
 import jax
@@ -40,8 +42,8 @@ def groups(pattern):
   return found
 
 
-def seed_files(array):
-  """The seed's recordings that hold an array of that name."""
+def nvidia_files(array):
+  """NVIDIA's recordings that hold an array of that name."""
   found = []
   for path in golden_files.files('06_roialign*.npz'):
     if array in golden_files.load(path):
@@ -49,45 +51,58 @@ def seed_files(array):
   return found
 
 
-def seed_pyramid(golden):
-  return {level: golden[f'features_level{level}'] for level in range(2, 7)}
+def nvidia_pyramid(golden):
+  levels = golden_files.numbers(golden, r'features_level(\d+)')
+  return {level: golden[f'features_level{level}'] for level in levels}
 
 
-@pytest.mark.parametrize('path', seed_files('out'))
-def test_seed_forward(path):
+def options_of(golden):
+  """RoIAlign on the recorded levels."""
+  levels = golden_files.numbers(golden, r'features_level(\d+)')
+  return RoiAlignOptions(min_level=levels[0], max_level=levels[-1])
+
+
+@pytest.mark.parametrize('path', nvidia_files('out'))
+def test_features_of_nvidia(path):
   golden = golden_files.load(path)
   size = golden['out'].shape[2]
-  out = ALIGN(seed_pyramid(golden), golden['boxes'], size, RoiAlignOptions())
+  pyramid = nvidia_pyramid(golden)
+  out = ALIGN(pyramid, golden['boxes'], size, options_of(golden))
   assert golden_files.relative_error(out, golden['out']) <= TOLERANCE
 
 
-@pytest.mark.parametrize('path', seed_files('levels'))
-def test_seed_levels(path):
+@pytest.mark.parametrize('path', nvidia_files('levels'))
+def test_levels_of_nvidia(path):
   golden = golden_files.load(path)
-  levels = np.asarray(op.assign_levels(golden['boxes']))
+  levels = op.assign_levels(golden['boxes'], options_of(golden))
+  levels = np.asarray(levels)
   # On a boundary the recorded logarithm may round either way.
   decided = golden['level_margin'] >= 1e-5
   np.testing.assert_array_equal(levels[decided], golden['levels'][decided])
 
 
-@pytest.mark.parametrize('path', seed_files('cotangent'))
-def test_seed_gradient(path):
+@pytest.mark.parametrize('path', nvidia_files('cotangent'))
+def test_gradient_of_nvidia(path):
   golden = golden_files.load(path)
   size = golden['out'].shape[2]
 
   def loss(pyramid):
-    out = op.pyramid_roi_align(pyramid, golden['boxes'], size)
+    out = op.pyramid_roi_align(
+      pyramid, golden['boxes'], size, options_of(golden)
+    )
     return jnp.sum(out * golden['cotangent'])
 
-  for level, gradient in jax.jit(jax.grad(loss))(seed_pyramid(golden)).items():
+  for level, gradient in jax.jit(jax.grad(loss))(
+    nvidia_pyramid(golden)
+  ).items():
     recorded = golden[f'grad_features_level{level}']
     assert golden_files.relative_error(gradient, recorded) <= TOLERANCE
 
 
 @pytest.mark.parametrize('samples', [1, 2, 3])
 @pytest.mark.parametrize('aligned', [False, True])
-@pytest.mark.parametrize('golden', groups('ops_roi_align.npz'))
-def test_torchvision_one_map(golden, aligned, samples):
+@pytest.mark.parametrize('golden', groups('ops_roi_align*.npz'))
+def test_one_map_of_torchvision(golden, aligned, samples):
   options = RoiAlignOptions(
     samples_per_bin=samples,
     half_pixel=aligned,
@@ -119,21 +134,23 @@ def test_torchvision_one_map(golden, aligned, samples):
   assert golden_files.relative_error(gradient, recorded) <= TOLERANCE
 
 
-@pytest.mark.parametrize('golden', groups('ops_multiscale_roi_align.npz'))
-def test_torchvision_pyramid(golden):
+@pytest.mark.parametrize('golden', groups('ops_multiscale_roi_align*.npz'))
+def test_pyramid_of_torchvision(golden):
+  first, last = (int(level) for level in golden['k_min_max'])
+  options = dataclasses.replace(TORCHVISION, min_level=first, max_level=last)
   pyramid = {
-    level: golden[f'feat_{level - 2}'].transpose(0, 2, 3, 1)
-    for level in range(2, 6)
+    level: golden[f'feat_{level - first}'].transpose(0, 2, 3, 1)
+    for level in range(first, last + 1)
   }
-  num_images = len(pyramid[2])
+  num_images = len(golden['image_shapes'])
   boxes = np.stack([golden[f'boxes_{i}'] for i in range(num_images)])
   boxes = boxes[..., [1, 0, 3, 2]]
   recorded = golden['out'].transpose(0, 2, 3, 1)
   # torchvision has no level for a box of negative area, and returns zeros.
-  known = (golden['levels'] >= 0) & (golden['levels'] <= 3)
-  levels = np.ravel(op.assign_levels(boxes, TORCHVISION))
-  np.testing.assert_array_equal(levels[known] - 2, golden['levels'][known])
-  out = ALIGN(pyramid, boxes, recorded.shape[1], TORCHVISION)
+  known = (golden['levels'] >= 0) & (golden['levels'] <= last - first)
+  levels = np.ravel(op.assign_levels(boxes, options))
+  np.testing.assert_array_equal(levels[known] - first, golden['levels'][known])
+  out = ALIGN(pyramid, boxes, recorded.shape[1], options)
   out = np.reshape(out, recorded.shape)
   error = golden_files.relative_error(out[known], recorded[known])
   assert error <= TOLERANCE
