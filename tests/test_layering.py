@@ -52,7 +52,8 @@ ALLOWED = {
   ),
   'maskrcnn_jax/export/detect': 'jax numpy PIL',  # Runs without this package.
   'maskrcnn_jax/planning': (
-    'jax PIL .config .distributed .input_pipeline .models .tables .training'
+    'jax .benchmarks.measure .charts .config .distributed .files'
+    ' .input_pipeline .models .tables .training'
   ),
   'maskrcnn_jax/benchmarks': (
     'jax numpy flax optax PIL tensorflow torch torchvision tqdm .charts .files'

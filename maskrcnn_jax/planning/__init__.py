@@ -1,1 +1,1 @@
-"""What a plan is made of: described devices, collectives, tables and plots."""
+"""Plans of runs: compilation ahead of time, its costs, tables and charts."""

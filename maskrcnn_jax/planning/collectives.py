@@ -1,15 +1,13 @@
-"""What devices send each other, read from the text of a compiled program.
+"""Collectives of a compiled program, parsed from its optimised HLO text.
 
-The text is that of XLA's optimised HLO: computations of one instruction a line,
-`%name = type opcode(%operand, ...), attribute=...`. Only what this file needs
-of it is read, so a line of another form is passed over.
+The text has computations of one instruction a line,
+`%name = type opcode(%operand, ...), attribute=...`. Lines of another form are
+skipped.
 """
 
 import dataclasses
 import math
 import re
-
-from maskrcnn_jax.errors import UserError
 
 KINDS = (
   'all-gather',
@@ -40,8 +38,8 @@ class Collective:
     kind: of `KINDS`.
     bytes: of the whole array on one device: what an all-reduce adds up, what an
       all-gather leaves, what other kinds take.
-    source: the operation of the program that it comes from; '' if not told.
-    times: how often it runs in a step; None: in a loop of unknown length.
+    source: `op_name` of the instruction; '' if there is none.
+    times: runs in a step; None: in a loop of unknown length.
   """
 
   kind: str
@@ -65,18 +63,18 @@ def find_collectives(text: str) -> list[Collective]:
     text: of `jax.stages.Compiled.as_text`.
 
   Raises:
-    ValueError: the text is no program.
+    ValueError: the text has no entry computation.
   """
   entry, computations = _read(text)
   if entry is None:
-    raise UserError('The text has no line `ENTRY ... {`: it is no program.')
+    raise ValueError('The text has no line `ENTRY ... {`.')
   found = []
   _visit(entry, 1, computations, found)
   return found
 
 
 def _visit(name, times, computations, found) -> None:
-  """Adds the collectives of a computation that runs so many times a step."""
+  """Adds the collectives of a computation that runs `times` in a step."""
   instructions = computations.get(name, {})
   for instruction in instructions.values():
     kind, is_start = instruction.opcode, False
@@ -87,7 +85,7 @@ def _visit(name, times, computations, found) -> None:
       source = _OP_NAME.search(instruction.line)
       source = source[1] if source else ''
       found.append(Collective(kind, size, source, times))
-      continue  # What it applies adds two numbers.
+      continue  # The computation that it applies adds two numbers.
     inner = times
     if kind == 'while':
       trips = _TRIPS.search(instruction.line)
@@ -105,13 +103,13 @@ def _payload(kind, instruction, instructions, is_start) -> int:
     if x in instructions
   )
   if kind == 'all-gather':
-    # The started form hands on its operands beside the result.
+    # The asynchronous form also returns its operands.
     return _size(instruction.type) - (operands if is_start else 0)
   return operands or _size(instruction.type)
 
 
 def _size(type_: str) -> int:
-  """Bytes of the arrays in the text of a type, without what layouts pad."""
+  """Bytes of the arrays in the text of a type, without padding of layouts."""
   return sum(
     -(-_bits(dtype) * math.prod(_dimensions(sides)) // 8)
     for dtype, sides in _ARRAY.findall(type_)
@@ -130,7 +128,7 @@ def _dimensions(sides: str) -> list[int]:
 
 
 def _read(text: str):
-  """Name of the entry, and the instructions of every computation by name."""
+  """Name of the entry, and the instructions of each computation, by name."""
   entry, computations, current = None, {}, {}
   for line in text.splitlines():
     if not line.startswith(' '):
@@ -147,7 +145,7 @@ def _read(text: str):
 
 
 def _instruction(line: str, start: int) -> _Instruction | None:
-  """The instruction whose type starts there."""
+  """The instruction whose type starts at `start`."""
   if line[start : start + 1] == '(':
     end = _closing(line, start)
   else:
@@ -163,7 +161,7 @@ def _instruction(line: str, start: int) -> _Instruction | None:
 
 
 def _closing(line: str, start: int) -> int:
-  """Behind the bracket that closes the one at `start`."""
+  """Index after the bracket that closes the one at `start`."""
   depth = 0
   for index in range(start, len(line)):
     depth += (line[index] == '(') - (line[index] == ')')
@@ -173,15 +171,14 @@ def _closing(line: str, start: int) -> int:
 
 
 def summary(collectives: list[Collective]) -> list[dict]:
-  """Collectives of one kind, source and number of times as one row.
+  """Collectives grouped by kind, source and number of runs.
 
   Args:
     collectives: see `find_collectives`.
 
   Returns:
-    Dicts of `kind`, `source`, `times`, `count` of instructions and `bytes`, as
-    often as they run; where that is not known, of a single time. Most bytes
-    first.
+    Dicts of `kind`, `source`, `times`, `count` of instructions and `bytes` of
+    all runs in a step; of a single run where `times` is None. Largest first.
   """
   groups = {}
   for x in collectives:
@@ -196,8 +193,8 @@ def summary(collectives: list[Collective]) -> list[dict]:
 def sent_bytes(rows: list[dict], num_devices: int) -> float:
   """Bytes that a device sends in a step, along rings of all devices.
 
-  An all-reduce goes round twice, once to add and once to tell; other kinds go
-  round once. Loops of unknown length are left out.
+  An all-reduce goes round twice, to reduce and to broadcast; other kinds go
+  round once. Loops of unknown length are skipped.
 
   Args:
     rows: see `summary`.

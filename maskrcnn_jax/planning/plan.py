@@ -1,7 +1,7 @@
-"""Compiles the training step for devices that one does not have.
+"""Ahead-of-time compilation of the training step for other topologies.
 
-The compiler says what the step needs of each device: memory, operations, bytes,
-and what devices send each other. Nothing runs and no array is made.
+The compiler reports what the step needs of each device: memory, operations,
+bytes, and the data that devices exchange. Nothing runs and no array is made.
 """
 
 import json
@@ -15,8 +15,9 @@ from typing import Any
 import jax
 
 from maskrcnn_jax import config as config_lib
-from maskrcnn_jax import input_pipeline
-from maskrcnn_jax.distributed import mesh as sharding
+from maskrcnn_jax import files, input_pipeline
+from maskrcnn_jax.benchmarks import measure
+from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.distributed import model_sharding
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
@@ -36,26 +37,29 @@ def plan(
   output: str | None = None,
   rate_is_given: bool = False,
 ) -> list[dict[str, Any]]:
-  """What a step needs, for topologies and batch sizes; printed and written.
+  """Requirements of a step by topology and batch size; printed and written.
 
   Args:
     config: a ConfigDict with the sections `model, input, optimizer`.
     names: topologies, see `topologies.KNOWN`.
-    batches_per_device: images; None: as many as the config's batch gives each
-      device of a topology, at least 1.
-    output: directory for `plan.json` and `plan.png`; None writes neither.
-    rate_is_given: the learning rate stays whatever the batch is.
+    batches_per_device: images; None: the config's batch divided by the devices
+      of a topology, at least 1.
+    output: folder of `plan.json` and `plan.png`; None writes neither.
+    rate_is_given: whether the learning rate stays, whatever the batch is.
 
   Returns:
     A row for each, see `plan_step`.
 
   Raises:
-    ValueError: a topology or a batch is not possible.
-    RuntimeError: the compiler for a topology is not installed.
+    UserError: a topology or batch is not possible, or the compiler for a
+      topology is not installed.
   """
   if min(batches_per_device or [1]) < 1:
     raise UserError(
-      f'batch_per_device must be at least 1, got {batches_per_device}.'
+      f'batch_per_device must be at least 1, got {batches_per_device}.',
+      argument='batch_per_device',
+      given=batches_per_device,
+      wanted=1,
     )
   num_devices = config.get('runtime', {}).get('num_devices')
   found = [topologies.find(name, num_devices) for name in names]
@@ -65,11 +69,13 @@ def plan(
     for batch in batches_per_device or [default]:
       logging.info('compiling for %s, %d images a device', topology.name, batch)
       rows.append(plan_step(config, topology, batch, rate_is_given))
-      # Kept at once: the next one may take minutes.
-      _write(rows, output)
+      if output:
+        # Written at once: the next one may take minutes.
+        text = json.dumps(rows, indent=2) + '\n'
+        files.write_text(pathlib.Path(output, 'plan.json'), text)
   print(report.text(rows))
   if output:
-    report.draw(rows).save(pathlib.Path(output) / 'plan.png')
+    report.draw(rows, pathlib.Path(output, 'plan.png'))
     logging.info('wrote plan.json and plan.png to %s', output)
   return rows
 
@@ -80,7 +86,7 @@ def plan_step(
   batch_per_device: int,
   rate_is_given: bool = False,
 ) -> dict[str, Any]:
-  """What one step needs.
+  """Requirements of one step.
 
   Args:
     config: see `plan`.
@@ -90,9 +96,9 @@ def plan_step(
 
   Returns:
     A row of JSON values. Bytes and operations are of one device and one step
-    unless the name says otherwise. `memory` has `needed`, all that is
-    allocated, of `capacity`, and `fits`; `peak` is what is in use at once.
-    Where the step does not fit, what only a compiled program tells is None.
+    unless the name says otherwise. `memory` is that of `measure.program_memory`
+    with `capacity` of the device and `fits`. Where the step does not fit, what
+    only a compiled program has is None.
   """
   num_devices = len(topology.devices)
   batch_size = batch_per_device * num_devices
@@ -126,25 +132,22 @@ def lower_step(config, spec, topology: topologies.Topology):
   """
   model = MaskRCNN.from_config(config.model)
   optimizer = train_step.make_optimizer(model, config.optimizer)
-  batch = {k: x for k, x in spec.items() if k not in sharding.HOST_KEYS}
   batch = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(tuple(x.shape), x.dtype.as_numpy_dtype),
-    batch,
+    {k: x for k, x in spec.items() if k not in mesh_lib.HOST_KEYS},
   )
-
-  def init(key):
-    return train_step.init_state(model, optimizer, batch, key)
-
   key = jax.eval_shape(lambda: jax.random.key(0))
-  state = jax.eval_shape(init, key)
-  mesh = sharding.make_mesh(
+  state = jax.eval_shape(
+    lambda key: train_step.init_state(model, optimizer, batch, key), key
+  )
+  mesh = mesh_lib.make_mesh(
     spatial=config.get('runtime', {}).get('spatial', 1),
     devices=topology.devices,
   )
-  shard_state = sharding.config_shard_state(config)
+  shard_state = mesh_lib.config_shard_state(config)
   model = model_sharding.shard_model(model, mesh, shard_state)
-  places = sharding.state_shardings(state, mesh, shard_state)
-  step = train_step.jit_train_step(model, optimizer, mesh, places)
+  shardings = mesh_lib.state_shardings(state, mesh, shard_state)
+  step = train_step.jit_train_step(model, optimizer, mesh, shardings)
   return step.lower(state, batch, key)
 
 
@@ -158,15 +161,12 @@ def _batch_spec(config, canvas, batch_size):
 def compile_step(
   lowered, topology: topologies.Topology, batch_per_device: int
 ) -> dict[str, Any]:
-  """What the compiler says, and what follows from it.
+  """The fields of `plan_step` that depend on the compiled program.
 
   Args:
     lowered: see `lower_step`.
     topology: that it was lowered for.
     batch_per_device: images.
-
-  Returns:
-    The fields of `plan_step` that depend on the program.
   """
   chip = topology.chip
   capacity = int(chip.memory / chip.devices) if chip else None
@@ -177,15 +177,19 @@ def compile_step(
     needed = needed_memory(str(error))
     if needed is None:
       raise
-    memory = {'needed': needed, 'capacity': capacity, 'fits': False}
-    seconds = time.monotonic() - start
-    nothing = dict.fromkeys(('flops', 'bytes_accessed', 'collectives', 'time'))
-    return {'memory': memory, 'compile_seconds': seconds, **nothing}
+    unknown = ('flops', 'bytes_accessed', 'collectives', 'time')
+    return {
+      'memory': {'needed': needed, 'capacity': capacity, 'fits': False},
+      'compile_seconds': time.monotonic() - start,
+      **dict.fromkeys(unknown),
+    }
   seconds = time.monotonic() - start
   costs = compiled.cost_analysis() or {}
+  memory = measure.program_memory(compiled)
+  fits = capacity is None or memory['needed'] <= capacity
   found = collectives.find_collectives(compiled.as_text())
   values = {
-    'memory': _memory(compiled.memory_analysis(), capacity),
+    'memory': memory | {'capacity': capacity, 'fits': fits},
     'flops': costs.get('flops'),
     'flops_per_image': costs.get('flops', 0) / batch_per_device or None,
     'bytes_accessed': costs.get('bytes accessed'),
@@ -196,13 +200,13 @@ def compile_step(
 
 
 def needed_memory(message: str) -> int | None:
-  """Bytes that a step would take, from the words of a compiler that refuses.
+  """Bytes that a step would need, from the error of a compiler.
 
   Args:
     message: of the error.
 
   Returns:
-    None if the error is another one, or does not say.
+    None for any other error, or if the message has no number.
   """
   used = _USED.search(message)
   if _OUT_OF_MEMORY not in message or used is None:
@@ -210,66 +214,40 @@ def needed_memory(message: str) -> int | None:
   return int(float(used[1]) * _UNITS[used[2]])
 
 
-def _memory(analysis, capacity) -> dict[str, Any]:
-  """Bytes on one device, and whether they fit."""
-  memory = {
-    'arguments': analysis.argument_size_in_bytes,
-    'outputs': analysis.output_size_in_bytes,
-    # The new state takes the place of the old one.
-    'aliased': analysis.alias_size_in_bytes,
-    'temporaries': analysis.temp_size_in_bytes,
-    'program': analysis.generated_code_size_in_bytes,
-    'peak': getattr(analysis, 'peak_memory_in_bytes', None),
-  }
-  memory['needed'] = (
-    memory['arguments']
-    + memory['outputs']
-    - memory['aliased']
-    + memory['temporaries']
-    + memory['program']
-  )
-  fits = capacity is None or memory['needed'] <= capacity
-  return memory | {'capacity': capacity, 'fits': fits}
-
-
 def _time(values, costs, topology, batch_per_device) -> dict[str, Any] | None:
   """An estimate of the step's seconds: the compiler's, else a roofline.
 
   The roofline is the longest of three times, each as if the others were hidden
   behind it: products at the published peak, bytes at the published bandwidth
-  of the memory, and rings of all devices for what they send each other.
+  of the memory, and rings of all devices for the data that they exchange.
   """
-  chip = topology.chip
+  chip, num_devices = topology.chip, len(topology.devices)
   # The compiler of TPUs adds up -1 for operations that it has no model of.
   optimal = costs.get('optimal_seconds', 0)
   times = {}
   if chip:
-    share = chip.devices
+    sent = collectives.sent_bytes(values['collectives'], num_devices)
     times = {
-      'compute': (values['flops'] or 0) * share / chip.flops,
-      'memory': (values['bytes_accessed'] or 0) * share / chip.memory_bandwidth,
-      'network': collectives.sent_bytes(
-        values['collectives'], len(topology.devices)
-      )
-      * share
-      / chip.link_bandwidth,
+      'compute': (values['flops'] or 0) / chip.flops,
+      'memory': (values['bytes_accessed'] or 0) / chip.memory_bandwidth,
+      'network': sent / chip.link_bandwidth,
     }
+    times = {name: x * chip.devices for name, x in times.items()}
   if optimal > 0:
     seconds, source = optimal, 'compiler'
   elif times:
     seconds, source = max(times.values()), 'roofline'
   else:
     return None
-  rate = batch_per_device * len(topology.devices) / seconds
   return times | {
     'step_seconds': seconds,
     'source': source,
-    'images_per_second': rate,
+    'images_per_second': batch_per_device * num_devices / seconds,
   }
 
 
 def _input(spec, row) -> dict[str, Any]:
-  """What the input pipeline of every host must deliver."""
+  """Throughput that the input pipeline of every host must deliver."""
   num_bytes = sum(
     x.dtype.size * x.shape.num_elements() for x in jax.tree.leaves(spec)
   )
@@ -279,11 +257,3 @@ def _input(spec, row) -> dict[str, Any]:
     values['images_per_second_per_host'] = rate
     values['bytes_per_second_per_host'] = rate * values['bytes_per_image']
   return values
-
-
-def _write(rows, output) -> None:
-  if output is None:
-    return
-  path = pathlib.Path(output) / 'plan.json'
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(rows, indent=2) + '\n')

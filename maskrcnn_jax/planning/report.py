@@ -1,17 +1,19 @@
-"""A plan as tables and as a picture."""
+"""Report of a plan: Markdown tables and a bar chart."""
 
 from collections.abc import Sequence
+from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
-
+from maskrcnn_jax import charts
 from maskrcnn_jax.tables import number, table
 
-# Colours of batch sizes, and of what does not fit; Okabe and Ito's, which all
-# eyes tell apart.
-_COLOURS = ('#0072b2', '#56b4e9', '#009e73', '#e69f00', '#cc79a7', '#f0e442')
-_TOO_LARGE = '#d55e00'
-_INK, _GRID = '#222222', '#dddddd'
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 900, 260, 70, 20, 46, 44
+_BATCH_COLORS = (
+  charts.BLUE,
+  charts.SKY,
+  charts.GREEN,
+  charts.ORANGE,
+  charts.PINK,
+  charts.YELLOW,
+)
 
 
 def text(rows: Sequence[dict]) -> str:
@@ -21,37 +23,48 @@ def text(rows: Sequence[dict]) -> str:
     rows: see `plan.plan_step`.
   """
   parts = [
-    'Memory of one device, and who shares the step:',
+    'Memory of one device, in GiB:',
     table([_memory_cells(row) for row in rows]),
     'Work of one device, and the time of a step:',
     table([_work_cells(row) for row in rows]),
-    'What each host must feed at that rate:',
+    'Input that each host must deliver at that rate:',
     table([_input_cells(row) for row in rows]),
-    'What devices send each other in a step, most first:',
+    'Data that devices exchange in a step, largest first:',
     table([x for row in rows for x in _collective_cells(row)]),
   ]
   return '\n\n'.join(part for part in parts if part)
 
 
-def draw(rows: Sequence[dict]) -> Image.Image:
-  """Bars of memory, of collectives and of time, over topologies and batches.
+def draw(rows: Sequence[dict], path: Any) -> None:
+  """Writes a chart of memory, collectives and time.
 
   Args:
     rows: see `plan.plan_step`.
+    path: of the PNG file.
   """
-  panels = (
-    ('GiB per device (line: what there is)', _memory_gib, _capacity_gib),
-    ('MB that collectives combine in a step', _collective_mb, None),
-    ('Estimated ms of a step', _step_ms, None),
-  )
-  # Without a chip that is known there is no time to show.
-  panels = [p for p in panels if any(p[1](row) is not None for row in rows)]
-  image = Image.new('RGB', (_WIDTH, _HEIGHT * len(panels)), 'white')
-  for index, (title, value, limit) in enumerate(panels):
-    _draw_panel(
-      ImageDraw.Draw(image), index * _HEIGHT, title, rows, value, limit
-    )
-  return image
+  charts.save(charts.bar_chart(bar_panels(rows)), path)
+
+
+def bar_panels(rows: Sequence[dict]) -> list[charts.BarPanel]:
+  """The panels of `draw`: a bar for each row; red where it does not fit."""
+  batches = sorted({row['batch_per_device'] for row in rows})
+
+  def panel(title, value, limit=None):
+    bars = []
+    for row in rows:
+      index = batches.index(row['batch_per_device']) % len(_BATCH_COLORS)
+      color = _BATCH_COLORS[index] if row['memory']['fits'] else charts.RED
+      label = f'{row["topology"]}, {row["batch_per_device"]} per device'
+      bars.append(charts.Bar(label, value(row), color, limit and limit(row)))
+    return charts.BarPanel(title, bars)
+
+  panels = [
+    panel('GiB per device (line: capacity)', _memory_gib, _capacity_gib),
+    panel('MB combined by collectives in a step', _collective_mb),
+    panel('Estimated ms of a step', _step_ms),
+  ]
+  # Without a known chip there is no time to show.
+  return [x for x in panels if any(bar.value is not None for bar in x.bars)]
 
 
 def _memory_cells(row) -> dict[str, str]:
@@ -64,8 +77,8 @@ def _memory_cells(row) -> dict[str, str]:
     'temporaries': _gib(memory.get('temporaries')),
     'program': _gib(memory.get('program')),
     'peak': _gib(memory.get('peak')),
-    'needed GiB': _gib(memory['needed']),
-    'there is': _gib(memory['capacity']),
+    'needed': _gib(memory['needed']),
+    'capacity': _gib(memory['capacity']),
     'fits': 'yes' if memory['fits'] else 'NO',
   }
 
@@ -73,7 +86,7 @@ def _memory_cells(row) -> dict[str, str]:
 def _work_cells(row) -> dict[str, str]:
   time = row['time'] or {}
   return _name_cells(row) | {
-    'GFLOP an image': number(row.get('flops_per_image'), 1e9),
+    'GFLOP per image': number(row.get('flops_per_image'), 1e9),
     'GB accessed': number(row['bytes_accessed'], 1e9),
     'compute ms': number(time.get('compute'), 1e-3),
     'memory ms': number(time.get('memory'), 1e-3),
@@ -81,7 +94,7 @@ def _work_cells(row) -> dict[str, str]:
     'step ms': number(time.get('step_seconds'), 1e-3),
     'from': time.get('source', '-'),
     'images/s': number(time.get('images_per_second')),
-    'compiled in s': number(row['compile_seconds']),
+    'compile s': number(row['compile_seconds']),
   }
 
 
@@ -89,14 +102,14 @@ def _input_cells(row) -> dict[str, str]:
   values = row['input']
   return _name_cells(row) | {
     'hosts': str(row['hosts']),
-    'MB an image': number(values['bytes_per_image'], 1e6),
-    'images/s a host': number(values.get('images_per_second_per_host')),
-    'GB/s a host': number(values.get('bytes_per_second_per_host'), 1e9),
+    'MB per image': number(values['bytes_per_image'], 1e6),
+    'images/s per host': number(values.get('images_per_second_per_host')),
+    'GB/s per host': number(values.get('bytes_per_second_per_host'), 1e9),
   }
 
 
 def _collective_cells(row) -> list[dict[str, str]]:
-  """Cells for every kind of collective, inside and outside of loops."""
+  """Cells of every kind of collective, inside and outside of loops."""
   groups = {}
   for x in row['collectives'] or ():
     group = groups.setdefault((x['kind'], x['times'] is None), [])
@@ -107,8 +120,8 @@ def _collective_cells(row) -> list[dict[str, str]]:
       'kind': kind,
       'count': str(sum(x['count'] * (x['times'] or 1) for x in group)),
       'MB': f'{sum(x["bytes"] for x in group) / 1e6:.4g}',
-      'how often': 'per round of a loop' if in_loop else 'per step',
-      'most of it from': _short(group[0]['source']),
+      'frequency': 'per loop iteration' if in_loop else 'per step',
+      'largest source': _short(group[0]['source']),
     }
     for (kind, in_loop), group in groups.items()
   ]
@@ -117,7 +130,7 @@ def _collective_cells(row) -> list[dict[str, str]]:
 def _name_cells(row) -> dict[str, str]:
   return {
     'topology': row['topology'],
-    'a device': str(row['batch_per_device']),
+    'per device': str(row['batch_per_device']),
   }
 
 
@@ -145,41 +158,3 @@ def _collective_mb(row) -> float | None:
 
 def _step_ms(row) -> float | None:
   return row['time'] and row['time']['step_seconds'] * 1e3
-
-
-def _draw_panel(canvas, top, title, rows, value, limit) -> None:
-  """One bar a row, in groups of topologies, above their names."""
-  small, large = ImageFont.load_default(12), ImageFont.load_default(14)
-  values = [value(row) for row in rows]
-  limits = [limit(row) if limit else None for row in rows]
-  highest = 1.1 * max([x for x in (*values, *limits) if x] or [1.0])
-  batches = sorted({row['batch_per_device'] for row in rows})
-  bottom = top + _HEIGHT - _BOTTOM
-  height = _HEIGHT - _TOP - _BOTTOM
-
-  def y_of(x):
-    return bottom - height * x / highest
-
-  canvas.text((_LEFT, top + 10), title, _INK, large)
-  for part in (0.0, 0.5, 1.0):
-    y = y_of(part * highest)
-    canvas.line([(_LEFT, y), (_WIDTH - _RIGHT, y)], _GRID)
-    label = f'{part * highest:.3g}'
-    canvas.text((_LEFT - 8, y), label, _INK, small, anchor='rm')
-  width = (_WIDTH - _LEFT - _RIGHT) / len(rows)
-  for index, (row, x, most) in enumerate(zip(rows, values, limits)):
-    left = _LEFT + index * width
-    box = [left + 0.15 * width, y_of(x or 0), left + 0.85 * width, bottom]
-    colour = _COLOURS[batches.index(row['batch_per_device']) % len(_COLOURS)]
-    colour = colour if row['memory']['fits'] else _TOO_LARGE
-    canvas.rectangle(box, colour)
-    middle = left + width / 2
-    shown = '-' if x is None else f'{x:.3g}'
-    canvas.text((middle, box[1] - 2), shown, _INK, small, anchor='ms')
-    if most:
-      y = y_of(most)
-      canvas.line([(left, y), (left + width, y)], _TOO_LARGE, width=2)
-    name = f'{row["topology"]}\n{row["batch_per_device"]} a device'
-    canvas.multiline_text(
-      (middle, bottom + 4), name, _INK, small, anchor='ma', align='center'
-    )

@@ -1,7 +1,7 @@
-"""Devices to compile for, also those that one does not have.
+"""Topologies to compile for: devices of this machine, or described slices.
 
 Compilers of accelerators run on any machine: given the description of a slice,
-they make the program that its devices would run, and say what it needs.
+they compile the program of its devices and report what it needs.
 """
 
 import dataclasses
@@ -14,19 +14,19 @@ from collections.abc import Sequence
 import jax
 from jax.experimental import topologies
 
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import UserError, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """What is published about a chip.
+  """Published figures of a chip.
 
   Attributes:
     name: of its descriptions in the compiler.
-    kind: how JAX calls its devices.
+    kind: `device_kind` of its devices in JAX.
     axes: of the torus or mesh that chips form.
     max_chips: of the largest slice.
-    devices: that JAX shows for a chip; each has its share of what follows.
+    devices: of JAX per chip; each has its share of what follows.
     flops: per second, in bfloat16.
     memory: bytes of HBM.
     memory_bandwidth: bytes per second.
@@ -51,10 +51,10 @@ class Topology:
   """Devices that share a step.
 
   Attributes:
-    name: as it was asked for.
-    devices: of JAX, real ones or described ones.
-    num_hosts: that feed them.
-    chip: None where nothing is known about it.
+    name: as given.
+    devices: of JAX, real or described.
+    num_hosts: that deliver their input.
+    chip: None if it is not in `CHIPS`.
   """
 
   name: str
@@ -84,8 +84,8 @@ CHIPS = {
     *('tpu7x', 'TPU7x', 3, 9216, 2, 2307e12, 192 * 2**30, 7.38e12, 600e9)
   ),
 }
-# Without them, the library of TPUs looks for a TPU's machine in the network,
-# asks for the kind of this one, and leaves no second process beside the first.
+# Without them, libtpu queries the metadata server for the TPU of this machine,
+# and allows only one process.
 _QUIET = {
   'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
   'TF_CPP_MIN_LOG_LEVEL': '3',
@@ -104,35 +104,42 @@ KNOWN = (
 
 
 def check_names(names: Sequence[str]) -> None:
-  """Raises for a topology that is not known, before anything is compiled.
+  """Checks the names of topologies before anything is compiled.
 
   Args:
     names: see `KNOWN`.
 
   Raises:
-    ValueError: with the reason and what is known.
+    UserError: a name is unknown, or the slice does not exist.
   """
   if not names:
-    raise UserError(f'Name a topology: {KNOWN}.')
+    raise _error(None, f'Name a topology. Known are {KNOWN}.')
   for name in names:
     if name == _HERE:
       continue
     kind, _, text = name.partition(':')
     if kind not in (*CHIPS, _CPU):
-      raise UserError(f'There is no topology {name!r}. Known are {KNOWN}.')
+      hint = did_you_mean(kind, CHIPS)
+      raise _error(name, f'Unknown topology {name!r}{hint} Known are {KNOWN}.')
     sides = _sides(text)
     axes = 1 if kind == _CPU else CHIPS[kind].axes
     if not 1 <= len(sides) <= axes or min(sides) < 1:
-      raise UserError(f'{name!r} is no topology. Known are {KNOWN}.')
+      raise _error(name, f'{name!r} is not a topology. Known are {KNOWN}.')
     if kind in CHIPS and math.prod(sides) > CHIPS[kind].max_chips:
-      raise UserError(
+      raise _error(
+        name,
         f'{name} has {math.prod(sides)} chips; the largest slice of {kind} has '
-        f'{CHIPS[kind].max_chips}.'
+        f'{CHIPS[kind].max_chips}.',
+        CHIPS[kind].max_chips,
       )
 
 
+def _error(name, message, wanted=KNOWN) -> UserError:
+  return UserError(message, argument='topology', given=name, wanted=wanted)
+
+
 def prepare(names: Sequence[str]) -> None:
-  """Sets up JAX for what will be described; before a device is touched.
+  """Sets up JAX for these topologies; before any device is used.
 
   Args:
     names: that passed `check_names`.
@@ -141,7 +148,7 @@ def prepare(names: Sequence[str]) -> None:
     os.environ.setdefault(variable, value)
   if _HERE in names:
     return
-  # Leaves an accelerator to those who train on it.
+  # Leaves an accelerator free for training.
   jax.config.update('jax_platforms', _CPU)
   counts = [_sides(x.partition(':')[2])[0] for x in names if x[:4] == 'cpu:']
   if counts:
@@ -153,11 +160,11 @@ def find(name: str, num_devices: int | None = None) -> Topology:
 
   Args:
     name: that passed `check_names`.
-    num_devices: take only the first ones of those that are here; None: all.
+    num_devices: number of devices of this machine to use; None: all.
 
   Raises:
-    RuntimeError: the compiler for it is not installed.
-    ValueError: the compiler does not know such a slice.
+    UserError: the compiler for it is not installed, or does not know such a
+      slice.
   """
   kind, _, text = name.partition(':')
   if name == _HERE:
@@ -166,16 +173,20 @@ def find(name: str, num_devices: int | None = None) -> Topology:
     devices = jax.devices(_CPU)
     count = _sides(text)[0]
     if count > len(devices):
-      raise UserError(
+      raise _error(
+        name,
         f'{name} needs {count} CPU devices, JAX was started with '
-        f'{len(devices)}. Ask for it without here, or set '
-        f'XLA_FLAGS=--xla_force_host_platform_device_count={count}.'
+        f'{len(devices)}. Plan it without `here`, or set '
+        f'XLA_FLAGS=--xla_force_host_platform_device_count={count}.',
+        len(devices),
       )
     return _topology(name, devices[:count])
   if importlib.util.find_spec('libtpu') is None:
-    raise RuntimeError(
+    raise _error(
+      name,
       f'{name} needs the compiler for TPUs, which runs on any machine: pip '
-      'install "maskrcnn-jax[tpu]".'
+      'install "maskrcnn-jax[tpu]".',
+      'libtpu',
     )
   sides = _sides(text) + [1] * 3
   # Four chips of a host form a square; a smaller slice has a smaller one.
@@ -188,7 +199,7 @@ def find(name: str, num_devices: int | None = None) -> Topology:
       **dict(CHIPS[kind].options),
     )
   except RuntimeError as error:
-    raise UserError(f'{name}: {error} Known are {KNOWN}.') from error
+    raise _error(name, f'{name}: {error} Known are {KNOWN}.') from error
   return _topology(name, slice_.devices)
 
 
@@ -200,7 +211,7 @@ def _topology(name, devices) -> Topology:
 
 
 def _sides(text: str) -> list[int]:
-  """Sides of `AxBxC`; [0], which is never right, where it has another form."""
+  """Sides of `AxBxC`; [0], which is never valid, for any other form."""
   if not re.fullmatch(r'\d+(x\d+)*', text):
     return [0]
   return [int(side) for side in text.split('x')]

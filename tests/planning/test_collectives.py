@@ -1,4 +1,4 @@
-"""Collectives: read from text by hand, and from a program for two devices."""
+"""Collectives of a text by hand, and of a program for two devices."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from maskrcnn_jax.planning import collectives
 ROOT = pathlib.Path(__file__).parents[2]
 
 # As XLA prints it: layouts with brackets of their own, tuples with comments,
-# started forms, a loop of known length around one of unknown length.
+# asynchronous forms, a loop of known length around one of unknown length.
 TEXT = """HloModule jit_step, is_scheduled=true
 
 %add (a: f32[], b: f32[]) -> f32[] {
@@ -107,7 +107,7 @@ def test_size_of_a_type(type_, size):
   assert collectives._size(type_) == size
 
 
-def test_what_is_no_program_is_refused():
+def test_a_text_without_entry_is_refused():
   with pytest.raises(ValueError, match='ENTRY'):
     collectives.find_collectives('HloModule nothing')
   one = 'ENTRY %main (x: f32[]) -> f32[] {\n  ROOT %x = f32[] parameter(0)\n}'
