@@ -32,7 +32,8 @@ ALLOWED = {
   'maskrcnn_jax/weights/tensorflow': 'numpy tensorflow',
   'maskrcnn_jax/distributed': 'jax numpy .files .models',
   'maskrcnn_jax/checkpoints': (
-    'jax numpy orbax ml_collections .config .evaluation.scores .models'
+    'jax numpy orbax ml_collections .config .distributed.collectives .files'
+    ' .evaluation.scores .models'
   ),
   'maskrcnn_jax/training': (
     'jax numpy flax optax ml_collections tensorboardX tqdm .charts .checkpoints'

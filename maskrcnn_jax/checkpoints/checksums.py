@@ -1,55 +1,92 @@
-"""Checksums of a checkpoint: what was saved is what comes back, or it is named.
+"""Checksums: a checkpoint is as it was saved, or its corrupt part is named.
 
-The item `health` of a checkpoint lists every tensor with its shape and a
-checksum, and a digest of every other item. The checksum of a tensor is a sum
+The item `health` of a checkpoint (so named on disk, for versions of before and
+of now to read each other's) lists every tensor with its shape and a checksum,
+and a digest of every other item. The checksum of a tensor is the sum
 modulo 2**32 of one number for every 32-bit word, mixed from the word and its
-place. So it does not depend on how the tensor is spread over devices; and as
-the mixing can be undone, a change within one word, such as a flipped bit,
-always changes it. Any other change goes unnoticed once in 2**32.
+position, so it does not depend on how the tensor is sharded. As the mixing is
+invertible, any change within one word, such as a flipped bit, changes it; any
+other change goes unnoticed once in 2**32.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
+import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 
 from maskrcnn_jax.errors import UserError
 
-# Characters that a message shows of an error of another library.
-_MOST = 400
+ITEM = 'health'
+# Characters of another library's error that a message shows.
+_MAX_CHARACTERS = 400
 # Failures that say nothing about the files.
 _UNRELATED = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 
 
-class DamagedError(UserError):
-  """A checkpoint is not what was saved."""
+class CorruptCheckpointError(UserError):
+  """A checkpoint is not as it was saved.
+
+  Attributes:
+    path: of the item or the workdir.
+    item: name of the tensor, if one is known.
+  """
 
 
 @contextlib.contextmanager
-def naming_damage(path: pathlib.Path):
-  """Raises `DamagedError` for whatever goes wrong while a file is read."""
+def reading(path: pathlib.Path):
+  """Raises `CorruptCheckpointError` for any failure to read a file.
+
+  Args:
+    path: of the item that is read.
+  """
   try:
     yield
-  except (DamagedError, *_UNRELATED):
+  except (CorruptCheckpointError, *_UNRELATED):
     raise
-  # Readers of many kinds meet bytes that nobody wrote: anything can happen.
+  # Readers of corrupt bytes may raise anything.
   except Exception as error:
-    raise DamagedError(f'{path} cannot be read: {in_short(error)}') from error
+    raise CorruptCheckpointError(
+      f'{path} cannot be read: {summary(error)}', path=path
+    ) from error
 
 
-def in_short(error: Exception) -> str:
-  """Kind and text of an error of another library, which may be long."""
+def summary(error: Exception) -> str:
+  """Cause, type and text of an error of another library, which may be long."""
   text = f'{type(error).__name__}: {error}'
-  if len(text) <= _MOST:
-    return text
-  # The cause is last.
-  return f'{text[: _MOST // 2]} ... {text[-_MOST // 2 :]}'
+  if len(text) > _MAX_CHARACTERS:
+    half = _MAX_CHARACTERS // 2
+    text = f'{text[:half]} ... {text[-half:]}'
+  code = system_code(error)
+  return text if code is None else f'{os.strerror(code)} ({text})'
+
+
+def system_code(error: BaseException | None) -> int | None:
+  """The `errno` behind an error, such as `errno.ENOSPC`; None if unknown.
+
+  TensorStore puts it into its messages only, sometimes in the middle.
+  """
+  while error is not None:
+    if isinstance(error, OSError) and error.errno:
+      return error.errno
+    text = str(error)
+    found = re.search(r"os_error_code='?(\d+)", text)
+    if found:
+      return int(found[1])
+    for code in errno.errorcode:
+      if f': {os.strerror(code)}' in text:
+        return code
+    error = error.__cause__ or error.__context__
+  return None
 
 
 def shapes(tree) -> dict[str, str]:
@@ -60,76 +97,108 @@ def shapes(tree) -> dict[str, str]:
   }
 
 
-def describe(state, items: Mapping[str, Any]) -> dict[str, Any]:
-  """What `check_items` and `check_tensors` compare with, in types of JSON.
+def compute(state, items: Mapping[str, Any]) -> dict[str, Any]:
+  """Checksums of a checkpoint, in types of JSON.
 
   Args:
     state: `jax.Array`s; waits for them.
     items: the other items of the checkpoint by name, in types of JSON.
   """
   sums, kinds = _checksums(state), shapes(state)
-  health = {
+  checksums = {
     'tensors': {name: [kinds[name], sums[name]] for name in sums},
     'items': {name: _digest(value) for name, value in items.items()},
   }
-  return {**health, 'digest': _digest(health)}
+  return {**checksums, 'digest': _digest(checksums)}
 
 
-def check_health(health: Mapping[str, Any], path: pathlib.Path) -> None:
-  """Raises `DamagedError` if the item itself is damaged.
+def read(path: pathlib.Path) -> dict[str, Any] | None:
+  """The checksums of a checkpoint; None if an older version saved it.
+
+  Raises:
+    CorruptCheckpointError: they are missing or corrupt themselves.
+  """
+  item = path / ITEM
+  if not item.exists():
+    contents = path / '_CHECKPOINT_METADATA'
+    if contents.exists() and f'"{ITEM}"'.encode() in contents.read_bytes():
+      raise CorruptCheckpointError(f'{item} is missing.', path=item)
+    return None
+  with reading(item):
+    checksums = ocp.JsonCheckpointHandler().restore(item)
+    content = {k: v for k, v in checksums.items() if k != 'digest'}
+    if checksums.get('digest') != _digest(content):
+      raise CorruptCheckpointError(f'{item} is corrupt.', path=item)
+  return checksums
+
+
+def read_item(path: pathlib.Path, name: str):
+  """One item of a checkpoint other than `state`, checked.
 
   Args:
-    health: as it was read.
-    path: of the item, for the message.
+    path: `WORKDIR/checkpoints/STEP`.
+    name: of the item.
+
+  Raises:
+    CorruptCheckpointError: it is not what was saved.
   """
-  if not isinstance(health, Mapping) or health.get('digest') != _digest(
-    {k: v for k, v in health.items() if k != 'digest'}
-  ):
-    raise DamagedError(f'{path} is not what was saved.')
+  checksums, item = read(path), path / name
+  with reading(item):
+    value = ocp.JsonCheckpointHandler().restore(item)
+    if checksums and checksums['items'].get(name) != _digest(value):
+      raise CorruptCheckpointError(f'{item} is not what was saved.', path=item)
+  return value
 
 
-def check_item(health: Mapping[str, Any], path: pathlib.Path, value) -> None:
-  """Raises `DamagedError` if an item is not the one that was saved.
+def read_shapes(path: pathlib.Path, checksums: Mapping | None):
+  """Shapes and dtypes of the saved state as nested dicts and lists, checked.
 
   Args:
-    health: of the checkpoint.
-    path: of the item.
-    value: what was read.
+    path: `WORKDIR/checkpoints/STEP`.
+    checksums: of the checkpoint, if it has any.
+
+  Raises:
+    CorruptCheckpointError: the files list other tensors than were saved.
   """
-  if health['items'].get(path.name) != _digest(value):
-    raise DamagedError(f'{path} is not what was saved.')
-
-
-def check_shapes(health: Mapping[str, Any], path, found: dict) -> None:
-  """Raises `DamagedError` if a state says that it holds other tensors.
-
-  Args:
-    health: of the checkpoint.
-    path: of the state.
-    found: what the files say, as `shapes` returns it.
-  """
-  wanted = {name: kind for name, (kind, _) in health['tensors'].items()}
-  for name in sorted({*wanted, *found}):
-    if wanted.get(name) != found.get(name):
-      raise DamagedError(
-        f'{path} has {name} as {found.get(name)}, saved was {wanted.get(name)}.'
+  item = path / 'state'
+  with reading(item):
+    tree = ocp.StandardCheckpointHandler().metadata(item).tree
+    found = shapes(tree)
+  saved = found
+  if checksums:
+    saved = {name: kind for name, (kind, _) in checksums['tensors'].items()}
+  for name in sorted({*saved, *found}):
+    if saved.get(name) != found.get(name):
+      raise CorruptCheckpointError(
+        f'{item}: tensor {name} is {found.get(name)}, saved was '
+        f'{saved.get(name)}.',
+        path=item,
+        item=name,
+        given=found.get(name),
+        wanted=saved.get(name),
       )
+  return tree
 
 
-def check_tensors(health: Mapping[str, Any], path, state) -> None:
-  """Raises `DamagedError` if tensors are not those that were saved.
+def check_tensors(checksums: Mapping[str, Any], path, state) -> None:
+  """Raises `CorruptCheckpointError` if tensors are not those that were saved.
 
   Args:
-    health: of the checkpoint.
-    path: of the state.
+    checksums: of the checkpoint.
+    path: of the item `state`.
     state: all of it, or a part with the same names.
   """
   sums = _checksums(state)
-  wrong = [name for name in sums if health['tensors'][name][1] != sums[name]]
+  saved = checksums['tensors']
+  wrong = [name for name in sums if saved[name][1] != sums[name]]
   if wrong:
     more = f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''
-    raise DamagedError(
-      f'{path}: tensor {wrong[0]}{more} has another checksum than saved.'
+    raise CorruptCheckpointError(
+      f'{path}: the checksum of tensor {wrong[0]}{more} is not the saved one.',
+      path=path,
+      item=wrong[0],
+      given=sums[wrong[0]],
+      wanted=saved[wrong[0]][1],
     )
 
 
@@ -150,13 +219,13 @@ def _checksums(state) -> dict[str, int]:
 
 @jax.jit
 def _checksum(x: jax.Array) -> jax.Array:
-  """A uint32 of all bits of an array and of their places."""
+  """A uint32 of all bits of an array and of their positions."""
   words = _words(x)
-  place = jnp.zeros(words.shape, jnp.uint32)
+  position = jnp.zeros(words.shape, jnp.uint32)
   for axis, size in enumerate(words.shape):
     step = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-    place = place * jnp.uint32(size) + step
-  return jnp.sum(_mixed(words ^ _mixed(place)), dtype=jnp.uint32)
+    position = position * jnp.uint32(size) + step
+  return jnp.sum(_mixed(words ^ _mixed(position)), dtype=jnp.uint32)
 
 
 def _mixed(x: jax.Array) -> jax.Array:
@@ -167,7 +236,7 @@ def _mixed(x: jax.Array) -> jax.Array:
 
 
 def _words(x: jax.Array) -> jax.Array:
-  """The bits of an array as uint32; of eight bytes, two in a last axis."""
+  """The bits of an array as uint32; eight bytes make two in a last axis."""
   if x.dtype == bool:
     return x.astype(jnp.uint32)
   unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)

@@ -1,18 +1,27 @@
-"""Whether a checkpoint is of this model; if not, in what they differ."""
+"""Compatibility of a saved run with the model, config and state of this one."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
+from typing import Any
 
-from maskrcnn_jax.checkpoints import checksums as checkpoint_health
+import ml_collections
+
+from maskrcnn_jax.checkpoints import checksums
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 
-# As many differences as an error names.
-_NUM_NAMED = 5
+# Differences that an error lists.
+_NUM_LISTED = 5
 
 
 class WorkdirError(UserError):
-  """The workdir belongs to a run of another model."""
+  """The workdir belongs to a run of another model, or is not shared."""
+
+
+def as_json(config) -> dict[str, Any]:
+  """A config in types of JSON, as it is read back."""
+  return json.loads(json.dumps(ml_collections.ConfigDict(config).to_dict()))
 
 
 def check_tensors(
@@ -21,31 +30,33 @@ def check_tensors(
   """Raises `WorkdirError` if a saved state has other tensors than a target.
 
   Args:
-    path: of the checkpoint, for the message.
-    saved: what is in it, as `checkpoint_health.shapes` says it.
+    path: of the checkpoint.
+    saved: its tensors, as from `checksums.shapes`.
     target: a train state.
-    config_differences: a hint at why, as from `differences`.
+    config_differences: the likely reason, as from `differences`.
   """
-  lines = differences(saved, checkpoint_health.shapes(target))
+  lines = differences(saved, checksums.shapes(target))
   if lines:
     raise WorkdirError(
       f'{path} does not fit this model and optimizer: {len(lines)} '
       f'tensors differ:\n{listed(lines)}\nThe configs differ in:\n'
-      f'{listed(config_differences)}\nNothing was changed; take another '
-      'workdir or the config of that run.'
+      f'{listed(config_differences)}\nNothing was changed; use another '
+      'workdir or the config of that run.',
+      path=path,
+      given=lines,
     )
 
 
 def check_model(path, saved, given) -> None:
-  """Raises `WorkdirError` if two configs have another section `model`.
+  """Raises `WorkdirError` if the sections `model` of two configs differ.
 
-  A field that only one of them has, since it was not there yet when the other
-  was written, is at its default in the other.
+  A field that only one of them has, being newer than the other, is at its
+  default in the other.
 
   Args:
-    path: of the workdir or checkpoint, for the message.
+    path: of the workdir or checkpoint.
     saved: its config.
-    given: that of this run.
+    given: the config of this run.
   """
   saved, given = saved.get('model'), given.get('model')
   defaults = _as_dict(MaskRCNN())
@@ -55,12 +66,14 @@ def check_model(path, saved, given) -> None:
   if lines:
     raise WorkdirError(
       f'{path} holds a run of another model:\n{listed(lines)}\n'
-      'Nothing was changed; take another workdir or the config of that run.'
+      'Nothing was changed; use another workdir or the config of that run.',
+      path=path,
+      given=lines,
     )
 
 
 def _completed(section, other, defaults):
-  """A section with the fields that only the other one has, by default."""
+  """A section with the fields that only the other one has, at their default."""
   if not (isinstance(section, Mapping) and isinstance(other, Mapping)):
     return section
   defaults = defaults if isinstance(defaults, Mapping) else {}
@@ -73,13 +86,13 @@ def _completed(section, other, defaults):
 
 
 def _as_dict(value):
-  """Options in the types of JSON."""
+  """Options in types of JSON."""
   if dataclasses.is_dataclass(value):
     names = [field.name for field in dataclasses.fields(value)]
     return {
       name: _as_dict(getattr(value, name))
       for name in names
-      if name not in ('parent', 'name', 'layout')  # Linen's, and places.
+      if name not in ('parent', 'name', 'layout')  # Linen's, and shardings.
     }
   if isinstance(value, tuple):
     return [_as_dict(x) for x in value]
@@ -87,7 +100,7 @@ def _as_dict(value):
 
 
 def differences(saved, given, prefix: str = '') -> list[str]:
-  """One line for every leaf of two nested dicts that is not the same."""
+  """One line for every leaf that differs between two nested dicts."""
   if not (isinstance(saved, Mapping) and isinstance(given, Mapping)):
     same = saved == given
     return [] if same else [f'{prefix[:-1]}: saved {saved}, given {given}']
@@ -99,8 +112,8 @@ def differences(saved, given, prefix: str = '') -> list[str]:
 
 
 def listed(lines: list[str]) -> str:
-  """The first few lines of many, indented."""
-  shown = [f'  {line}' for line in lines[:_NUM_NAMED]] or ['  nothing']
-  if len(lines) > _NUM_NAMED:
-    shown.append(f'  and {len(lines) - _NUM_NAMED} more')
+  """The first few lines, indented."""
+  shown = [f'  {line}' for line in lines[:_NUM_LISTED]] or ['  nothing']
+  if len(lines) > _NUM_LISTED:
+    shown.append(f'  and {len(lines) - _NUM_LISTED} more')
   return '\n'.join(shown)

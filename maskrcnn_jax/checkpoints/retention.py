@@ -1,29 +1,143 @@
-"""Which checkpoints stay on disk: the newest, the best, one every few hours."""
+"""Retention: the checkpoints of a workdir, and which of them stay.
 
+`WORKDIR/checkpoints` holds `STEP` (complete), `STEP.orbax-checkpoint-tmp*` (an
+interrupted save; removed at the next start) and `STEP.damaged` (corrupt; never
+removed; the suffix is that of older versions). Orbax and this package count the
+first kind only.
+"""
+
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Sequence
 
 import orbax.checkpoint as ocp
 
-from maskrcnn_jax.checkpoints import layout as checkpoint_layout
+from maskrcnn_jax.checkpoints import checksums
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.evaluation import scores
 
+# Names the checkpoint with the best score, in place of its step.
+BEST = 'best'
+_FOLDER = 'checkpoints'
+_UNFINISHED = '.orbax-checkpoint-tmp'
+_CORRUPT = '.damaged'
 _policies = ocp.checkpoint_managers
+
+
+def directory(workdir) -> pathlib.Path:
+  """The folder of a workdir's checkpoints."""
+  return pathlib.Path(workdir).absolute() / _FOLDER
+
+
+def steps(workdir) -> list[int]:
+  """The steps of all complete checkpoints, in order."""
+  return sorted(ocp.path.step.checkpoint_steps(directory(workdir)))
+
+
+def find(path, step: int | str | None = None) -> pathlib.Path:
+  """The folder of a checkpoint.
+
+  Args:
+    path: a workdir, `WORKDIR/checkpoints/STEP`, or `WORKDIR/checkpoints/best`,
+      which is a name, not a folder.
+    step: of the workdir: its number; `'best'`, by the metric
+      `training.keep_best`; the newest if None.
+
+  Raises:
+    FileNotFoundError: there is no such checkpoint.
+    UserError: no metric says which is best.
+  """
+  path = pathlib.Path(path).absolute()
+  if step is None and (path / 'state').is_dir():
+    return path
+  if step is None and is_best(path):
+    path, step = path.parents[1], BEST
+  saved = steps(path)
+  if not saved:
+    raise FileNotFoundError(
+      f'{path} holds no checkpoint; wanted a workdir with checkpoints/STEP, or '
+      'one such directory.'
+    )
+  if step == BEST:
+    step = _find_best(path, saved)
+  if step is not None and step not in saved:
+    raise FileNotFoundError(
+      f'{path} holds no checkpoint of step {step}; it has {saved}.'
+    )
+  return directory(path) / str(saved[-1] if step is None else step)
+
+
+def is_best(path: pathlib.Path) -> bool:
+  """Whether a path names the best checkpoint of a workdir."""
+  return path.name == BEST and path.parent.name == _FOLDER
 
 
 def best_step(workdir, metric: str) -> int | None:
   """The saved step with the best score; None if no saved one has a score.
 
-  Only checkpoints count that are on disk and were evaluated at that very step:
-  an evaluation between two saves has none. Of equal scores the newest wins.
+  Only checkpoints on disk that were evaluated at their own step count. Of equal
+  scores the newest wins.
 
   Args:
     workdir: directory of a run.
     metric: a key of `metrics.jsonl`, such as 'eval/mask_AP'; see `scores`.
   """
-  saved = checkpoint_layout.steps(workdir)
+  return _best_of(workdir, metric, steps(workdir))
+
+
+def _best_of(workdir, metric: str, saved: list[int]) -> int | None:
   return scores.best_step(scores.read(workdir, metric), metric, saved)
+
+
+def _find_best(workdir: pathlib.Path, saved: list[int]) -> int:
+  """The best of some steps, by the metric in the config of the newest."""
+  newest = directory(workdir) / str(saved[-1])
+  config = checksums.read_item(newest, 'config')
+  metric = config.get('training', {}).get('keep_best')
+  if not metric:
+    raise UserError(
+      f'{workdir} has no best checkpoint: training.keep_best, its metric, such '
+      "as 'eval/mask_AP', was not set in its run.",
+      argument='training.keep_best',
+      path=workdir,
+    )
+  best = _best_of(workdir, metric, saved)
+  if best is None:
+    raise FileNotFoundError(
+      f'{workdir} has no best checkpoint: none of its steps {saved} was '
+      f'evaluated with a result for {metric}.'
+    )
+  return best
+
+
+def unfinished(workdir, step: int | None = None) -> list[pathlib.Path]:
+  """Folders of interrupted saves: of one step, or all."""
+  name = '*' if step is None else str(step)
+  return sorted(directory(workdir).glob(f'{name}{_UNFINISHED}*'))
+
+
+def corrupt(workdir) -> list[pathlib.Path]:
+  """Folders of corrupt checkpoints that were renamed."""
+  return sorted(directory(workdir).glob(f'*{_CORRUPT}*'))
+
+
+def set_aside(path: pathlib.Path, reason: str) -> pathlib.Path:
+  """Renames a corrupt checkpoint, so that it is not used; returns the new path.
+
+  Args:
+    path: `WORKDIR/checkpoints/STEP`.
+    reason: kept inside as `damage.txt`.
+  """
+  new, number = path.with_name(path.name + _CORRUPT), 1
+  # The step may have been reached again since it was first renamed.
+  while new.exists():
+    number += 1
+    new = path.with_name(f'{path.name}{_CORRUPT}-{number}')
+  path.rename(new)
+  with contextlib.suppress(OSError):  # A full disk, say.
+    (new / 'damage.txt').write_text(f'{reason}\n')
+  return new
 
 
 def preservation(
@@ -43,8 +157,8 @@ class _Best(_policies.PreservationPolicy):
   """Keeps the checkpoint with the best score so far.
 
   Attributes:
-    workdir: whose `metrics.jsonl` is read at every save, as evaluations come
-      after the save of their step.
+    workdir: whose `metrics.jsonl` is read at every save, as evaluations follow
+      the save of their step.
     metric: a key of it.
   """
 
@@ -53,7 +167,6 @@ class _Best(_policies.PreservationPolicy):
 
   def should_preserve(self, checkpoints, *, context) -> Sequence[bool]:
     """One bool for each checkpoint."""
-    steps = [info.step for info in checkpoints]
-    found = scores.read(self.workdir, self.metric)
-    best = scores.best_step(found, self.metric, steps)
-    return [step == best for step in steps]
+    saved = [info.step for info in checkpoints]
+    best = _best_of(self.workdir, self.metric, saved)
+    return [step == best for step in saved]

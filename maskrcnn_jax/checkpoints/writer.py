@@ -1,40 +1,53 @@
-"""Saves the states of a run in the background; says early what cannot be saved.
+"""Writer: saves checkpoints in the background and keeps what a policy says.
 
 A save is atomic: Orbax writes `STEP.orbax-checkpoint-tmp` and renames it. Older
 checkpoints are removed only after that.
 """
 
+import contextlib
+import errno
 import logging
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Mapping
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from maskrcnn_jax.checkpoints import checksums as checkpoint_health
-from maskrcnn_jax.checkpoints import layout as checkpoint_layout
-from maskrcnn_jax.checkpoints import retention as checkpoint_policy
-from maskrcnn_jax.checkpoints import signals as checkpoint_signals
+from maskrcnn_jax.checkpoints import checksums, compatibility, retention
+from maskrcnn_jax.distributed import collectives
 from maskrcnn_jax.errors import UserError
 
-# Beside the numbers, a checkpoint has descriptions: of every tensor, and of
-# itself. Measured: 1.1 KB and 30 KB; file systems round up.
+# Besides numbers, a checkpoint holds metadata of every tensor and of itself.
+# Measured: 1.1 KB and 30 KB; file systems round up.
 _BYTES_PER_TENSOR = 2048
 _BYTES_PER_CHECKPOINT = 2**17
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DEFERRED = (signal.SIGTERM, signal.SIGINT)
 
 
-class SaveError(OSError):
-  """A checkpoint cannot be written; the message says where and why."""
+class SaveError(UserError):
+  """A checkpoint cannot be written.
+
+  Attributes:
+    path: of the checkpoint, or the folder of all.
+    code: the `errno` behind it; None if unknown.
+  """
+
+  def __init__(self, message: str, code: int | None = None, **fields):
+    super().__init__(message, **fields)
+    self.code = code
 
 
 class CheckpointWriter:
-  """Saves in the background and keeps what a policy says; a context manager.
+  """Saves in the background; a context manager.
 
   Leaving the context waits for the last save. A save first copies the state to
-  the host, so the step may donate it right after. SIGTERM and SIGINT are heard
-  between these, not in them.
+  the host, so the step may donate it right after. Handlers of SIGTERM and
+  SIGINT run between saves, not in them.
   """
 
   def __init__(
@@ -44,31 +57,35 @@ class CheckpointWriter:
     keep_best: str | None = None,
     keep_every_hours: float | None = None,
   ):
-    """Opens `workdir` for saving; removes saves that were cut off.
+    """Opens `workdir` for saving; removes interrupted saves.
 
     Args:
       workdir: directory of the run; made if missing.
-      keep: how many of the newest checkpoints stay on disk.
-      keep_best: a key of `metrics.jsonl`; the checkpoint with its highest value
+      keep: number of the newest checkpoints that stay on disk.
+      keep_best: a key of `metrics.jsonl`; the checkpoint with its best value
         stays too, see `best_step`. None: no such.
       keep_every_hours: the oldest checkpoint stays too, and of the later ones
         always the next that is so many hours younger. None: no such.
     """
     if keep < 1:
-      raise UserError(f'keep must be at least 1, got {keep}.')
+      raise UserError(
+        f'keep must be at least 1, got {keep}.', argument='keep', given=keep
+      )
     if keep_every_hours is not None and keep_every_hours <= 0:
       raise UserError(
-        f'keep_every_hours must be positive, got {keep_every_hours}.'
+        f'keep_every_hours must be positive, got {keep_every_hours}.',
+        argument='keep_every_hours',
+        given=keep_every_hours,
       )
     self._workdir = workdir
-    self._policy = checkpoint_policy.preservation(
+    self._policy = retention.preservation(
       workdir, keep, keep_best, keep_every_hours
     )
     self._last_step = None
     if jax.process_index() == 0:
-      for path in checkpoint_layout.unfinished(workdir):
+      for path in retention.unfinished(workdir):
         logging.warning(
-          '%s is a save that was cut off: it is skipped and removed.', path
+          '%s is an interrupted save: it is skipped and removed.', path
         )
     self._manager = self._open()
 
@@ -82,25 +99,25 @@ class CheckpointWriter:
   ) -> bool:
     """Starts to save; a step that is saved already stays as it is.
 
-    Waits for the save before. Where the disk is too full for one more, or was
-    for the one before, it warns, so that training can go on and save later.
+    Waits for the previous save. If the disk is or was too full, it warns, so
+    that training goes on and saves later.
 
     Args:
       step: finished steps.
       state: the train state.
       position: `examples` and `salt` of the next batch.
       config: of the run.
-      classes: name of every class id, or `name` and `category_id` where the
-        annotations number it otherwise.
+      classes: name of every class id, or `name` and `category_id` where they
+        differ in the annotations.
 
     Returns:
       Whether there is or will be a checkpoint of the step; False if the disk is
       too full.
 
     Raises:
-      SaveError: this save or the one before failed for another reason.
+      SaveError: this save or the previous one failed for another reason.
     """
-    with checkpoint_signals.deferred():
+    with deferred_signals():
       return self._save(step, state, position, config, classes)
 
   def wait(self) -> None:
@@ -109,56 +126,54 @@ class CheckpointWriter:
     Raises:
       SaveError: the last save failed.
     """
-    with checkpoint_signals.deferred():
-      trouble = self._settle()
-    if trouble:
-      raise SaveError(trouble)
+    with deferred_signals():
+      error = self._settle()
+    if error:
+      raise error
 
   def __enter__(self):
     return self
 
   def __exit__(self, error_type, *unused_error):
-    trouble = ''
-    with checkpoint_signals.deferred():
+    failure = None
+    with deferred_signals():
       try:
         self._manager.wait_until_finished()
       except Exception as error:
-        trouble = self._trouble(error)
+        failure = self._save_error(error)
       # Not `_settle`: an error may have brought this process here alone.
       self._close()
-    if trouble and error_type is None:
-      raise SaveError(trouble)
-    if trouble:
+    if failure and error_type is None:
+      raise failure
+    if failure:
       # The error that ends the run matters more.
-      logging.warning('%s', trouble)
+      logging.warning('%s', failure)
 
   def _save(self, step, state, position, config, classes) -> bool:
-    trouble = self._settle()
-    if trouble and not _is_full(trouble):
-      raise SaveError(trouble)
-    if trouble:
-      logging.warning('%s Training goes on.', trouble)
+    failure = self._settle()
+    if failure:
+      self._continue_or_raise(failure)
     if step in self._manager.all_steps():
       return True
     if not self._has_room(step, state):
       return False
     items = {
       'position': {k: int(v) for k, v in position.items()},
-      'config': checkpoint_layout.as_json(config),
+      'config': compatibility.as_json(config),
       'classes': {str(k): v for k, v in classes.items()},
     }
-    items['health'] = checkpoint_health.describe(state, items)
+    items[checksums.ITEM] = checksums.compute(state, items)
     args = {name: ocp.args.JsonSave(item) for name, item in items.items()}
     args['state'] = ocp.args.StandardSave(state)
     self._last_step = step
     try:
       self._manager.save(step, args=ocp.args.Composite(**args))
     except Exception as error:
-      trouble = self._trouble(error)
+      failure = self._save_error(error)
       # Other processes may be past it: they cannot be asked to try again.
-      if jax.process_count() > 1 or not _is_full(trouble):
-        raise SaveError(trouble) from error
-      logging.warning('%s Training goes on.', trouble)
+      if jax.process_count() > 1:
+        raise failure from error
+      self._continue_or_raise(failure)
       self._reopen()
       return False
     return True
@@ -167,36 +182,43 @@ class CheckpointWriter:
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
     handler = ocp.StandardCheckpointHandler()
     registry.add('state', ocp.args.StandardSave, handler)
-    for name in ('position', 'config', 'classes', 'health'):
+    for name in ('position', 'config', 'classes', checksums.ITEM):
       registry.add(name, ocp.args.JsonSave, ocp.JsonCheckpointHandler())
     return ocp.CheckpointManager(
-      checkpoint_layout.directory(self._workdir),
+      retention.directory(self._workdir),
       options=ocp.CheckpointManagerOptions(
         preservation_policy=self._policy, cleanup_tmp_directories=True
       ),
       handler_registry=registry,
     )
 
-  def _settle(self) -> str:
-    """Waits for the save in the background; what went wrong in any process."""
-    trouble = ''
+  def _settle(self) -> SaveError | None:
+    """Waits for the save in the background; its failure in any process."""
+    failure = None
     try:
       self._manager.wait_until_finished()
-    # Whatever a thread of another package ends with.
+    # A thread of another package may end with anything.
     except Exception as error:
-      trouble = self._trouble(error)
-    trouble = checkpoint_layout.agree(trouble)
-    if trouble:
+      failure = self._save_error(error)
+    failure = _first_failure(failure)
+    if failure:
       self._reopen()
-    return trouble
+    return failure
 
-  def _trouble(self, error: Exception) -> str:
-    path = checkpoint_layout.directory(self._workdir) / str(self._last_step)
-    reason = checkpoint_health.in_short(error)
-    return (
-      f'Step {self._last_step} could not be saved as {path}: {reason}. Older '
-      'checkpoints are as they were.'
+  def _save_error(self, error: Exception) -> SaveError:
+    path = retention.directory(self._workdir) / str(self._last_step)
+    return SaveError(
+      f'Step {self._last_step} could not be saved as {path}: '
+      f'{checksums.summary(error)}. Older checkpoints are as they were.',
+      checksums.system_code(error),
+      path=path,
+      item=self._last_step,
     )
+
+  def _continue_or_raise(self, failure: SaveError) -> None:
+    if failure.code not in _FULL:
+      raise failure
+    logging.warning('%s Training goes on.', failure)
 
   def _reopen(self) -> None:
     """Clears up after a failed save, so that the next one starts afresh."""
@@ -209,87 +231,123 @@ class CheckpointWriter:
     try:
       self._manager.close()
     except Exception as error:
-      # It tells once more what `wait_until_finished` has told.
+      # The same error as that of `wait_until_finished`.
       logging.debug('At the end of the writer: %s', error)
     if jax.process_index() == 0 and self._last_step is not None:
-      for path in checkpoint_layout.unfinished(self._workdir, self._last_step):
+      for path in retention.unfinished(self._workdir, self._last_step):
         shutil.rmtree(path, ignore_errors=True)
 
   def _has_room(self, step: int, state) -> bool:
-    """Whether the disk takes one more; of several processes, the first asks."""
-    trouble = ''
+    """Whether the disk has room for one more; process 0 asks for all."""
+    fits = True
     if jax.process_index() == 0:
       needed, free = checkpoint_bytes(state), _free_bytes(self._workdir)
-      if free < needed:
-        trouble = (
-          f'Step {step} is not saved: a checkpoint needs {needed:,} bytes, and '
-          f'{checkpoint_layout.directory(self._workdir)} has {free:,} left. '
-          'Training goes on.'
+      fits = free >= needed
+      if not fits:
+        logging.warning(
+          'Step %d is not saved: a checkpoint needs %s bytes, and %s has %s '
+          'left. Training goes on.',
+          *(step, f'{needed:,}', retention.directory(self._workdir)),
+          f'{free:,}',
         )
-        logging.warning('%s', trouble)
-    return not checkpoint_layout.agree(trouble)
+    return bool(collectives.broadcast(fits))
+
+
+@contextlib.contextmanager
+def deferred_signals():
+  """Runs Python's handlers of SIGTERM and SIGINT after the block only.
+
+  A handler that raises (as the command's does, for SIGTERM) would leave Orbax
+  between two threads, and the process hanging at its end. Handlers that are not
+  Python's, such as the default one, stay; so does everything in other threads
+  than the main one.
+  """
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  received = []
+  handlers = {number: signal.getsignal(number) for number in _DEFERRED}
+  handlers = {
+    n: handler for n, handler in handlers.items() if callable(handler)
+  }
+  for number in handlers:
+    signal.signal(number, lambda *arguments: received.append(arguments))
+  try:
+    yield
+  finally:
+    for number, handler in handlers.items():
+      signal.signal(number, handler)
+    for number, frame in received:
+      handlers[number](number, frame)
 
 
 def check_can_save(workdir, state, keep: int = 3) -> None:
-  """Raises before work is lost: can the checkpoints of a run be written?
+  """Raises before the first step if the checkpoints of a run do not fit.
 
   Args:
     workdir: directory of the run; made if missing.
     state: the train state, or its shapes.
-    keep: how many checkpoints will stay; there is one more during a save.
+    keep: checkpoints that will stay; there is one more during a save.
 
   Raises:
     SaveError: the folder cannot be written, or the disk is too small.
   """
-  trouble = ''
-  # The processes share the folder.
-  if jax.process_index() == 0:
-    trouble = _why_not(workdir, checkpoint_bytes(state), keep)
-  trouble = checkpoint_layout.agree(trouble)
-  if trouble:
-    raise SaveError(trouble)
+  failure = None
+  if jax.process_index() == 0:  # The processes share the folder.
+    failure = _find_failure(workdir, checkpoint_bytes(state), keep)
+  failure = _first_failure(failure)
+  if failure:
+    raise failure
 
 
-def _why_not(workdir, size: int, keep: int) -> str:
-  """Why checkpoints of a size cannot be written; '' if they can."""
-  folder = checkpoint_layout.directory(workdir)
+def _find_failure(workdir, size: int, keep: int) -> SaveError | None:
+  """The reason why checkpoints of a size cannot be written."""
+  folder = retention.directory(workdir)
   try:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
       file.write(bytes(1))
   except OSError as error:
-    return (
+    return SaveError(
       f'{folder} cannot be written ({error.strerror}), so no checkpoint of '
-      'this run could be saved. Nothing was trained.'
+      'this run could be saved. Nothing was trained.',
+      error.errno,
+      path=folder,
     )
-  # Those of the run so far are among the ones that will be there.
-  count = max(1, keep + 1 - len(checkpoint_layout.steps(workdir)))
+  # The checkpoints on disk are among those that will be there.
+  count = max(1, keep + 1 - len(retention.steps(workdir)))
   free = _free_bytes(workdir)
   if free >= count * size:
-    return ''
-  return (
+    return None
+  return SaveError(
     f'{folder} has {free:,} bytes left, and {count} more checkpoints of '
     f'{size:,} bytes need {count * size:,}. Nothing was trained; free some '
-    f'space, or keep fewer than {keep}.'
+    f'space, or keep fewer than {keep}.',
+    errno.ENOSPC,
+    path=folder,
+    given=free,
+    wanted=count * size,
   )
 
 
+def _first_failure(failure: SaveError | None) -> SaveError | None:
+  """The failure of the first process that has one; all processes call it."""
+  if jax.process_count() == 1:
+    return failure
+  own = failure and [str(failure), failure.code, failure.path]
+  found = next(filter(None, collectives.all_gather(own)), None)
+  return found and SaveError(*found[:2], path=found[2])
+
+
 def checkpoint_bytes(state) -> int:
-  """At most so many bytes are on disk for a checkpoint of a state."""
+  """Upper bound of the bytes on disk of a checkpoint."""
   leaves = jax.tree.leaves(state)
   numbers = sum(x.size * np.dtype(x.dtype).itemsize for x in leaves)
   return numbers + _BYTES_PER_TENSOR * len(leaves) + _BYTES_PER_CHECKPOINT
 
 
 def _free_bytes(workdir) -> int:
-  folder = checkpoint_layout.directory(workdir)
+  folder = retention.directory(workdir)
   while not folder.exists():
     folder = folder.parent
   return shutil.disk_usage(folder).free
-
-
-def _is_full(trouble: str) -> bool:
-  """Whether a disk without space is behind it."""
-  # The library that writes the tensors tells it in words only.
-  texts = ('No space left on device', 'Disk quota exceeded')
-  return any(text in trouble for text in texts)

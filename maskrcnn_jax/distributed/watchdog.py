@@ -31,6 +31,7 @@ class Watchdog:
     seconds: float,
     answer_seconds: float = _ANSWER_SECONDS,
     end: Callable[[int], None] = os._exit,
+    clock: Callable[[], float] = time.monotonic,
   ):
     """Starts nothing yet; see `__enter__`.
 
@@ -39,6 +40,7 @@ class Watchdog:
       answer_seconds: to wait for other processes to report where they are.
       end: ends the process, given an exit code; an ordinary exit would wait
         for the other processes.
+      clock: in seconds.
 
     Raises:
       UserError: seconds is negative.
@@ -51,8 +53,8 @@ class Watchdog:
       )
     self._seconds = seconds
     self._answer_seconds = answer_seconds
-    self._end = end
-    self._status, self._last_beat = 'starting', time.monotonic()
+    self._end, self._clock = end, clock
+    self._status, self._last_beat = 'starting', self._clock()
     self._pauses = 0
     self._stopped = threading.Event()
     self._thread = threading.Thread(
@@ -61,7 +63,7 @@ class Watchdog:
 
   def __enter__(self) -> 'Watchdog':
     if self._seconds:
-      self._last_beat = time.monotonic()
+      self._last_beat = self._clock()
       self._thread.start()
     return self
 
@@ -76,7 +78,7 @@ class Watchdog:
     Args:
       status: what begins now, such as `step 12: reading`.
     """
-    self._status, self._last_beat = status, time.monotonic()
+    self._status, self._last_beat = status, self._clock()
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
@@ -85,19 +87,19 @@ class Watchdog:
     try:
       yield
     finally:
-      self._last_beat = time.monotonic()
+      self._last_beat = self._clock()
       self._pauses -= 1
 
   def _watch(self) -> None:
     while not self._stopped.wait(min(1.0, self._seconds / 4)):
-      late = time.monotonic() - self._last_beat - self._seconds
+      late = self._clock() - self._last_beat - self._seconds
       if late > 0 and not self._pauses:
         self._report()
         self._end(_EXIT_CODE)
         return
 
   def _report(self) -> None:
-    waited = f'{self._status} for {time.monotonic() - self._last_beat:.0f} s'
+    waited = f'{self._status} for {self._clock() - self._last_beat:.0f} s'
     lines = collectives.all_statuses(waited, self._answer_seconds)
     lines = lines or [f'process 0, alone: {waited}']
     stderr = sys.__stderr__

@@ -47,7 +47,7 @@ def export(
 
   Raises:
     FileNotFoundError: there is no checkpoint.
-    DamagedError: it is not what was saved.
+    CorruptCheckpointError: it is not what was saved.
     ValueError: the output is not empty, a size does not fit the run, or this
       jax cannot make a SavedModel that this TensorFlow can read.
   """

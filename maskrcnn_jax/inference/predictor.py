@@ -90,7 +90,7 @@ class Predictor:
 
     Raises:
       FileNotFoundError: there is no checkpoint.
-      DamagedError: it is not what was saved.
+      CorruptCheckpointError: it is not what was saved.
       ValueError: an argument is wrong, or the source is a file of weights.
     """
     # TensorFlow, which resizes here as for an evaluation, is not loaded by the

@@ -95,7 +95,7 @@ def fit(training, classes: Mapping[int, str]) -> account_lib.Fit:
   """
   if not training.finetune:
     return account_lib.WHOLE
-  if checkpoint.is_ours(training.pretrained):
+  if checkpoint.is_checkpoint(training.pretrained):
     theirs = checkpoint.read_classes(training.pretrained)
   else:
     theirs = foreign.recipe(training.pretrained).classes
@@ -116,7 +116,7 @@ def _model_of(source: str | None) -> Mapping[str, Any]:
       'to a workdir, a checkpoint or a file of weights, or '
       'training.finetune=false to start from random values.'
     )
-  if checkpoint.is_ours(source):
+  if checkpoint.is_checkpoint(source):
     return checkpoint.read_config(source)['model']
   try:
     recipe = foreign.recipe(source)

@@ -32,7 +32,7 @@ def check(prefix: str | None, model: MaskRCNN) -> None:
     model: to be trained.
   """
   if prefix:
-    if checkpoint.is_ours(prefix):
+    if checkpoint.is_checkpoint(prefix):
       return
     try:
       foreign.kind(prefix)
@@ -64,7 +64,7 @@ def start_from(
   Raises:
     ValueError: the weights do not fit the model.
   """
-  if checkpoint.is_ours(prefix):
+  if checkpoint.is_checkpoint(prefix):
     saved = account_lib.flatten(checkpoint.restore(prefix)[0])
     saved = {name: np.asarray(array) for name, array in saved.items()}
     names = {name: name for name in account_lib.flatten(state.variables())}
@@ -104,7 +104,7 @@ def whole_model(path: str, model: MaskRCNN, config):
     ValueError: the checkpoint is a backbone's or another model's.
     FileNotFoundError: there is no checkpoint.
   """
-  if checkpoint.is_ours(path):
+  if checkpoint.is_checkpoint(path):
     checkpoint.check_same_model(path, config)
     return checkpoint.restore(path)[0], checkpoint.step_of(path)
   if foreign.kind(path) == 'backbone':

@@ -1,4 +1,4 @@
-"""Damage to a checkpoint is found, named, and costs one checkpoint at most."""
+"""Corrupt checkpoints are found, named, and cost one checkpoint at most."""
 
 import random
 import shutil
@@ -16,8 +16,7 @@ from tiny_checkpoint import (
   save,
 )
 
-from maskrcnn_jax.checkpoints import checksums as checkpoint_health
-from maskrcnn_jax.checkpoints import store as checkpoint
+from maskrcnn_jax.checkpoints import checksums, retention, store
 
 # Tensors of more than 1024 bytes lie in files of their own.
 WIDTH = 300
@@ -25,8 +24,7 @@ DTYPES = ['float32', 'bfloat16', 'int32', 'uint8', 'bool']
 
 
 def checksum(x):
-  health = checkpoint_health.describe({'x': jnp.asarray(x)}, {})
-  return health['tensors']['x'][1]
+  return checksums.compute({'x': jnp.asarray(x)}, {})['tensors']['x'][1]
 
 
 def mixed(x):
@@ -44,7 +42,7 @@ def slow_checksum(x):
 
 @pytest.mark.parametrize('shape', [(), (0,), (7,), (3, 5, 2)])
 @pytest.mark.parametrize('dtype', DTYPES)
-def test_a_checksum_is_what_it_says(shape, dtype):
+def test_checksums_follow_their_definition(shape, dtype):
   values = np.random.default_rng(0).integers(0, 200, shape)
   values = np.asarray(values, jnp.dtype(dtype))
   assert checksum(values) == slow_checksum(values)
@@ -64,7 +62,7 @@ def test_every_flipped_bit_changes_the_checksum(dtype):
   assert len(seen) == 1 + 8 * flat.size
 
 
-def test_a_checksum_depends_on_places():
+def test_a_checksum_depends_on_positions():
   values = jnp.arange(12.0).reshape(3, 4)
   others = (values.T.reshape(3, 4), values[::-1], jnp.roll(values, 1, axis=1))
   zeros = (jnp.zeros((3, 4)), jnp.zeros((4, 4)))
@@ -87,16 +85,16 @@ def test_a_checksum_does_not_depend_on_the_devices():
     assert checksum(sharded) == checksum(values)
 
 
-def test_errors_that_are_not_in_the_files_are_no_damage(tmp_path):
+def test_errors_outside_the_files_pass_through(tmp_path):
   for error in (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
-    with pytest.raises(error), checkpoint_health.naming_damage(tmp_path):
+    with pytest.raises(error), checksums.reading(tmp_path):
       raise error('Not the fault of a file.')
 
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('saved')
-  with checkpoint.CheckpointWriter(workdir) as writer:
+  with store.CheckpointWriter(workdir) as writer:
     for step in (2, 4):
       state = random_state(step)
       writer.save(step, state, POSITION, make_config(), CLASSES)
@@ -111,7 +109,7 @@ def random_state(step):
 
 def restore_latest(workdir, config=None):
   target = make_state(width=WIDTH)
-  return checkpoint.restore_latest(workdir, target, config or make_config())
+  return store.restore_latest(workdir, target, config or make_config())
 
 
 def flip(path, offset, bit):
@@ -121,7 +119,7 @@ def flip(path, offset, bit):
 
 
 def check_after_flips(saved, folder, flips_per_file):
-  """Flips bits of every file in turn; how often the one before was taken."""
+  """Flips bits of every file in turn, and restores."""
   draw = random.Random(0)
   newest = saved / 'checkpoints' / '4'
   files = sorted(p for p in newest.rglob('*') if p.is_file())
@@ -137,7 +135,7 @@ def check_after_flips(saved, folder, flips_per_file):
         draw.randrange(size),
         draw.randrange(8),
       )
-      checkpoint.check_workdir(workdir, make_config())
+      store.check_workdir(workdir, make_config())
       restored = restore_latest(workdir)
       assert_same(restored.state, random_state(restored.step))
       assert restored.position == POSITION
@@ -171,17 +169,18 @@ def flip_in_kernel(workdir, step):
   flip(file, file.stat().st_size // 2, bit=3)
 
 
-def test_damage_is_named_and_the_one_before_taken(run, caplog):
+def test_the_previous_checkpoint_replaces_a_corrupt_one(run, caplog):
   flip_in_kernel(run, 4)
   assert restore_latest(run).step == 2
-  assert 'Step 4 is damaged' in caplog.text
   # Orbax itself does not notice this one.
-  assert 'tensor params/fpn/kernel has another checksum' in caplog.text
+  reason = (run / 'checkpoints/4.damaged/damage.txt').read_text().strip()
+  assert 'params/fpn/kernel' in reason
+  (record,) = caplog.records
   aside = run / 'checkpoints' / '4.damaged'
-  assert (aside / 'damage.txt').read_text().strip() in caplog.text
-  assert checkpoint.latest_step(run) == 2
-  # A run that goes on reaches the step again, and may again be unlucky.
-  with checkpoint.CheckpointWriter(run) as writer:
+  assert record.args == (4, reason, aside)
+  assert store.latest_step(run) == 2
+  # A run that goes on reaches the step again, which may be corrupt again.
+  with store.CheckpointWriter(run) as writer:
     writer.save(4, random_state(4), POSITION, make_config(), CLASSES)
   assert_same(restore_latest(run).state, random_state(4))
   shutil.rmtree(run / 'checkpoints' / '4' / 'position')
@@ -190,56 +189,70 @@ def test_damage_is_named_and_the_one_before_taken(run, caplog):
   assert aside.is_dir()
 
 
-def test_wrong_numbers_in_a_sound_file_are_named(run, caplog):
+def test_wrong_numbers_in_valid_files_are_named(run):
   """As a bad memory chip leaves them: no file is wrong in itself."""
-  with checkpoint.CheckpointWriter(run / 'other') as writer:
+  with store.CheckpointWriter(run / 'other') as writer:
     wrong = random_state(5).replace(step=jnp.int32(4))
     writer.save(4, wrong, POSITION, make_config(), CLASSES)
   state = run / 'checkpoints' / '4' / 'state'
   shutil.rmtree(state)
   shutil.copytree(run / 'other' / 'checkpoints' / '4' / 'state', state)
+  with pytest.raises(store.CorruptCheckpointError) as error:
+    store.restore(run)
+  assert error.value.item == 'params/fpn/kernel'
+  assert error.value.path == str(state)
   assert restore_latest(run).step == 2
-  assert 'tensor params/fpn/kernel has another checksum' in caplog.text
 
 
-def test_a_lost_item_is_damage(run, caplog):
-  shutil.rmtree(run / 'checkpoints' / '4' / 'health')
+def test_a_missing_item_is_named(run):
+  item = run / 'checkpoints' / '4' / 'health'
+  shutil.rmtree(item)
+  with pytest.raises(store.CorruptCheckpointError) as error:
+    store.read_position(run)
+  assert error.value.path == str(item)
   assert restore_latest(run).step == 2
-  assert 'health is gone' in caplog.text
 
 
-def test_without_a_sound_one_nothing_is_trained_from_the_start(run):
+def test_without_a_valid_one_nothing_is_trained_from_the_start(run):
   for step in (2, 4):
     flip_in_kernel(run, step)
-  with pytest.raises(checkpoint.DamagedError) as error:
+  with pytest.raises(store.CorruptCheckpointError) as error:
     restore_latest(run)
-  assert 'step 4: ' in str(error.value)
-  assert 'step 2: ' in str(error.value)
-  with pytest.raises(checkpoint.DamagedError, match=r'2\.damaged'):
+  assert error.value.path == str(run)
+  assert [line.partition(':')[0] for line in error.value.given] == [
+    'step 4',
+    'step 2',
+  ]
+  with pytest.raises(store.CorruptCheckpointError) as error:
     restore_latest(run)
+  assert error.value.given == [str(path) for path in retention.corrupt(run)]
+  assert len(error.value.given) == 2
 
 
-def test_another_model_is_no_damage(run):
+def test_another_model_is_not_corrupt(run):
   before = sorted(run.rglob('*'))
-  with pytest.raises(checkpoint.WorkdirError):
+  with pytest.raises(store.WorkdirError):
     restore_latest(run, make_config(depth=50))
-  with pytest.raises(checkpoint.WorkdirError):
-    checkpoint.restore_latest(run, make_state(width=3), make_config())
+  with pytest.raises(store.WorkdirError):
+    store.restore_latest(run, make_state(width=3), make_config())
   assert sorted(run.rglob('*')) == before
 
 
-def test_what_is_only_read_stays_where_it_is(run):
+def test_a_checkpoint_that_is_only_read_stays_where_it_is(run):
   flip_in_kernel(run, 4)
-  with pytest.raises(checkpoint.DamagedError, match='checkpoints/4/state'):
-    checkpoint.restore(run)
-  assert checkpoint.latest_step(run) == 4
-  checkpoint.restore(run, step=2)
-  flip(run / 'checkpoints' / '4' / 'position' / 'metadata', 14, 0)
-  with pytest.raises(checkpoint.DamagedError, match='4/position is not what'):
-    checkpoint.read_position(run)
+  newest = run / 'checkpoints' / '4'
+  with pytest.raises(store.CorruptCheckpointError) as error:
+    store.restore(run)
+  assert error.value.path == str(newest / 'state')
+  assert store.latest_step(run) == 4
+  store.restore(run, step=2)
+  flip(newest / 'position' / 'metadata', 14, 0)
+  with pytest.raises(store.CorruptCheckpointError) as error:
+    store.read_position(run)
+  assert error.value.path == str(newest / 'position')
 
 
-def test_a_checkpoint_of_an_older_version_is_taken_with_a_note(
+def test_a_checkpoint_without_checksums_is_taken_with_a_warning(
   tmp_path, caplog
 ):
   save(tmp_path, width=WIDTH)
@@ -248,5 +261,6 @@ def test_a_checkpoint_of_an_older_version_is_taken_with_a_note(
   metadata = newest / '_CHECKPOINT_METADATA'
   metadata.write_text(metadata.read_text().replace('"health"', '"other"'))
   assert restore_latest(tmp_path).step == 4
-  assert 'has no checksums' in caplog.text
-  checkpoint.restore(tmp_path)
+  (record,) = caplog.records
+  assert record.args == (newest,)
+  store.restore(tmp_path)
