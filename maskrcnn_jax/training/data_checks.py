@@ -40,7 +40,7 @@ def run_classes(config, workdir) -> dict[int, Category]:
   """
   classes = {}
   # A corrupt checkpoint is reported where it is restored.
-  with contextlib.suppress(FileNotFoundError, store.DamagedError):
+  with contextlib.suppress(FileNotFoundError, store.CorruptCheckpointError):
     classes = checkpoint_classes(workdir)
   if not classes:
     return training_classes(config)

@@ -116,7 +116,7 @@ def evaluate(
   if source is not None:
     model = MaskRCNN.from_config(config.model)
     variables, step = pretrained.whole_model(source, model, config)
-    if checkpoint.is_ours(source):
+    if checkpoint.is_checkpoint(source):
       classes = data_checks.checkpoint_classes(source)
       data_checks.check_validation_classes(config, classes, source)
     evaluator = Evaluator(config, workdir)
