@@ -7,374 +7,292 @@ Variants, as in `--config=coco:nvidia_1x`:
   NAME_bf16 of each of these: in bfloat16, as Habana recommends.
   nvidia_1x: NVIDIA's system, from which Habana's descends; eight devices.
   torchvision: maskrcnn_resnet50_fpn, 26 epochs on eight devices.
-  torchvision_v2: maskrcnn_resnet50_fpn_v2; its long training is not here.
+  torchvision_v2: maskrcnn_resnet50_fpn_v2, without its long schedule.
   detectron2: Detectron2's R50-FPN, 3x; R101-FPN with model.backbone.depth=101.
   from_scratch: Habana's recipe without pretrained weights, with group norm.
   finetune: other classes, from weights of a Mask R-CNN; docs/finetuning.md.
-  overfit: a handful of images learnt by heart on a CPU.
+  overfit: overfits a handful of images on a CPU.
 """
 
 import functools
 
-import ml_collections
+from ml_collections.config_dict import ConfigDict, placeholder
 
-# Where data/download_pretrained_weights.sh puts them.
+# Folders of data/download_pretrained_weights.sh.
 _GOOGLE_BACKBONE = 'weights/resnet/resnet-nhwc-2018-02-07/model.ckpt-112603'
 _NVIDIA_BACKBONE = 'weights/rn50_tf_amp_ckpt_v20.06.0/nvidia_rn50_tf_amp'
 
 
 def get_config(variant='habana_1x'):
-  """The config of a variant; every field can be set on the command line."""
-  config = ml_collections.ConfigDict()
-
-  # The network: fields of MaskRCNN.
-  config.model = model = ml_collections.ConfigDict()
-  # Classes with background, class 0; COCO's ids are 1 to 90, ten are unused.
-  model.num_classes = 91
-  # Fields of ResNet.
-  model.backbone = backbone = ml_collections.ConfigDict()
-  # Layers: 18, 34, 50 or 101.
-  backbone.depth = 50
-  # Channels of the stem.
-  backbone.width = 64
-  # frozen, batch or group.
-  backbone.norm = 'frozen'
-  # Added to the variance.
-  backbone.norm_epsilon = 1e-4
-  # Share of the old statistics that stays; trainable batch norm only.
-  backbone.norm_momentum = 0.997
-  # Fewest channels of a group of group norm.
-  backbone.group_channels = 4
-  # Bottlenecks have their stride on the first 1x1, not on the 3x3.
-  backbone.stride_in_1x1 = False
-  # Of strided convolutions: symmetric, or same as TensorFlow pads.
-  backbone.padding = 'symmetric'
-  # Of the max-pool after the stem.
-  backbone.pool_padding = 'same'
-  # How many of (stem, stage 2, stage 3, ...) are not trained.
-  backbone.frozen_stages = 2
-  # Channels of every pyramid level.
-  model.pyramid_channels = 256
-  # Coarsest level; the finest is 2.
-  model.max_level = 6
-  # 3x3 convolutions of the region proposal head.
-  model.rpn_convs = 1
-  # 3x3 convolutions of the box head.
-  model.box_convs = 0
-  # Dense layers of the box head.
-  model.box_dense = 2
-  # Width of these dense layers.
-  model.box_channels = 1024
-  # Width of the mask head.
-  model.mask_channels = 256
-  # 3x3 convolutions of the mask head.
-  model.mask_convs = 4
-  # Fields of NormOptions, in the pyramid, the box head and the mask head.
-  model.head_norm = head_norm = ml_collections.ConfigDict()
-  # none, frozen, batch or group.
-  head_norm.kind = 'none'
-  # Added to the variance.
-  head_norm.epsilon = 1e-5
-  # Share of the old statistics that stays.
-  head_norm.momentum = 0.9
-  # Side of RoI features for boxes.
-  model.box_size = 7
-  # Side of RoI features for masks; masks have twice that.
-  model.mask_size = 14
-  # Fields of AnchorOptions.
-  model.anchors = anchors = ml_collections.ConfigDict()
-  # Side of an anchor in cells of its level.
-  anchors.scale = 8.0
-  # Anchor sizes of a level, spread over one octave.
-  anchors.scales_per_octave = 1
-  # (width, height) multipliers of the side of an anchor.
-  anchors.aspect_ratios = ((1.0, 1.0), (1.4, 0.7), (0.7, 1.4))
-  # Round the corners of the anchors.
-  anchors.rounded = False
-  # First centre in the middle of the first cell, not at its corner.
-  anchors.centered = True
-  # Stride is canvas // feature size, not a power of two.
-  anchors.fitted_strides = False
-  # Fields of ProposalOptions, in training.
-  model.train_proposals = proposals = ml_collections.ConfigDict()
-  # Anchors per level that enter NMS, by score.
-  proposals.pre_nms_top_k = 2000
-  # Proposals per image.
-  proposals.post_nms_top_k = 1000
-  # Overlap that NMS bears.
-  proposals.iou_threshold = 0.7
-  # Shorter sides are dropped; 0 keeps all.
-  proposals.min_size = 0.0
-  # The same, in detection.
-  model.test_proposals = ml_collections.ConfigDict(
-    {**proposals.to_dict(), 'pre_nms_top_k': 1000}
+  """The config of a variant; the command line can override every field."""
+  config = ConfigDict(
+    {
+      'model': _model(),
+      'input': _input(),
+      'optimizer': _optimizer(),
+      'training': _training(),
+      'evaluation': _evaluation(),
+      'runtime': _runtime(),
+    }
   )
-  # Fields of RPNTargetOptions.
-  model.rpn_targets = rpn = ml_collections.ConfigDict()
-  # Fields of MatchingOptions, anchors to instances.
-  rpn.matching = matching = ml_collections.ConfigDict()
-  # IoU from which an anchor is positive.
-  matching.positive_iou = 0.7
-  # IoU below which an anchor is negative.
-  matching.negative_iou = 0.3
-  # The positive IoU itself does not suffice.
-  matching.positive_strict = False
-  # Low-quality matches: none, one anchor per instance, or all of the best.
-  matching.low_quality_matches = 'one'
-  # Anchors per image that objectness learns from.
-  rpn.num_samples = 256
-  # Largest share of positives among them.
-  rpn.positive_fraction = 0.5
-  # Fields of SamplingOptions.
-  model.sampling = sampling = ml_collections.ConfigDict()
-  # Fields of MatchingOptions, proposals to instances.
-  sampling.matching = matching = ml_collections.ConfigDict()
-  # IoU from which a RoI is foreground.
-  matching.positive_iou = 0.5
-  # IoU below which a RoI is background.
-  matching.negative_iou = 0.5
-  # The positive IoU itself does not suffice.
-  matching.positive_strict = True
-  # No RoI below the threshold is foreground.
-  matching.low_quality_matches = 'none'
-  # More foreground where background is scarce, instead of fewer RoIs.
-  sampling.fill_up = True
-  # RoIs per image that the heads learn from.
-  sampling.num_rois = 512
-  # Largest share of foreground among them.
-  sampling.foreground_fraction = 0.25
-  # Foreground RoIs per image that the mask head learns from; None: all.
-  sampling.num_mask_rois = ml_collections.config_dict.placeholder(int)
-  # Fields of RoiAlignOptions.
-  model.roi_align = roi_align = ml_collections.ConfigDict()
-  # Samples per bin and axis.
-  roi_align.samples_per_bin = 1
-  # Shift by half a pixel, as aligned=True does elsewhere.
-  roi_align.half_pixel = False
-  # Finest level that RoIs are taken from.
-  roi_align.min_level = 2
-  # Coarsest level that RoIs are taken from.
-  roi_align.max_level = 6
-  # Added before the level is rounded down.
-  roi_align.level_epsilon = 0.0
-  # Smallest side of a RoI, in cells.
-  roi_align.min_side = 0.0
-  # Samples beyond the map are 0, not the border.
-  roi_align.zero_outside = False
-  # Type that RoI features are resampled in; None: as they come.
-  roi_align.dtype = ml_collections.config_dict.placeholder(str)
-  # Fields of DetectionOptions.
-  model.detections = detections = ml_collections.ConfigDict()
-  # Per image.
-  detections.max_detections = 100
-  # A score must be larger.
-  detections.score_threshold = 0.0
-  # Overlap that NMS within a class bears.
-  detections.iou_threshold = 0.5
-  # Shorter sides are dropped; 0 keeps all.
-  detections.min_size = 0.0
-  # Fields of LossOptions.
-  model.losses = losses = ml_collections.ConfigDict()
-  # RPN terms: mean per level (levels), or over sampled anchors (sampled).
-  losses.rpn_normalizer = 'levels'
-  # Anchors that a level's objectness is divided by; rpn_targets.num_samples.
-  losses.rpn_samples = 256
-  # Where the Huber loss of the RPN turns linear.
-  losses.rpn_delta = 1 / 9
-  # Box term: mean over foreground coordinates, or sum over number of all rois.
-  losses.box_normalizer = 'foreground'
-  # Where the Huber loss of the box head turns linear.
-  losses.box_delta = 1.0
-  # Huber losses are divided by their delta.
-  losses.smooth_l1 = False
-  # A box from a to b has the side b - a + 1 where deltas are coded.
-  model.plus_one = True
-  # Weights of the box head's (dy, dx, dh, dw).
-  model.box_weights = (10.0, 10.0, 5.0, 5.0)
-  # Of mask targets; None leaves them soft.
-  model.mask_threshold = 0.5
-  # Of RGB in 0..1, subtracted; ImageNet's.
-  model.pixel_mean = (0.485, 0.456, 0.406)
-  # Of RGB in 0..1, divided by; ImageNet's.
-  model.pixel_std = (0.229, 0.224, 0.225)
-  # The backbone takes blue, green, red; images are RGB nevertheless.
-  model.bgr = False
-  # Of convolutions and dense layers: float32, bfloat16, or bfloat16_products.
-  model.dtype = 'float32'
-
-  # Training data: arguments of train_batches.
-  config.input = inputs = ml_collections.ConfigDict()
-  # Record files, or a TFDS directory with its split, as in DIR:train.
-  inputs.file_pattern = 'local/coco/train*.tfrecord'
-  # (height, width) of the input; an image takes the one that shrinks it least.
-  inputs.canvases = ((832, 1344),)
-  # Images per step over all devices and hosts.
-  inputs.batch_size = 4
-  # Objects per image; of more the largest are kept.
-  inputs.max_instances = 100
-  # Side of the mask of an instance.
-  inputs.mask_size = 112
-  # Mirror half of the images.
-  inputs.flip = True
-  # Of order and augmentation.
-  inputs.seed = 0
-  # uint8 (rounded) or float32.
-  inputs.image_dtype = 'uint8'
-  # Threads that read; None: one per CPU, at most 16.
-  inputs.num_threads = ml_collections.config_dict.placeholder(int)
-  # Kept in memory: rows, records, or nothing; None: what there is plenty for.
-  inputs.cache = ml_collections.config_dict.placeholder(str)
-  # The first batch for ever, to measure training without reading.
-  inputs.repeat_first = False
-  # Share of rows without image, or without all objects, that stops the run.
-  inputs.max_unreadable_share = 0.05
-  # Fields of ResizeOptions.
-  inputs.resize = resize = ml_collections.ConfigDict()
-  # (shorter, longer) sides to fit into; None: the canvas.
-  resize.fit_size = ml_collections.config_dict.placeholder(tuple)
-  # Sizes in double precision and a scale per axis, as torchvision.
-  resize.exact_sizes = False
-  # Nearest neighbours of pixel centres for masks, as TensorFlow.
-  resize.half_pixel_masks = True
-
-  # Fields of OptimizerOptions.
-  config.optimizer = optimizer = ml_collections.ConfigDict()
-  # After warm-up, for the whole batch.
-  optimizer.learning_rate = 0.005
-  # The batch that this rate is for; for another the rate grows in proportion,
-  # unless it is given too. None: never.
-  optimizer.tuned_batch_size = 4
-  # Steps of linear warm-up.
-  optimizer.warmup_steps = 1000
-  # Where warm-up starts.
-  optimizer.warmup_learning_rate = 0.0
-  # Last steps before the rate falls.
-  optimizer.decay_steps = (240_000, 320_000)
-  # Of the rate, after each of those.
-  optimizer.decay_factors = (0.1, 0.01)
-  # The rate falls after those steps, not at them.
-  optimizer.inclusive_decay = True
-  # Of SGD.
-  optimizer.momentum = 0.9
-  # Times half the squared kernels, part of the loss.
-  optimizer.weight_decay = 1e-4
-  # Gradients of biases are multiplied by it (Detectron's doubled rate).
-  optimizer.bias_gradient_factor = 2.0
-  # The rate is multiplied in before the momentum, as Keras does.
-  optimizer.rate_in_momentum = False
-  # Gradients are scaled down to this norm; None: never.
-  optimizer.clip_global_norm = ml_collections.config_dict.placeholder(float)
-  # Share of a moving average of the parameters that stays in a step, such as
-  # 0.9998; the average is what is evaluated and detects. None: there is none.
-  optimizer.ema_decay = ml_collections.config_dict.placeholder(float)
-
-  # Fields of TrainingOptions.
-  config.training = training = ml_collections.ConfigDict()
-  # Last step, counted from the start of the run.
-  training.num_steps = 360_000
-  # Of initial parameters and sampling.
-  training.seed = 0
-  # Metrics are written this often.
-  training.log_every_steps = 20
-  # Checkpoints are written this often, and at the end.
-  training.checkpoint_every_steps = 2500
-  # How many of them stay, the newest.
-  training.keep_checkpoints = 3
-  # The best by a number like 'eval/mask_AP' stays too; None: no.
-  training.keep_best = ml_collections.config_dict.placeholder(str)
-  # So many evaluations that do not improve keep_best end the run; None: no.
-  training.patience = ml_collections.config_dict.placeholder(int)
-  # One in so many hours of training stays too; None: no.
-  training.keep_every_hours = ml_collections.config_dict.placeholder(float)
-  # Images of an evaluation that are drawn with their detections.
-  training.pictures = 8
-  # Weights to start from: a .pth, .pkl, .npz or .safetensors, the prefix of a
-  # TensorFlow checkpoint, or a checkpoint of ours; '' for random values.
-  training.pretrained = _GOOGLE_BACKBONE
-  # Of those weights, what does not fit other classes starts anew; the model is
-  # as they need it.
-  training.finetune = False
-  # TensorBoard scalars under the seed's names, this often; None: not.
-  training.summary_every_steps = ml_collections.config_dict.placeholder(int)
-  # JSON lines that sum up the run; None: none.
-  training.log_file = ml_collections.config_dict.placeholder(str)
-  # First and last step to trace for TensorBoard's profiler; None: no trace.
-  training.profile = ml_collections.config_dict.placeholder(tuple)
-  # So many steps in a row that are not finite make the run go back.
-  training.max_bad_steps = 5
-
-  # Fields of EvaluationOptions; canvases and resizing are those of the input.
-  config.evaluation = evaluation = ml_collections.ConfigDict()
-  # Record files, or a TFDS directory with its split.
-  evaluation.file_pattern = 'local/coco/val*.tfrecord'
-  # Ground truth for pycocotools; '' makes it of the records.
-  evaluation.annotations_file = 'local/coco/annotations/instances_val2017.json'
-  # Images per step over all devices and hosts.
-  evaluation.batch_size = 4
-  # Evaluate only the first so many; None: all.
-  evaluation.max_images = ml_collections.config_dict.placeholder(int)
-  # How often train_and_eval evaluates besides at the end; 0: not at all.
-  evaluation.every_steps = 29_568
-  # How many of these evaluations are left out, the first ones.
-  evaluation.skip_first = 0
-  # Score what is there after so many batches; 0: only at the end.
-  evaluation.report_every_batches = 0
-  # Also the losses of training on these images, in another pass over them.
-  evaluation.losses = False
-  # Detections below are not drawn.
-  evaluation.min_picture_score = 0.5
-  # Detections below do not count in the table of confusions.
-  evaluation.min_confusion_score = 0.5
-  # AP by class and confusions are printed for at most so many classes; the file
-  # eval/classes-STEP.md always has them.
-  evaluation.show_classes = 10
-  # Of an image and class that count, the best ones: COCO's number.
-  evaluation.max_detections = 100
-  # pycocotools, or hotcoco: the same numbers, faster, if it is installed.
-  evaluation.scorer = 'pycocotools'
-  # Processes that encode masks and score; 0: none; None: one per core, up to 8,
-  # unless the set is small.
-  evaluation.num_processes = ml_collections.config_dict.placeholder(int)
-
-  # What the run computes on.
-  config.runtime = runtime = ml_collections.ConfigDict()
-  # auto, cpu, gpu, tpu or hpu; auto takes what there is.
-  runtime.backend = 'auto'
-  # Folder of compiled programs, for a faster next start; '' for none.
-  runtime.compilation_cache = '~/.cache/maskrcnn_jax/xla'
-  # Library of a PJRT plugin for hpu; None: one that is installed.
-  runtime.plugin_path = ml_collections.config_dict.placeholder(str)
-  # HOST:PORT of process 0; None finds it under mpirun and srun.
-  runtime.coordinator_address = ml_collections.config_dict.placeholder(str)
-  # Processes of the job and number of this one, where no launcher says them.
-  runtime.num_processes = ml_collections.config_dict.placeholder(int)
-  # From 0; process 0 prints and writes.
-  runtime.process_id = ml_collections.config_dict.placeholder(int)
-  # A process that is silent for so long ends the others.
-  runtime.heartbeat_seconds = 100
-  # A job without progress for so long ends and says where it stood; 0: never.
-  runtime.watchdog_seconds = 1800
-  # Take the first few devices only; None: all.
-  runtime.num_devices = ml_collections.config_dict.placeholder(int)
-  # Devices that share an image, each with a part of its height.
-  runtime.spatial = 1
-  # What each device holds only a part of: none, optimizer (its state), or all
-  # (the parameters too).
-  runtime.shard_state = 'none'
-  # The same bits on a GPU in every run, somewhat slower; a CPU gives them.
-  runtime.deterministic = False
-
   VARIANTS[variant](config)
   return config
 
 
+def _model():
+  """The network: fields of MaskRCNN."""
+  return {
+    'num_classes': 91,  # Number of classes with background, class 0.
+    'backbone': {  # ResNetOptions.
+      'depth': 50,  # Number of layers: 18, 34, 50 or 101.
+      'width': 64,  # Channels of the stem.
+      'norm': 'frozen',  # Normalization: frozen, batch or group.
+      'norm_epsilon': 1e-4,  # Epsilon added to the variance.
+      'norm_momentum': 0.997,  # Decay of the running statistics of batch norm.
+      'group_channels': 4,  # Fewest channels per group of group norm.
+      'stride_in_1x1': False,  # Bottleneck stride in the 1x1, not in the 3x3.
+      'padding': 'symmetric',  # Padding of strided convolutions, or same.
+      'pool_padding': 'same',  # Padding of the max-pool, or symmetric.
+      'frozen_stages': 2,  # Number of frozen stages, counted from the stem.
+    },
+    'pyramid_channels': 256,  # Channels of every pyramid level.
+    'max_level': 6,  # Coarsest pyramid level; the finest is 2.
+    'rpn_convs': 1,  # Number of 3x3 convolutions of the RPN head.
+    'box_convs': 0,  # Number of 3x3 convolutions of the box head.
+    'box_dense': 2,  # Number of dense layers of the box head.
+    'box_channels': 1024,  # Width of the dense layers of the box head.
+    'mask_channels': 256,  # Channels of the mask head.
+    'mask_convs': 4,  # Number of 3x3 convolutions of the mask head.
+    'head_norm': {  # NormOptions of the pyramid, the box and the mask head.
+      'kind': 'none',  # Normalization: none, frozen, batch or group.
+      'epsilon': 1e-5,  # Epsilon added to the variance.
+      'momentum': 0.9,  # Decay of the running statistics of batch norm.
+    },
+    'box_size': 7,  # Side of the RoI features of the box head.
+    'mask_size': 14,  # Side of the RoI features of the mask head; masks: twice.
+    'anchors': {  # AnchorOptions.
+      'scale': 8.0,  # Side of an anchor in cells of its level.
+      'scales_per_octave': 1,  # Number of anchor sizes per level.
+      # (width, height) of an anchor relative to its side.
+      'aspect_ratios': ((1.0, 1.0), (1.4, 0.7), (0.7, 1.4)),
+      'rounded': False,  # Anchor corners rounded to whole pixels.
+      'centered': True,  # First anchor in the centre of its cell, or corner.
+      'fitted_strides': False,  # Stride is canvas // feature size, or 2**level.
+    },
+    'train_proposals': {  # ProposalOptions in training.
+      'pre_nms_top_k': 2000,  # Number of anchors per level before NMS.
+      'post_nms_top_k': 1000,  # Number of proposals per image after NMS.
+      'iou_threshold': 0.7,  # NMS IoU threshold.
+      'min_size': 0.0,  # Smallest side of a proposal; 0 keeps all.
+    },
+    'test_proposals': {  # ProposalOptions in detection.
+      'pre_nms_top_k': 1000,  # Number of anchors per level before NMS.
+      'post_nms_top_k': 1000,  # Number of proposals per image after NMS.
+      'iou_threshold': 0.7,  # NMS IoU threshold.
+      'min_size': 0.0,  # Smallest side of a proposal; 0 keeps all.
+    },
+    'rpn_targets': {  # RPNTargetOptions.
+      'matching': {  # MatchingOptions of anchors.
+        'positive_iou': 0.7,  # Smallest IoU of a positive anchor.
+        'negative_iou': 0.3,  # IoU below which an anchor is negative.
+        'positive_strict': False,  # Positive needs more than positive_iou.
+        # Low-quality matches per instance: none, one anchor, or all the best.
+        'low_quality_matches': 'one',
+      },
+      'num_samples': 256,  # Number of sampled anchors per image.
+      'positive_fraction': 0.5,  # Largest fraction of positives among them.
+    },
+    'sampling': {  # SamplingOptions.
+      'matching': {  # MatchingOptions of proposals.
+        'positive_iou': 0.5,  # Smallest IoU of a foreground RoI.
+        'negative_iou': 0.5,  # IoU below which a RoI is background.
+        'positive_strict': True,  # Foreground needs more than positive_iou.
+        'low_quality_matches': 'none',  # Low-quality matches: none, one, all.
+      },
+      'fill_up': True,  # Extra foreground where background is scarce.
+      'num_rois': 512,  # Number of sampled RoIs per image.
+      'foreground_fraction': 0.25,  # Largest fraction of foreground among them.
+      # Foreground RoIs per image of the mask head; None: all of them.
+      'num_mask_rois': placeholder(int),
+    },
+    'roi_align': {  # RoiAlignOptions.
+      'samples_per_bin': 1,  # Number of samples per bin and axis.
+      'half_pixel': False,  # Shift by half a pixel, as aligned=True elsewhere.
+      'min_level': 2,  # Finest pyramid level of RoIs.
+      'max_level': 6,  # Coarsest pyramid level of RoIs.
+      'level_epsilon': 0.0,  # Epsilon added before a level is rounded down.
+      'min_side': 0.0,  # Smallest side of a RoI, in cells.
+      'zero_outside': False,  # Samples outside the map are 0, or its border.
+      'dtype': placeholder(str),  # Type of resampling; None: of the features.
+    },
+    'detections': {  # DetectionOptions.
+      'max_detections': 100,  # Number of detections per image.
+      'score_threshold': 0.0,  # Score that a detection must exceed.
+      'iou_threshold': 0.5,  # NMS IoU threshold, per class.
+      'min_size': 0.0,  # Smallest side of a detection; 0 keeps all.
+    },
+    'losses': {  # LossOptions.
+      # RPN normalizer: means per level (levels), or sampled anchors (sampled).
+      'rpn_normalizer': 'levels',
+      'rpn_samples': 256,  # Number of sampled anchors: rpn_targets.num_samples.
+      'rpn_delta': 1 / 9,  # Delta of the Huber loss of RPN boxes.
+      # Box normalizer: coordinates of the foreground, or all rois.
+      'box_normalizer': 'foreground',
+      'box_delta': 1.0,  # Delta of the Huber loss of the box head.
+      'smooth_l1': False,  # Huber losses divided by their delta.
+    },
+    'plus_one': True,  # Box side is b - a + 1 where deltas are coded.
+    'box_weights': (10.0, 10.0, 5.0, 5.0),  # Weights of (dy, dx, dh, dw).
+    'mask_threshold': 0.5,  # Threshold of mask targets; None: soft targets.
+    'pixel_mean': (0.485, 0.456, 0.406),  # Mean of RGB in 0..1, ImageNet's.
+    'pixel_std': (0.229, 0.224, 0.225),  # Deviation of RGB, ImageNet's.
+    'bgr': False,  # Channel order of the backbone is BGR; images are RGB.
+    # Type of convolutions: float32, bfloat16 or bfloat16_products.
+    'dtype': 'float32',
+  }
+
+
+def _input():
+  """The training data: arguments of train_batches."""
+  return {
+    # Record files, or a TFDS directory with its split, as in DIR:train.
+    'file_pattern': 'local/coco/train*.tfrecord',
+    # Input sizes (height, width); the one that shrinks an image least is taken.
+    'canvases': ((832, 1344),),
+    'batch_size': 4,  # Images per step over all devices and hosts.
+    'max_instances': 100,  # Objects per image; the largest are kept.
+    'mask_size': 112,  # Side of the mask crop of an instance.
+    'flip': True,  # Horizontal flips of half of the images.
+    'seed': 0,  # Random seed of order and augmentation.
+    'image_dtype': 'uint8',  # Type of images: uint8 (rounded) or float32.
+    'num_threads': placeholder(int),  # Threads; None: one per CPU, at most 16.
+    # Cache in memory: rows, records or nothing; None: whatever fits well.
+    'cache': placeholder(str),
+    'repeat_first': False,  # Repetition of the first batch, for benchmarks.
+    # Fraction of rows with unreadable images or objects that stops the run.
+    'max_unreadable_share': 0.05,
+    'resize': {  # ResizeOptions.
+      # (shorter, longer) side to fit into; None: the canvas.
+      'fit_size': placeholder(tuple),
+      # Sizes in double precision with a scale per axis, as torchvision.
+      'exact_sizes': False,
+      # Nearest neighbours of pixel centres for masks, as TensorFlow.
+      'half_pixel_masks': True,
+    },
+  }
+
+
+def _optimizer():
+  """Fields of OptimizerOptions."""
+  return {
+    'learning_rate': 0.005,  # Learning rate after warm-up.
+    # Batch size of this learning rate, which is scaled for another batch unless
+    # it is overridden too. None: never scaled.
+    'tuned_batch_size': 4,
+    'warmup_steps': 1000,  # Steps of linear warm-up.
+    'warmup_learning_rate': 0.0,  # Learning rate of the first step.
+    'decay_steps': (240_000, 320_000),  # Last steps before the rate decays.
+    'decay_factors': (0.1, 0.01),  # Factors of the rate after these steps.
+    'inclusive_decay': True,  # Decay after those steps, not at them.
+    'momentum': 0.9,  # Momentum of SGD.
+    'weight_decay': 1e-4,  # Weight decay of kernels, as an L2 loss.
+    'bias_gradient_factor': 2.0,  # Factor of bias gradients, as Detectron's.
+    'rate_in_momentum': False,  # Rate applied before the momentum, as Keras.
+    'clip_global_norm': placeholder(float),  # Gradient clipping; None: none.
+    # Decay per step of a moving average of the parameters, such as 0.9998; the
+    # average is then evaluated and used for detection. None: no average.
+    'ema_decay': placeholder(float),
+  }
+
+
+def _training():
+  """Fields of TrainingOptions."""
+  return {
+    'num_steps': 360_000,  # Last step, counted from the start of the run.
+    'seed': 0,  # Random seed of initial parameters and sampling.
+    'log_every_steps': 20,  # Steps between lines of metrics.
+    'checkpoint_every_steps': 2500,  # Steps between checkpoints; the end too.
+    'keep_checkpoints': 3,  # Number of newest checkpoints to keep.
+    # Metric like eval/mask_AP whose best checkpoint is kept too; None: none.
+    'keep_best': placeholder(str),
+    # Evaluations in a row without a better keep_best that end the run; None:
+    # no early stopping.
+    'patience': placeholder(int),
+    # Hours of training per checkpoint that is kept for good; None: none.
+    'keep_every_hours': placeholder(float),
+    'pictures': 8,  # Images per evaluation drawn with their detections.
+    # Weights to start from: a .pth, .pkl, .npz or .safetensors, the prefix of a
+    # TensorFlow checkpoint, or a checkpoint of ours; '' for random values.
+    'pretrained': _GOOGLE_BACKBONE,
+    # Fine-tuning: the model is that of the pretrained weights, and layers of
+    # other classes start from random values.
+    'finetune': False,
+    # Steps between TensorBoard scalars with Habana's names; None: none.
+    'summary_every_steps': placeholder(int),
+    'log_file': placeholder(str),  # JSON lines with a summary; None: none.
+    # First and last step of a trace for TensorBoard's profiler; None: no trace.
+    'profile': placeholder(tuple),
+    'max_bad_steps': 5,  # Consecutive non-finite steps before a rewind.
+  }
+
+
+def _evaluation():
+  """Fields of EvaluationOptions; canvases and resize are those of the input."""
+  return {
+    # Record files, or a TFDS directory with its split.
+    'file_pattern': 'local/coco/val*.tfrecord',
+    # Ground truth for pycocotools; '' makes it from the records.
+    'annotations_file': 'local/coco/annotations/instances_val2017.json',
+    'batch_size': 4,  # Images per step over all devices and hosts.
+    'max_images': placeholder(int),  # First images to evaluate; None: all.
+    # Steps between evaluations of train_and_eval; 0: only at the end.
+    'every_steps': 29_568,
+    'skip_first': 0,  # Number of these evaluations to skip, the first ones.
+    'report_every_batches': 0,  # Batches between partial scores; 0: none.
+    'losses': False,  # Validation losses, in a second pass over the images.
+    'min_picture_score': 0.5,  # Smallest score of a drawn detection.
+    'min_confusion_score': 0.5,  # Smallest score in the confusion table.
+    # Largest number of classes whose table is printed; eval/classes-STEP.md
+    # always has it.
+    'show_classes': 10,
+    'max_detections': 100,  # Scored detections per image and class, as COCO.
+    # Scorer: pycocotools, or hotcoco for the same numbers, faster.
+    'scorer': 'pycocotools',
+    # Processes that encode masks and score; 0: none; None: one per core, up to
+    # 8, and none for a small set.
+    'num_processes': placeholder(int),
+  }
+
+
+def _runtime():
+  """Devices and processes."""
+  return {
+    'backend': 'auto',  # Backend: auto, cpu, gpu, tpu or hpu.
+    # Folder of compiled programs, for a faster next start; '' for none.
+    'compilation_cache': '~/.cache/maskrcnn_jax/xla',
+    # Library of a PJRT plugin for hpu; None: an installed one.
+    'plugin_path': placeholder(str),
+    # HOST:PORT of process 0; None: found under mpirun and srun.
+    'coordinator_address': placeholder(str),
+    'num_processes': placeholder(int),  # Processes; None: by the launcher.
+    'process_id': placeholder(int),  # Number from 0; process 0 writes files.
+    'heartbeat_seconds': 100,  # Silence of a process that aborts the others.
+    'watchdog_seconds': 1800,  # Time without progress that aborts; 0: never.
+    'num_devices': placeholder(int),  # Number of devices to use; None: all.
+    'spatial': 1,  # Number of devices that split the height of an image.
+    # Sharded state: none, optimizer, or all (the parameters too).
+    'shard_state': 'none',
+    'deterministic': False,  # Bit-identical runs on a GPU, somewhat slower.
+  }
+
+
 def _habana(config, devices=1, batch_size=4, dtype='float32'):
-  """Habana's recipes, all of them 12.17 epochs of 118287 images.
+  """Habana's recipes, all of 12.17 epochs of 118287 images.
 
   Args:
-    config: of one device and 4 images; its warm-up stays as it is.
-    devices: that share a step.
-    batch_size: of each of them, 4 or 12.
+    config: the recipe of one device and 4 images; keeps its warm-up.
+    devices: number of devices.
+    batch_size: images per device, 4 or 12.
     dtype: of the model.
   """
   steps = 360_000 * 4 // (devices * batch_size)
@@ -391,7 +309,7 @@ def _habana(config, devices=1, batch_size=4, dtype='float32'):
 
 def _nvidia_1x(config):
   """NVIDIA's TF2 system: 8 devices with 4 images each, 12 epochs."""
-  # Convolutions pad like TensorFlow; batch norm has Keras' constants.
+  # TensorFlow's padding, and Keras' constants of batch norm.
   config.model.backbone.padding = 'same'
   config.model.backbone.norm_epsilon = 1e-5
   config.model.backbone.norm_momentum = 0.9
@@ -441,7 +359,7 @@ def _torchvision(config):
   model.losses.smooth_l1 = True
   model.plus_one = False
   model.mask_threshold = None
-  # 800 x 1333 padded to multiples of 32, upright or not.
+  # 800 x 1333 padded to multiples of 32, landscape and portrait.
   config.input.canvases = ((800, 1344), (1344, 800))
   config.input.resize.fit_size = (800, 1333)
   config.input.resize.exact_sizes = True
@@ -460,7 +378,7 @@ def _torchvision(config):
 
 
 def _torchvision_v2(config):
-  """maskrcnn_resnet50_fpn_v2: another network, with a norm that learns."""
+  """maskrcnn_resnet50_fpn_v2: deeper heads and trained batch norm."""
   _torchvision(config)
   config.model.backbone.norm = 'batch'
   config.model.backbone.frozen_stages = 0
@@ -478,7 +396,7 @@ def _detectron2(config):
   # Detectron2 divides groups further than 4 channels.
   model.backbone.group_channels = 1
   model.bgr = True
-  # Of 0..255 there only the mean is subtracted.
+  # Detectron2 only subtracts the mean, from 0..255.
   model.pixel_std = (1 / 255, 1 / 255, 1 / 255)
   model.anchors.rounded = False
   model.anchors.fitted_strides = False
@@ -489,7 +407,7 @@ def _detectron2(config):
   model.detections.min_size = 0.0
   model.roi_align.half_pixel = True
   model.roi_align.min_side = 0.0
-  # Adaptive there, see docs/weights.md.
+  # Adaptive in Detectron2, see docs/weights.md.
   model.roi_align.samples_per_bin = 2
   model.roi_align.level_epsilon = 0.0
   # L1 losses, as far as a smooth one can be.
@@ -503,9 +421,9 @@ def _detectron2(config):
 
 
 def _from_scratch(config):
-  """For data or devices without the pretrained weights at hand."""
-  # Group norm needs no statistics, so it trains from any initial values and
-  # two images make a batch.
+  """Habana's recipe without pretrained weights."""
+  # Group norm needs no statistics, so it trains from random values and with
+  # two images per batch.
   config.model.backbone.norm = 'group'
   config.model.backbone.norm_epsilon = 1e-5
   config.model.backbone.frozen_stages = 0
@@ -515,14 +433,14 @@ def _from_scratch(config):
 def _finetune(config):
   """Other classes in thousands of steps, from weights of a Mask R-CNN.
 
-  The layers, anchors, box coding, RoIAlign and colours become those of the
-  weights, see `training/finetuning.py`.
+  Layers, anchors, box coding, RoIAlign and colours become those of the weights,
+  see `training/finetuning.py`.
   """
-  # As many as the records have, and the background.
-  config.model.num_classes = ml_collections.config_dict.placeholder(int)
-  # What published models show: less would only lower the precision.
+  # Counted in the records, plus the background.
+  config.model.num_classes = placeholder(int)
+  # The threshold of published models; a lower one only lowers the precision.
   config.model.detections.score_threshold = 0.05
-  # Upright images, too.
+  # Portrait images too.
   config.input.canvases = ((832, 1344), (1344, 832))
   config.input.file_pattern = 'local/own/train*.tfrecord'
   config.evaluation.file_pattern = 'local/own/val*.tfrecord'
@@ -539,7 +457,7 @@ def _finetune(config):
 
 
 def _overfit(config):
-  """Eight images, trained from nothing until they are known by heart."""
+  """Overfits eight images, from random values."""
   _from_scratch(config)
   # Half the channels of the pyramid and its heads, a quarter of their work.
   config.model.pyramid_channels = 128

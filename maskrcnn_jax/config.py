@@ -3,6 +3,7 @@
 A config file defines `get_config(variant)`, which returns a ConfigDict with the
 sections `model, input, optimizer, training, evaluation, runtime`. Its name is a
 path, or `shapes` and `coco` for the shipped ones, with an optional `:variant`.
+A config may start from a shipped one, as `configs/shapes.py` does.
 """
 
 import ast

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # `.errors`; a leading dot is a part of maskrcnn_jax. The longest row that fits
 # counts.
 ALLOWED = {
-  'configs': 'ml_collections',
+  'configs': 'ml_collections .config',
   'data': 'numpy PIL pycocotools tensorflow tensorflow_datasets .datasets',
   'maskrcnn_jax': 'numpy PIL ml_collections .evaluation .structures',
   'maskrcnn_jax/charts': 'numpy matplotlib .evaluation.scores .files',
