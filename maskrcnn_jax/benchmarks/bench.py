@@ -22,13 +22,10 @@ from maskrcnn_jax.benchmarks.options import SUBJECTS, BenchOptions
 from maskrcnn_jax.benchmarks.subject import make_subject
 from maskrcnn_jax.errors import UserError
 
-# Those that run a model on its batches.
-_RUNS = {
+_COMPARISONS = {
   'step': comparison.training,
   'inference': comparison.inference,
   'backbone': comparison.backbone,
-  'stages': stages.run,
-  'compilation': compilation.run,
 }
 # More would only take memory.
 _MAX_BATCHES = 8
@@ -94,10 +91,15 @@ def bench(
 
 def _measure(name, config, subject, other, options):
   """The result of one of `SUBJECTS`."""
-  if name in _RUNS:
-    return _RUNS[name](subject, other, options.rounds, options.warmup)
+  rounds, warmup = options.rounds, options.warmup
+  if name in _COMPARISONS:
+    return _COMPARISONS[name](subject, other, rounds, warmup)
+  if name == 'compilation':
+    return compilation.run(subject)
+  if name == 'stages':
+    return stages.run(subject, rounds, warmup)
   if name == 'growth':
-    return growth.run(config, options.rounds, options.warmup)
+    return growth.run(config, rounds, warmup)
   # These need TensorFlow or pycocotools, which the others do without.
   if name == 'input':
     from maskrcnn_jax.benchmarks import input_pipeline

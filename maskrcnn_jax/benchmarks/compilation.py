@@ -16,23 +16,17 @@ from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.training import train_step
 
 
-def run(
-  subject: Subject, other: Any = None, rounds: int = 1, warmup: int = 0
-) -> dict[str, Any]:
+def run(subject: Subject) -> dict[str, Any]:
   """Seconds until a program can run.
 
   Args:
     subject: whose programs they are.
-    other: not used: PyTorch compiles nothing here.
-    rounds: not used: a program is compiled once, and fetched once.
-    warmup: likewise.
 
   Returns:
     For `step` and `inference`: `cold`, with an empty cache, and `cached`, each
     `trace_seconds` (Python), `compile_seconds` (the compiler, or reading its
     program from the cache) and their sum `seconds`; and `cache_bytes`.
   """
-  del other, rounds, warmup
   batch, state = subject.batches()[0], subject.state()
   key = jax.device_put(jax.random.key(0), mesh_lib.replicated(subject.mesh))
 

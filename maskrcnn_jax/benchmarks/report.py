@@ -235,8 +235,8 @@ def _growth_cells(rows) -> list[dict[str, str]]:
   nothing = {'median': None, 'lowest': None, 'highest': None}
   return [
     {
-      'grows': row['axis'],
-      'to': str(row['value']),
+      'size': row['axis'],
+      'value': str(row['value']),
       **_time_cells(row['seconds'] or nothing),
       'images/s': number(row['images_per_second']),
       'GFLOP': number(row['program'] and row['program']['flops'], 1e9),

@@ -247,21 +247,17 @@ def detection_stages(subject: Subject) -> Stages:
   return stages
 
 
-def run(
-  subject: Subject, other: Any = None, rounds: int = 5, warmup: int = 2
-) -> dict[str, Any]:
-  """Times and work of every stage.
+def run(subject: Subject, rounds: int = 5, warmup: int = 2) -> dict[str, Any]:
+  """Times and work of every stage of `train` and `inference`.
 
   Args:
     subject: to train, and to detect with.
-    other: not used: torchvision has no such stages.
     rounds: that count.
     warmup: rounds before them.
 
   Returns:
-    `train` and `inference`: see `measure_stages`.
+    By kind a row of each stage, see `measure_stages`.
   """
-  del other
   return {
     'train': measure_stages(training_stages(subject), rounds, warmup),
     'inference': measure_stages(detection_stages(subject), rounds, warmup),
