@@ -45,7 +45,7 @@ ALLOWED = {
   ),
   'maskrcnn_jax/inference': (
     'jax numpy PIL tqdm .checkpoints .datasets .distributed .evaluation'
-    ' .input_pipeline .models .ops .structures .training .visualize'
+    ' .files .input_pipeline .models .ops .structures .training .visualize'
   ),
   'maskrcnn_jax/export': (
     'jax numpy flax tensorflow PIL tqdm .__version__ .checkpoints'

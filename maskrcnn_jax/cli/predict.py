@@ -101,7 +101,7 @@ def _run(args: argparse.Namespace) -> None:
   from maskrcnn_jax.inference import image_files, predict
 
   # Pillow refuses images as large as --tile is for, and warns of odd EXIF data.
-  Image.MAX_IMAGE_PIXELS = image_files.MOST_PIXELS
+  Image.MAX_IMAGE_PIXELS = image_files.MAX_PIXELS
   warnings.filterwarnings('ignore', module='PIL')
   backends.pick_backend('auto')
   options = command_line.given(
@@ -125,13 +125,13 @@ def _run(args: argparse.Namespace) -> None:
 
 def _tile(args):
   """The `TileOptions`, or None."""
-  from maskrcnn_jax.inference import tiling
+  from maskrcnn_jax.inference import views
 
   options = command_line.given(
     args, overlap='tile_overlap', levels='tile_levels'
   )
   if args.tile is not None:
-    return tiling.TileOptions(size=args.tile or None, **options)
+    return views.TileOptions(size=args.tile or None, **options)
   if options:
     flag = f'--tile_{next(iter(options))}'
     raise UserError(f'{flag} needs --tile.', argument=flag)

@@ -71,6 +71,29 @@ def to_coco_results(
   return encoder.collect()
 
 
+def image_results(
+  found: Detections,
+  image_id: int,
+  image_size: tuple[int, int],
+  category_ids: Mapping[int, int] | None = None,
+) -> list[dict]:
+  """Results of one image, best first; see `to_coco_results`.
+
+  Args:
+    found: detections in pixels of the image, without a batch axis or padding.
+    image_id: of the results.
+    image_size: (height, width).
+    category_ids: of the classes that have another id in the annotations.
+  """
+  counts = None
+  if found.masks is not None:
+    counts = mask_pasting.encode_masks(found.masks, found.boxes, image_size)
+  image = _ImageDetections(
+    image_id, image_size, found.boxes, found.classes, found.scores, None
+  )
+  return _make_results(image, counts, category_ids or {})
+
+
 class ResultEncoder:
   """Encodes results batch by batch, their masks in worker processes.
 

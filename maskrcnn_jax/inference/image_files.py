@@ -1,30 +1,91 @@
-"""Image files of any kind as the pixels that training and evaluation see.
+"""Image files: finding them, their ids and names, and reading their pixels.
 
-JPEG and PNG are decoded by TensorFlow, as records are; the others by Pillow, as
-`prepare` does. A picture that a camera stored turned comes out upright.
+JPEG and PNG are decoded by TensorFlow, as records are; other formats by Pillow,
+as in `prepare`. EXIF orientation is applied.
 """
 
+import collections
 import contextlib
+import dataclasses
 import glob
 import io
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from maskrcnn_jax.datasets import images
+from maskrcnn_jax.datasets import coco_json, images
 from maskrcnn_jax.errors import UserError
 
 # Pixels of the largest image that is read: 3 GiB as RGB.
-MOST_PIXELS = 2**30
+MAX_PIXELS = 2**30
 # TensorFlow decodes no larger ones (`jpeg_mem.cc`: fewer than 2 ** 29 bytes).
-_MOST_PIXELS_OF_TENSORFLOW = 2**29 // 3
+_MAX_PIXELS_OF_TENSORFLOW = 2**29 // 3
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFile:
+  """An image to detect objects in.
+
+  Attributes:
+    path: of the file.
+    image_id: in the results.
+    size: (height, width) by the annotations; None: not known.
+    picture: name of its picture in the output.
+    name: shown in the page.
+  """
+
+  path: pathlib.Path
+  image_id: int
+  size: tuple[int, int] | None
+  picture: str
+  name: str
+
+
+def list_images(
+  paths: Sequence[str | os.PathLike],
+  output: str | os.PathLike,
+  annotations: str | os.PathLike | None = None,
+) -> tuple[list[ImageFile], Mapping[int, str]]:
+  """The image files, and the class names of the annotations.
+
+  Args:
+    paths: see `find`.
+    output: folder whose images are skipped: pictures of an earlier run.
+    annotations: COCO json with ids and sizes by file name; None: ids count
+      from 1.
+
+  Raises:
+    FileNotFoundError: there are no such images.
+    UserError: an image is not in the annotations, or two have the same entry.
+  """
+  inside = pathlib.Path(output).resolve()
+  found = [x for x in find(paths) if inside not in x.resolve().parents]
+  if not found:
+    raise FileNotFoundError(f'--images holds nothing but --output {output}.')
+  class_names = {}
+  ids_and_sizes = [(number, None) for number in range(1, len(found) + 1)]
+  if annotations is not None:
+    dataset = coco_json.load_images(annotations)
+    class_names = dataset.class_names
+    ids_and_sizes = [
+      (image.image_id, (image.height, image.width))
+      for image in _match(found, dataset)
+    ]
+  common = os.path.commonpath([os.path.abspath(x.parent) for x in found])
+  files = [
+    ImageFile(path, image_id, size, picture, os.path.relpath(path, common))
+    for path, (image_id, size), picture in zip(
+      found, ids_and_sizes, picture_names(found)
+    )
+  ]
+  return files, class_names
 
 
 def find(paths: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
-  """The image files that are meant, each once.
+  """Image files by path, folder or pattern, each once.
 
   Args:
     paths: files; folders, of which every image in them and below is taken, in
@@ -32,8 +93,8 @@ def find(paths: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
       folders.
 
   Raises:
-    FileNotFoundError: one of them is no file, folder or pattern that fits; or a
-      folder holds no image.
+    FileNotFoundError: one of them is no file, folder or pattern that matches;
+      or a folder holds no image.
   """
   found = {}
   for path in paths:
@@ -48,7 +109,6 @@ def find(paths: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
 
 
 def _expand(path) -> Iterator[pathlib.Path]:
-  """The files that one path means."""
   named = pathlib.Path(path)
   if named.is_dir():
     yield from images.find_in_folder(named)
@@ -59,7 +119,7 @@ def _expand(path) -> Iterator[pathlib.Path]:
   matches = sorted(glob.glob(os.fspath(path), recursive=True))
   if not matches:
     raise FileNotFoundError(
-      f'{path} is no file or folder, and nothing matches it as a pattern.'
+      f'{path} is no file or folder, and no file matches it as a pattern.'
     )
   for match in map(pathlib.Path, matches):
     if match.is_dir():
@@ -68,79 +128,128 @@ def _expand(path) -> Iterator[pathlib.Path]:
       yield match
 
 
+def picture_names(paths: Iterable[pathlib.Path]) -> list[str]:
+  """Unique names of pictures, `pictures/NAME.png`.
+
+  Args:
+    paths: of the images; the second of the same name gets `-2`, and so on.
+  """
+  taken, names = set(), []
+  for path in paths:
+    stem, number = path.stem, 1
+    # Some file systems ignore case.
+    while stem.casefold() in taken:
+      number += 1
+      stem = f'{path.stem}-{number}'
+    taken.add(stem.casefold())
+    names.append(f'pictures/{stem}.png')
+  return names
+
+
+def _match(paths, dataset) -> list[coco_json.CocoImage]:
+  """The entry of each file, by as many folders of its name as possible."""
+  by_name = {image.file_name: image for image in dataset.images}
+  by_last = collections.defaultdict(list)
+  for image in dataset.images:
+    by_last[pathlib.PurePath(image.file_name).name].append(image)
+  file, owners, unknown = dataset.annotations_file, {}, []
+  for path in paths:
+    parts = pathlib.Path(os.path.abspath(path)).parts
+    tails = ['/'.join(parts[i:]) for i in range(1, len(parts))]
+    known = [by_name[tail] for tail in tails if tail in by_name][:1]
+    # The annotations may name folders that do not exist here.
+    known = known or by_last[path.name]
+    if len(known) != 1:
+      unknown.append(path)
+      continue
+    other, image = owners.setdefault(known[0].image_id, (path, known[0]))
+    if other != path:
+      raise UserError(
+        f'{other} and {path} would both be image {image.image_id} '
+        f'({image.file_name}) of {file}.',
+        path=path,
+        item=image.image_id,
+      )
+  if unknown:
+    raise UserError(
+      f'{len(unknown)} of {len(paths)} images are not in {file}, such as '
+      f'{unknown[0]}.',
+      path=file,
+      item=str(unknown[0]),
+    )
+  return [image for _, image in owners.values()]
+
+
 def read(
   path: str | os.PathLike, size: tuple[int, int] | None = None
 ) -> np.ndarray:
-  """The pixels of an image file, `[h, w, 3]` uint8 RGB.
+  """Pixels of an image file, `[height, width, 3]` uint8 RGB.
 
   Grey is repeated, alpha dropped, a palette looked up; of 16 bits the upper 8
-  are taken, and of an animation the first picture.
+  are taken, and of an animation the first frame.
 
   Args:
     path: of the file.
-    size: (height, width) that the image has in a data set. It decides whether a
-      picture that was stored turned is meant upright, as in `prepare`. None:
-      upright.
+    size: (height, width) that the image has in a data set: the EXIF orientation
+      is applied only if the image then has this size, as in `prepare`. None: it
+      is applied.
 
   Raises:
-    ValueError: it is no image, damaged, larger than `MOST_PIXELS` or not of the
-      given size; says what.
+    UserError: the file is no image, corrupt, larger than `MAX_PIXELS` or not of
+      the given size; the message does not repeat the path.
   """
   try:
     encoded = pathlib.Path(path).read_bytes()
+    if not encoded:
+      raise UserError('is empty', path=path)
+    return _turn(*_decode(encoded), size)
+  except UserError as error:
+    error.path = os.fspath(path)
+    raise
   except OSError as error:
-    raise UserError(f'cannot be read ({error.strerror})') from error
-  if not encoded:
-    raise UserError('is empty')
-  return _turn(*_decode(encoded), size)
+    raise UserError(f'cannot be read ({error.strerror})', path=path) from error
 
 
 def _decode(encoded: bytes) -> tuple[np.ndarray, int]:
-  """Pixels as they are stored, and EXIF's word on which way up that is."""
+  """Pixels as they are stored, and the EXIF orientation."""
   # It loads TensorFlow.
   from maskrcnn_jax.input_pipeline import single_images
 
-  with _naming_damage():
+  with _decoding_errors():
     image = Image.open(io.BytesIO(encoded))
   width, height = image.size
-  if height * width > MOST_PIXELS:
-    raise UserError(f'is {height} x {width}, more than {MOST_PIXELS:,} pixels')
-  is_kept = image.format in images.KEPT_FORMATS
-  with _naming_damage():
-    if is_kept and height * width <= _MOST_PIXELS_OF_TENSORFLOW:
+  if height * width > MAX_PIXELS:
+    raise UserError(
+      f'is {height} x {width}, more than {MAX_PIXELS:,} pixels',
+      given=(height, width),
+    )
+  by_tensorflow = image.format in images.KEPT_FORMATS
+  with _decoding_errors():
+    if by_tensorflow and height * width <= _MAX_PIXELS_OF_TENSORFLOW:
       pixels = single_images.decode_file(encoded)
     else:
       pixels = np.asarray(images.to_rgb(image))
-  # Not before: Pillow turns a TIFF by itself, and then says so no more.
-  return pixels, _orientation(image)
+  # After decoding: Pillow turns a TIFF by itself, and then drops the flag.
+  try:
+    return pixels, image.getexif().get(ExifTags.Base.Orientation, 1)
+  except Exception:  # Corrupt EXIF; the pixels may well be sound.
+    return pixels, 1
 
 
 @contextlib.contextmanager
-def _naming_damage():
-  """Makes what readers raise a `ValueError` that says it in a few words."""
+def _decoding_errors():
+  """Turns what decoders raise into a `UserError`."""
   try:
     yield
   except Image.UnidentifiedImageError:
     raise UserError('is no image of a known format') from None
-  # Pillow's readers of some forty formats raise all kinds on damaged files.
+  # Pillow's forty or so formats raise all kinds on corrupt files.
   except Exception as error:
     raise UserError(f'cannot be decoded ({error})') from error
 
 
-def _orientation(image: Image.Image) -> int:
-  """The EXIF orientation; 1 where EXIF is missing or cannot be read."""
-  try:
-    return image.getexif().get(ExifTags.Base.Orientation, 1)
-  except Exception:  # As above; the picture itself may well be sound.
-    return 1
-
-
 def _turn(pixels, orientation: int, size) -> np.ndarray:
-  """The pixels the way up that is wanted.
-
-  Raises:
-    ValueError: no way up has the size.
-  """
+  """The pixels, upright or as stored, whichever has the size."""
   stored = pixels.shape[:2]
   if size is None:
     is_turned = orientation in range(2, 9)
@@ -151,7 +260,9 @@ def _turn(pixels, orientation: int, size) -> np.ndarray:
   else:
     raise UserError(
       f'is {stored[0]} x {stored[1]} (height x width), the json says '
-      f'{size[0]} x {size[1]}'
+      f'{size[0]} x {size[1]}',
+      given=stored,
+      wanted=tuple(size),
     )
   if not is_turned:
     return pixels

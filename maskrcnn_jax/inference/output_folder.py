@@ -1,18 +1,24 @@
-"""The folder that `predict` writes, which may hold a user's files as well.
+"""The output folder of `predict`, which may hold a user's files as well.
 
-`predict.json` lists every file that it wrote or is about to write. Nothing else
-in the folder is ever replaced: another run of the same output replaces its own
-files, also of a run that was cut off, and refuses where a file is in the way
-that is not on the list.
+`predict.json` lists the files of a run. Another run into the same folder
+replaces those files, also those of a run that was killed, and refuses to touch
+any other. The list may come from a stranger: only names that `predict` writes
+count, and nothing is written or removed through a symbolic link.
 """
 
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from maskrcnn_jax import files
+
 LIST = 'predict.json'
+_OWN_NAMES = re.compile(
+  r'detections\.json|images\.json|index\.html|pictures/[^/\0]+\.png'
+)
 
 
 class OutputFolder:
@@ -31,74 +37,62 @@ class OutputFolder:
 
     Raises:
       FileExistsError: the folder holds files, and none by an earlier
-        `predict`; or one of the names is a file of somebody else.
+        `predict`; or one of the names, or `pictures`, is somebody else's.
       NotADirectoryError: the path is a file.
     """
     self.path = pathlib.Path(path)
     self._names = [LIST, *names]
     if self.path.exists() and not self.path.is_dir():
       raise NotADirectoryError(f'--output {path} is a file, not a folder.')
-    self._old = self._read_list()
-    if self._old is None:
-      if self.path.is_dir() and any(self.path.iterdir()):
-        raise FileExistsError(
-          f'--output {path} holds files that predict did not write: choose '
-          'another folder, or an empty one.'
-        )
-      self._old = []
-    owned = {LIST, *self._old}
+    old = self._read_list()
+    if old is None and self.path.is_dir() and any(self.path.iterdir()):
+      raise FileExistsError(
+        f'--output {path} holds files that predict did not write: choose '
+        'another folder, or an empty one.'
+      )
+    if (self.path / 'pictures').is_symlink():
+      raise FileExistsError(
+        f'--output {path}: pictures is a symbolic link, which predict does not '
+        'follow: remove it or choose another folder.'
+      )
+    self._old = old or []
     for name in self._names:
-      if name not in owned and (self.path / name).exists():
+      # A link that leads nowhere is in the way as well.
+      if name not in {LIST, *self._old} and os.path.lexists(self.path / name):
         raise FileExistsError(
           f'--output {path} holds {name}, which predict did not write: move '
           'it away or choose another folder.'
         )
 
   def _read_list(self) -> list[str] | None:
-    """What an earlier run wrote; None if there was none."""
+    """Files of an earlier run; None if there was none."""
     try:
       content = json.loads((self.path / LIST).read_text(encoding='utf-8'))
       names = list(content['files'])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
       return None
-    # Only what such a run can have written is ever removed.
-    return [
-      name
-      for name in names
-      if isinstance(name, str)
-      and not pathlib.PurePath(name).is_absolute()
-      and '..' not in pathlib.PurePath(name).parts
-    ]
+    return [x for x in names if isinstance(x, str) and _OWN_NAMES.fullmatch(x)]
 
   def claim(self, summary: Mapping[str, Any]) -> None:
-    """Removes the files of an earlier run, and lists those of this one.
+    """Lists the files of this run, and removes those of an earlier one.
 
     Args:
       summary: further entries of `predict.json`.
     """
     self.path.mkdir(parents=True, exist_ok=True)
-    self.write_list(summary, {*self._old, *self._names})
+    self._write_list(summary, {*self._old, *self._names})
     for name in self._old:
-      if name != LIST:
-        (self.path / name).unlink(missing_ok=True)
+      (self.path / name).unlink(missing_ok=True)
 
-  def write_list(
-    self, summary: Mapping[str, Any], names: Iterable[str] | None = None
-  ) -> None:
-    """Writes `predict.json`.
+  def finish(self, summary: Mapping[str, Any]) -> None:
+    """Lists the files that were written.
 
     Args:
-      summary: further entries.
-      names: of the files; None: all that were announced and are there.
+      summary: further entries of `predict.json`.
     """
-    if names is None:
-      names = [x for x in self._names if x == LIST or (self.path / x).exists()]
-    content = {**summary, 'files': sorted(names)}
-    self.write(LIST, json.dumps(content, indent=1) + '\n')
+    written = [x for x in self._names if (self.path / x).exists()]
+    self._write_list(summary, written)
 
-  def write(self, name: str, text: str) -> None:
-    """Writes a text file; a reader never sees half of it."""
-    path = self.path / name
-    unfinished = path.with_name(f'.{path.name}.unfinished')
-    unfinished.write_text(text, encoding='utf-8')
-    unfinished.replace(path)
+  def _write_list(self, summary, names):
+    content = {**summary, 'files': sorted(names)}
+    files.write_text(self.path / LIST, json.dumps(content, indent=1) + '\n')

@@ -1,4 +1,4 @@
-"""A trained model applied to images: NumPy in, detections of the image out."""
+"""Predictor: a trained model applied to NumPy images of any size."""
 
 import collections
 import dataclasses
@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from maskrcnn_jax.checkpoints import store as checkpoint
-from maskrcnn_jax.distributed import mesh as sharding
+from maskrcnn_jax.checkpoints import store
+from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.inference import merging, tiling, views
-from maskrcnn_jax.inference.tiling import TileOptions
+from maskrcnn_jax.inference import views as views_lib
+from maskrcnn_jax.inference.views import TileOptions, View
 from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.structures import Detections
@@ -25,43 +25,33 @@ _AHEAD = 1
 
 
 @dataclasses.dataclass
-class _Job:
-  """An image whose views are under way.
+class _Image:
+  """An image whose views are being detected.
 
   Attributes:
     index: of the image.
-    image_size: (height, width).
-    is_tiled: whether it is cut into tiles.
-    parts: what was found so far, by number of the view.
-    num_views: how many there are; None until all are given out.
+    size: (height, width).
+    views: all of its views.
+    is_tiled: it is larger than a tile.
+    found: detections in pixels of the image, by number of the view.
   """
 
   index: int
-  image_size: tuple[int, int]
-  is_tiled: bool = False
-  parts: dict[int, Detections] = dataclasses.field(default_factory=dict)
-  num_views: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Row:
-  """A view as a row of a batch."""
-
-  job: _Job
-  number: int
-  view: views.View
-  inputs: dict[str, np.ndarray]
+  size: tuple[int, int]
+  views: Sequence[View]
+  is_tiled: bool
+  found: dict[int, Detections] = dataclasses.field(default_factory=dict)
 
 
 class Predictor:
   """Detects objects in images of any size.
 
-  An image is brought to a canvas of the config exactly as for an evaluation, so
+  An image is resized to a canvas of the config exactly as in an evaluation, so
   it gives the same detections. There is one compilation per canvas.
 
   Attributes:
     config: of the run that made the weights.
-    class_names: name of each class by its number; empty if none were known.
+    class_names: by class id; empty if none were known.
     category_ids: of the classes that had another id in the annotations.
   """
 
@@ -79,37 +69,28 @@ class Predictor:
     Args:
       source: a workdir, of a run or by `import_weights`, whose newest
         checkpoint is taken; or one checkpoint (`WORKDIR/checkpoints/STEP`).
-      batch_size: views that are detected together; the next multiple of the
-        number of devices is taken.
-      tile: cut images that are larger than a tile, see `tiling`; None: see all
-        of every image at once.
-      scales: see every view at each of these sizes, relative to that of an
-        evaluation, and merge what is found, see `merging`.
-      mirror: see every view also mirrored.
+      batch_size: views per batch; rounded up to a multiple of the number of
+        devices.
+      tile: cut images that are larger than a tile, see `views`; None: detect in
+        all of every image at once.
+      scales: detect in every view at each of these sizes, relative to that of
+        an evaluation, and merge the detections, see `views.merge`.
+      mirror: detect in every view also mirrored.
       num_devices: that share a batch; None: all of this process.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
       CorruptCheckpointError: it is not what was saved.
-      ValueError: an argument is wrong, or the source is a file of weights.
+      UserError: an argument is wrong, or the source is a file of weights.
     """
-    # TensorFlow, which resizes here as for an evaluation, is not loaded by the
-    # mere name `maskrcnn_jax.Predictor`.
+    # Not at the top: it loads TensorFlow, which `maskrcnn_jax.Predictor` alone
+    # must not.
     from maskrcnn_jax.input_pipeline import single_images, transforms
 
-    if batch_size < 1:
-      raise UserError(f'batch_size must be at least 1, got {batch_size}.')
-    if not scales or min(scales) <= 0:
-      raise UserError(f'scales must be numbers above 0, got {scales}.')
-    for suffix in ('', '.index'):
-      if os.path.isfile(f'{source}{suffix}'):
-        raise UserError(
-          f'{source} holds weights alone; maskrcnn-jax import_weights '
-          f'--source {source} --output DIR makes a workdir of it.'
-        )
-    variables, self.config = checkpoint.restore(source)
-    self.class_names = checkpoint.read_classes(source)
-    self.category_ids = checkpoint.read_category_ids(source)
+    _check_arguments(source, batch_size, scales)
+    variables, self.config = store.restore(source)
+    self.class_names = store.read_classes(source)
+    self.category_ids = store.read_category_ids(source)
     self._model = MaskRCNN.from_config(self.config.model)
     self._tile, self._scales, self._mirror = tile, tuple(scales), mirror
     inputs = self.config.input
@@ -124,16 +105,16 @@ class Predictor:
       image_dtype=inputs.get('image_dtype', 'uint8'),
       options=resize,
     )
-    self._mesh = sharding.make_mesh(num_devices)
-    parts = sharding.num_parts(self._mesh)
+    self._mesh = mesh_lib.make_mesh(num_devices)
+    parts = mesh_lib.num_parts(self._mesh)
     self._batch_size = -(-batch_size // parts) * parts
-    self._variables = sharding.put_replicated(variables, self._mesh)
-    places = sharding.input_shardings(self._mesh)
-    everywhere = sharding.replicated(self._mesh)
+    self._variables = mesh_lib.put_replicated(variables, self._mesh)
+    shardings = mesh_lib.input_shardings(self._mesh)
+    replicated = mesh_lib.replicated(self._mesh)
     self._detect = jax.jit(
       functools.partial(train_step.detect, self._model),
-      in_shardings=(everywhere, places['images'], places['image_sizes']),
-      out_shardings=everywhere,
+      in_shardings=(replicated, shardings['images'], shardings['image_sizes']),
+      out_shardings=replicated,
     )
 
   def __call__(self, images) -> Any:
@@ -155,7 +136,7 @@ class Predictor:
   def stream(
     self, images: Iterable[np.ndarray]
   ) -> Iterator[tuple[int, Detections]]:
-    """Yields (index, detections) of every image as soon as they are there.
+    """Yields (index, detections) of every image as soon as it is complete.
 
     Images are read one after the other, few of them ahead. Those of another
     canvas may overtake others, so the indices are not always in order.
@@ -165,7 +146,8 @@ class Predictor:
     """
     waiting, running = collections.defaultdict(list), collections.deque()
     for row in self._rows(images):
-      rows = waiting[row.inputs['images'].shape]
+      *_, inputs = row
+      rows = waiting[inputs['images'].shape]
       rows.append(row)
       if len(rows) == self._batch_size:
         running.append((rows[:], self._start(rows)))
@@ -178,33 +160,27 @@ class Predictor:
     while running:
       yield from self._finish(*running.popleft())
 
-  def _rows(self, images) -> Iterator[_Row]:
-    """The views of all images as rows of batches."""
+  def _rows(self, images) -> Iterator[tuple[_Image, int, dict]]:
+    """Yields the views of all images: image, number of the view, inputs."""
     for index, image in enumerate(images):
       image = _as_rgb(image)
-      job = _Job(index, image.shape[:2])
-      number, ahead = 0, None
-      for view in self._views(image):
-        job.is_tiled |= view.is_cut_out
-        if ahead is not None:
-          yield ahead
-        ahead = _Row(job, number, view, self._fit(view))
-        number += 1
-      # Known before the last one is given out, and so before all are done.
-      job.num_views = number
-      yield ahead
+      views = list(self._views(image))
+      is_tiled = any(view.is_cut_out for view in views)
+      image = _Image(index, image.shape[:2], views, is_tiled)
+      for number, view in enumerate(views):
+        yield image, number, self._fit(view)
 
-  def _views(self, image) -> Iterator[views.View]:
-    tiles = [views.View(image)]
+  def _views(self, image) -> Iterator[View]:
+    tiles = [View(image)]
     if self._tile is not None:
       size = self._fits[self._choose_canvas(image.shape[:2], self._fits)]
       if self._tile.size is not None:
         size = (self._tile.size, self._tile.size)
-      tiles = tiling.cut_tiles(image, size, self._tile)
+      tiles = views_lib.cut_tiles(image, size, self._tile)
     for tile in tiles:
-      yield from views.augment(tile, self._scales, self._mirror)
+      yield from views_lib.augment(tile, self._scales, self._mirror)
 
-  def _fit(self, view: views.View) -> dict[str, np.ndarray]:
+  def _fit(self, view: View) -> dict[str, np.ndarray]:
     """The view on its canvas."""
     choice = self._choose_canvas(view.pixels.shape[:2], self._fits)
     canvas, fit = self._canvases[choice], self._fits[choice]
@@ -214,42 +190,65 @@ class Predictor:
       canvas = tuple(max(a, -(-b // 32) * 32) for a, b in zip(canvas, fit))
     return self._fit_image(view.seen(), canvas, fit)
 
-  def _start(self, rows: Sequence[_Row]) -> Detections:
+  def _start(self, rows: Sequence[tuple]) -> Detections:
     """Sends a batch to the device; rows of zeros fill it up."""
     batch = {}
     for key in ('images', 'image_sizes'):
-      filled = [row.inputs[key] for row in rows]
+      filled = [inputs[key] for *_, inputs in rows]
       filled += [np.zeros_like(filled[0])] * (self._batch_size - len(rows))
       batch[key] = np.stack(filled)
-    for row in rows:
-      del row.inputs['images']  # The device has it now.
-    batch = sharding.put_batch(batch, self._mesh)
+    for *_, inputs in rows:
+      del inputs['images']  # The device has it now.
+    batch = mesh_lib.put_batch(batch, self._mesh)
     return self._detect(self._variables, batch['images'], batch['image_sizes'])
 
   def _finish(
-    self, rows: Sequence[_Row], detections: Detections
+    self, rows: Sequence[tuple], detections: Detections
   ) -> Iterator[tuple[int, Detections]]:
     """Takes the detections of a batch; yields images that are complete."""
     detections = jax.tree.map(np.asarray, detections)
-    for number, row in enumerate(rows):
-      job = row.job
-      found = row.view.to_image(
-        detections.image(number), row.inputs['scales'], job.image_size
+    for row, (image, number, inputs) in enumerate(rows):
+      found = image.views[number].to_image(
+        detections.image(row), inputs['scales'], image.size
       )
-      if job.is_tiled:
-        found = _above(found, self._tile.min_score)
-      job.parts[row.number] = found
-      if len(job.parts) == job.num_views:
-        yield job.index, self._merge(job)
+      if image.is_tiled:
+        keep = found.scores >= self._tile.min_score
+        found = jax.tree.map(lambda x, keep=keep: x[keep], found)
+      image.found[number] = found
+      if len(image.found) == len(image.views):
+        yield image.index, self._merge(image)
 
-  def _merge(self, job: _Job) -> Detections:
-    parts = [job.parts[number] for number in range(job.num_views)]
+  def _merge(self, image: _Image) -> Detections:
+    """Detections of an image from those of its views."""
+    parts = [image.found[number] for number in range(len(image.views))]
     if len(parts) == 1:
       return parts[0]
     options = self._model.detections
     # A tiled image may hold any number of objects.
-    limit = None if job.is_tiled else options.max_detections
-    return merging.merge(parts, options.iou_threshold, limit)
+    limit = None if image.is_tiled else options.max_detections
+    return views_lib.merge(parts, options.iou_threshold, limit)
+
+
+def _check_arguments(source, batch_size, scales) -> None:
+  if batch_size < 1:
+    raise UserError(
+      f'batch_size must be at least 1, got {batch_size}.',
+      argument='batch_size',
+      given=batch_size,
+    )
+  if not scales or min(scales) <= 0:
+    raise UserError(
+      f'scales must be numbers above 0, got {scales}.',
+      argument='scales',
+      given=scales,
+    )
+  for suffix in ('', '.index'):
+    if os.path.isfile(f'{source}{suffix}'):
+      raise UserError(
+        f'{source} holds weights alone; maskrcnn-jax import_weights '
+        f'--source {source} --output DIR makes a workdir of it.',
+        path=source,
+      )
 
 
 def _as_rgb(image) -> np.ndarray:
@@ -259,14 +258,10 @@ def _as_rgb(image) -> np.ndarray:
   if image.dtype != np.uint8 or not (
     is_grey or (image.ndim == 3 and image.shape[-1] in (3, 4))
   ):
-    raise UserError(
+    raise ValueError(
       'images must be uint8 arrays [h, w, 3], [h, w, 4] or [h, w], got '
       f'{image.dtype} {image.shape}.'
     )
   if 0 in image.shape:
-    raise UserError(f'images must have a pixel, got {image.shape}.')
+    raise ValueError(f'images must not be empty, got {image.shape}.')
   return np.stack([image] * 3, axis=-1) if is_grey else image[..., :3]
-
-
-def _above(found: Detections, min_score: float) -> Detections:
-  return jax.tree.map(lambda x: x[found.scores >= min_score], found)

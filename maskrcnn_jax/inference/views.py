@@ -1,30 +1,90 @@
-"""Parts of an image, mirrored or scaled, and what was found in them.
+"""Views of an image: tiles, scales and mirror images, and their merging.
 
-The network sees views; what it finds in them is brought back to pixels of the
-image, and what several views show is merged by `merging`.
+The network sees views. Detections in them are brought back to pixels of the
+image by `View.to_image`, and `merge` keeps the best view of every object.
+
+An image larger than a tile is cut into overlapping tiles, then halved and cut
+again, until one tile holds all of it. Detections at a cut side are dropped: an
+object whose sides are shorter than the overlap less two margins lies whole in
+some tile, and a longer one is half as long at the next level, the last of which
+cuts nothing. So every object is seen whole, large ones at a coarser level.
 """
 
 import dataclasses
+import functools
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 
+import jax
 import numpy as np
+from PIL import Image
 
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.evaluation import coco_results
+from maskrcnn_jax.ops import nms as nms_ops
 from maskrcnn_jax.structures import Detections
 
 
 @dataclasses.dataclass(frozen=True)
-class View:
-  """What the network is to see of an image.
+class TileOptions:
+  """Options for cutting large images into tiles.
 
   Attributes:
-    pixels: `[height, width, 3]` uint8, as they lie in the image.
+    size: side of square tiles in pixels of the image, each resized to the
+      canvas as an image of that size; None: what the canvas takes unscaled.
+    levels: largest number of halvings; None: until the image fits into one
+      tile. A model trained on objects of one size reports false positives at
+      coarse levels; with fewer levels, objects longer than the overlap are
+      missed.
+    overlap: of neighbouring tiles, as a share of a tile's side; the last ones
+      overlap more.
+    margin: detections closer than this share of a tile's side to a cut side
+      are dropped.
+    min_score: detections in tiles with a lower score are dropped. A model
+      without a score threshold returns `max_detections` for every tile.
+  """
+
+  size: int | None = None
+  levels: int | None = None
+  overlap: float = 0.25
+  margin: float = 1 / 32
+  min_score: float = 0.05
+
+  def __post_init__(self):
+    if self.size is not None and self.size < 32:
+      raise UserError(
+        f'tile.size must be at least 32, got {self.size}.',
+        argument='tile.size',
+        given=self.size,
+      )
+    if self.levels is not None and self.levels < 0:
+      raise UserError(
+        f'tile.levels must be 0 or more, or None, got {self.levels}.',
+        argument='tile.levels',
+        given=self.levels,
+      )
+    if not 0 < 2 * self.margin <= self.overlap <= 0.75:
+      raise UserError(
+        'tile.overlap must be at most 0.75 and at least twice tile.margin, got '
+        f'overlap={self.overlap} and margin={self.margin}.',
+        argument='tile.overlap',
+        given=self.overlap,
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+  """A part of an image as the network sees it.
+
+  Attributes:
+    pixels: `[height, width, 3]` uint8, not mirrored.
     start: (y, x) of their first pixel in the image, or in the reduced one.
-    reduced: pixels of the image that one pixel covers, down and across.
-    margins: (top, left, bottom, right) pixels along each side that only a cut
-      object reaches, because the image goes on there; 0 where it does not.
-    scale: how much larger than for an evaluation the network sees it.
-    mirrored: whether left and right are exchanged for the network.
+    reduced: side of a pixel, in pixels of the image.
+    margins: (top, left, bottom, right) pixels along each side in which
+      detections are dropped, because the image goes on there; else 0.
+    scale: size for the network, relative to that of an evaluation.
+    mirrored: left and right are exchanged for the network.
   """
 
   pixels: np.ndarray
@@ -36,7 +96,7 @@ class View:
 
   @property
   def is_cut_out(self) -> bool:
-    """Whether the image goes on beyond a side."""
+    """True if the image goes on beyond a side."""
     return any(self.margins)
 
   def seen(self) -> np.ndarray:
@@ -44,18 +104,17 @@ class View:
     return self.pixels[:, ::-1] if self.mirrored else self.pixels
 
   def to_image(
-    self, found: Detections, scales: np.ndarray, image_size: tuple[int, int]
+    self,
+    found: Detections,
+    scales: np.ndarray,
+    image_size: tuple[int, int],
   ) -> Detections:
-    """What was found in a view, in pixels of the image.
+    """Detections in pixels of the image, without those that a side cuts.
 
     Args:
-      found: the valid rows of the view, in input pixels.
+      found: detections in this view, in input pixels, valid rows only.
       scales: `[2]` input pixels per pixel of the view, (y, x).
       image_size: (height, width) of the image.
-
-    Returns:
-      Detections in pixels of the image, without those that a side of the view
-      cuts.
     """
     boxes = coco_results.original_boxes(found.boxes, scales)
     masks = found.masks
@@ -67,18 +126,14 @@ class View:
     whole = self._are_whole(boxes)
     if self.start != (0, 0) or self.reduced > 1:
       boxes = (boxes + np.float32(self.start * 2)) * np.float32(self.reduced)
-      # The last pixel of a reduced image may cover more than there is.
+      # The last pixel of a reduced image may reach beyond the image.
       boxes = np.minimum(boxes, np.float32(tuple(image_size) * 2))
-    return Detections(
-      boxes=boxes[whole],
-      scores=found.scores[whole],
-      classes=found.classes[whole],
-      masks=None if masks is None else masks[whole],
-      valid=np.ones(np.count_nonzero(whole), bool),
+    return jax.tree.map(
+      lambda x: x[whole], found.replace(boxes=boxes, masks=masks)
     )
 
   def _are_whole(self, boxes: np.ndarray) -> np.ndarray:
-    """Which boxes `[n, 4]` in pixels of the view reach no side that cuts."""
+    """`[n]` bool, False for boxes `[n, 4]` that reach a side that cuts."""
     margins = np.array(self.margins)
     height, width = self.pixels.shape[:2]
     distances = np.array([0, 0, height, width]) - boxes
@@ -89,7 +144,109 @@ class View:
 def augment(
   view: View, scales: Sequence[float], mirror: bool
 ) -> Iterator[View]:
-  """The view at every scale, each also mirrored if `mirror`."""
+  """Yields the view at every scale, each also mirrored if `mirror`."""
   for scale in scales:
     for mirrored in (False, True)[: 1 + mirror]:
       yield dataclasses.replace(view, scale=scale, mirrored=mirrored)
+
+
+def cut_tiles(
+  image: np.ndarray, tile: tuple[int, int], options: TileOptions
+) -> Iterator[View]:
+  """Yields the tiles of all levels; the image itself if it fits into one.
+
+  Args:
+    image: `[height, width, 3]` uint8.
+    tile: (height, width) of a tile.
+    options: see there.
+  """
+  for level in itertools.count():
+    height, width = image.shape[:2]
+    rows = tile_starts(height, tile[0], options.overlap)
+    columns = tile_starts(width, tile[1], options.overlap)
+    for top, left in itertools.product(rows, columns):
+      pixels = image[top : top + tile[0], left : left + tile[1]]
+      bottom, right = top + pixels.shape[0], left + pixels.shape[1]
+      inner = (top > 0, left > 0, bottom < height, right < width)
+      yield View(
+        pixels=pixels,
+        start=(top, left),
+        reduced=2**level,
+        margins=tuple(
+          options.margin * side if cuts else 0.0
+          for side, cuts in zip(tile * 2, inner)
+        ),
+      )
+    if len(rows) == len(columns) == 1 or level == options.levels:
+      return
+    # Means of 2x2 pixels; of fewer at an odd end.
+    image = np.asarray(Image.fromarray(image).reduce(2))
+
+
+def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
+  """Starts of tiles along one side: as few as overlap enough, evenly spaced.
+
+  Args:
+    length: of the image.
+    tile: length of a tile.
+    overlap: share of `tile` that neighbours share at least.
+  """
+  if length <= tile:
+    return [0]
+  step = tile - math.ceil(tile * overlap)
+  number = 1 + math.ceil((length - tile) / step)
+  return [(length - tile) * i // (number - 1) for i in range(number)]
+
+
+def merge(
+  parts: Sequence[Detections],
+  iou_threshold: float,
+  max_detections: int | None = None,
+) -> Detections:
+  """NMS within each class over the detections of all views, best first.
+
+  Of several views of an object the one with the highest score gives score, box
+  and mask; nothing is averaged.
+
+  Args:
+    parts: at least one, all in pixels of the same image, valid rows only.
+    iou_threshold: see `ops.nms.nms`.
+    max_detections: keep only so many; None: all.
+  """
+  union = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+  kept = []
+  for label in np.unique(union.classes):
+    rows = np.flatnonzero(union.classes == label)
+    kept.append(
+      rows[_keep(union.boxes[rows], union.scores[rows], iou_threshold)]
+    )
+  rows = np.sort(np.concatenate(kept)) if kept else np.zeros(0, int)
+  rows = rows[np.argsort(-union.scores[rows], kind='stable')][:max_detections]
+  return jax.tree.map(lambda x: x[rows], union)
+
+
+def _keep(boxes, scores, iou_threshold) -> np.ndarray:
+  """Rows of one class that NMS keeps."""
+  count = len(boxes)
+  # Powers of two, so that few lengths are ever compiled.
+  padding = (1 << (count - 1).bit_length()) - count
+  rows, kept = _nms(
+    np.pad(boxes, ((0, padding), (0, 0))),
+    np.pad(scores, (0, padding)),
+    np.arange(count + padding) < count,
+    iou_threshold,
+  )
+  return np.asarray(rows)[np.asarray(kept)]
+
+
+@functools.partial(jax.jit, static_argnames='iou_threshold')
+def _nms(boxes, scores, valid, iou_threshold):
+  # Memory is linear in the boxes, of which thousands are usual here.
+  rows, _, kept = nms_ops.classwise_nms(
+    boxes[:, None],
+    scores[:, None],
+    valid[:, None],
+    iou_threshold,
+    max_outputs=len(boxes),
+  )
+  return rows, kept

@@ -13,7 +13,7 @@ from maskrcnn_jax.distributed import processes
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.export.options import ExportOptions
 from maskrcnn_jax.inference import predict
-from maskrcnn_jax.inference.tiling import TileOptions
+from maskrcnn_jax.inference.views import TileOptions
 
 VERBS = [
   'prepare',

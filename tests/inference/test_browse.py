@@ -1,4 +1,4 @@
-"""The page: what it holds, and in a real browser what it shows."""
+"""The page of detections: its data, and its behaviour in a real browser."""
 
 import base64
 import html.parser
@@ -37,7 +37,7 @@ def grey(height=60, width=80, value=120):
 
 
 class _Scripts(html.parser.HTMLParser):
-  """The texts of script elements with an id, as a browser would cut them."""
+  """Texts of script elements with an id, delimited as in a browser."""
 
   def __init__(self, page):
     super().__init__()
@@ -71,7 +71,7 @@ def test_an_entry():
   assert (entry['name'], entry['height'], entry['width']) == ('a.jpg', 30, 40)
   picture = Image.open(io.BytesIO(base64.b64decode(entry['jpeg'])))
   assert picture.format == 'JPEG' and picture.size == (40, 30)
-  # Half as large, like the picture; the last one is too unsure.
+  # Half as large, like the picture; the last score is too low.
   assert [x['box'] for x in entry['found']] == [[8, 6, 24, 12], [0, 0, 4, 3]]
   assert [x['score'] for x in entry['found']] == [0.9, 0.8765]
   assert [x['class'] for x in entry['found']] == [1, 2]
@@ -97,7 +97,7 @@ def test_pages_of_many_images_have_smaller_pictures():
   assert sides == [1024, 1024, 640, 640, 400, 256]
 
 
-def test_the_page_holds_everything_and_asks_for_nothing():
+def test_the_page_holds_all_data_and_makes_no_requests():
   found = make_found([[12, 16, 36, 64]], [0.9], [2])
   entries = [
     browse.make_entry(name, grey(value=value), found, 640, 0.0)
@@ -125,7 +125,8 @@ def test_a_page_without_images():
 def opened(tmp_path_factory):
   """A browser, and the path of a page.
 
-  Sixty images: two discs, a disc and a star, an unsure star, nothing, again.
+  Sixty images: two discs, a disc and a star, a star of score 0.35, nothing;
+  repeated.
   """
   folder = tmp_path_factory.mktemp('page')
   kinds = (
@@ -159,12 +160,12 @@ def shown(page):
   return visible, page.run("document.querySelector('#count').textContent")
 
 
-def set_score(page, score):
+def set_value(page, selector, value):
   page.run(
     f"""(() => {{
-      const slider = document.querySelector('#score');
-      slider.value = {score};
-      slider.dispatchEvent(new Event('input'));
+      const field = document.querySelector('{selector}');
+      field.value = {json.dumps(value)};
+      field.dispatchEvent(new Event('input'));
     }})()"""
   )
 
@@ -195,7 +196,6 @@ LARGE = '#stage canvas'
 @needs_chromium
 @pytest.mark.slow
 def test_the_page_works_in_a_browser(page):
-  """One after the other, as a person would."""
   # A slider at 0.5: 30 images have 15 * (2 + 2) objects.
   assert shown(page) == (30, '30 of 60 images, 60 objects')
   page.click('#only')
@@ -203,14 +203,14 @@ def test_the_page_works_in_a_browser(page):
   page.click('#only')
 
   # Filters of the score.
-  set_score(page, 0.3)
+  set_value(page, '#score', 0.3)
   assert shown(page) == (45, '45 of 60 images, 75 objects')
-  set_score(page, 0.85)
+  set_value(page, '#score', 0.85)
   assert shown(page) == (30, '30 of 60 images, 30 objects')
-  set_score(page, 1)
+  set_value(page, '#score', 1)
   assert shown(page) == (0, '0 of 60 images, 0 objects')
   assert page.run("!document.querySelector('#nothing').hidden")
-  set_score(page, 0.5)
+  set_value(page, '#score', 0.5)
 
   # Filters of the class; the name is shown as it is.
   texts = page.run(
@@ -225,27 +225,15 @@ def test_the_page_works_in_a_browser(page):
   assert shown(page) == (30, '30 of 60 images, 60 objects')
 
   # By name.
-  page.run(
-    """(() => {
-      const field = document.querySelector('#search');
-      field.value = 'MAGE-1.';
-      field.dispatchEvent(new Event('input'));
-    })()"""
-  )
+  set_value(page, '#search', 'MAGE-1.')
   assert shown(page) == (1, '1 of 60 images, 2 objects')
-  page.run(
-    """(() => {
-      const field = document.querySelector('#search');
-      field.value = '';
-      field.dispatchEvent(new Event('input'));
-    })()"""
-  )
+  set_value(page, '#search', '')
   assert page.errors == []
 
 
 @needs_chromium
 @pytest.mark.slow
-def test_pictures_are_drawn_where_they_are_looked_at(page):
+def test_pictures_are_drawn_only_while_in_view(page):
   drawn(page, FIRST)
   # Inside the mask of the first disc: the colour of `visualize` over grey.
   color = visualize._color(0)
@@ -262,7 +250,7 @@ def test_pictures_are_drawn_where_they_are_looked_at(page):
     })()"""
   )
   page.click('#masks')
-  # What is left is given up, and comes back.
+  # A canvas out of view is released, and drawn again when it is back.
   width = f'document.querySelector({json.dumps(FIRST)}).width'
   last = (
     "[...document.querySelectorAll('figure:not([hidden]) canvas')]"
@@ -315,7 +303,7 @@ def test_an_image_is_enlarged(page):
   page.press('ArrowRight')
   page.wait("document.querySelector('#title').textContent === 'image-1.jpg'")
   page.click('#next')
-  # Those that the filter hides are passed over.
+  # Images that the filter hides are skipped.
   page.wait("document.querySelector('#title').textContent === 'image-4.jpg'")
   page.press('ArrowLeft')
   page.wait("document.querySelector('#title').textContent === 'image-1.jpg'")
@@ -323,7 +311,7 @@ def test_an_image_is_enlarged(page):
   page.press('Escape')
   page.wait("!document.querySelector('dialog').open")
   assert page.errors == []
-  # The file itself is all that was ever asked for.
+  # The file itself was the only request.
   assert len(page.requests) == 1 and page.requests[0].startswith('file:')
 
 

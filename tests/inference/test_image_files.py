@@ -1,6 +1,9 @@
-"""Image files: which are meant, and that they become the usual pixels."""
+"""Image files: the same pixels as in records; which files, ids and names."""
 
 import io
+import json
+import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ import tensorflow as tf
 from PIL import ExifTags, Image
 
 from maskrcnn_jax.datasets import images
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.inference import image_files
 
 
@@ -125,66 +129,63 @@ def test_pictures_come_out_upright(
 
 def test_a_size_that_the_json_does_not_say(tmp_path):
   save(tmp_path / 'a.jpg')
-  with pytest.raises(ValueError, match=r'is 40 x 56 .* the json says 56 x 40'):
+  with pytest.raises(UserError) as error:
     image_files.read(tmp_path / 'a.jpg', (56, 40))
+  assert error.value.path == str(tmp_path / 'a.jpg')
+  assert (error.value.given, error.value.wanted) == ((40, 56), (56, 40))
 
 
 @pytest.mark.parametrize(
-  'content, message',
-  [
-    (b'', 'is empty'),
-    (b'A text, not a picture.\n' * 20, 'is no image of a known format'),
-  ],
+  'content', [b'', b'A text, not a picture.\n' * 20, None]
 )
-def test_no_images(tmp_path, content, message):
-  (tmp_path / 'a.jpg').write_bytes(content)
-  with pytest.raises(ValueError, match=message):
-    image_files.read(tmp_path / 'a.jpg')
+def test_files_that_are_no_images(tmp_path, content):
+  path = tmp_path / 'a.jpg'
+  if content is not None:
+    path.write_bytes(content)
+  with pytest.raises(UserError) as error:
+    image_files.read(path)
+  assert error.value.path == str(path)
 
 
-def test_a_missing_file(tmp_path):
-  with pytest.raises(ValueError, match='cannot be read'):
-    image_files.read(tmp_path / 'a.jpg')
-
-
-def test_a_bomb_is_not_decoded(tmp_path, monkeypatch):
+def test_an_image_over_the_limit_is_not_decoded(tmp_path, monkeypatch):
   save(tmp_path / 'a.png')
-  monkeypatch.setattr(image_files, 'MOST_PIXELS', 40 * 56 - 1)
-  with pytest.raises(ValueError, match='is 40 x 56, more than 2,239 pixels'):
+  monkeypatch.setattr(image_files, 'MAX_PIXELS', 40 * 56 - 1)
+  with pytest.raises(UserError, match='2,239') as error:
     image_files.read(tmp_path / 'a.png')
+  assert error.value.given == (40, 56)
 
 
 def test_images_too_large_for_tensorflow(tmp_path, monkeypatch):
   save(tmp_path / 'a.png')
   expected = image_files.read(tmp_path / 'a.png')
-  monkeypatch.setattr(image_files, '_MOST_PIXELS_OF_TENSORFLOW', 100)
+  monkeypatch.setattr(image_files, '_MAX_PIXELS_OF_TENSORFLOW', 100)
   np.testing.assert_array_equal(image_files.read(tmp_path / 'a.png'), expected)
 
 
 @pytest.mark.parametrize(
   'name', ['a.jpg', 'a.png', 'a.gif', 'a.tif', 'a.webp', 'a.bmp']
 )
-def test_damage_is_a_value_error_or_an_image(tmp_path, name):
+def test_corrupt_files_are_user_errors_or_images(tmp_path, name):
   content = np.frombuffer(save(tmp_path / name), np.uint8)
   rng = np.random.default_rng(0)
   refused = 0
   for number in range(60):
-    damaged = content.copy()
+    corrupt = content.copy()
     if number % 2:
-      damaged = damaged[: rng.integers(1, len(content))]
-    places = rng.integers(0, len(damaged), 1 + len(damaged) // 100)
-    damaged[places] = rng.integers(0, 256, len(places))
-    (tmp_path / name).write_bytes(damaged.tobytes())
+      corrupt = corrupt[: rng.integers(1, len(content))]
+    places = rng.integers(0, len(corrupt), 1 + len(corrupt) // 100)
+    corrupt[places] = rng.integers(0, 256, len(places))
+    (tmp_path / name).write_bytes(corrupt.tobytes())
     try:
       pixels = image_files.read(tmp_path / name)
-    except ValueError:
+    except UserError:
       refused += 1
     else:
       assert pixels.dtype == np.uint8 and pixels.shape[2:] == (3,)
   assert refused > 5
 
 
-def test_damaged_exif_does_not_cost_the_picture(tmp_path):
+def test_corrupt_exif_is_ignored(tmp_path):
   stream = io.BytesIO()
   Image.fromarray(photo()).save(stream, 'JPEG', exif=b'Exif\0\0MM\0*nonsense')
   (tmp_path / 'a.jpg').write_bytes(stream.getvalue())
@@ -193,7 +194,7 @@ def test_damaged_exif_does_not_cost_the_picture(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-  """Files of many kinds; none is opened."""
+  """A folder of empty files of many kinds."""
   names = (
     *('b.jpg', 'a.PNG', 'notes.txt', '.hidden.jpg', 'sub/c.jpeg', 'sub/d.json'),
     'sub/deep/e.tiff',
@@ -215,7 +216,7 @@ def test_a_folder_gives_the_images_below_it(folder):
   assert found(folder, 'sub') == everything[2:]
 
 
-def test_what_is_named_is_taken_as_it_is(folder):
+def test_named_files_may_have_any_ending(folder):
   assert found(folder, 'notes.txt', 'b.jpg') == ['notes.txt', 'b.jpg']
 
 
@@ -225,7 +226,7 @@ def test_patterns(folder):
   assert found(folder, 's*') == ['sub/c.jpeg', 'sub/deep/e.tiff']
 
 
-def test_no_image_twice(folder):
+def test_every_image_once(folder):
   assert found(folder, 'b.jpg', '', 'sub/../b.jpg')[0] == 'b.jpg'
   assert len(found(folder, 'b.jpg', '', 'sub/../b.jpg')) == 4
 
@@ -236,12 +237,114 @@ def test_a_file_whose_name_looks_like_a_pattern(folder):
 
 
 @pytest.mark.parametrize('path', ['none.jpg', '*.webp', 'nowhere/'])
-def test_what_means_nothing_is_named(folder, path):
-  with pytest.raises(FileNotFoundError, match='nothing matches it'):
+def test_paths_that_match_nothing(folder, path):
+  with pytest.raises(FileNotFoundError, match=re.escape(path.rstrip('/'))):
     found(folder, path)
 
 
 def test_a_folder_without_images(folder):
   (folder / 'empty').mkdir()
-  with pytest.raises(FileNotFoundError, match='empty holds no image file'):
+  with pytest.raises(FileNotFoundError, match='empty'):
     found(folder, 'b.jpg', 'empty')
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+  """A folder of empty files."""
+  folder = tmp_path_factory.mktemp('photos')
+  for name in ('a.jpg', 'b.png', 'cut.jpg', 'sub/a.png', 'notes.txt'):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).touch()
+  return folder
+
+
+def test_ids_without_annotations_count_from_1(photos):
+  files, class_names = image_files.list_images([photos], 'out')
+  assert class_names == {}
+  assert [(file.image_id, file.name, file.picture) for file in files] == [
+    (1, 'a.jpg', 'pictures/a.png'),
+    (2, 'b.png', 'pictures/b.png'),
+    (3, 'cut.jpg', 'pictures/cut.png'),
+    (4, 'sub/a.png', 'pictures/a-2.png'),
+  ]
+  assert [file.path for file in files] == [photos / x.name for x in files]
+  assert {file.size for file in files} == {None}
+
+
+def test_images_in_the_output_are_skipped(photos):
+  files, _ = image_files.list_images([photos], photos / 'sub')
+  assert [file.name for file in files] == ['a.jpg', 'b.png', 'cut.jpg']
+  with pytest.raises(FileNotFoundError, match=str(photos / 'sub')):
+    image_files.list_images([photos / 'sub'], photos / 'sub')
+
+
+def test_picture_names_are_unique():
+  paths = ['a/x.jpg', 'b/X.png', 'x-2.jpg', 'y.tar.gz', 'b/x.jpg']
+  names = image_files.picture_names(map(pathlib.Path, paths))
+  assert names == [
+    'pictures/x.png',
+    'pictures/X-2.png',
+    'pictures/x-2-2.png',
+    'pictures/y.tar.png',
+    'pictures/x-3.png',
+  ]
+
+
+@pytest.fixture
+def annotations(tmp_path):
+  """Writes a COCO json of test images, which has no annotations."""
+
+  def write(**images):
+    content = {
+      'images': [
+        {'id': 70 + i, 'file_name': name, 'height': h, 'width': w}
+        for i, (name, (h, w)) in enumerate(images.items())
+      ],
+      'categories': [{'id': 1, 'name': 'other'}],
+    }
+    path = tmp_path / 'images.json'
+    path.write_text(json.dumps(content))
+    return path
+
+  return write
+
+
+def ids(photos, annotations, *names):
+  """The ids of some photos by the annotations."""
+  images = [photos / name for name in names]
+  files, class_names = image_files.list_images(images, 'out', annotations)
+  assert class_names == {1: 'other'}
+  return [file.image_id for file in files]
+
+
+def test_ids_by_the_annotations(photos, annotations):
+  names = ('a.jpg', 'b.png', 'sub/a.png')
+  file = annotations(**{'b.png': (90, 50), 'a.png': (3, 4), 'a.jpg': (6, 8)})
+  assert ids(photos, file, *names) == [72, 70, 71]
+  # The longest name that fits, and one with folders that are not there.
+  file = annotations(
+    **{'a.png': (3, 4), 'sub/a.png': (3, 4), 'train/b.png': (9, 5)}
+  )
+  assert ids(photos, file, *names[1:]) == [72, 71]
+
+
+def test_images_that_are_not_in_the_annotations(photos, annotations):
+  file = annotations(**{'b.png': (90, 50)})
+  with pytest.raises(UserError, match='3 of 4') as error:
+    ids(photos, file, '')
+  assert error.value.path == str(file)
+  assert error.value.item == str(photos / 'a.jpg')
+  # Ambiguous: two folders of the annotations have such a file.
+  file = annotations(**{'x/b.png': (90, 50), 'y/b.png': (90, 50)})
+  with pytest.raises(UserError, match='1 of 1') as error:
+    ids(photos, file, 'b.png')
+  assert error.value.item == str(photos / 'b.png')
+
+
+def test_two_images_with_one_id(photos, annotations, tmp_path):
+  file = annotations(**{'b.png': (90, 50)})
+  (tmp_path / 'b.png').touch()
+  with pytest.raises(UserError) as error:
+    ids(photos, file, 'b.png', tmp_path / 'b.png')
+  assert error.value.item == 70
+  assert error.value.path == str(tmp_path / 'b.png')

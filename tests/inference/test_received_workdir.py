@@ -1,0 +1,74 @@
+"""A workdir from a stranger: no path or URL in its config is followed."""
+
+import json
+import os
+import subprocess
+import sys
+
+import drawn_checkpoint
+import numpy as np
+import pytest
+import quick
+import tiny_run
+from PIL import Image
+
+# Planted in every field that names a path, a URL or a plugin.
+_FIELDS = (
+  *('input.file_pattern', 'input.cache', 'evaluation.file_pattern'),
+  *('evaluation.annotations_file', 'training.pretrained', 'training.log_file'),
+  *('runtime.compilation_cache', 'runtime.plugin_path'),
+  'runtime.coordinator_address',
+)
+_SCRIPT = """
+import json, sys
+planted, workdir, image, output = sys.argv[1:]
+seen = []
+
+def watch(event, args):
+  if event != 'compile' and any('planted' in str(x) for x in args):
+    seen.append([event, *map(str, args)])
+
+sys.addaudithook(watch)
+open(planted + '/bait').close()  # The hook sees this one.
+from maskrcnn_jax.cli import main
+source = f'--workdir={workdir}'
+codes = [
+  main.main(['predict', source, f'--output={output}/found', '--images', image]),
+  main.main(['export', source, f'--output={output}/exported']),
+]
+import jax
+print(json.dumps([codes, seen, jax.config.jax_compilation_cache_dir]))
+"""
+
+
+@pytest.mark.slow
+def test_predict_and_export_follow_no_path_of_the_config(tmp_path):
+  planted = tmp_path / 'planted'
+  planted.mkdir()
+  (planted / 'bait').touch()
+  config = tiny_run.make_config('', '').unlock()
+  config.input.canvases = ((64, 96),)
+  config.runtime = {}
+  for number, field in enumerate(_FIELDS):
+    section, name = field.split('.')
+    value = str(planted / 'bait') if number % 2 else 'http://planted.invalid/x'
+    config[section][name] = value
+  config.runtime.compilation_cache = str(planted)
+  workdir = drawn_checkpoint.write(tmp_path / 'run', config)
+  image = tmp_path / 'image.png'
+  Image.fromarray(np.zeros((30, 40, 3), np.uint8)).save(image)
+  environment = {**os.environ, 'HOME': str(tmp_path / 'home')}
+  environment.pop('JAX_COMPILATION_CACHE_DIR', None)
+  done = subprocess.run(
+    [sys.executable, '-c', _SCRIPT, planted, workdir, image, tmp_path],
+    env={**environment, 'XLA_FLAGS': quick.xla_flags()},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr[-4000:]
+  codes, seen, cache = json.loads(done.stdout.splitlines()[-1])
+  assert codes == [0, 0], done.stderr[-4000:]
+  assert [event for event, *_ in seen] == ['open']  # The bait alone.
+  assert 'planted' not in cache
+  assert [path.name for path in planted.iterdir()] == ['bait']
