@@ -1,6 +1,5 @@
-# Sourced by the scripts beside it: sets `python`, and lets it import the
-# checkout's package. PYTHON chooses the interpreter; otherwise it is that of
-# .venv where there is one.
+# Sourced by the scripts beside it: sets `python`, which can import the package of
+# the checkout: PYTHON, else that of .venv, else python3.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-}
 if [[ -z $python ]]; then
@@ -9,7 +8,7 @@ if [[ -z $python ]]; then
 fi
 if ! "$python" -c 'import sys
 sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then
-  echo "$python is no Python from 3.11 on: set PYTHON, or run" \
+  echo "$python is not Python 3.11 or later: set PYTHON, or run" \
     "bash $root/launch/environment.sh." >&2
   exit 1
 fi

@@ -12,7 +12,10 @@ ROOT = pathlib.Path(__file__).parent.parent
 # counts.
 ALLOWED = {
   'configs': 'ml_collections .config',
-  'data': 'numpy PIL pycocotools tensorflow tensorflow_datasets .datasets',
+  'data': (
+    'numpy PIL pycocotools tensorflow tensorflow_datasets .datasets .errors'
+    ' .files'
+  ),
   'maskrcnn_jax': 'numpy PIL ml_collections .evaluation .structures',
   'maskrcnn_jax/charts': 'numpy matplotlib .evaluation.scores .files',
   'maskrcnn_jax/structures': 'jax numpy flax.struct',

@@ -60,8 +60,8 @@ def table(archives: dict[str, bytes], sizes: bool = True) -> str:
   )
 
 
-def damage(archive: bytes) -> bytes:
-  """A zip with one byte of its first member turned over."""
+def corrupt(archive: bytes) -> bytes:
+  """A zip with one byte of its first member inverted."""
   with zipfile.ZipFile(io.BytesIO(archive)) as opened:
     member = opened.infolist()[0]
   place = 30 + len(member.filename) + member.compress_size // 2
