@@ -25,7 +25,7 @@ from maskrcnn_jax.datasets import records
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.input_pipeline import (
   batches,
-  decoding,
+  decode,
   order,
   reader,
   transforms,
@@ -232,7 +232,7 @@ class _Stages:
     serialized = tf.constant(records.read_record(self._index, row))
     record = self._call('parse', serialized)
     image = self._call('decode_image', record['encoded'])
-    example = decoding.decode(record, self._options.max_instances)
+    example = decode.decode_record(record, self._options.max_instances)
     maps = self._call('maps', example, canvas, fit)
     size = tf.cast(maps['image_sizes'], tf.int32)
     self._call('mirror', image, size, tf.constant(True))
@@ -279,9 +279,9 @@ def _functions(options) -> dict[str, Callable]:
     return {name: made[name] for name in made if name != 'image'}
 
   def decode_masks(pngs, image_size):
-    # One value of each mask, or TensorFlow would skip the decoding.
+    # One value of each mask, or TensorFlow would skip the decode.
     return tf.map_fn(
-      lambda png: decoding.decode_mask(png, image_size)[0, 0],
+      lambda png: decode.decode_mask(png, image_size)[0, 0],
       pngs,
       fn_output_signature=tf.uint8,
       parallel_iterations=1,
@@ -289,7 +289,7 @@ def _functions(options) -> dict[str, Callable]:
 
   return {
     'parse': records.parse_record,
-    'decode_image': decoding.decode_image,
+    'decode_image': decode.decode_image,
     'maps': maps,
     'mirror': transforms.resize_image,
     'resize': transforms.resize_image,

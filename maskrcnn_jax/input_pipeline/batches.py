@@ -1,7 +1,7 @@
 """Batches of padded NumPy arrays from record files.
 
-The order of `order.py` is read by `reader.py`. The global batch does not depend
-on the number of hosts; a host gets its rows of it.
+`order` says which records a batch holds, `reader` reads them. The global batch
+does not depend on the number of hosts; a host gets its rows of it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,9 @@ import tensorflow as tf
 
 from maskrcnn_jax.datasets import records
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.input_pipeline import caching, order, reader, transforms
-from maskrcnn_jax.input_pipeline.delivery import DeliveredBatches, TrainBatches
+from maskrcnn_jax.input_pipeline import cache as caches
+from maskrcnn_jax.input_pipeline import order, reader, transforms
+from maskrcnn_jax.input_pipeline.iterators import Batches, TrainBatches
 
 CANVAS_MULTIPLE = 32  # The network halves its input five times.
 
@@ -41,14 +42,14 @@ def train_batches(
   """Endless batches for training.
 
   A row whose image cannot be used has `valid` False; an object that cannot be
-  used is left out. Both are counted, and the first of each kind logged.
+  used is skipped. Both are counted, and the first of each kind logged.
 
   Args:
     file_pattern: record files, or a prepared TFDS directory.
-    canvases: (height, width) of the input; every batch has one of them, every
-      image takes the one that shrinks it least.
+    canvases: (height, width) of the input; every batch has one of them, and
+      every image takes the one that shrinks it least.
     batch_size: images in a batch over all hosts.
-    max_instances: objects in an image; of more the largest are kept.
+    max_instances: objects in an image; the largest of more are kept.
     mask_size: side of the mask crops.
     flip: mirror half of the images.
     seed: of order and augmentation.
@@ -59,10 +60,10 @@ def train_batches(
     image_dtype: 'uint8' or 'float32'.
     resize: fields of `transforms.ResizeOptions`.
     split: of a TFDS directory.
-    block_size: neighbouring records that stay together in the order.
+    block_size: neighboring records that stay together in the order.
     num_threads: readers; by default one per CPU, at most 16.
-    cache: what is kept in memory, up to half of it: 'rows', resized images and
-      cut masks, twice if they are mirrored; 'records'; or 'nothing'. None: the
+    cache: kept in memory, up to half of it: 'rows', resized images and mask
+      crops, twice if they are mirrored; 'records'; or 'nothing'. None: the
       first of them that fits, on a machine of 45 GiB and more.
     repeat_first: the first batch of the run again and again, to train without
       the cost of reading; the position moves all the same.
@@ -75,61 +76,47 @@ def train_batches(
     `counts`.
 
   Raises:
-    ValueError: if an argument is wrong; see also `records.index_records`.
+    UserError: an argument is wrong, see also `records.index_records`; or, from
+      the iterator, too many rows are lost.
   """
   options = transforms.TransformOptions(
     max_instances=max_instances,
     mask_size=mask_size,
     flip=flip,
     image_dtype=image_dtype,
-    resize=transforms.ResizeOptions(**(resize or {})),
+    resize=transforms.resize_options(resize),
   )
-  fits = _check_arguments(
-    canvases, batch_size, host_index, host_count, options, num_threads
-  )
-  reader.set_up_tensorflow(num_threads)
+  _check_hosts('input.batch_size', batch_size, host_index, host_count)
   if start_examples < 0:
-    raise UserError(
-      f'start_examples must not be negative, got {start_examples}.'
-    )
-  if cache is not None and cache not in caching.MODES:
-    raise UserError(
-      f'cache must be one of {caching.MODES} or None, got {cache!r}.'
-    )
-  if not 0.0 <= max_unreadable_share <= 1.0:
-    raise UserError(
-      f'max_unreadable_share must be in 0..1, got {max_unreadable_share}.'
-    )
-  index = records.index_records(file_pattern, split)
-  choices = order.assign_canvases(index.heights, index.widths, fits)
-  batches = order.TrainOrder(choices, batch_size, seed, salt, block_size)
-
+    raise ValueError(f'start_examples must be 0 or more, got {start_examples}.')
+  _require(
+    cache is None or cache in caches.MODES,
+    *('input.cache', cache, f'None or one of {caches.MODES}'),
+  )
+  _require(
+    0.0 <= max_unreadable_share <= 1.0,
+    *('input.max_unreadable_share', max_unreadable_share, 'in 0..1'),
+  )
+  source = _Source(
+    *(file_pattern, split, canvases, batch_size, host_index, host_count),
+    *(options, num_threads),
+  )
+  batches = order.TrainOrder(
+    source.canvas_indices, batch_size, seed, salt, block_size
+  )
   first = 0 if repeat_first else start_examples
 
   def plan(number):
-    whole = batches.batch(first + int(number) * batch_size)
-    return order.host_rows(whole, host_index, host_count)
+    return batches.batch(first + int(number) * batch_size)
 
   def seeds(part):
     pairs = zip(part.epochs, part.rows)
     return [order.example_seed(seed, salt, int(e), int(r)) for e, r in pairs]
 
-  found = reader.places(
-    tf.data.Dataset.counter(), plan, seeds, index, canvases, fits
-  )
-  if cache is None:
-    cache = caching.choose(index, np.asarray(fits)[choices], options)
-  size = batch_size // host_count
-  dataset = reader.batched(
-    found, index, canvases, size, options, num_threads, cache
-  )
+  dataset = source.read(tf.data.Dataset.counter(), plan, seeds, cache)
+  position = {'examples': start_examples, 'salt': salt}
   return TrainBatches(
-    dataset,
-    batch_size,
-    start_examples,
-    salt,
-    repeat_first,
-    max_unreadable_share,
+    dataset, batch_size, position, repeat_first, max_unreadable_share
   )
 
 
@@ -147,28 +134,28 @@ def eval_batches(
   resize: Mapping | None = None,
   split: str | None = None,
   num_threads: int | None = None,
-) -> DeliveredBatches:
+) -> Batches:
   """Every image once, never mirrored; the last batches are filled up.
 
   Args:
-    file_pattern: record files, or a prepared TFDS directory.
-    canvases: see `train_batches`.
+    file_pattern: see `train_batches`, also for the arguments not named here.
+    canvases: (height, width) of the input.
     batch_size: images in a batch over all hosts.
     image_dtype: 'uint8' or 'float32'.
     with_instances: add `instances`, without crowds.
-    max_instances: see `train_batches`.
-    mask_size: see `train_batches`.
+    max_instances: objects in an image.
+    mask_size: side of the mask crops.
     max_images: take only so many images, the first ones; None: all.
     host_index: this host.
     host_count: hosts that share a batch.
-    resize: see `train_batches`.
-    split: see `train_batches`.
-    num_threads: see `train_batches`.
+    resize: fields of `transforms.ResizeOptions`.
+    split: of a TFDS directory.
+    num_threads: readers.
 
   Returns:
-    A finite iterator with `counts`, as `train_batches`, but nothing stops it.
-    Rows that hold no image have `valid` False. Every host gets the same number
-    of batches, of the same canvases.
+    A finite iterator with `counts`, as `train_batches`, but lost rows never
+    stop it. Rows that hold no image have `valid` False. Every host gets the
+    same number of batches, of the same canvases.
   """
   options = transforms.TransformOptions(
     max_instances=max_instances,
@@ -176,28 +163,20 @@ def eval_batches(
     flip=False,
     image_dtype=image_dtype,
     with_instances=with_instances,
-    resize=transforms.ResizeOptions(**(resize or {})),
+    resize=transforms.resize_options(resize),
   )
-  fits = _check_arguments(
-    canvases, batch_size, host_index, host_count, options, num_threads
+  _check_hosts('evaluation.batch_size', batch_size, host_index, host_count)
+  source = _Source(
+    *(file_pattern, split, canvases, batch_size, host_index, host_count),
+    *(options, num_threads),
   )
-  reader.set_up_tensorflow(num_threads)
-  index = records.index_records(file_pattern, split)
-  heights, widths = index.heights[:max_images], index.widths[:max_images]
-  choices = order.assign_canvases(heights, widths, fits)
-  batches = order.eval_plans(choices, batch_size)
-
-  def plan(number):
-    return order.host_rows(batches[int(number)], host_index, host_count)
+  batches = order.eval_plans(source.canvas_indices[:max_images], batch_size)
 
   def seeds(part):
     return np.zeros([len(part.rows), 2], np.int64)
 
   numbers = tf.data.Dataset.range(len(batches))
-  found = reader.places(numbers, plan, seeds, index, canvases, fits)
-  size = batch_size // host_count
-  dataset = reader.batched(found, index, canvases, size, options, num_threads)
-  return DeliveredBatches(dataset)
+  return Batches(source.read(numbers, lambda n: batches[int(n)], seeds))
 
 
 def batch_spec(
@@ -230,35 +209,92 @@ def batch_spec(
   return rows.batch(batch_size, drop_remainder=True).element_spec
 
 
-def _check_arguments(
-  canvases, batch_size, host_index, host_count, options, num_threads
-) -> list[tuple[int, int]]:
-  """Raises for arguments that cannot work; the fit size of every canvas."""
-  if num_threads is not None and num_threads < 1:
-    raise UserError(f'num_threads must be 1 or more, got {num_threads}.')
-  if not len(canvases):
-    raise UserError('canvases must name at least one (height, width).')
-  for canvas in canvases:
-    wrong = len(canvas) != 2 or any(
-      side < CANVAS_MULTIPLE or side % CANVAS_MULTIPLE for side in canvas
+class _Source:
+  """Indexed records, and this host's rows of batches of them.
+
+  Attributes:
+    canvas_indices: `[n]`, the canvas of every record.
+  """
+
+  def __init__(
+    self,
+    file_pattern,
+    split,
+    canvases,
+    batch_size,
+    host_index,
+    host_count,
+    options,
+    num_threads,
+  ):
+    _check_canvases(canvases)
+    _require(
+      num_threads is None or num_threads >= 1,
+      *('input.num_threads', num_threads, 'None, or 1 or more'),
     )
-    if wrong:
-      raise UserError(
-        'canvases must be (height, width) in multiples of '
-        f'{CANVAS_MULTIPLE}, got {tuple(canvas)}.'
-      )
-  if batch_size < 1 or batch_size % host_count:
-    raise UserError(
-      'batch_size must be a positive multiple of host_count, '
-      f'got {batch_size} for {host_count} hosts.'
+    _require(
+      options.image_dtype in transforms.IMAGE_DTYPES,
+      *('input.image_dtype', options.image_dtype),
+      f'one of {transforms.IMAGE_DTYPES}',
     )
+    self._canvases = canvases
+    self._fits = [transforms.fit_size(x, options.resize) for x in canvases]
+    self._hosts = host_index, host_count
+    self._batch_size = batch_size // host_count
+    self._options, self._num_threads = options, num_threads
+    reader.set_up_tensorflow(num_threads)
+    self._index = records.index_records(file_pattern, split)
+    self.canvas_indices = order.assign_canvases(
+      self._index.heights, self._index.widths, self._fits
+    )
+
+  def read(self, numbers, plan, seeds, cache='nothing') -> tf.data.Dataset:
+    """This host's batches.
+
+    Args:
+      numbers: dataset of the numbers of batches.
+      plan: the global `order.BatchPlan` of a number.
+      seeds: `[rows, 2]` int64 of a plan.
+      cache: one of `cache.MODES`; None: the first that fits.
+    """
+    if cache is None:
+      fits = np.asarray(self._fits)[self.canvas_indices]
+      cache = caches.choose_mode(self._index, fits, self._options)
+    locations = reader.record_locations(
+      numbers,
+      lambda number: order.host_rows(plan(number), *self._hosts),
+      *(seeds, self._index, self._canvases, self._fits),
+    )
+    return reader.read_batches(
+      *(locations, self._index, self._canvases, self._batch_size),
+      *(self._options, self._num_threads, cache),
+    )
+
+
+def _check_canvases(canvases) -> None:
+  is_valid = len(canvases) and all(
+    len(canvas) == 2
+    and all(x >= CANVAS_MULTIPLE and x % CANVAS_MULTIPLE == 0 for x in canvas)
+    for canvas in canvases
+  )
+  wanted = f'(height, width) pairs of multiples of {CANVAS_MULTIPLE}'
+  _require(is_valid, 'input.canvases', canvases, wanted)
+
+
+def _check_hosts(argument, batch_size, host_index, host_count) -> None:
   if not 0 <= host_index < host_count:
+    raise ValueError(f'host_index {host_index} of {host_count} hosts.')
+  is_valid = batch_size >= 1 and batch_size % host_count == 0
+  wanted = f'a positive multiple of the number of hosts, {host_count}'
+  _require(is_valid, argument, batch_size, wanted)
+
+
+def _require(is_valid, argument, given, wanted) -> None:
+  """Raises a `UserError` for an argument that is not valid."""
+  if not is_valid:
     raise UserError(
-      f'host_index must be in 0..{host_count - 1}, got {host_index}.'
+      f'{argument} must be {wanted}, got {given!r}.',
+      argument=argument,
+      given=given,
+      wanted=wanted,
     )
-  if options.image_dtype not in transforms.IMAGE_DTYPES:
-    raise UserError(
-      f'image_dtype must be one of {transforms.IMAGE_DTYPES}, '
-      f'got {options.image_dtype!r}.'
-    )
-  return [transforms.fit_size(canvas, options.resize) for canvas in canvases]

@@ -1,21 +1,21 @@
-"""Crops of masks to the boxes of their objects, straight from PNG files.
+"""Mask crops: masks cut to the boxes of their objects, straight from PNG files.
 
-A mask is as large as its image, its crop is not: of each mask only the part
-that its crop shows outlives its decoding.
+Masks are as large as their image, and are decoded one at a time: only the part
+that the crop samples is kept.
 """
 
 import tensorflow as tf
 
-from maskrcnn_jax.input_pipeline import decoding
+from maskrcnn_jax.input_pipeline import decode
 
 OUTSIDE = -1  # In a pixel map: the canvas shows no pixel of the image here.
 
 
-def cut_masks(encoded, image_size, boxes, rows, columns, mask_size: int):
+def crop_masks(encoded, image_size, boxes, rows, columns, mask_size: int):
   """Masks of the canvas, cut to the boxes and resized bilinearly.
 
   The values of `tf.image.crop_and_resize` of full-size masks with boxes divided
-  by the canvas: the seed divides by the size but samples on a grid of size - 1
+  by the canvas: Habana divides by the size but samples on a grid of size - 1
   (seed_facts 5.6).
 
   Args:
@@ -36,34 +36,34 @@ def cut_masks(encoded, image_size, boxes, rows, columns, mask_size: int):
     _enclose(xs, x_weights),
   )
 
-  def cut(values):
-    """What one crop reads, transposed."""
+  def sample(values):
+    """The pixels that one crop samples, transposed."""
     png, begin, size, ys, xs = values
-    part = tf.slice(decoding.decode_mask(png, image_size), begin, size)
-    # Only whole rows are gathered fast.
+    part = tf.slice(decode.decode_mask(png, image_size), begin, size)
+    # Gathering is fast along the first axis only.
     return tf.gather(tf.transpose(tf.gather(part, ys)), xs)
 
   side = 2 * mask_size
-  read = tf.map_fn(
-    cut,
+  samples = tf.map_fn(
+    sample,
     (encoded, tf.stack([top, left], 1), tf.stack([height, width], 1), ys, xs),
     fn_output_signature=tf.TensorSpec([side, side], tf.uint8),
     parallel_iterations=1,  # One decoded mask at a time.
   )
-  # The neighbours of a point are an axis of their own.
-  read = tf.reshape(read, [-1, 2, mask_size, 2, mask_size])
+  # The two neighbors of a point get their own axis.
+  samples = tf.reshape(samples, [-1, 2, mask_size, 2, mask_size])
   x_weights = tf.reshape(x_weights, [-1, 2, mask_size, 1, 1])
   y_weights = tf.reshape(y_weights, [-1, 1, 1, 2, mask_size])
-  values = tf.cast(read > 0, tf.float32) * (y_weights * x_weights)
+  values = tf.cast(samples > 0, tf.float32) * (y_weights * x_weights)
   values = values[:, :, :, 0] + values[:, :, :, 1]
   return tf.transpose(values[:, 0] + values[:, 1], [0, 2, 1])
 
 
 def _samples(starts, ends, pixels, mask_size: int):
-  """Where one axis of the crops is read: `[n, 2 * mask_size]` twice.
+  """Sampled pixels and weights along one axis, `[n, 2 * mask_size]` each.
 
-  The first half are the lower neighbours of the sampled points, the second half
-  the upper ones, with their weights; 0 outside the image.
+  The first half are the lower neighbors of the sampled points, the second half
+  the upper ones; weights are 0 outside the image.
   """
   length = tf.size(pixels)
   size = tf.cast(length, tf.float32)
@@ -75,18 +75,18 @@ def _samples(starts, ends, pixels, mask_size: int):
   lower, upper = tf.floor(points), tf.math.ceil(points)
   weight = points - lower
   inside = (points >= 0.0) & (points <= size - 1.0)
-  places = tf.cast(tf.concat([lower, upper], axis=1), tf.int32)
-  indices = tf.gather(pixels, tf.clip_by_value(places, 0, length - 1))
+  neighbors = tf.cast(tf.concat([lower, upper], axis=1), tf.int32)
+  indices = tf.gather(pixels, tf.clip_by_value(neighbors, 0, length - 1))
   weights = tf.concat([1.0 - weight, weight], axis=1)
   shown = tf.tile(inside, [1, 2]) & (indices != OUTSIDE)
   return tf.maximum(indices, 0), tf.where(shown, weights, 0.0)
 
 
 def _enclose(indices, weights):
-  """The range that holds all indices with a weight: start, length, indices.
+  """Smallest range with all weighted indices: start, length, indices in it.
 
-  The indices returned, `[n, 2 * mask_size]`, count from the start, `[n]`; the
-  others among them lie within the range too.
+  Returns `[n]`, `[n]` and `[n, 2 * mask_size]`; indices without a weight are
+  clipped into the range.
   """
   counts = weights > 0.0
   last = tf.reduce_max(tf.where(counts, indices, 0), axis=1)

@@ -1,8 +1,8 @@
-"""Which record is row r of batch k, computed from integers alone.
+"""Order of the data: the records of every batch, computed from integers alone.
 
-An example's place never depends on a reader's state: the order of an epoch is a
-permutation drawn from (seed, salt, epoch), the epochs follow each other without
-a gap, and a position is the number of examples before it. NumPy only.
+The order never depends on a reader's state: that of an epoch is a permutation
+drawn from (seed, salt, epoch), the epochs follow each other without a gap, and
+a position is the number of examples before it. NumPy only.
 """
 
 import bisect
@@ -14,7 +14,7 @@ import numpy as np
 
 from maskrcnn_jax.errors import UserError
 
-FILLER = -1  # The row number of a place that holds no example.
+FILLER = -1  # Instead of the row of a record, where a batch has no example.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +22,8 @@ class BatchPlan:
   """The examples of one global batch.
 
   Attributes:
-    rows: `[batch]` int64, rows of the record index; FILLER where there is none.
-    epochs: `[batch]` int64, how often each example was used before.
+    rows: `[batch]` int64, rows of the record index, or FILLER.
+    epochs: `[batch]` int64, times that each example was used before.
     canvas: index of the canvas that all of them share.
   """
 
@@ -38,12 +38,12 @@ def epoch_order(
   """The permutation of an epoch, `[num_examples]` int64.
 
   Args:
-    num_examples: how many examples there are.
+    num_examples: size of the data set.
     seed: of the run, not negative.
     salt: raised when a run is rewound and must see other data.
     epoch: counted from 0.
-    block_size: neighbours that stay together, for storage where random reads
-      are dear; 1 permutes single examples.
+    block_size: neighbors that stay together, for storage where random reads
+      are expensive; 1 permutes single examples.
   """
   num_blocks = -(-num_examples // block_size)
   # Raw bits of a named generator are the same in every NumPy release, which
@@ -56,7 +56,7 @@ def epoch_order(
 
 
 def example_seed(seed: int, salt: int, epoch: int, row: int) -> np.ndarray:
-  """`[2]` int64 for stateless ops: own to each use of each example."""
+  """`[2]` int64 for stateless ops, different for each use of each example."""
   # The leading 1 keeps these draws apart from those of the epochs' orders.
   entropy = np.random.SeedSequence([1, seed, salt, epoch, row])
   return entropy.generate_state(2, np.uint64).view(np.int64)
@@ -82,10 +82,10 @@ def assign_canvases(
 class TrainOrder:
   """The endless sequence of global batches, each of one canvas.
 
-  The epochs' permutations are walked one after the other; an example waits with
-  the others of its canvas, and when `batch_size` of them wait they become the
-  next batch, across the ends of epochs. How many wait when an epoch begins is
-  known without walking, so any batch is found at once.
+  The epochs' permutations follow one another; an example waits with the others
+  of its canvas, and when `batch_size` of them wait they become the next batch,
+  across the ends of epochs. The number that waits when an epoch begins is known
+  without going through earlier ones, so any batch is found directly.
   """
 
   def __init__(
@@ -106,10 +106,17 @@ class TrainOrder:
       block_size: see `epoch_order`.
     """
     if len(canvas_indices) == 0:
-      raise UserError('canvas_indices must name at least one example, got 0.')
-    for name, value in (('seed', seed), ('salt', salt)):
-      if value < 0:
-        raise UserError(f'{name} must not be negative, got {value}.')
+      raise UserError(
+        'input.file_pattern has no records.', argument='input.file_pattern'
+      )
+    if seed < 0:
+      raise UserError(
+        f'input.seed must be 0 or more, got {seed}.',
+        argument='input.seed',
+        given=seed,
+      )
+    if salt < 0:
+      raise ValueError(f'salt must be 0 or more, got {salt}.')
     self._canvas_indices = np.asarray(canvas_indices)
     self._batch_size = batch_size
     self._draw = functools.partial(
@@ -123,15 +130,15 @@ class TrainOrder:
   def batch(self, examples: int) -> BatchPlan:
     """The global batch that begins after `examples` examples.
 
-    With several canvases a position that is no multiple of the batch size,
-    left by a run with another one, stands for the batch it falls into.
+    With several canvases a position that is not a multiple of the batch size,
+    from a run with another one, means the batch it falls into.
     """
     if examples < 0:
-      raise UserError(f'examples must not be negative, got {examples}.')
+      raise ValueError(f'examples must be 0 or more, got {examples}.')
     if len(self._counts) == 1:
       return self._slice(0, examples)
     number = examples // self._batch_size
-    # An epoch more than the batches need, for every canvas' waiting examples.
+    # One more epoch than the batches need, for the examples that wait.
     waiting = len(self._counts) + 1
     limit = (number + waiting) * self._batch_size // sum(self._counts) + 2
     epoch = bisect.bisect_right(range(limit), number, key=self._finished) - 1
@@ -139,7 +146,7 @@ class TrainOrder:
     return self._slice(int(group), int(last) + 1 - self._batch_size)
 
   def _finished(self, epoch: int) -> int:
-    """Batches complete before an epoch begins."""
+    """Number of complete batches before an epoch begins."""
     return sum(epoch * count // self._batch_size for count in self._counts)
 
   def _draw_members(self, epoch: int) -> list[np.ndarray]:
@@ -151,22 +158,22 @@ class TrainOrder:
   def _find_ends(self, epoch: int) -> np.ndarray:
     """`[batches, 2]`: canvas group and rank in it of each batch's last row."""
     canvases = self._canvas_indices[self._draw(epoch)]
-    places, groups, ranks = [], [], []
+    positions, groups, ranks = [], [], []
     for group, canvas in enumerate(self._canvases):
-      place = np.flatnonzero(canvases == canvas)
-      rank = epoch * self._counts[group] + np.arange(len(place))
+      position = np.flatnonzero(canvases == canvas)
+      rank = epoch * self._counts[group] + np.arange(len(position))
       full = (rank + 1) % self._batch_size == 0
-      places.append(place[full])
+      positions.append(position[full])
       groups.append(np.full(np.sum(full), group))
       ranks.append(rank[full])
     ends = np.stack([np.concatenate(groups), np.concatenate(ranks)], axis=-1)
-    return ends[np.argsort(np.concatenate(places))]
+    return ends[np.argsort(np.concatenate(positions))]
 
   def _slice(self, group: int, first: int) -> BatchPlan:
-    """The batch whose examples have ranks `first`... in their canvas' order."""
+    """The batch of the examples from rank `first` on in their canvas' order."""
     ranks = first + np.arange(self._batch_size)
-    epochs, places = np.divmod(ranks, self._counts[group])
-    rows = [self._members(int(e))[group][p] for e, p in zip(epochs, places)]
+    epochs, offsets = np.divmod(ranks, self._counts[group])
+    rows = [self._members(int(e))[group][o] for e, o in zip(epochs, offsets)]
     canvas = int(self._canvases[group])
     return BatchPlan(np.asarray(rows, np.int64), epochs, canvas)
 

@@ -1,7 +1,8 @@
-"""A tf.data pipeline from places in the order to batches of one host.
+"""tf.data pipeline: reads the records of an order into batches of one host.
 
-Records are read by offset. One that cannot be read keeps its place, as a row
-whose `valid` is False; `faults` of a row says why, or what its objects lack.
+Records are read by offset. One that cannot be read becomes a row whose `valid`
+is False, so that no other row moves; its `faults` say why, as do those of
+skipped objects.
 """
 
 import os
@@ -13,17 +14,11 @@ import tensorflow as tf
 from absl import logging
 
 from maskrcnn_jax.datasets import records
-from maskrcnn_jax.input_pipeline import (
-  caching,
-  decoding,
-  faults,
-  memory,
-  order,
-  transforms,
-)
+from maskrcnn_jax.input_pipeline import cache as caches
+from maskrcnn_jax.input_pipeline import decode, faults, order, transforms
 from maskrcnn_jax.input_pipeline.faults import ImageFault, ObjectFault
 
-_PLACE = {
+_LOCATION = {
   'row': ([None], tf.int64),
   'image_id': ([None], tf.int64),
   'path': ([None], tf.string),
@@ -44,16 +39,16 @@ _OBJECT_REASONS = {
 
 
 def set_up_tensorflow(num_threads: int | None) -> None:
-  """Keeps TensorFlow modest; before anything else is asked of it.
+  """Leaves GPUs to JAX and limits TensorFlow's threads; call it before others.
 
-  It leaves the memory of a GPU to JAX, and with `num_threads` its own pools,
-  which all pipelines share, are no larger.
+  Args:
+    num_threads: limit of the thread pools that all pipelines share; None: none.
   """
   try:
     tf.config.set_visible_devices([], 'GPU')
   except RuntimeError:
     logging.log_first_n(
-      logging.WARNING, 'TensorFlow was in use before: it may hold the GPU.', 1
+      logging.WARNING, 'TensorFlow was in use before and may hold the GPU.', 1
     )
   if not num_threads:
     return
@@ -61,10 +56,10 @@ def set_up_tensorflow(num_threads: int | None) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(num_threads)
     tf.config.threading.set_intra_op_parallelism_threads(num_threads)
   except RuntimeError:
-    return  # The pools are those of an earlier pipeline.
+    return  # An earlier pipeline has set them.
 
 
-def places(
+def record_locations(
   numbers: tf.data.Dataset,
   plan: Callable,
   seeds: Callable,
@@ -72,15 +67,15 @@ def places(
   canvases: Sequence[tuple[int, int]],
   fits: Sequence[tuple[int, int]],
 ) -> tf.data.Dataset:
-  """A dataset of places: which record, where it lies, and what becomes of it.
+  """Dataset of record locations: file and offset, with seed and canvas.
 
   Args:
     numbers: of the batches.
-    plan: the `order.BatchPlan` of this host for a number.
-    seeds: `[rows, 2]` int64 for a plan.
+    plan: this host's `order.BatchPlan` of a number.
+    seeds: `[rows, 2]` int64 of a plan.
     index: of the records.
     canvases: see `batches.train_batches`.
-    fits: what an image may fill of each canvas.
+    fits: (height, width) that an image may fill on each canvas.
   """
   paths = np.array([os.fsencode(path) for path in index.files], object)
 
@@ -100,22 +95,22 @@ def places(
     }
     return [
       np.asarray(found[name], dtype.as_numpy_dtype)
-      for name, (_, dtype) in _PLACE.items()
+      for name, (_, dtype) in _LOCATION.items()
     ]
 
-  def place(number):
-    dtypes = [dtype for _, dtype in _PLACE.values()]
+  def locate(number):
+    dtypes = [dtype for _, dtype in _LOCATION.values()]
     values = tf.numpy_function(columns, [number], dtypes)
     return {
       name: tf.ensure_shape(value, shape)
-      for value, (name, (shape, _)) in zip(values, _PLACE.items())
+      for value, (name, (shape, _)) in zip(values, _LOCATION.items())
     }
 
-  return numbers.map(place).unbatch()
+  return numbers.map(locate).unbatch()
 
 
-def batched(
-  found: tf.data.Dataset,
+def read_batches(
+  locations: tf.data.Dataset,
   index: records.RecordIndex,
   canvases: Sequence[tuple[int, int]],
   batch_size: int,
@@ -126,13 +121,13 @@ def batched(
   """Reads, transforms and batches, with bounded threads, in order.
 
   Args:
-    found: see `places`.
+    locations: see `record_locations`.
     index: of the records.
     canvases: with a single one the shapes are static.
     batch_size: rows of this host.
-    options: see there.
+    options: see `transforms.TransformOptions`.
     num_threads: readers; None: one per CPU, at most 16.
-    cache: what to keep in memory, one of `caching.MODES`.
+    cache: one of `cache.MODES`.
 
   Returns:
     Batches of the README's table, and `faults`, `[batch]` strings of
@@ -140,14 +135,14 @@ def batched(
   """
   num_threads = num_threads or min(os.cpu_count() or 1, 16)
   static = canvases[0] if len(set(map(tuple, canvases))) == 1 else (None, None)
-  kept = caching.Cache(memory.share_bytes())
+  kept = caches.Cache(caches.limit_bytes())
 
   def keep_shape(row):
     images = tf.ensure_shape(row['images'], [*static, 3])
     return row | {'images': images}
 
-  dataset = found.interleave(
-    lambda place: _one_row(place, index, options, cache, kept),
+  dataset = locations.interleave(
+    lambda location: _one_row(location, index, options, cache, kept),
     cycle_length=num_threads,
     block_length=1,
     num_parallel_calls=num_threads,
@@ -158,46 +153,50 @@ def batched(
   settings.deterministic = True
   settings.threading.private_threadpool_size = num_threads
   settings.threading.max_intra_op_parallelism = 1
-  num_ready = 8 if memory.is_plenty() else 2
+  num_ready = 8 if caches.has_plenty_of_memory() else 2
   return dataset.prefetch(num_ready).with_options(settings)
 
 
-def _one_row(place, index, options, cache: str, kept: caching.Cache):
-  """The row of one place: what can be read, or else zeros."""
-  record = records.record_at(place['path'], place['offset'], place['length'])
-  record = record.take(tf.cast(place['row'] != order.FILLER, tf.int64))
+def _one_row(location, index, options, cache: str, kept: caches.Cache):
+  """Dataset of the row of one location; zeros if it cannot be read."""
+  record = records.record_at(
+    location['path'], location['offset'], location['length']
+  )
+  record = record.take(tf.cast(location['row'] != order.FILLER, tf.int64))
   if cache == 'records':
-    record = caching.through(kept, record, [place['row']])
-  flip = transforms.draw_flip(place['seed'], options)
+    record = caches.cached(kept, record, [location['row']])
+  flip = transforms.draw_flip(location['seed'], options)
   # An error inside tf.data would end the iterator or, ignored, shift all later
-  # rows; here it only empties one of the first alternatives.
+  # rows; here it leaves one of the first alternatives empty.
   full, careful = (
     record.map(
-      lambda x, c=c: _transform(x, place, flip, index, options, careful=c)
+      lambda x, c=c: _transform(x, location, flip, index, options, careful=c)
     ).ignore_errors()
     for c in (False, True)
   )
   row = full.concatenate(careful).take(1)
   if cache == 'rows':
-    row = caching.through(kept, row, [place['row'], flip])
-  named = {'image_ids': place['image_id']}
-  row = row.map(lambda x: transforms.pad(x, place['canvas'], options) | named)
-  empty = tf.data.Dataset.from_tensors(place)
-  empty = empty.map(lambda p: _empty(p, index, options) | named)
+    row = caches.cached(kept, row, [location['row'], flip])
+  named = {'image_ids': location['image_id']}
+  row = row.map(
+    lambda x: transforms.pad(x, location['canvas'], options) | named
+  )
+  empty = tf.data.Dataset.from_tensors(location)
+  empty = empty.map(lambda x: _empty(x, index, options) | named)
   return row.concatenate(empty).take(1)
 
 
-def _transform(serialized, place, flip, index, options, careful: bool):
-  """Parses and transforms the record of a place."""
+def _transform(serialized, location, flip, index, options, careful: bool):
+  """Parses and transforms the record of a location."""
   record = records.parse_record(serialized)
   row = transforms.transform(
-    record, place['canvas'], place['fit'], flip, options, careful
+    record, location['canvas'], location['fit'], flip, options, careful
   )
 
   def describe(row, codes, boxes, classes):
     return _describe_objects(index, int(row), codes, boxes, classes)
 
-  found = [place['row'], row['faults'], record['boxes'], record['classes']]
+  found = [location['row'], row['faults'], record['boxes'], record['classes']]
   text = tf.cond(
     tf.reduce_any(row['faults'] > 0),
     lambda: tf.numpy_function(describe, found, tf.string),
@@ -207,65 +206,58 @@ def _transform(serialized, place, flip, index, options, careful: bool):
 
 
 def _describe_objects(index, row: int, codes, boxes, classes) -> bytes:
-  """The text on the objects of a record that are left out."""
-  found = []
+  """`faults.encode` of the skipped objects of a record."""
+  record, found = _describe(index, row), []
   for number in np.flatnonzero(codes):
     fault = ObjectFault(codes[number])
     reason = _OBJECT_REASONS[fault].format(
       label=classes[number], box=tuple(boxes[number].tolist())
     )
-    found.append(
-      (
-        fault,
-        f'{index.place(row)}, image {index.image_ids[row]}, object {number} '
-        f'(from 0) is left out: {reason}.',
-      )
-    )
+    text = f'{record}, object {number} (from 0) is skipped: {reason}.'
+    found.append((fault, text))
   return faults.encode(found)
 
 
-def _empty(place, index: records.RecordIndex, options):
-  """A row without an image that says why, unless the place is a filler."""
+def _describe(index, row: int) -> str:
+  """File, offset and image id of a record."""
+  return f'{index.place(row)}, image {index.image_ids[row]}'
+
+
+def _empty(location, index: records.RecordIndex, options):
+  """A row without an image, with the reason unless it is a filler."""
 
   def describe(row):
     if row == order.FILLER:
       return b''
     fault, reason = _find_fault(index, int(row))
-    return faults.encode(
-      [
-        (
-          fault,
-          f'{index.place(row)}, image {index.image_ids[row]} is left out: '
-          f'{reason}',
-        )
-      ]
-    )
+    text = f'{_describe(index, row)} is skipped: {reason}'
+    return faults.encode([(fault, text)])
 
-  text = tf.numpy_function(describe, [place['row']], tf.string)
-  return transforms.empty_row(place['canvas'], options) | {
+  text = tf.numpy_function(describe, [location['row']], tf.string)
+  return transforms.empty_row(location['canvas'], options) | {
     'faults': tf.ensure_shape(text, [])
   }
 
 
 def _find_fault(index: records.RecordIndex, row: int):
-  """Kind and reason of a record that cannot be used, found by trying again."""
+  """Kind and reason of a fault, found by reading the record again."""
   kind = ImageFault.UNREADABLE_RECORD
   try:
     serialized = records.read_record(index, row)
     kind = ImageFault.UNUSABLE_RECORD
     record = records.parse_record(tf.constant(serialized))
     kind = ImageFault.UNUSABLE_IMAGE
-    decoding.decode_image(record['encoded'])
+    decode.decode_image(record['encoded'])
   except (tf.errors.OpError, ValueError, OSError) as error:
     cause = error.__cause__ or error
     if isinstance(cause, tf.errors.DataLossError):
-      kind = ImageFault.DAMAGED_RECORD
+      kind = ImageFault.CORRUPT_RECORD
     return kind, plain_message(cause)
-  # Storage that failed for a moment, for all that is known.
+  # Most likely storage failed for a moment.
   return ImageFault.UNREADABLE_RECORD, 'it could be read at the next attempt.'
 
 
 def plain_message(error: Exception) -> str:
-  """What an error says, without the node that TensorFlow names around it."""
+  """Message of an error without the names of TensorFlow's nodes."""
   message = getattr(error, 'message', None) or str(error)
   return re.sub(r'\{\{.*?\}\} ?| ?name: *$', '', message)

@@ -1,7 +1,6 @@
-"""One image at a time, as the batches of an evaluation hold it.
+"""Single images on a canvas, as the batches of an evaluation hold them.
 
-The steps are those of `transforms`, so a canvas filled here has the bits that
-it has there.
+The steps are those of `transforms`, so the pixels are equal bit by bit.
 """
 
 from collections.abc import Sequence
@@ -10,18 +9,18 @@ import numpy as np
 import tensorflow as tf
 
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.input_pipeline import decoding, order, reader, transforms
+from maskrcnn_jax.input_pipeline import decode, order, reader, transforms
 
 
 def decode_file(encoded: bytes) -> np.ndarray:
   """RGB pixels, `[h, w, 3]` uint8, of a JPEG or PNG file, as it is stored.
 
   Raises:
-    ValueError: if TensorFlow cannot decode it; says why.
+    UserError: TensorFlow cannot decode it; says why.
   """
   reader.set_up_tensorflow(None)
   try:
-    return decoding.decode_image(encoded).numpy()
+    return decode.decode_image(encoded).numpy()
   except tf.errors.OpError as error:
     raise UserError(reader.plain_message(error)) from error
 
@@ -29,16 +28,14 @@ def decode_file(encoded: bytes) -> np.ndarray:
 def choose_canvas(
   image_size: tuple[int, int], fits: Sequence[tuple[int, int]]
 ) -> int:
-  """Which canvas shrinks an image least.
+  """Index of the canvas that shrinks an image least.
 
   Args:
     image_size: (height, width) of the image.
     fits: (height, width) that an image may fill on each canvas.
   """
-  height, width = image_size
-  return int(
-    order.assign_canvases(np.array([height]), np.array([width]), fits)[0]
-  )
+  heights, widths = np.reshape(image_size, [2, 1])
+  return int(order.assign_canvases(heights, widths, fits)[0])
 
 
 def fit_image(
@@ -55,7 +52,7 @@ def fit_image(
     canvas: (height, width).
     fit: (height, width) that the image may fill of it.
     image_dtype: 'uint8' (rounded) or 'float32'; both 0..255.
-    options: see there.
+    options: see `transforms.ResizeOptions`.
 
   Returns:
     `images` `[height, width, 3]`, `image_sizes` `[2]` float32,

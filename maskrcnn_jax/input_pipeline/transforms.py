@@ -1,18 +1,17 @@
-"""Image, boxes and masks of one example, brought to a canvas together.
+"""Transforms of one example: image, boxes and masks brought to a canvas.
 
 Masks are neither resized nor, before the last step, decoded: `rows` and
-`columns` say which pixel of the original each pixel of the canvas shows, and
+`columns` are the pixel of the original that each pixel of the canvas shows, and
 the crops that training needs are cut through these maps (`mask_crops`).
-Whatever moves, scales or hides objects belongs between `resize` and
-`finish_instances`.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import tensorflow as tf
 
-from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.input_pipeline import decoding, mask_crops
+from maskrcnn_jax.errors import UserError, did_you_mean
+from maskrcnn_jax.input_pipeline import decode, mask_crops
 from maskrcnn_jax.input_pipeline.faults import ObjectFault
 
 IMAGE_DTYPES = ('uint8', 'float32')
@@ -20,7 +19,7 @@ IMAGE_DTYPES = ('uint8', 'float32')
 
 @dataclasses.dataclass(frozen=True)
 class ResizeOptions:
-  """How the size on the canvas follows from the original size.
+  """Size of an image on its canvas.
 
   Attributes:
     fit_size: (shorter, longer) sides that the image must fit into, laid along
@@ -40,11 +39,11 @@ class ResizeOptions:
 
 @dataclasses.dataclass(frozen=True)
 class TransformOptions:
-  """What becomes of an example.
+  """Transforms of an example.
 
   Attributes:
-    max_instances: rows of the instance arrays; larger objects come first when
-      there are more.
+    max_instances: rows of the instance arrays; the largest objects of more are
+      kept.
     mask_size: side of the mask crops.
     flip: mirror half of the images.
     image_dtype: 'uint8' (rounded) or 'float32'; both 0..255.
@@ -60,6 +59,21 @@ class TransformOptions:
   resize: ResizeOptions = ResizeOptions()
 
 
+def resize_options(fields: Mapping | None) -> ResizeOptions:
+  """Options of the config section `input.resize`; None: the defaults."""
+  fields = dict(fields or {})
+  known = [field.name for field in dataclasses.fields(ResizeOptions)]
+  for name in fields:
+    if name not in known:
+      raise UserError(
+        f'input.resize has no field {name!r}{did_you_mean(name, known)}',
+        argument=f'input.resize.{name}',
+        given=name,
+        wanted=known,
+      )
+  return ResizeOptions(**fields)
+
+
 def fit_size(canvas, options: ResizeOptions) -> tuple[int, int]:
   """(height, width) that an image may fill on a canvas."""
   if options.fit_size is None:
@@ -68,7 +82,11 @@ def fit_size(canvas, options: ResizeOptions) -> tuple[int, int]:
   size = (short, long) if canvas[0] <= canvas[1] else (long, short)
   if size[0] > canvas[0] or size[1] > canvas[1]:
     raise UserError(
-      f'resize.fit_size must fit into the canvas {tuple(canvas)}, got {size}.'
+      f'input.resize.fit_size must fit into the canvas {tuple(canvas)}, got '
+      f'{size}.',
+      argument='input.resize.fit_size',
+      given=size,
+      wanted=tuple(canvas),
     )
   return size
 
@@ -88,7 +106,7 @@ def resized_size(image_size, fit, exact: bool = False):
   dtype = tf.float64 if exact else tf.float32
   original = tf.cast(image_size, dtype)
   scale = tf.reduce_min(tf.cast(fit, dtype) / original, axis=-1, keepdims=True)
-  # A very long image keeps one pixel of its short side.
+  # The short side of a very long image keeps one pixel.
   size = tf.maximum(tf.cast(scale * original, tf.int32), 1)
   scales = tf.cast(size, dtype) / original if exact else scale
   scales = tf.broadcast_to(scales, tf.shape(original))
@@ -116,7 +134,7 @@ def resize(example, canvas, fit, flip, options: ResizeOptions):
   """Mirrors an example if `flip`, resizes it and adds its pixel maps.
 
   Args:
-    example: see `decoding.decode`.
+    example: see `decode.decode_record`.
     canvas: `[2]` int32.
     fit: `[2]` int32, see `fit_size`.
     flip: scalar bool.
@@ -158,18 +176,17 @@ def finish_image(image, image_dtype: str):
 
 
 def finish_instances(example, options: TransformOptions):
-  """Cuts the masks and drops what cannot be seen.
+  """Crops the masks and drops objects that cannot be seen.
 
   Args:
     example: see `resize`.
     options: see there.
 
   Returns:
-    `boxes`, `classes` and `masks` of a row, and `[n]` bool, whether each object
-    of the example is among them: one whose mask shows no pixel in its box is
-    not.
+    `boxes`, `classes` and `masks` of a row, and `[n]` bool, False for objects
+    that were dropped because their mask has no pixel in their box.
   """
-  crops = mask_crops.cut_masks(
+  crops = mask_crops.crop_masks(
     example['masks'],
     example['original_sizes'],
     example['boxes'],
@@ -196,20 +213,23 @@ def transform(
 ):
   """One row of a batch from one record, without its padding.
 
+  This is where augmentation goes: after `resize`, as functions of the example
+  and the seed of the record, before masks are cropped. A geometric one changes
+  `image`, `boxes`, `rows` and `columns` together.
+
   Args:
     record: see `datasets.records.parse_record`.
     canvas: `[2]` int32.
     fit: `[2]` int32, see `fit_size`.
     flip: scalar bool.
     options: see there.
-    careful: see `decoding.decode`.
+    careful: see `decode.decode_record`.
 
   Returns:
     The keys of the batch without `image_ids`, `valid` and `instances.valid`,
-    and `faults`, `[num_objects]` int32 codes of what is wrong with the objects
-    of the record.
+    and `faults`, `[num_objects]` int32 codes of the objects of the record.
   """
-  example = decoding.decode(
+  example = decode.decode_record(
     record, options.max_instances, options.with_instances, careful
   )
   resized = resize(example, canvas, fit, flip, options.resize)
@@ -239,7 +259,7 @@ def pad_image(image, canvas):
 
 
 def pad(row, canvas, options: TransformOptions):
-  """A row of `transform` as large as all others, with its `valid` fields."""
+  """A row of `transform` padded to fixed shapes, with its `valid` fields."""
   padded = row | {
     'images': pad_image(row['images'], canvas),
     'valid': tf.constant(True),

@@ -37,11 +37,11 @@ def rectangles(height, width, count, seed=0):
   return image, np.array(boxes, np.float32).reshape(-1, 4), masks
 
 
-def cut_masks(masks, boxes, rows, columns, mask_size):
-  """`mask_crops.cut_masks` of `[n, h, w]` arrays."""
+def crop_masks(masks, boxes, rows, columns, mask_size):
+  """`mask_crops.crop_masks` of `[n, h, w]` arrays."""
   encoded = tf.constant([png(np.asarray(mask)) for mask in masks], tf.string)
   size = np.shape(masks)[1:]
-  return mask_crops.cut_masks(encoded, size, boxes, rows, columns, mask_size)
+  return mask_crops.crop_masks(encoded, size, boxes, rows, columns, mask_size)
 
 
 def record(

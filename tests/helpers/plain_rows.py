@@ -1,7 +1,7 @@
-"""Rows of a batch made in the plainest way, from whole images and whole masks.
+"""Oracle of the input pipeline: rows of a batch from whole images and masks.
 
-For bit-for-bit comparison: the arithmetic is that of the pipeline, the way to
-it is not.
+For bit-exact comparison: the arithmetic is that of the pipeline, the code is
+not.
 """
 
 import functools
@@ -17,24 +17,24 @@ from maskrcnn_jax.input_pipeline import order, transforms
 OUTSIDE = -1
 
 
-def cut_masks(masks, boxes, rows, columns, mask_size):
-  """See `mask_crops.cut_masks`; `masks` are `[n, h, w]` uint8."""
+def crop_masks(masks, boxes, rows, columns, mask_size):
+  """See `mask_crops.crop_masks`; `masks` are `[n, h, w]` uint8."""
   arguments = (np.float32(boxes), np.int32(rows), np.int32(columns))
-  return _cutter(mask_size)(np.uint8(masks), *arguments)
+  return _cropper(mask_size)(np.uint8(masks), *arguments)
 
 
-# What the optimizer of graphs makes of an expression, to the last digit,
-# depends on what is known when it is traced: here as in the pipeline, no sizes.
+# The last digit of an optimized expression depends on the shapes that are known
+# when it is traced: here as in the pipeline, none.
 MAPS = [tf.TensorSpec([None], tf.int32)] * 2
 BOXES = tf.TensorSpec([None, 4], tf.float32)
 
 
 @functools.cache
-def _cutter(mask_size):
+def _cropper(mask_size):
   masks = tf.TensorSpec([None] * 3, tf.uint8)
 
   @tf.function(input_signature=[masks, BOXES, *MAPS], autograph=False)
-  def cut(masks, boxes, rows, columns):
+  def crop(masks, boxes, rows, columns):
     ys, y_weights = _samples(boxes[:, 0], boxes[:, 2], rows, mask_size)
     xs, x_weights = _samples(boxes[:, 1], boxes[:, 3], columns, mask_size)
     lines = tf.gather(masks, ys, axis=1, batch_dims=1)
@@ -44,11 +44,11 @@ def _cutter(mask_size):
     values = values[:, :mask_size] + values[:, mask_size:]
     return values[..., :mask_size] + values[..., mask_size:]
 
-  return cut
+  return crop
 
 
 def _samples(starts, ends, pixels, mask_size):
-  """Indices and weights of lower, then upper neighbours."""
+  """Indices and weights of lower, then upper neighbors."""
   length = tf.size(pixels)
   size = tf.cast(length, tf.float32)
   starts, ends = starts[:, None] * (1.0 / size), ends[:, None] * (1.0 / size)
@@ -57,8 +57,8 @@ def _samples(starts, ends, pixels, mask_size):
   points = starts * (size - 1.0) + numbers * steps
   lower, upper = tf.floor(points), tf.math.ceil(points)
   inside = (points >= 0.0) & (points <= size - 1.0)
-  places = tf.cast(tf.concat([lower, upper], axis=1), tf.int32)
-  indices = tf.gather(pixels, tf.clip_by_value(places, 0, length - 1))
+  neighbors = tf.cast(tf.concat([lower, upper], axis=1), tf.int32)
+  indices = tf.gather(pixels, tf.clip_by_value(neighbors, 0, length - 1))
   weights = tf.concat([1.0 - (points - lower), points - lower], axis=1)
   shown = tf.tile(inside, [1, 2]) & (indices != OUTSIDE)
   return tf.maximum(indices, 0), tf.where(shown, weights, 0.0)
@@ -104,7 +104,7 @@ def make_row(serialized, canvas, flip, mask_size, max_instances):
   }
   if len(boxes):
     maps = [nearest(*sides) for sides in zip(original, size, canvas)]
-    crops = cut_masks(np.stack(masks), boxes, *maps, mask_size)
+    crops = crop_masks(np.stack(masks), boxes, *maps, mask_size)
     instances['boxes'][: len(boxes)] = boxes
     instances['classes'][: len(boxes)] = record['classes']
     instances['masks'][: len(boxes)] = (crops * 255 + 0.5).numpy()

@@ -1,4 +1,4 @@
-"""Bad records are masked, counted and named, and too many stop the run."""
+"""Bad records are masked, counted and logged, and too many stop the run."""
 
 import itertools
 import re
@@ -9,6 +9,7 @@ import pytest
 
 from maskrcnn_jax import input_pipeline
 from maskrcnn_jax.datasets import records
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.input_pipeline import faults
 
 SIZE = (60, 80)
@@ -64,7 +65,7 @@ def assert_only_row_is_empty(batch, row):
   np.testing.assert_array_equal(batch['valid'], expected)
   np.testing.assert_array_equal(batch['image_ids'], [70, 71, 72, 73])
   assert not np.any(batch['images'][row])
-  # What is beside it is what it always was.
+  # The other rows are as ever.
   assert np.all(batch['instances']['valid'][expected, :3])
   for value in batch['instances'].values():
     assert not np.any(value[row])
@@ -76,14 +77,14 @@ def test_truncated_image_empties_its_row(tmp_path, caplog):
   (batch,) = iterator
   assert_only_row_is_empty(batch, 1)
   assert iterator.counts == {'unusable_image': 1}
-  (message,) = [m for m in caplog.messages if 'left out' in m]
+  (message,) = [m for m in caplog.messages if 'skipped' in m]
   assert f'{path} at byte' in message
-  assert 'image 71 is left out' in message
+  assert 'image 71 is skipped' in message
   assert 'JPEG' in message
   assert '{{' not in message
 
 
-def test_damaged_records_empty_their_rows(tmp_path, caplog):
+def test_corrupt_records_empty_their_rows(tmp_path, caplog):
   # Length, its checksum, the first and the last byte of the record, its
   # checksum.
   offsets = [0, 8, 12, -5, -1]
@@ -91,16 +92,16 @@ def test_damaged_records_empty_their_rows(tmp_path, caplog):
   write(path, [None] * 6)
   index = records.index_records(str(path))
   iterator = input_pipeline.eval_batches(str(path), batch_size=6, **SMALL)
-  # After the index was made: only reading can find it.
+  # After indexing, so that only reading can find it.
   for row, offset in enumerate(offsets):
     change_byte(path, index, row, offset)
   (batch,) = iterator
   np.testing.assert_array_equal(batch['valid'], np.arange(6) == 5)
   np.testing.assert_array_equal(batch['image_ids'], 70 + np.arange(6))
-  assert iterator.counts == {'damaged_record': 5}
-  messages = [m for m in caplog.messages if 'left out' in m]
+  assert iterator.counts == {'corrupt_record': 5}
+  messages = [m for m in caplog.messages if 'skipped' in m]
   for row, message in enumerate(messages):
-    assert f'{index.place(row)}, image {70 + row} is left out' in message
+    assert f'{index.place(row)}, image {70 + row} is skipped' in message
     assert message.count(str(path)) == 1
 
 
@@ -179,7 +180,7 @@ OBJECTS = [
 ]
 
 
-def test_unusable_object_is_left_out_alone(tmp_path, monkeypatch, caplog):
+def test_only_the_unusable_object_is_skipped(tmp_path, monkeypatch, caplog):
   monkeypatch.setattr(faults, 'LOGGED_PER_KIND', len(OBJECTS))
   good = write(tmp_path / 'good.tfrecord', [None] * len(OBJECTS))
   bad = write(tmp_path / 'bad.tfrecord', [change for change, _, _ in OBJECTS])
@@ -199,7 +200,7 @@ def test_unusable_object_is_left_out_alone(tmp_path, monkeypatch, caplog):
       value[:, :2], expected['instances'][key][:, [0, 2]], err_msg=key
     )
     assert not np.any(value[:, 2:]), key
-  texts = [m for m in caplog.messages if 'left out' in m]
+  texts = [m for m in caplog.messages if 'skipped' in m]
   assert len(texts) == len(OBJECTS)
   index = records.index_records(bad)
   for row, (text, (_, _, message)) in enumerate(zip(texts, OBJECTS)):
@@ -244,7 +245,7 @@ def test_crowds_have_no_faults(tmp_path):
   np.testing.assert_array_equal(batch['instances']['classes'][0, :3], [1, 3, 0])
 
 
-def test_objects_with_faults_take_no_place_of_the_largest(tmp_path):
+def test_objects_with_faults_are_not_among_the_largest(tmp_path):
   path = write(tmp_path / 'x.tfrecord', [set_box(0, 0, INF, 80)])
   iterator = input_pipeline.eval_batches(
     path, batch_size=1, with_instances=True, max_instances=2, **SMALL
@@ -259,13 +260,13 @@ def test_only_the_first_of_a_kind_are_logged(tmp_path, caplog):
   iterator = input_pipeline.eval_batches(path, with_instances=True, **SMALL)
   list(iterator)
   assert iterator.counts == {'unusable_image': num, 'unusable_class': 1}
-  named = [m for m in caplog.messages if 'left out' in m]
+  named = [m for m in caplog.messages if 'skipped' in m]
   assert len(named) == faults.LOGGED_PER_KIND + 1
   (more,) = [m for m in caplog.messages if 'only counted' in m]
   assert 'unusable_image' in more
 
 
-def test_places_are_the_same_with_and_without_faults(tmp_path):
+def test_faults_do_not_move_other_rows(tmp_path):
   good = write(tmp_path / 'good.tfrecord', [None] * 6)
   bad = write(
     tmp_path / 'bad.tfrecord',
@@ -300,24 +301,23 @@ def test_places_are_the_same_with_and_without_faults(tmp_path):
 
 
 def rows_until_it_stops(iterator, limit):
-  """Rows that were delivered before the error, and its text."""
+  """Number of rows that were delivered before the error, and the error."""
   rows = 0
-  with pytest.raises(RuntimeError) as error:
+  with pytest.raises(UserError) as error:
     while rows < limit:
       rows += len(next(iterator)['valid'])
-  return rows, str(error.value)
+  assert error.value.argument == 'input.max_unreadable_share'
+  return rows, error.value
 
 
 def test_training_stops_above_the_share(tmp_path):
   path = write(tmp_path / 'x.tfrecord', [half_image] + [None] * 3)
   iterator = input_pipeline.train_batches(path, batch_size=4, **SMALL)
-  rows, message = rows_until_it_stops(iterator, faults.MIN_ROWS)
+  rows, error = rows_until_it_stops(iterator, faults.MIN_ROWS)
   # 12 lost rows are less than 0.05 of 256, 13 are more; every fourth is lost.
   assert rows == 48
-  assert '13 of 52 rows cannot be trained on' in message
-  assert 'input.max_unreadable_share is 0.05 of the rows' in message
-  assert '13 unusable_image' in message
-  assert 'images 70, 70' in message
+  assert (error.given, error.wanted, error.item) == ((13, 52), 0.05, 70)
+  assert '13 unusable_image' in str(error)
   assert iterator.position['examples'] == rows
 
 
@@ -337,13 +337,13 @@ def test_a_set_whose_objects_are_all_unusable_stops_too(tmp_path):
 
   path = write(tmp_path / 'x.tfrecord', [change] * 4)
   iterator = input_pipeline.train_batches(path, batch_size=4, **SMALL)
-  rows, message = rows_until_it_stops(iterator, faults.MIN_ROWS)
+  rows, error = rows_until_it_stops(iterator, faults.MIN_ROWS)
   assert rows == 12
-  assert '48 other_size_mask' in message
+  assert '48 other_size_mask' in str(error)
 
 
 def tally_of(*lost):
-  """A tally that has seen single rows, lost or not."""
+  """A tally of single rows, lost or not."""
   tally = faults.Tally()
   text = faults.encode([(faults.ImageFault.UNUSABLE_IMAGE, 'x')])
   for number, is_lost in enumerate(lost):
@@ -355,9 +355,10 @@ def tally_of(*lost):
 def test_the_share_is_of_all_rows_so_far():
   rare = [number % 25 == 0 for number in range(1000)]
   tally_of(*rare).check(0.05)
-  with pytest.raises(RuntimeError, match='40 of 1000 rows'):
+  with pytest.raises(UserError) as error:
     tally_of(*rare).check(0.03)
-  # Many at first are made up for by those that follow.
+  assert error.value.given == (40, 1000)
+  # Later rows make up for many lost ones at first.
   tally_of(*[True] * 20, *[False] * 400).check(0.05)
 
 
@@ -366,8 +367,9 @@ def test_rows_lost_without_a_break_stop_at_any_share():
   last = faults.MAX_LOST_IN_A_ROW
   tally_of(*good, *[True] * (last - 1)).check(1.0)
   tally_of(*[True] * (last - 1), False, True).check(1.0)
-  with pytest.raises(RuntimeError, match=r'The last 64 rows .* 64 unusable'):
+  with pytest.raises(UserError) as error:
     tally_of(*good, *[True] * last).check(0.05)
+  assert error.value.given == (64, 10_064)
 
 
 def test_fillers_are_neither_rows_nor_lost(tmp_path):

@@ -1,4 +1,4 @@
-"""Crops from encoded masks equal, bit for bit, those from whole masks."""
+"""Crops of encoded masks equal those of whole masks, bit by bit."""
 
 import functools
 
@@ -14,8 +14,8 @@ CANVAS = (96, 128)
 
 
 @functools.cache
-def cutter(mask_size):
-  """`mask_crops.cut_masks` as a graph that knows no sizes."""
+def cropper(mask_size):
+  """`mask_crops.crop_masks` as a graph without known shapes."""
   signature = [
     tf.TensorSpec([None], tf.string),
     tf.TensorSpec([2], tf.int32),
@@ -24,20 +24,20 @@ def cutter(mask_size):
   ]
 
   @tf.function(input_signature=signature, autograph=False)
-  def cut(*arguments):
-    return mask_crops.cut_masks(*arguments, mask_size)
+  def crop(*arguments):
+    return mask_crops.crop_masks(*arguments, mask_size)
 
-  return cut
+  return crop
 
 
 def assert_same(masks, boxes, rows, columns, mask_size):
-  """Compares with the plain way; returns the crops."""
+  """Compares with the oracle; returns the crops."""
   boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
   encoded = [example_records.png(mask) for mask in masks]
-  actual = cutter(mask_size)(
+  actual = cropper(mask_size)(
     tf.constant(encoded, tf.string), masks.shape[1:], boxes, rows, columns
   )
-  expected = plain_rows.cut_masks(masks, boxes, rows, columns, mask_size)
+  expected = plain_rows.crop_masks(masks, boxes, rows, columns, mask_size)
   np.testing.assert_array_equal(actual, expected)
   return actual.numpy()
 
@@ -60,7 +60,7 @@ def maps(original, resized, flip=False):
 def test_random_masks_and_boxes(original, resized, flip):
   rng = np.random.default_rng(0)
   count = 40
-  # Of objects, speckled, full and empty; of any value that is not 0.
+  # Speckled, full and empty masks; of any value but 0.
   masks = (rng.random([count, *original]) < rng.random([count, 1, 1])) * 1
   masks[::5] = 1
   masks[1::5] = 0
@@ -92,10 +92,10 @@ def test_a_half_by_hand():
 
 
 @pytest.mark.parametrize('shape', [(60, 79), (61, 80), (80, 60), (120, 40)])
-def test_masks_of_another_size_are_refused(shape):
+def test_masks_of_another_size_are_rejected(shape):
   masks = np.ones([1, *shape], np.uint8)
-  with pytest.raises(tf.errors.InvalidArgumentError, match='image size'):
-    mask_crops.cut_masks(
+  with pytest.raises(tf.errors.InvalidArgumentError):
+    mask_crops.crop_masks(
       tf.constant([example_records.png(masks[0])]),
       tf.constant([60, 80]),
       tf.constant([[1.0, 1.0, 20.0, 20.0]]),

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.input_pipeline import order
 
 
@@ -127,9 +128,13 @@ def test_example_seeds_differ():
 
 
 def test_bad_arguments():
-  with pytest.raises(ValueError, match='canvas_indices'):
+  with pytest.raises(UserError) as error:
     order.TrainOrder(np.array([]), 2)
-  with pytest.raises(ValueError, match='salt must not be negative, got -1'):
+  assert error.value.argument == 'input.file_pattern'
+  with pytest.raises(UserError) as error:
+    order.TrainOrder(np.array([0]), 2, seed=-1)
+  assert error.value.argument == 'input.seed'
+  with pytest.raises(ValueError, match='-1'):
     order.TrainOrder(np.array([0]), 2, salt=-1)
-  with pytest.raises(ValueError, match='examples'):
+  with pytest.raises(ValueError, match='-2'):
     order.TrainOrder(np.array([0]), 2).batch(-2)

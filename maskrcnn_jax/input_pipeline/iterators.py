@@ -1,4 +1,4 @@
-"""Batches as NumPy arrays, faults counted, until the interpreter exits."""
+"""Iterators over batches as NumPy arrays, open until the interpreter exits."""
 
 import atexit
 import itertools
@@ -10,23 +10,23 @@ import tensorflow as tf
 from maskrcnn_jax.input_pipeline.faults import Tally
 
 
-class DeliveredBatches:
-  """A dataset's batches, one after the other.
+class Batches:
+  """Iterator over the batches of a dataset, which counts faults.
 
   The dataset's threads call Python. Its destructor waits for them, so it must
-  not run when the interpreter has begun to go: what is still open then, such as
-  an iterator at the top of a script, is closed just before.
+  not run while the interpreter exits: iterators that are still open then, such
+  as those at the top of a script, are closed just before.
 
   Attributes:
     element_spec: of a batch.
-    tally: of what was left out.
+    tally: of faults, see `faults.Tally`.
   """
 
   def __init__(self, dataset: tf.data.Dataset, repeat_first: bool = False):
     """Starts reading.
 
     Args:
-      dataset: see `reader.batched`.
+      dataset: of `reader.read_batches`.
       repeat_first: return the first batch for ever.
     """
     self._batches = dataset.as_numpy_iterator()
@@ -46,7 +46,7 @@ class DeliveredBatches:
 
   @property
   def counts(self) -> dict[str, int]:
-    """How many images and objects were left out so far, by kind."""
+    """Skipped images and objects of this process so far, by kind of fault."""
     return dict(self.tally.counts)
 
   def close(self) -> None:
@@ -54,11 +54,10 @@ class DeliveredBatches:
     self._batches = iter(())
 
 
-class TrainBatches:
-  """Endless batches of one host.
+class TrainBatches(Batches):
+  """Endless batches of one host, which can be resumed.
 
   Attributes:
-    element_spec: of a batch.
     position: `examples` and `salt` of the next batch, to resume from.
   """
 
@@ -66,38 +65,27 @@ class TrainBatches:
     self,
     dataset: tf.data.Dataset,
     batch_size: int,
-    start_examples: int,
-    salt: int,
-    repeat_first: bool = False,
-    max_unreadable_share: float = 0.05,
+    position: dict[str, int],
+    repeat_first: bool,
+    max_unreadable_share: float,
   ):
-    """Wraps a dataset.
+    """Starts reading.
 
     Args:
-      dataset: endless batches of this host's rows, see `reader.batched`.
+      dataset: endless batches of this host's rows.
       batch_size: rows of the global batch.
-      start_examples: examples before the first batch.
-      salt: see `order.epoch_order`.
-      repeat_first: return the dataset's first batch for ever.
+      position: of the first batch.
+      repeat_first: see `Batches`.
       max_unreadable_share: see `batches.train_batches`.
     """
-    self._batches = DeliveredBatches(dataset, repeat_first)
-    self.element_spec = self._batches.element_spec
+    super().__init__(dataset, repeat_first)
     self._batch_size = batch_size
     self._max_unreadable_share = max_unreadable_share
-    self.position = {'examples': start_examples, 'salt': salt}
-
-  def __iter__(self) -> Iterator[dict]:
-    return self
-
-  @property
-  def counts(self) -> dict[str, int]:
-    """How many images and objects this process left out so far, by kind."""
-    return self._batches.counts
+    self.position = position
 
   def __next__(self) -> dict:
-    batch = next(self._batches)
-    self._batches.tally.check(self._max_unreadable_share)
+    batch = super().__next__()
+    self.tally.check(self._max_unreadable_share)
     examples = self.position['examples'] + self._batch_size
     self.position = {**self.position, 'examples': examples}
     return batch

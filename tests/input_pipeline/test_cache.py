@@ -1,4 +1,4 @@
-"""What is kept in memory, and that it changes nothing but the time."""
+"""The cache: its limits, and batches that do not depend on it."""
 
 import itertools
 
@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from maskrcnn_jax import input_pipeline
 from maskrcnn_jax.datasets import records
-from maskrcnn_jax.input_pipeline import caching, memory, transforms
+from maskrcnn_jax.input_pipeline import cache as caches
+from maskrcnn_jax.input_pipeline import transforms
 
 GIB = 2**30
 SIZES = [(40, 60), (60, 40), (64, 96), (33, 77), (90, 90)]
@@ -23,8 +24,8 @@ def assert_equal(batch, other):
     np.testing.assert_array_equal(value, expected)
 
 
-def test_a_cache_gives_copies_of_copies():
-  cache = caching.Cache()
+def test_a_cache_stores_and_returns_copies():
+  cache = caches.Cache()
   assert cache.get((3, 1)) is None
   value = np.arange(3.0)
   cache.put((3, 1), [value, b'ends with \0'])
@@ -35,13 +36,13 @@ def test_a_cache_gives_copies_of_copies():
   np.testing.assert_array_equal(cache.get((3, 1))[0], [0, 1, 2])
   assert text == b'ends with \0'
   assert cache.num_bytes == 24 + 11
-  # A second value for the key is not another one.
+  # A second value for a key is ignored.
   cache.put((3, 1), [np.zeros(100)])
   assert cache.num_bytes == 24 + 11
 
 
 def test_a_full_cache_takes_what_fits():
-  cache = caching.Cache(100)
+  cache = caches.Cache(100)
   for key, size in enumerate([60, 50, 40, 1]):
     cache.put((key,), [np.zeros(size, np.uint8)])
   assert [cache.get((key,)) is not None for key in range(4)] == [1, 0, 1, 0]
@@ -57,7 +58,7 @@ def test_an_element_is_made_once_for_a_key():
       raise ValueError('never')
     return np.full([int(key)], 7, np.int32), b'x' * int(key)
 
-  cache = caching.Cache()
+  cache = caches.Cache()
 
   def element(key, flag):
     values = tf.data.Dataset.from_tensors(key)
@@ -71,13 +72,13 @@ def test_an_element_is_made_once_for_a_key():
       }
     )
     values = values.ignore_errors().filter(lambda v: tf.size(v['x']) != 1)
-    return caching.through(cache, values, [key, flag])
+    return caches.cached(cache, values, [key, flag])
 
   keys = tf.data.Dataset.from_tensor_slices(
     (tf.constant([3, 1, 3, 3, 2, 2, 1], tf.int64), [0, 0, 0, 1, 0, 0, 0])
   )
   found = list(keys.flat_map(element).as_numpy_iterator())
-  # An element that is missing, or cannot be made, is tried again.
+  # A missing element, or one that cannot be made, is tried again.
   assert made == [3, 1, 3, 2, 2, 1]
   assert [each['y'] for each in found] == [b'xxx'] * 3
   for each in found:
@@ -104,7 +105,7 @@ def path(tmp_path):
   return path
 
 
-def test_caches_change_nothing(path):
+def test_batches_do_not_depend_on_the_cache(path):
   iterators = {
     cache: input_pipeline.train_batches(
       path,
@@ -116,9 +117,9 @@ def test_caches_change_nothing(path):
       max_unreadable_share=1.0,
       cache=cache,
     )
-    for cache in caching.MODES
+    for cache in caches.MODES
   }
-  # Six epochs, so that what is kept is used.
+  # Six epochs, so that the cache is used.
   for _ in range(21):
     first, *others = (next(iterator) for iterator in iterators.values())
     for batch in others:
@@ -130,7 +131,7 @@ def test_caches_change_nothing(path):
     assert iterator.position == first.position
 
 
-def test_batches_are_those_of_whole_masks(tmp_path):
+def test_cached_batches_equal_the_oracle(tmp_path):
   path = example_records.write(tmp_path / 'a.tfrecord', SIZES)
   sizes = {'mask_size': 28, 'max_instances': 3}
   iterator = input_pipeline.train_batches(
@@ -151,15 +152,15 @@ def test_batches_are_those_of_whole_masks(tmp_path):
     (1280, 'uint8', True, 'rows'),
     (1280, 'float32', True, 'records'),
     (31, 'uint8', True, 'nothing'),
-    (44, 'uint8', True, 'nothing'),  # Under the seed's 45 GiB.
+    (44, 'uint8', True, 'nothing'),  # Under Habana's 45 GiB.
     (46, 'uint8', True, 'records'),
     (None, 'uint8', True, 'nothing'),
   ],
 )
-def test_the_cache_follows_the_memory(monkeypatch, gib, dtype, flip, expected):
+def test_the_mode_follows_the_memory(monkeypatch, gib, dtype, flip, expected):
   monkeypatch.delenv('OMPI_COMM_WORLD_LOCAL_SIZE', raising=False)
   limit = None if gib is None else gib * GIB
-  monkeypatch.setattr(memory, 'limit_bytes', lambda: limit)
+  monkeypatch.setattr(caches, 'memory_bytes', lambda: limit)
   count = 100_000
   index = records.RecordIndex(
     files=('x',),
@@ -172,10 +173,10 @@ def test_the_cache_follows_the_memory(monkeypatch, gib, dtype, flip, expected):
   )
   options = transforms.TransformOptions(image_dtype=dtype, flip=flip)
   fits = np.tile([832, 1344], (count, 1))
-  assert caching.choose(index, fits, options) == expected
+  assert caches.choose_mode(index, fits, options) == expected
 
 
-def test_a_run_asks_what_to_keep(path, monkeypatch):
+def test_a_run_chooses_a_mode_unless_it_is_given(path, monkeypatch):
   class AskedError(Exception):
     pass
 
@@ -184,8 +185,84 @@ def test_a_run_asks_what_to_keep(path, monkeypatch):
     np.testing.assert_array_equal(fits, np.tile(CANVAS, (7, 1)))
     raise AskedError
 
-  monkeypatch.setattr(caching, 'choose', choose)
+  monkeypatch.setattr(caches, 'choose_mode', choose)
   with pytest.raises(AskedError):
     input_pipeline.train_batches(path, (CANVAS,), batch_size=2)
-  # Unless it was told.
   input_pipeline.train_batches(path, (CANVAS,), batch_size=2, cache='nothing')
+
+
+def write(root, files):
+  for name, text in files.items():
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.mark.parametrize(
+  'files, expected',
+  [
+    ({'proc/meminfo': 'MemTotal:       67108864 kB\nMemFree: 1 kB\n'}, 64),
+    (
+      {
+        'proc/meminfo': 'MemTotal: 67108864 kB\n',
+        'sys/fs/cgroup/memory.max': f'{24 * GIB}\n',
+      },
+      24,
+    ),
+    (
+      {
+        'proc/meminfo': 'MemTotal: 67108864 kB\n',
+        'sys/fs/cgroup/memory.max': 'max\n',
+      },
+      64,
+    ),
+    (
+      {
+        'proc/meminfo': 'MemTotal: 67108864 kB\n',
+        # Version 1: a number above any memory means no limit.
+        'sys/fs/cgroup/memory/memory.limit_in_bytes': '9223372036854771712\n',
+      },
+      64,
+    ),
+    (
+      {'sys/fs/cgroup/memory/memory.limit_in_bytes': f'{8 * GIB}\n'},
+      8,
+    ),
+  ],
+)
+def test_the_lowest_limit_of_memory_counts(tmp_path, files, expected):
+  write(tmp_path, files)
+  assert caches.memory_bytes(tmp_path) == expected * GIB
+
+
+def test_unknown_memory_is_not_plenty(tmp_path, monkeypatch):
+  assert caches.memory_bytes(tmp_path) is None
+  monkeypatch.setattr(caches, 'memory_bytes', lambda: None)
+  assert not caches.has_plenty_of_memory()
+  assert not caches.fits_in_memory(1)
+  assert caches.limit_bytes() is None
+
+
+def test_half_of_the_memory_is_for_the_cache_from_45_gib_on(monkeypatch):
+  monkeypatch.delenv('OMPI_COMM_WORLD_LOCAL_SIZE', raising=False)
+  monkeypatch.setattr(caches, 'memory_bytes', lambda: 44 * GIB)
+  assert not caches.fits_in_memory(1)
+  monkeypatch.setattr(caches, 'memory_bytes', lambda: 45 * GIB)
+  assert caches.fits_in_memory(22 * GIB)
+  assert not caches.fits_in_memory(23 * GIB)
+  # Two processes of a machine cache everything twice.
+  monkeypatch.setenv('OMPI_COMM_WORLD_LOCAL_SIZE', '2')
+  assert not caches.fits_in_memory(22 * GIB)
+  assert caches.fits_in_memory(11 * GIB)
+
+
+def test_the_limit_is_half_of_the_memory(monkeypatch):
+  monkeypatch.delenv('OMPI_COMM_WORLD_LOCAL_SIZE', raising=False)
+  monkeypatch.setattr(caches, 'memory_bytes', lambda: 24 * GIB)
+  assert caches.limit_bytes() == 12 * GIB
+  monkeypatch.setenv('OMPI_COMM_WORLD_LOCAL_SIZE', '3')
+  assert caches.limit_bytes() == 4 * GIB
+
+
+def test_memory_of_this_machine():
+  assert caches.memory_bytes() > 2**28

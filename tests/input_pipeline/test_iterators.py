@@ -1,4 +1,4 @@
-"""Iterators that are still open do not keep the interpreter from ending."""
+"""Open iterators do not keep the interpreter from exiting."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ import example_records
 import pytest
 
 from maskrcnn_jax import input_pipeline
-from maskrcnn_jax.input_pipeline import delivery
+from maskrcnn_jax.input_pipeline import iterators
 
 # Planning sleeps, so that the threads are in Python when the script ends.
 SCRIPT = """
@@ -61,7 +61,7 @@ def test_closed_iterators_end(path):
   train = input_pipeline.train_batches(path, **options)
   evaluation = input_pipeline.eval_batches(path, **options)
   next(train), next(evaluation)
-  delivery.close_all()
+  iterators.close_all()
   for iterator in (train, evaluation):
     with pytest.raises(StopIteration):
       next(iterator)

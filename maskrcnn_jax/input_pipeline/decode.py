@@ -1,4 +1,4 @@
-"""From a parsed record to an example: pixels, and the objects to train on.
+"""Decoding of a parsed record into an example: pixels and objects.
 
 An example is a dict: `image` [h, w, 3] uint8, `boxes` [n, 4] normalised,
 `classes` [n] int32 and `masks` [n], PNG files as they are in the record.
@@ -29,9 +29,9 @@ def decode_mask(png, image_size):
 
 
 def mask_faults(encoded, image_size):
-  """Codes of what is wrong with each mask, `[n]` int32 of `ObjectFault`.
+  """Fault of each mask, `[n]` int32 codes of `ObjectFault`.
 
-  Slow, in Python: for records with a mask that `decode_mask` refuses.
+  Slow, in Python: only for records with a mask that `decode_mask` rejects.
   """
 
   def fault(png):
@@ -46,9 +46,9 @@ def mask_faults(encoded, image_size):
 
 
 def object_faults(record):
-  """Codes of what is wrong with each class and box, `[n]` int32.
+  """Fault of each class and box, `[n]` int32 codes of `ObjectFault`.
 
-  Crowds, which nothing is learnt from, have no faults.
+  Crowds, which are not trained on, have no faults.
   """
   boxes = record['boxes']
   has_area = tf.reduce_all(boxes[:, 2:] - boxes[:, :2] > 0.0, axis=-1)
@@ -60,10 +60,10 @@ def object_faults(record):
 
 
 def select_instances(record, faults, max_instances: int):
-  """Rows of a record's objects to train on, in their order, int32.
+  """Indices of a record's objects to train on, ascending, int32.
 
-  Crowds and objects with a fault are left out; of more than `max_instances` the
-  largest boxes stay, which is logged once.
+  Crowds and objects with a fault are skipped; of more than `max_instances` the
+  largest boxes are kept, which is logged once.
   """
   boxes = record['boxes']
   usable = (faults == 0) & ~tf.cast(record['is_crowd'], tf.bool)
@@ -72,12 +72,12 @@ def select_instances(record, faults, max_instances: int):
   def largest():
     sides = boxes[:, 2:] - boxes[:, :2]
     areas = tf.gather(tf.reduce_prod(sides, axis=-1), rows)
-    number = tf.numpy_function(_say_dropped, [tf.size(rows)], tf.int32)
+    number = tf.numpy_function(_log_dropped, [tf.size(rows)], tf.int32)
     with tf.control_dependencies([number]):
       best = tf.math.top_k(areas, max_instances, sorted=False).indices
     return tf.gather(rows, tf.sort(best))
 
-  def _say_dropped(count):
+  def _log_dropped(count):
     logging.log_first_n(
       logging.WARNING,
       'An image has %d objects, max_instances is %d: the largest are kept, '
@@ -91,7 +91,7 @@ def select_instances(record, faults, max_instances: int):
   return tf.cond(tf.size(rows) > max_instances, largest, lambda: rows)
 
 
-def decode(
+def decode_record(
   record,
   max_instances: int,
   with_instances: bool = True,
@@ -103,13 +103,13 @@ def decode(
     record: see `datasets.records.parse_record`.
     max_instances: see `select_instances`.
     with_instances: decode the objects too.
-    careful: try each mask first, slowly, instead of refusing the record for
+    careful: check each mask first, slowly, instead of rejecting the record for
       one that cannot be decoded or has another size.
 
   Returns:
-    `image`; with instances also `boxes`, `classes`, `masks` of those that
-    `select_instances` keeps, `numbers`, their rows in the record, and `faults`,
-    codes of `ObjectFault` for all objects of the record.
+    `image`; with instances also `boxes`, `classes` and `masks` of the selected
+    instances, `numbers`, their indices in the record, and `faults`, codes of
+    `ObjectFault` of all objects of the record.
   """
   image = decode_image(record['encoded'])
   if not with_instances:
