@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -282,3 +283,15 @@ def test_gaudi_trains_where_a_plugin_registers_hpu(tmp_path):
   assert sorted(p.name for p in (tmp_path / 'run/checkpoints').iterdir()) == [
     '2'
   ]
+
+
+@pytest.mark.parametrize(
+  'path', sorted((ROOT / '.github/workflows').iterdir()), ids=lambda x: x.name
+)
+def test_workflows_run_scripts_of_the_checkout(path):
+  (job,) = yaml.safe_load(path.read_text())['jobs'].values()
+  commands = ' '.join(step.get('run', '') for step in job['steps'])
+  scripts = re.findall(r'bash (\S+)', commands)
+  assert scripts
+  for script in scripts:
+    assert (ROOT / script).is_file(), script
