@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Trains Mask R-CNN on drawn shapes on the CPU, evaluates it on unseen ones and
-# writes pictures: bash launch/demo.sh [WORKDIR [FLAG ...]]. Flags go to the
-# command, such as --config.training.num_steps=100. Needs Python 3.11 to 3.13 and
-# the package registry. Run again with the same WORKDIR, it goes on from there.
+# Trains Mask R-CNN on drawn shapes on the CPU, evaluates it and draws
+# detections:
+#   bash launch/demo.sh [WORKDIR [FLAG ...]]
+# Flags go to the command, such as --config.training.num_steps=100. Needs Python
+# 3.11 to 3.13 and the package registry. With the same WORKDIR it resumes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -19,4 +20,4 @@ bash launch/environment.sh
 echo
 echo "Done in $(((SECONDS - start) / 60)) min $(((SECONDS - start) % 60)) s."
 echo "Pictures of detections: $workdir/pictures"
-echo "Numbers of every step:  $workdir/metrics.jsonl"
+echo "Metrics:                $workdir/metrics.jsonl"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes .venv with this checkout installed in it, or leaves it as it is when
-# setup.py has not changed since. An argument names an extra of setup.py.
-# PYTHON chooses the interpreter.
+# Makes .venv with this checkout installed in it, unless setup.py has not
+# changed since the last time. An argument names an extra of setup.py; PYTHON
+# chooses the interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -12,7 +12,7 @@ supported() {
 sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null
 }
 
-# The newest that runs: a name on PATH may be a wrapper around nothing.
+# The newest that runs: a name on PATH may be a wrapper without a Python.
 find_python() {
   local name path
   for name in ${PYTHON:-python3.13 python3.12 python3.11 python3 python}; do
@@ -34,7 +34,7 @@ if ! supported .venv/bin/python; then
   echo "Making .venv with $("$python" --version) ($python)."
   "$python" -m venv --clear .venv
 fi
-# What the environment holds: the requirements, where they were read, extras.
+# The stamp: checksum of setup.py, path of the checkout, installed extras.
 wanted=$(cksum < setup.py; pwd)
 if [[ "$(head -n 2 $stamp 2>/dev/null)" != "$wanted" ]]; then
   echo "$wanted" > $stamp.new
@@ -43,7 +43,7 @@ elif [[ -z $extra ]] || grep -qx "extra $extra" $stamp; then
 else
   cp $stamp $stamp.new
 fi
-echo 'Installing maskrcnn_jax and what it needs; minutes the first time.'
+echo 'Installing maskrcnn_jax and its requirements; minutes the first time.'
 start=$SECONDS
 .venv/bin/python -m pip install -qq --disable-pip-version-check \
   --editable ".${extra:+[$extra]}"

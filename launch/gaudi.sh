@@ -1,13 +1,11 @@
 #!/usr/bin/env bash
-# Runs a command on the Gaudi devices of this machine, where a plugin for JAX
-# that registers the name hpu is installed, or HPU_PLUGIN is the path of its
-# library. There is no public one: what has run is this script with a plugin
-# that is the CPU under that name, so nothing is known of speed, or of what such
-# a plugin can compile.
+# Runs a command on the Gaudi devices of this machine:
 #   bash launch/gaudi.sh NUM VERB --config=NAME --workdir=DIR
-# NUM is the number of devices. More than one are driven by a process each,
-# which Gaudi's driver tells apart by Open MPI's local rank, as for the
-# reference.
+# Needs a JAX plugin that registers the name hpu, installed or with HPU_PLUGIN
+# as the path of its library. No public one exists; the tests use a plugin that
+# is the CPU under that name. NUM is the number of devices. Each of several
+# devices is driven by its own process, by Open MPI's local rank, as in Habana's
+# system.
 set -euo pipefail
 
 if (($# < 2)) || [[ ! $1 =~ ^[1-9][0-9]*$ ]]; then

@@ -3,9 +3,9 @@
 # drives all devices of its machine. On machine INDEX of NUM, from 0:
 #   bash launch/multihost.sh ADDRESS NUM INDEX COMMAND ...
 #   bash launch/multihost.sh node0:12345 2 0 maskrcnn-jax train_and_eval ...
-# ADDRESS is HOST:PORT, a free port of machine 0 that the others reach. Workdir
-# and records must be on a disk that all machines see. The command starts when
-# all have joined; when one ends, the others end too.
+# ADDRESS is HOST:PORT, a free port of machine 0 that the others can reach. The
+# workdir and records must be on a shared disk. The command starts when all have
+# joined; when one ends, the others end too.
 set -euo pipefail
 
 if (($# < 4)); then

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Runs a command as N processes on this machine, as if each were a host with CPU
-# devices of its own: for trying what a job on several machines does.
+# Simulates N hosts on this machine: runs a command as N processes, each with
+# its own CPU devices.
 #   bash launch/simulated_hosts.sh N COMMAND ...
 #   DEVICES=2 bash launch/simulated_hosts.sh 2 maskrcnn-jax train ...
-# DEVICES is the number of devices of each host, 1 if not set. Process 0 is
-# shown as it is, the others with [INDEX] before their lines, on stderr. The exit
-# code is that of the first process that fails; the others are then ended. Needs
-# bash 5.1.
+# DEVICES is the number of devices per host, 1 if not set. The output of process
+# 0 is unchanged; the lines of the others start with [INDEX] and go to stderr.
+# The exit code is that of the first process that fails, which ends the others.
+# Needs bash 5.1.
 set -euo pipefail
 
 if (($# < 2)) || [[ ! $1 =~ ^[1-9][0-9]*$ ]]; then
@@ -17,7 +17,7 @@ num=$1
 shift
 grace=5 # Seconds between SIGTERM and SIGKILL.
 
-# A port that nobody listens to.
+# A free port.
 port=$((20000 + RANDOM % 12000))
 while (: < "/dev/tcp/127.0.0.1/$port") 2> /dev/null; do
   port=$((port + 1))
@@ -26,8 +26,8 @@ export JAX_PLATFORMS=cpu
 export JAX_COORDINATOR_ADDRESS=127.0.0.1:$port JAX_NUM_PROCESSES=$num
 export XLA_FLAGS="${XLA_FLAGS:-} \
 --xla_force_host_platform_device_count=${DEVICES:-1}"
-# XLA adds in as many parts as it has threads, of which a process has at least as
-# many as devices. The same number in every layout gives the same digits.
+# The order of XLA's sums depends on its number of threads, which is at least
+# the number of devices. The same number in every layout gives the same digits.
 cpus=$(nproc) devices=$((num * ${DEVICES:-1}))
 export NPROC=${NPROC:-$((cpus > devices ? cpus : devices))}
 

@@ -3,9 +3,9 @@
 #   bash launch/test.sh         ruff and the fast tests
 #   bash launch/test.sh --all   also the slow ones, and the wheel in a clean
 #                               environment
-#   bash launch/test.sh --long  everything, also what takes minutes by itself
-# Two files are tested side by side; `-n 0` takes one after the other. More
-# arguments go to pytest. Exits 0 only if everything passed.
+#   bash launch/test.sh --long  all tests, also those that take minutes each
+# Two files are tested in parallel; `-n 0` tests one at a time. More arguments
+# go to pytest. Exits 0 only if everything passed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -19,8 +19,7 @@ elif [[ ${1:-} == --long ]]; then
 fi
 
 bash launch/environment.sh test
-# Programs compiled by an earlier run, or by another test, are not compiled
-# again.
+# Reuses programs compiled by an earlier run or another test.
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.venv/xla}
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5
 # No messages about CPU features and missing GPUs.
@@ -30,7 +29,7 @@ export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
 .venv/bin/ruff format --check .
 start=$SECONDS
 status=0
-# Warnings of our own modules are errors; those of others are not ours to read.
+# Warnings of our own modules are errors; those of other packages are hidden.
 .venv/bin/python -m pytest --disable-warnings --durations=15 -n 2 \
   --dist loadfile --no-loadscope-reorder \
   ${select[@]+"${select[@]}"} "$@" || status=$?

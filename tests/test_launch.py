@@ -1,4 +1,4 @@
-"""What launch/ starts: the processes of a job find each other, and end."""
+"""Scripts of launch/: processes of a job find each other, and end together."""
 
 import os
 import pathlib
@@ -24,14 +24,14 @@ HIDDEN = ('OMPI_', 'PMIX_', 'SLURM_', 'JAX_', 'JOB_COMPLETION', 'XLA_FLAGS')
 
 
 def environment(**variables):
-  """Of a new process that nobody launched."""
+  """Environment of a process outside any job."""
   kept = {k: v for k, v in os.environ.items() if not k.startswith(HIDDEN)}
   kept['PYTHONPATH'] = os.pathsep.join([str(ROOT), str(ROOT / 'tests/helpers')])
   return {**kept, 'JAX_PLATFORMS': 'cpu', **variables}
 
 
 def bash(*words, **variables):
-  """A bash script that ended, with its output as text."""
+  """A finished bash script, with its output as text."""
   return subprocess.run(
     ['bash', *map(str, words)],
     env=environment(**variables),
@@ -49,7 +49,7 @@ def free_port():
 
 
 def command_on_path(folder, text, name='maskrcnn-jax'):
-  """PATH with a folder in front whose command runs a bash script."""
+  """PATH that starts with a folder whose command is a bash script."""
   folder.mkdir(exist_ok=True)
   (folder / name).write_text(f'#!/usr/bin/env bash\n{text}\n')
   (folder / name).chmod(0o755)
@@ -57,7 +57,7 @@ def command_on_path(folder, text, name='maskrcnn-jax'):
 
 
 @pytest.mark.parametrize('path', SCRIPTS, ids=lambda path: path.name)
-def test_scripts_parse_and_say_what_they_are_for(path):
+def test_scripts_parse_and_start_with_a_comment(path):
   assert bash('-n', path).returncode == 0
   first, second = path.read_text().splitlines()[:2]
   assert first == '#!/usr/bin/env bash'
@@ -75,15 +75,15 @@ def test_the_table_lists_every_file():
 @pytest.mark.parametrize(
   'name', ['multihost.sh', 'simulated_hosts.sh', 'slurm.sbatch', 'gaudi.sh']
 )
-def test_without_arguments_scripts_say_how_they_are_used(name):
+def test_without_arguments_scripts_print_their_usage(name):
   done = bash(LAUNCH / name)
   assert done.returncode == 2
   assert done.stderr.startswith('usage: ')
 
 
 JOIN = """
-from maskrcnn_jax.distributed import processes as runtime
-number = runtime.start({'backend': 'cpu'})
+from maskrcnn_jax.distributed import processes
+number = processes.start({'backend': 'cpu'})
 import jax
 print(number, jax.process_index(), jax.device_count(), jax.local_device_count())
 """
@@ -169,7 +169,7 @@ def test_pods_find_each_other(manifests, monkeypatch):
   variables = {item['name']: item['value'] for item in container['env']}
   assert spec['completionMode'] == 'Indexed'
   assert spec['completions'] == spec['parallelism']
-  # A headless service that knows the pods of the job, and names them.
+  # A headless service with the names of the job's pods.
   assert service['spec']['clusterIP'] == 'None'
   assert service['spec']['publishNotReadyAddresses'] is True
   name = job['metadata']['name']
@@ -178,18 +178,17 @@ def test_pods_find_each_other(manifests, monkeypatch):
   host, _, port = variables['JAX_COORDINATOR_ADDRESS'].partition(':')
   assert host == f'{name}-0.{pod["subdomain"]}'
   assert container['ports'] == [{'containerPort': int(port)}]
-  # What the process makes of it.
   for hidden in [v for v in os.environ if v.startswith(HIDDEN)]:
     monkeypatch.delenv(hidden)
   for variable, value in variables.items():
-    assert isinstance(value, str)  # Kubernetes takes nothing else.
+    assert isinstance(value, str)  # Kubernetes accepts nothing else.
     monkeypatch.setenv(variable, value)
   monkeypatch.setenv('JOB_COMPLETION_INDEX', '3')  # By Kubernetes.
   expected = launcher.Launch('kubernetes', spec['completions'], 3)
   assert launcher.find_launch() == expected
 
 
-def test_the_command_of_a_pod_is_one(manifests):
+def test_the_command_of_a_pod_is_valid(manifests):
   pod = manifests[1]['spec']['template']['spec']
   (container,) = pod['containers']
   program, verb, *flags = container['command']
@@ -210,7 +209,7 @@ def test_the_command_of_a_pod_is_one(manifests):
     assert text.partition('=')[2].startswith(f'{mounts["data"]}/')
 
 
-# As srun, for a job of one machine.
+# Stands in for srun, for a job of one machine.
 SRUN = r"""
 echo "srun $1" >&2; shift
 pids=()
@@ -260,7 +259,7 @@ def test_gaudi_names_the_backend_and_the_library(tmp_path):
 
 @pytest.mark.slow
 def test_gaudi_trains_where_a_plugin_registers_hpu(tmp_path):
-  # The plugin of the test lends JAX's own CPU, which joins no processes twice.
+  # One process: the plugin of the test is JAX's own CPU.
   python = plugin_environment.make(tmp_path)
   config = tiny_run.make_config(*tiny_run.write_dataset(tmp_path))
   config.input.batch_size = config.training.num_steps = 2
