@@ -67,56 +67,35 @@ def load(
   annotations_file: str | os.PathLike,
   images_dir: str | os.PathLike | None = None,
   captions_file: str | os.PathLike | None = None,
+  lists: Sequence[str] = LISTS,
 ) -> CocoDataset:
-  """Reads a COCO instances file without errors.
+  """Reads a COCO file without errors.
 
   Args:
-    annotations_file: COCO JSON with `images`, `annotations`, `categories`.
+    annotations_file: COCO JSON.
     images_dir: if given, every image file must exist there.
     captions_file: COCO JSON whose annotations hold a `caption`.
+    lists: top-level lists to read. The files of COCO's test images have no
+      `annotations`.
 
   Raises:
-    UserError: the file is not a COCO file.
+    UserError: the file is not JSON or lacks one of the lists.
     InvalidDataError: an entry is malformed, an id is ambiguous, or an image
       file is missing.
   """
-  dataset = inspect(annotations_file, images_dir)
+  dataset = inspect(annotations_file, images_dir, lists)
   raise_errors(dataset.findings)
   return add_captions(dataset, captions_file)
-
-
-def load_images(annotations_file: str | os.PathLike) -> CocoDataset:
-  """Reads the images and categories of a COCO file without errors.
-
-  The files of COCO's test images have no annotations.
-
-  Args:
-    annotations_file: COCO JSON with `images` and `categories`.
-
-  Raises:
-    UserError: see `load`.
-  """
-  file = os.fspath(annotations_file)
-  dataset = parse(read_lists(file, ('images', 'categories')), file)
-  raise_errors(dataset.findings)
-  return dataset
 
 
 def inspect(
   annotations_file: str | os.PathLike,
   images_dir: str | os.PathLike | None = None,
+  lists: Sequence[str] = LISTS,
 ) -> CocoDataset:
-  """Reads what can be used of a COCO instances file, errors as findings.
-
-  Args:
-    annotations_file: see `load`.
-    images_dir: see `load`.
-
-  Raises:
-    UserError: the file is not a COCO file.
-  """
-  file = os.fspath(annotations_file)
-  return parse(read_lists(file, LISTS), file, images_dir)
+  """Reads what can be used of a COCO file, errors as findings; see `load`."""
+  content = read_lists(annotations_file, lists)
+  return parse(content, os.fspath(annotations_file), images_dir)
 
 
 def parse(
@@ -128,14 +107,14 @@ def parse(
   """Parses the lists of a COCO file, errors as findings.
 
   Args:
-    content: lists `images`, `categories` and, if any, `annotations`.
+    content: the lists of `LISTS`; missing ones count as empty.
     file: path of the file, for findings.
     images_dir: see `load`.
     findings: earlier findings on the content, which come first.
   """
   findings = list(findings)
-  categories = _parse_categories(content['categories'], file, findings)
-  images = _parse_images(content['images'], file, images_dir, findings)
+  categories = _parse_categories(content, file, findings)
+  images = _parse_images(content, file, images_dir, findings)
   annotations = _group(content, file, images, categories, findings)
   return CocoDataset(
     file, tuple(images.values()), annotations, categories, tuple(findings)
@@ -154,30 +133,10 @@ def add_captions(
   return dataclasses.replace(dataset, captions=dict(captions))
 
 
-def load_categories(annotations_file: str | os.PathLike) -> dict[int, Category]:
-  """Reads the categories of a COCO file, by class id.
-
-  Args:
-    annotations_file: COCO JSON with `categories`.
-
-  Raises:
-    UserError: see `load`.
-  """
-  file, findings = os.fspath(annotations_file), []
-  entries = read_lists(file, ('categories',))['categories']
-  categories = _parse_categories(entries, file, findings)
-  raise_errors(findings)
-  return categories
-
-
 def read_lists(
   file: str | os.PathLike, lists: Sequence[str] = LISTS
 ) -> dict[str, list]:
-  """Reads top-level lists of a COCO file, without checking their entries.
-
-  Raises:
-    UserError: the file is not JSON or lacks one of the lists.
-  """
+  """Reads top-level lists of a COCO file without their checks; see `load`."""
   try:
     content = json.loads(pathlib.Path(file).read_bytes())
   except OSError as error:
@@ -230,17 +189,26 @@ def is_box(value: Any) -> bool:
   )
 
 
-def _parse_categories(entries, file, findings) -> dict[int, Category]:
+def _parse_categories(content, file, findings) -> dict[int, Category]:
   """Categories by class id."""
   found = {}
-  offset = class_offset(_ids(entries))
-  for entry in _objects(entries, 'categories', file, findings):
+  offset = class_offset(_ids(content, 'categories'))
+  for entry in _objects(content, 'categories', file, findings):
+    name, category_id = entry.get('name'), entry.get('id')
     try:
-      class_id, category = _parse_category(entry, offset, found)
+      _check_id(category_id, 'category', name, 0, _MAX_CLASS_ID - 1)
+      class_id = category_id + offset
+      if class_id in found:
+        raise InvalidEntryError(
+          'duplicate_category_id',
+          f'category id {category_id} is used twice ({found[class_id].name!r} '
+          f'and {name!r}). Renumber one.',
+        )
     except InvalidEntryError as error:
       findings.append(error.finding(file))
     else:
-      found[class_id] = category
+      name = str(entry.get('name', category_id))
+      found[class_id] = Category(name, category_id)
   if offset:
     message = (
       'has a category 0: class ids start at 1 (0 is the background), so class '
@@ -250,37 +218,10 @@ def _parse_categories(entries, file, findings) -> dict[int, Category]:
   return found
 
 
-def _parse_category(entry, offset, found) -> tuple[int, Category]:
-  category_id, name = entry.get('id'), entry.get('name')
-  if isinstance(category_id, str):
-    raise InvalidEntryError(
-      'category_id',
-      f'category id {category_id!r} ({name!r}) is a string. '
-      + _integer_instead(category_id, 'category_id'),
-      'error',
-    )
-  if not _is_int(category_id, 0, _MAX_CLASS_ID - 1):
-    raise InvalidEntryError(
-      'category_id',
-      f'category id {category_id!r} ({name!r}) must be an integer from 0. '
-      'Renumber the categories.',
-      'error',
-    )
-  class_id = category_id + offset
-  if class_id in found:
-    raise InvalidEntryError(
-      'duplicate_category_id',
-      f'category id {category_id} is used twice ({found[class_id].name!r} and '
-      f'{name!r}). Renumber one.',
-      'error',
-    )
-  return class_id, Category(str(entry.get('name', category_id)), category_id)
-
-
-def _parse_images(entries, file, images_dir, findings) -> dict[int, CocoImage]:
+def _parse_images(content, file, images_dir, findings) -> dict[int, CocoImage]:
   """Image entries by id."""
   found = {}
-  for entry in _objects(entries, 'images', file, findings):
+  for entry in _objects(content, 'images', file, findings):
     try:
       image = _parse_image(entry, found)
     except InvalidEntryError as error:
@@ -296,35 +237,35 @@ def _parse_images(entries, file, images_dir, findings) -> dict[int, CocoImage]:
 
 def _parse_image(entry, found) -> CocoImage:
   image_id, name = entry.get('id'), entry.get('file_name')
-  if isinstance(image_id, str):
-    raise InvalidEntryError(
-      'image_id',
-      f'image id {image_id!r} is a string and must be an integer. '
-      + _integer_instead(image_id, 'image_id'),
-      'error',
-    )
-  if not _is_int(image_id, -(2**63), 2**63 - 1):
-    raise InvalidEntryError(
-      'image_id',
-      f'image id {image_id!r} must be an integer of up to 64 bits. Renumber '
-      'the images, here and in the annotations.',
-      'error',
-    )
+  _check_id(image_id, 'image', name, -(2**63), 2**63 - 1)
   if image_id in found:
     raise InvalidEntryError(
       'duplicate_image_id',
       f'image id {image_id} is used twice ({found[image_id].file_name!r} and '
       f'{name!r}). Renumber one.',
-      'error',
     )
   if not isinstance(name, str) or not name:
     message = f'file_name must be a non-empty string, got {name!r}.'
-    raise InvalidEntryError('image_entry', message, 'error')
+    raise InvalidEntryError('image_entry', message)
   for side in ('height', 'width'):
     if not _is_int(entry.get(side), 1, 2**20):
       message = f'{side} must be a number of pixels, got {entry.get(side)!r}.'
-      raise InvalidEntryError('image_entry', message, 'error')
+      raise InvalidEntryError('image_entry', message)
   return CocoImage(image_id, name, entry['height'], entry['width'])
+
+
+def _check_id(given, what, name, low, high) -> None:
+  """Raises if the id of a category or an image is not an integer in a range."""
+  if _is_int(given, low, high):
+    return
+  remedy = f'Renumber all, here and as {what}_id of every annotation.'
+  if isinstance(given, str):
+    remedy = _integer_instead(given, f'{what}_id')
+  raise InvalidEntryError(
+    f'{what}_id',
+    f'{what} id {given!r} ({name!r}) must be an integer from {low} to {high}. '
+    f'{remedy}',
+  )
 
 
 def _group(content, file, images, categories, findings):
@@ -335,19 +276,18 @@ def _group(content, file, images, categories, findings):
   """
   grouped = collections.defaultdict(list)
   known = {category.category_id for category in categories.values()}
-  invalid_images = _ids(content['images']) - images.keys()
-  invalid_categories = _ids(content['categories']) - known
-  offset = class_offset(_ids(content['categories']))
+  invalid_images = _ids(content, 'images') - images.keys()
+  invalid_categories = _ids(content, 'categories') - known
+  offset = class_offset(_ids(content, 'categories'))
   seen = set()
-  entries = content.get('annotations', ())
-  for entry in _objects(entries, 'annotations', file, findings):
+  for entry in _objects(content, 'annotations', file, findings):
     annotation_id, image_id, category_id = (
       _hashable(entry.get(key)) for key in ('id', 'image_id', 'category_id')
     )
     try:
       if annotation_id is not None and annotation_id in seen:
         message = 'the annotation id is used twice. Give each object its own.'
-        raise InvalidEntryError('duplicate_annotation_id', message, 'error')
+        raise InvalidEntryError('duplicate_annotation_id', message)
       if image_id in invalid_images or category_id in invalid_categories:
         continue
       seen.add(annotation_id)
@@ -365,11 +305,11 @@ def _check_references(image_id, category_id, images, known) -> None:
   """Raises if an annotation refers to an unknown image or category."""
   if image_id not in images:
     message = f'the JSON has no such image. {_remedy(image_id, images)}'
-    raise InvalidEntryError('unknown_image', message)
+    raise InvalidEntryError('unknown_image', message, 'warning')
   if isinstance(category_id, str):
     message = f'category_id {category_id!r} is a string. '
     message += _integer_instead(category_id, 'category_id')
-    raise InvalidEntryError('unknown_category', message, 'error')
+    raise InvalidEntryError('unknown_category', message)
   if type(category_id) is not int or category_id not in known:
     ids = [str(each) for each in sorted(known)]
     ids = ids if len(ids) < 12 else [*ids[:10], '..', ids[-1]]
@@ -377,12 +317,12 @@ def _check_references(image_id, category_id, images, known) -> None:
       f'category_id {category_id!r} is not among the categories '
       f'({", ".join(ids)}). {_remedy(category_id, known)}'
     )
-    raise InvalidEntryError('unknown_category', message, 'error')
+    raise InvalidEntryError('unknown_category', message)
 
 
-def _objects(entries, name, file, findings) -> Iterator[dict]:
+def _objects(content, name, file, findings) -> Iterator[dict]:
   """The entries of a list that are JSON objects; others become findings."""
-  for number, entry in enumerate(entries):
+  for number, entry in enumerate(content.get(name, ())):
     if isinstance(entry, dict):
       yield entry
     else:
@@ -393,10 +333,9 @@ def _objects(entries, name, file, findings) -> Iterator[dict]:
       findings.append(Finding('entry', file, None, None, message, 'error'))
 
 
-def _ids(entries) -> set:
-  return {
-    _hashable(entry.get('id')) for entry in entries if isinstance(entry, dict)
-  }
+def _ids(content, name) -> set:
+  entries = content.get(name, ())
+  return {_hashable(x.get('id')) for x in entries if isinstance(x, dict)}
 
 
 def _hashable(value):

@@ -165,9 +165,9 @@ def read_mask(entry: dict, image: CocoImage) -> np.ndarray:
       entry.get('segmentation'), image.height, image.width
     )
   except ValueError as error:
-    raise InvalidEntryError('unusable_mask', f'{error}.') from error
+    raise InvalidEntryError('unusable_mask', f'{error}.', 'warning') from error
   if not mask.any():
-    raise InvalidEntryError('empty_mask', 'the mask has no pixel.')
+    raise InvalidEntryError('empty_mask', 'the mask has no pixel.', 'warning')
   return mask
 
 
@@ -182,15 +182,19 @@ def read_box(
   box = entry.get('bbox')
   if not is_box(box):
     raise InvalidEntryError(
-      'unusable_box', f'bbox must be x, y, width, height, got {box!r}.'
+      'unusable_box',
+      f'bbox must be x, y, width, height, got {box!r}.',
+      'warning',
     )
   x, y, width, height = box
   if width <= 0 or height <= 0:
-    raise InvalidEntryError('zero_area_box', f'the box {box} has no area.')
+    message = f'the box {box} has no area.'
+    raise InvalidEntryError('zero_area_box', message, 'warning')
   if x + width > image.width or y + height > image.height:
     raise InvalidEntryError(
       'box_outside_image',
       f'the box {box} ends outside the image of {image.width} x '
       f'{image.height} (width x height).',
+      'warning',
     )
   return y, x, y + height, x + width

@@ -49,7 +49,7 @@ class InvalidEntryError(Exception):
     severity: see `Finding`.
   """
 
-  def __init__(self, kind: str, message: str, severity: str = 'warning'):
+  def __init__(self, kind: str, message: str, severity: str = 'error'):
     super().__init__(message)
     self.kind, self.message, self.severity = kind, message, severity
 

@@ -68,7 +68,7 @@ def list_images(
   class_names = {}
   ids_and_sizes = [(number, None) for number in range(1, len(found) + 1)]
   if annotations is not None:
-    dataset = coco_json.load_images(annotations)
+    dataset = coco_json.load(annotations, lists=('images', 'categories'))
     class_names = dataset.class_names
     ids_and_sizes = [
       (image.image_id, (image.height, image.width))

@@ -84,7 +84,7 @@ def annotated_classes(
   """Classes of a COCO json; empty if there is no such file."""
   if not annotations_file or not pathlib.Path(annotations_file).is_file():
     return {}
-  return coco_json.load_categories(annotations_file)
+  return coco_json.load(annotations_file, lists=('categories',)).categories
 
 
 def checkpoint_classes(

@@ -12,7 +12,7 @@ from typing import Any
 from maskrcnn_jax.datasets import images
 from maskrcnn_jax.datasets.findings import Finding
 from maskrcnn_jax.datasets.formats import class_names, folders, png_masks, yolo
-from maskrcnn_jax.datasets.formats.folders import ImageLabels
+from maskrcnn_jax.datasets.formats.folders import ImageLabels, LabelledImage
 from maskrcnn_jax.errors import UserError
 
 COCO = 'coco'
@@ -118,4 +118,4 @@ def read_image(
     message = f'{error}. Replace the file or remove it.'
     finding = Finding('unusable_image', path, None, None, message, 'error')
     return ImageLabels(name, None, (), (finding,))
-  return reader(name, path, sizes, labels_dir, names)
+  return reader(LabelledImage(name, path, sizes, labels_dir, names))

@@ -3,15 +3,41 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from maskrcnn_jax.datasets import images
 from maskrcnn_jax.datasets.findings import Finding
 from maskrcnn_jax.errors import UserError
 
-# (height, width) of an image as stored, and as its EXIF flag rotates it.
-Sizes = tuple[tuple[int, int], tuple[int, int]]
 MASKS = 'masks'  # Name of folders of masks beside folders of images.
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledImage:
+  """An image whose labels are to be read.
+
+  Attributes:
+    name: relative to the folder of the images.
+    path: path of the file.
+    sizes: see `images.read_sizes`.
+    labels_dir: folder of all labels.
+    class_names: names by category id.
+  """
+
+  name: str
+  path: str
+  sizes: tuple[tuple[int, int], tuple[int, int]]
+  labels_dir: str | os.PathLike
+  class_names: Mapping[int, str]
+
+  def find_label(self, suffix: str) -> pathlib.Path | None:
+    """The label file, in the same subfolder or in the top folder."""
+    root, path = pathlib.Path(self.labels_dir), pathlib.PurePath(self.name)
+    for stem in (path.parent / path.stem, pathlib.PurePath(path.stem)):
+      found = root / f'{stem}{suffix}'
+      if found.is_file():
+        return found
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,21 +84,3 @@ def find_images(
       path=images_dir,
     )
   return names
-
-
-def find_label(
-  name: str, labels_dir: str | os.PathLike, suffix: str
-) -> pathlib.Path | None:
-  """The label file of an image, in the same subfolder or in the top folder.
-
-  Args:
-    name: name of the image, relative to the folder of the images.
-    labels_dir: folder of the labels.
-    suffix: of a label file, such as `.txt`.
-  """
-  root, path = pathlib.Path(labels_dir), pathlib.PurePath(name)
-  for stem in (path.parent / path.stem, pathlib.PurePath(path.stem)):
-    found = root / f'{stem}{suffix}'
-    if found.is_file():
-      return found
-  return None

@@ -9,9 +9,7 @@ An object PNG (`object_png`) is 0 outside of the object and lies in the folder
 of its image; with several classes in the folder of its class within that.
 """
 
-import os
 import pathlib
-from collections.abc import Mapping
 
 import numpy as np
 from PIL import Image
@@ -20,46 +18,32 @@ from pycocotools import mask as coco_mask
 from maskrcnn_jax.datasets import images, masks
 from maskrcnn_jax.datasets.findings import Finding
 from maskrcnn_jax.datasets.formats import folders
-from maskrcnn_jax.datasets.formats.folders import ImageLabels
+from maskrcnn_jax.datasets.formats.folders import ImageLabels, LabelledImage
 from maskrcnn_jax.errors import UserError
 
 CLASS_FACTOR = 1000
 
 
-def read_instances(
-  name: str,
-  path: str,
-  sizes: folders.Sizes,
-  labels_dir: str | os.PathLike,
-  class_names: Mapping[int, str],
-) -> ImageLabels:
-  """Reads the instance PNG of an image.
-
-  Args:
-    name: name of the image, relative to the folder of the images.
-    path: path of the image.
-    sizes: see `images.read_sizes`.
-    labels_dir: folder of the PNGs, with the names of the images.
-    class_names: names by category id.
-  """
-  mask_path = folders.find_label(name, labels_dir, '.png')
+def read_instances(image: LabelledImage) -> ImageLabels:
+  """Reads the instance PNG of an image, `STEM.png`."""
+  mask_path = image.find_label('.png')
   if mask_path is None:
     message = (
-      f'has no mask: wanted {pathlib.PurePath(name).stem}.png in {labels_dir}. '
-      'An image without objects needs one of zeros.'
+      f'has no mask: wanted {pathlib.PurePath(image.name).stem}.png in '
+      f'{image.labels_dir}. An image without objects needs one of zeros.'
     )
-    return _unusable(name, 'missing_mask', path, message)
+    return _unusable(image, 'missing_mask', image.path, message)
   try:
-    numbers = _read_numbers(mask_path, sizes)
+    numbers = _read_numbers(mask_path, image.sizes)
   except ValueError as error:
-    return _unusable(name, 'unusable_mask', str(mask_path), f'{error}.')
+    return _unusable(image, 'unusable_mask', str(mask_path), f'{error}.')
   objects, findings = [], []
   for number in np.unique(numbers[numbers > 0]).tolist():
-    category_id = _category(number, class_names)
+    category_id = _category(number, image.class_names)
     if category_id is not None:
       objects.append(_make_object(numbers == number, category_id))
       continue
-    known = ', '.join(f'{i} {text}' for i, text in class_names.items())
+    known = ', '.join(f'{i} {text}' for i, text in image.class_names.items())
     message = (
       f'the number {number} is of no class ({known}): with several classes it '
       f'is {CLASS_FACTOR} times the class plus the number of the object.'
@@ -67,41 +51,33 @@ def read_instances(
     findings.append(
       Finding('category_id', str(mask_path), None, None, message, 'error')
     )
-  return ImageLabels(name, numbers.shape, objects, findings)
+  return ImageLabels(image.name, numbers.shape, objects, findings)
 
 
-def read_objects(
-  name: str,
-  path: str,
-  sizes: folders.Sizes,
-  labels_dir: str | os.PathLike,
-  class_names: Mapping[int, str],
-) -> ImageLabels:
+def read_objects(image: LabelledImage) -> ImageLabels:
   """Reads the object PNGs of an image.
 
-  Args:
-    name: name of the image, relative to the folder of the images.
-    path: path of the image.
-    sizes: see `images.read_sizes`.
-    labels_dir: folder with a folder of PNGs for every image: `STEM`,
-      `STEM/masks`, or `masks` beside the folder `images` of the image.
-    class_names: names by category id.
+  They lie in `STEM`, `STEM/masks`, or `masks` beside the folder `images` of the
+  image.
   """
-  candidates = _mask_folders(name, labels_dir)
+  class_names = image.class_names
+  candidates = _mask_folders(image.name, image.labels_dir)
   folder = next((each for each in candidates if each.is_dir()), None)
   if folder is None:
     message = (
       f'has no folder of masks: wanted {candidates[0]} or {candidates[1]}. An '
       'image without objects needs an empty one.'
     )
-    return _unusable(name, 'missing_mask', path, message)
+    return _unusable(image, 'missing_mask', image.path, message)
   objects, findings, size = [], _stray_masks(folder, class_names), None
   for category_id, class_name in class_names.items():
     inner = folder if len(class_names) == 1 else folder / class_name
     for mask_path in sorted(inner.glob('*.png')):
       kind, message = 'empty_mask', 'the mask has no pixel.'
       try:
-        mask = _read_numbers(mask_path, sizes if size is None else (size,)) > 0
+        mask = (
+          _read_numbers(mask_path, image.sizes if size is None else (size,)) > 0
+        )
       except ValueError as error:
         kind, message = 'unusable_mask', f'{error}.'
       else:
@@ -110,7 +86,7 @@ def read_objects(
           objects.append(_make_object(mask, category_id))
           continue
       findings.append(Finding(kind, str(mask_path), None, None, message))
-  return ImageLabels(name, size or sizes[0], objects, findings)
+  return ImageLabels(image.name, size or image.sizes[0], objects, findings)
 
 
 def _mask_folders(name, labels_dir) -> list[pathlib.Path]:
@@ -184,6 +160,6 @@ def _make_object(mask, category_id) -> dict:
   }
 
 
-def _unusable(name, kind, path, message) -> ImageLabels:
+def _unusable(image, kind, path, message) -> ImageLabels:
   finding = Finding(kind, path, None, None, message, 'error')
-  return ImageLabels(name, None, (), (finding,))
+  return ImageLabels(image.name, None, (), (finding,))

@@ -4,90 +4,69 @@ A line is an object: its class, then x and y of every corner as fractions of the
 image's width and height. An image without a file has no objects.
 """
 
-import os
-from collections.abc import Mapping
-
 import numpy as np
 
 from maskrcnn_jax.datasets import masks
 from maskrcnn_jax.datasets.findings import Finding, InvalidEntryError
-from maskrcnn_jax.datasets.formats import folders
-from maskrcnn_jax.datasets.formats.folders import ImageLabels
+from maskrcnn_jax.datasets.formats.folders import ImageLabels, LabelledImage
 
 # Programs that write these files round, some of them over the border.
 _TOLERANCE = 0.01
 
 
-def read_polygons(
-  name: str,
-  path: str,
-  sizes: folders.Sizes,
-  labels_dir: str | os.PathLike,
-  class_names: Mapping[int, str],
-) -> ImageLabels:
-  """Reads the text file of an image.
-
-  Args:
-    name: name of the image, relative to the folder of the images.
-    path: path of the image.
-    sizes: see `images.read_sizes`.
-    labels_dir: folder of the text files, with the names of the images.
-    class_names: names by category id, from 0.
-  """
-  _, size = sizes
-  label = folders.find_label(name, labels_dir, '.txt')
+def read_polygons(image: LabelledImage) -> ImageLabels:
+  """Reads the text file of an image, `STEM.txt`."""
+  _, size = image.sizes
+  label = image.find_label('.txt')
   if label is None:
-    message = f'has no text file in {labels_dir}: no objects.'
-    finding = Finding('no_label_file', path, None, None, message, 'note')
-    return ImageLabels(name, size, (), (finding,))
+    message = f'has no text file in {image.labels_dir}: no objects.'
+    finding = Finding('no_label_file', image.path, None, None, message, 'note')
+    return ImageLabels(image.name, size, (), (finding,))
   objects, findings = [], []
   text = label.read_text(encoding='utf-8', errors='replace')
   for number, line in enumerate(text.splitlines(), start=1):
     if not line.strip():
       continue
     try:
-      objects.append(_read_line(line.split(), size, class_names))
+      objects.append(_read_line(line.split(), size, image.class_names))
     except InvalidEntryError as error:
       error.message = f'line {number}: {error.message}'
       findings.append(error.finding(str(label)))
-  return ImageLabels(name, size, objects, findings)
+  return ImageLabels(image.name, size, objects, findings)
 
 
 def _read_line(words, size, class_names) -> dict:
   try:
     class_id, *corners = map(float, words)
   except ValueError:
-    raise InvalidEntryError(
-      'unusable_polygon', f'must be numbers, got {" ".join(words)[:40]!r}.'
-    ) from None
+    raise _skip(f'must be numbers, got {" ".join(words)[:40]!r}.') from None
   if class_id not in class_names:
     raise InvalidEntryError(
       'category_id',
       f'class {words[0]} is not among the names, which are for '
       f'{min(class_names)} to {max(class_names)}. Correct the line or add the '
       'name.',
-      'error',
     )
   if len(corners) == 4:
-    raise InvalidEntryError(
-      'box_without_mask',
-      'is a box (x, y, width, height): there is no mask to train on.',
-    )
+    message = 'is a box (x, y, width, height): there is no mask to train on.'
+    raise _skip(message, 'box_without_mask')
   if len(corners) < 6 or len(corners) % 2:
-    raise InvalidEntryError(
-      'unusable_polygon',
+    raise _skip(
       f'a polygon is x y x y ... of three corners or more, got {len(corners)} '
-      'numbers.',
+      'numbers.'
     )
   # Also true of NaN.
   outside = [x for x in corners if not (-_TOLERANCE <= x <= 1 + _TOLERANCE)]
   if outside:
-    raise InvalidEntryError(
-      'unusable_polygon',
+    raise _skip(
       f'coordinates must be fractions from 0 to 1, got {outside[0]:g}; are '
-      'these pixels?',
+      'these pixels?'
     )
   return _make_object(int(class_id), np.clip(corners, 0.0, 1.0), size)
+
+
+def _skip(message, kind='unusable_polygon') -> InvalidEntryError:
+  return InvalidEntryError(kind, message, 'warning')
 
 
 def _make_object(category_id, fractions, size) -> dict:
