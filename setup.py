@@ -24,6 +24,7 @@ REQUIREMENTS = [
   'optax>=0.2.5,<0.3',  # Losses and update rules; 0.2.5 knows jax 0.8.
   'orbax-checkpoint>=0.11.25,<0.13',  # Checkpoints of the asynchronous kind.
   'pillow>=11,<14',  # Decodes images, draws masks; 11 has wheels for 3.13.
+  'pooch>=1.8,<2',  # Downloads of weights with checksums; brings requests.
   'pyyaml>=6.0,<7',  # Habana's params.yaml.
   'pycocotools>=2.0.8,<3',  # RLE and COCOeval; 2.0.8 is the first for NumPy 2.
   'safetensors>=0.4.3,<1',  # Weights of others; 0.4.3 is for NumPy 2 as well.

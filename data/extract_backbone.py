@@ -1,11 +1,11 @@
-"""Cuts the ResNet-50 backbone out of a Mask R-CNN checkpoint of TensorFlow.
+"""Extracts the ResNet-50 backbone of a TensorFlow Mask R-CNN checkpoint.
 
   python data/extract_backbone.py --checkpoint PREFIX --save_to PREFIX
 
-Takes every variable whose name contains `resnet50`, without the `resnet50/` in
-front. The variables of a SavedModel are such a checkpoint: its PREFIX is
-`.../variables/variables`. Every tensor that is read is checked against the CRC
-that TensorFlow stored with it.
+Copies every variable whose name contains `resnet50`, without the prefix
+`resnet50/`. The variables of a SavedModel are such a checkpoint, with the
+PREFIX `.../variables/variables`. TensorFlow compares the stored CRC of every
+tensor.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import tensorflow as tf
 _SCOPE = 'resnet50'
 _NORM = ('gamma', 'beta', 'moving_mean', 'moving_variance')
 _NUM_CONVOLUTIONS = 53
-_BLOCKS = (3, 4, 6, 3)  # Of the four groups.
+_BLOCKS = (3, 4, 6, 3)  # In each of the four groups.
 
 
 def main(arguments=None):
@@ -38,7 +38,7 @@ def main(arguments=None):
 
 
 def extract(source: str | os.PathLike, target: str | os.PathLike) -> int:
-  """Writes the backbone of a checkpoint as a checkpoint of its own.
+  """Writes the backbone of a checkpoint as another checkpoint.
 
   Args:
     source: prefix of the checkpoint to read.
@@ -48,13 +48,13 @@ def extract(source: str | os.PathLike, target: str | os.PathLike) -> int:
     The number of tensors.
 
   Raises:
-    FileExistsError: if there is a checkpoint of the target's name.
-    ValueError: if the source cannot be read or lacks a tensor of the backbone.
+    FileExistsError: the target exists.
+    ValueError: the source cannot be read or lacks a tensor of the backbone.
   """
   target = pathlib.Path(target)
   index = target.with_name(f'{target.name}.index')
   if index.exists():
-    raise FileExistsError(f'{index} exists: remove it or choose another name.')
+    raise FileExistsError(f'{index} exists and is not overwritten.')
   scoped = read_tensors(
     source, [f'{_SCOPE}/{name}' for name in tpu_names()], contains=_SCOPE
   )
@@ -67,10 +67,10 @@ def extract(source: str | os.PathLike, target: str | os.PathLike) -> int:
       shape_and_slices=[''] * len(tensors),
       tensors=list(tensors.values()),
     )
-    # Without its index a checkpoint is none, so the index moves last.
+    # A checkpoint exists once its index does, so the index moves last.
     for path in sorted(pathlib.Path(unfinished).iterdir()):
       os.replace(path, target.with_name(path.name))
-  # A folder with this file may be named in place of the prefix.
+  # With this file the folder may be given instead of the prefix.
   tf.compat.v1.train.update_checkpoint_state(str(target.parent), target.name)
   return len(tensors)
 
@@ -78,15 +78,15 @@ def extract(source: str | os.PathLike, target: str | os.PathLike) -> int:
 def read_tensors(
   prefix: str | os.PathLike, wanted: list[str], contains: str | None = None
 ) -> dict:
-  """Reads tensors of a checkpoint and checks their CRC.
+  """Reads tensors of a checkpoint; TensorFlow compares their CRC.
 
   Args:
     prefix: of the checkpoint.
-    wanted: names that must be there.
+    wanted: names of required tensors.
     contains: also read every tensor whose name contains this.
 
   Raises:
-    ValueError: if the checkpoint is none, is damaged, or lacks a name.
+    ValueError: the checkpoint is missing, corrupt or lacks a tensor.
   """
   try:
     reader = tf.train.load_checkpoint(str(prefix))
@@ -95,18 +95,18 @@ def read_tensors(
     if missing:
       raise ValueError(
         f'{prefix} lacks {len(missing)} of {len(wanted)} tensors of the '
-        f'backbone, such as {missing[0]}: it is another checkpoint.'
+        f'backbone, such as {missing[0]}.'
       )
     names = set(wanted) | {
       name for name in there if contains and contains in name
     }
     return {name: reader.get_tensor(name) for name in names}
   except (tf.errors.OpError, RuntimeError) as error:
-    raise ValueError(f'{prefix} is no whole checkpoint: {error}') from error
+    raise ValueError(f'{prefix} is missing or corrupt: {error}') from error
 
 
 def tpu_names() -> list[str]:
-  """The 265 tensors of the backbone as Google's TPU checkpoints name them."""
+  """Names of the backbone's 265 tensors in Google's TPU checkpoints."""
   suffixes = ['', *(f'_{k}' for k in range(1, _NUM_CONVOLUTIONS))]
   return [f'conv2d{suffix}/kernel' for suffix in suffixes] + [
     f'batch_normalization{suffix}/{part}'
@@ -116,7 +116,7 @@ def tpu_names() -> list[str]:
 
 
 def nvidia_names() -> list[str]:
-  """The same tensors as NVIDIA's checkpoint names them."""
+  """Names of the same tensors in NVIDIA's checkpoint."""
   layers = [f'{_SCOPE}/conv2d']
   for group, count in enumerate(_BLOCKS):
     layers.append(f'{_SCOPE}/btlnck_block_{group}_0/shortcut/conv2d')

@@ -1,22 +1,33 @@
-"""Pre-trained ResNet-50 backbones from the network; see data/README.md.
+"""Downloads pretrained ResNet-50 backbones; see data/README.md.
 
-The folder it makes is laid out as by the reference implementation:
+The folder has the layout of the reference implementation:
   resnet/resnet-nhwc-2018-02-07/    trained on ImageNet
-  resnet/extracted_from_maskrcnn/   cut out of the Mask R-CNN below
-  resnet/resnet-nhwc-2018-10-14/    empty, there too
-  mask-rcnn/1555659850/             a SavedModel of Mask R-CNN, trained on COCO
+  resnet/extracted_from_maskrcnn/   backbone of the Mask R-CNN below
+  resnet/resnet-nhwc-2018-10-14/    empty, as in the reference
+  mask-rcnn/1555659850/             SavedModel of Mask R-CNN, trained on COCO
 and with --nvidia
   rn50_tf_amp_ckpt_v20.06.0/        trained on ImageNet, by NVIDIA
+
+Pooch downloads: it compares checksums and starts again after a failure, but it
+cannot resume in the middle of a file. Every folder appears when it is complete
+and all tensors of its backbone were read.
 """
 
 import argparse
+import base64
 import contextlib
 import os
 import pathlib
+import re
+import sys
+import zipfile
+from collections.abc import Iterator
 
-import download
-import zips
-from transfer import DownloadError
+import pooch
+import requests
+from urllib3.util import Retry
+
+from maskrcnn_jax import files
 
 BUCKET = 'https://storage.googleapis.com/cloud-tpu-checkpoints'
 NVIDIA = (
@@ -29,103 +40,138 @@ _MASK_RCNN = 'mask-rcnn/1555659850'
 _DATA = 'data-00000-of-00001'
 _NVIDIA_FOLDER = 'rn50_tf_amp_ckpt_v20.06.0'
 _NVIDIA_PREFIX = 'nvidia_rn50_tf_amp'
+_TRIES = 5
+_TIMEOUT_SECONDS = 60
+_TRANSIENT_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
 
-def main(arguments=None):
-  """Runs the command."""
+def main(arguments=None) -> int:
+  """Runs the command; returns its exit status."""
   parser = argparse.ArgumentParser(
     'download_pretrained_weights.sh',
-    description='Downloads pre-trained ResNet-50 backbones.',
+    description='Downloads pretrained ResNet-50 backbones.',
   )
-  add = parser.add_argument
-  add(
+  parser.add_argument(
     'folder',
     metavar='DIR',
     nargs='?',
     default='weights',
     type=pathlib.Path,
-    help='folder to fill; by default weights',
+    help='folder to fill; default: weights',
   )
-  add('--nvidia', action='store_true', help="also NVIDIA's checkpoint")
+  parser.add_argument(
+    '--nvidia', action='store_true', help="also NVIDIA's checkpoint"
+  )
   options = parser.parse_args(arguments)
   folder = options.folder.absolute()
-  folder.mkdir(parents=True, exist_ok=True)
-  with download.only_run(folder):
-    _get_google(folder, os.environ.get('WEIGHTS_URL', BUCKET))
+  try:
+    _get_google(folder, os.environ.get('WEIGHTS_URL', BUCKET).rstrip('/'))
     if options.nvidia:
       _get_nvidia(folder, os.environ.get('NVIDIA_WEIGHTS_URL', NVIDIA))
+  # Errors of requests are OSErrors.
+  except (OSError, ValueError, zipfile.BadZipFile) as error:
+    print(f'{error}\nRun this again to try again.', file=sys.stderr)
+    return 1
   print(f'{folder}: done.')
+  return 0
 
 
 def _get_google(folder, url):
-  """The checkpoint of ResNet, and Mask R-CNN with the backbone cut out."""
-  resnet = folder / 'resnet' / 'resnet-nhwc-2018-02-07'
-  mask_rcnn = folder / _MASK_RCNN
-  parts = [f'{_RESNET_PREFIX}.{kind}' for kind in (_DATA, 'index', 'meta')]
-  variables = [f'variables/variables.{kind}' for kind in (_DATA, 'index')]
-  places = [
-    (_RESNET, resnet, ['checkpoint', *parts]),
-    (_MASK_RCNN, mask_rcnn, ['saved_model.pb', *variables]),
-  ]
-  download.download(
-    [
-      download.File(f'{url.rstrip("/")}/{source}/{name}', target / name)
-      for source, target, names in places
-      for name in names
-    ]
-  )
-  (folder / 'resnet' / 'resnet-nhwc-2018-10-14').mkdir(exist_ok=True)
-  _check(resnet / _RESNET_PREFIX, 'tpu_names')
-  extracted = folder / 'resnet' / 'extracted_from_maskrcnn' / 'resnet50.ckpt'
-  if not extracted.with_name('resnet50.ckpt.index').exists():
-    source = mask_rcnn / 'variables' / 'variables'
-    with _refusals():
-      count = _tensorflow_part().extract(source, extracted)
-    print(f'{extracted}: wrote the {count} tensors of the backbone.')
+  """Gets the checkpoint of ResNet, and Mask R-CNN with its backbone."""
+  names = ['checkpoint']
+  names += [f'{_RESNET_PREFIX}.{end}' for end in (_DATA, 'index', 'meta')]
+  resnet = folder / 'resnet'
+  with _missing(resnet / 'resnet-nhwc-2018-02-07', names) as unfinished:
+    if unfinished:
+      _download_all(f'{url}/{_RESNET}', unfinished, names)
+      _check(unfinished / _RESNET_PREFIX, 'tpu_names')
+  (resnet / 'resnet-nhwc-2018-10-14').mkdir(exist_ok=True)
+  extracted = resnet / 'extracted_from_maskrcnn' / 'resnet50.ckpt'
+  names = ['saved_model.pb']
+  names += [f'variables/variables.{end}' for end in (_DATA, 'index')]
+  with _missing(folder / _MASK_RCNN, names) as unfinished:
+    if unfinished:
+      _download_all(f'{url}/{_MASK_RCNN}', unfinished, names)
+    if not extracted.with_name('resnet50.ckpt.index').exists():
+      source = unfinished or folder / _MASK_RCNN
+      variables = source / 'variables' / 'variables'
+      count = _tensorflow_part().extract(variables, extracted)
+      print(f'{extracted}: wrote the {count} tensors of the backbone.')
 
 
 def _get_nvidia(folder, url):
-  """The checkpoint of NVIDIA's ResNet."""
-  archive = folder / f'{_NVIDIA_FOLDER}.zip'
-  prefix = folder / _NVIDIA_FOLDER / _NVIDIA_PREFIX
-  if _is_checked(prefix):
+  """Gets the checkpoint of NVIDIA's ResNet."""
+  names = [f'{_NVIDIA_PREFIX}.{end}' for end in (_DATA, 'index')]
+  with _missing(folder / _NVIDIA_FOLDER, names) as unfinished:
+    if unfinished:
+      archive = _download(url, unfinished, 'archive.zip', None)
+      with zipfile.ZipFile(archive) as file:
+        file.extractall(unfinished)
+      archive.unlink()
+      _check(unfinished / _NVIDIA_PREFIX, 'nvidia_names')
+
+
+@contextlib.contextmanager
+def _missing(
+  folder: pathlib.Path, names: list[str]
+) -> Iterator[pathlib.Path | None]:
+  """A folder to fill that becomes `folder`; None if `folder` is complete."""
+  if all((folder / name).is_file() for name in names):
+    yield None
     return
-  download.download([download.File(url, archive)])
-  with _refusals():
-    zips.extract(archive, folder / _NVIDIA_FOLDER)
-  _check(prefix, 'nvidia_names')
+  if folder.is_dir() and any(folder.iterdir()):
+    raise ValueError(f'{folder} is incomplete: move it away.')
+  with files.new_folder(folder) as unfinished:
+    yield unfinished
+
+
+def _download_all(url, folder, names):
+  """Downloads files of Google's bucket, which states their checksums."""
+  with requests.Session() as session:
+    retries = Retry(
+      _TRIES, backoff_factor=0.5, status_forcelist=_TRANSIENT_STATUS
+    )
+    session.mount('http', requests.adapters.HTTPAdapter(max_retries=retries))
+    for name in names:
+      answer = session.head(f'{url}/{name}', timeout=_TIMEOUT_SECONDS)
+      answer.raise_for_status()
+      _download(f'{url}/{name}', folder, name, _checksum(answer.headers))
+
+
+def _checksum(headers) -> str | None:
+  """`md5:HEX` of a file in Google's bucket; None if it is not stated."""
+  # crc32c=..., md5=... in Base64, of the file as it is stored; a compressed
+  # file arrives as other bytes.
+  md5 = re.search(r'md5=([\w+/]+=*)', headers.get('x-goog-hash', ''))
+  stored = headers.get('x-goog-stored-content-encoding', 'identity')
+  if not md5 or stored != 'identity':
+    return None
+  return f'md5:{base64.b64decode(md5[1]).hex()}'
+
+
+def _download(url, folder, name, checksum) -> pathlib.Path:
+  """Downloads a file, several times if it fails or the checksum differs."""
+  downloads = pooch.Pooch(
+    path=folder,
+    base_url='',
+    registry={name: checksum},
+    urls={name: url},
+    retry_if_failed=_TRIES - 1,
+  )
+  print(url, flush=True)
+  downloader = pooch.HTTPDownloader(progressbar=True, timeout=_TIMEOUT_SECONDS)
+  return pathlib.Path(downloads.fetch(name, downloader=downloader))
 
 
 def _check(prefix, names):
-  """Checks, once, that a checkpoint opens and has a backbone's tensors."""
-  if _is_checked(prefix):
-    return
+  """Reads all tensors of a backbone, whose checksums TensorFlow compares."""
   part = _tensorflow_part()
-  with _refusals():
-    tensors = part.read_tensors(prefix, getattr(part, names)())
-  _stamp(prefix).write_text(_state(prefix))
-  print(f'{prefix}: all {len(tensors)} tensors of the backbone can be read.')
-
-
-def _is_checked(prefix):
-  """Whether the files of a checkpoint are as they were when it was checked."""
-  stamp = _stamp(prefix)
-  return stamp.exists() and stamp.read_text() == _state(prefix)
-
-
-def _stamp(prefix):
-  return prefix.with_name(f'.{prefix.name}.checked')
-
-
-def _state(prefix):
-  """Names, sizes and times of the files of a checkpoint."""
-  files = sorted(prefix.parent.glob(f'{prefix.name}.*'))
-  stats = [(path.name, path.stat()) for path in files]
-  return '\n'.join(f'{x} {s.st_size} {s.st_mtime_ns}' for x, s in stats)
+  tensors = part.read_tensors(prefix, getattr(part, names)())
+  print(f'{prefix.name}: read the {len(tensors)} tensors of the backbone.')
 
 
 def _tensorflow_part():
-  """The code that needs TensorFlow, which takes seconds to import."""
+  """The module that imports TensorFlow, which takes seconds."""
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
   import extract_backbone
@@ -133,18 +179,8 @@ def _tensorflow_part():
   return extract_backbone
 
 
-@contextlib.contextmanager
-def _refusals():
-  """Turns what cannot be used into an error for the user."""
-  try:
-    yield
-  except ValueError as error:
-    raise DownloadError(
-      f'{error} Move it away and run this again to download it again.'
-    ) from error
-  except (zips.DamagedZipError, zips.ConflictError) as error:
-    raise DownloadError(str(error)) from error
-
-
 if __name__ == '__main__':
-  download.run(main)
+  try:
+    sys.exit(main())
+  except KeyboardInterrupt:
+    sys.exit(130)

@@ -16,6 +16,7 @@ ALLOWED = {
   'maskrcnn_jax': (
     'numpy PIL ml_collections .evaluation.mask_pasting .structures'
   ),
+  'data/pretrained_weights': 'pooch requests urllib3 .files',
   'maskrcnn_jax/charts': 'numpy matplotlib .evaluation.scores',
   'maskrcnn_jax/structures': 'jax numpy flax.struct',
   'maskrcnn_jax/ops': 'jax numpy',
@@ -50,8 +51,8 @@ ALLOWED = {
     ' .visualize'
   ),
   'maskrcnn_jax/export': (
-    'jax numpy flax tensorflow tqdm .__version__ .checkpoints .input_pipeline'
-    ' .models'
+    'jax numpy flax tensorflow tqdm .__version__ .checkpoints .config'
+    ' .input_pipeline .models .weights'
   ),
   'maskrcnn_jax/export/detect': 'jax numpy PIL',  # Runs without this package.
   'maskrcnn_jax/planning': (

@@ -1,5 +1,7 @@
-"""Backbones from a server of this machine, with tensors of a few numbers."""
+"""Downloads of backbones from a local server, with tiny tensors."""
 
+import base64
+import hashlib
 import io
 import pathlib
 import subprocess
@@ -9,6 +11,7 @@ import zipfile
 
 import file_server
 import numpy as np
+import pooch
 import pytest
 import tensorflow as tf
 import tensorflow_checkpoint
@@ -19,7 +22,6 @@ sys.path.insert(0, str(FOLDER))
 
 import extract_backbone  # noqa: E402
 import pretrained_weights  # noqa: E402
-import transfer  # noqa: E402
 
 RESNET = 'retinanet/resnet50-checkpoint-2018-02-07/model.ckpt-112603'
 VARIABLES = 'mask-rcnn/1555659850/variables/variables'
@@ -40,7 +42,7 @@ def _read(prefix):
 
 
 def _checkpoint_files(folder, path, names):
-  """Contents by path of a checkpoint, and its tensors."""
+  """Content by path of a checkpoint, and its tensors."""
   prefix = folder / path.replace('/', '_')
   tensors = _save(prefix, names)
   contents = {
@@ -52,7 +54,7 @@ def _checkpoint_files(folder, path, names):
 
 @pytest.fixture(scope='module')
 def published(tmp_path_factory):
-  """What is served, and the tensors of Mask R-CNN."""
+  """The served files, and the tensors of Mask R-CNN."""
   folder = tmp_path_factory.mktemp('published')
   names = extract_backbone.tpu_names()
   files, _ = _checkpoint_files(folder, RESNET, [*names, 'dense/kernel'])
@@ -79,7 +81,8 @@ def published(tmp_path_factory):
 
 @pytest.fixture
 def server(published, monkeypatch):
-  monkeypatch.setattr(transfer, '_BACKOFF_SECONDS', 0.01)
+  # Pooch waits seconds between its tries.
+  monkeypatch.setattr(pooch.core.time, 'sleep', lambda seconds: None)
   monkeypatch.setenv('PYTHON', sys.executable)
   with file_server.serve(published[0]) as served:
     monkeypatch.setenv('WEIGHTS_URL', served.url)
@@ -87,8 +90,13 @@ def server(published, monkeypatch):
     yield served
 
 
-def _main(folder, *flags):
-  pretrained_weights.main([str(folder), *flags])
+def _md5(content):
+  digest = base64.b64encode(hashlib.md5(content).digest()).decode()
+  return {'x-goog-hash': f'crc32c=AAAAAA==, md5={digest}'}
+
+
+def _main(folder, *flags, expected=0):
+  assert pretrained_weights.main([str(folder), *flags]) == expected
 
 
 def test_names_of_the_backbone():
@@ -99,7 +107,12 @@ def test_names_of_the_backbone():
 
 
 def test_layout_and_extracted_backbone(server, published, tmp_path):
+  for path, content in published[0].items():
+    server.headers[path] = _md5(content)
   server.cuts[f'{RESNET}.data-00000-of-00001'] = [500, 500]
+  # The first answer has other bytes than the checksum states.
+  index = f'{RESNET}.index'
+  server.files[index] = [b'wrong', published[0][index]]
   _main(tmp_path)
   for path, content in published[0].items():
     place = path.replace('retinanet/resnet50-checkpoint', 'resnet/resnet-nhwc')
@@ -162,33 +175,73 @@ def test_nvidia_checkpoint(server, tmp_path):
   assert len(found) == 265
 
 
-def test_a_cut_zip_of_nvidia_is_named(server, tmp_path):
+def _names(folder):
+  return sorted(x.relative_to(folder).as_posix() for x in folder.rglob('*'))
+
+
+def test_a_truncated_zip(server, tmp_path, capsys):
   content = server.files['ngc/zip']
   server.files['ngc/zip'] = content[: len(content) // 2]
-  with pytest.raises(transfer.DownloadError, match='is a damaged zip file'):
-    _main(tmp_path, '--nvidia')
+  _main(tmp_path, '--nvidia', expected=1)
+  assert 'zip' in capsys.readouterr().err
+  assert not [x for x in _names(tmp_path) if 'rn50' in x]
+  server.files['ngc/zip'] = content
+  _main(tmp_path, '--nvidia')
 
 
-def test_missing_tensors_are_named(server, tmp_path):
-  files, _ = _checkpoint_files(
-    tmp_path, RESNET, extract_backbone.tpu_names()[:-3]
-  )
+def test_a_file_with_a_wrong_checksum(server, tmp_path, capsys):
+  path = f'{RESNET}.meta'
+  server.headers[path] = _md5(b'another file')
+  _main(tmp_path, expected=1)
+  assert f'{RESNET.rpartition("/")[2]}.meta' in capsys.readouterr().err
+  asked = [x for _, x, _ in server.requests if x == path]
+  assert len(asked) == 1 + pretrained_weights._TRIES  # The first is HEAD.
+  assert _names(tmp_path) == ['resnet']
+
+
+def test_a_connection_that_is_always_cut(server, tmp_path, capsys):
+  server.cuts[f'{RESNET}.meta'] = [1] * 10
+  _main(tmp_path, expected=1)
+  assert capsys.readouterr().err
+  assert _names(tmp_path) == ['resnet']
+
+
+def test_a_missing_file(server, tmp_path, capsys):
+  del server.files['mask-rcnn/1555659850/saved_model.pb']
+  _main(tmp_path, expected=1)
+  assert 'saved_model.pb' in capsys.readouterr().err
+  assert not [x for x in _names(tmp_path) if '1555659850' in x]
+
+
+def test_missing_tensors_are_named(server, tmp_path, capsys):
+  names = extract_backbone.tpu_names()
+  files, _ = _checkpoint_files(tmp_path, RESNET, names[:-3])
   server.files |= files
-  with pytest.raises(
-    transfer.DownloadError, match=r'lacks 3 of 265 .* Move it away'
-  ):
-    _main(tmp_path / 'weights')
+  _main(tmp_path / 'weights', expected=1)
+  error = capsys.readouterr().err
+  assert names[-3] in error and '3 of 265' in error
+  assert _names(tmp_path / 'weights') == ['resnet']
 
 
-def test_a_damaged_tensor_is_found_by_its_crc(server, tmp_path):
+def test_a_corrupt_tensor_is_found_by_its_crc(server, tmp_path, capsys):
   path = f'{VARIABLES}.data-00000-of-00001'
   content = bytearray(server.files[path])
   content[3000] ^= 0xFF
   server.files[path] = bytes(content)
-  with pytest.raises(transfer.DownloadError, match='is no whole checkpoint'):
-    _main(tmp_path)
-  extracted = tmp_path / 'resnet' / 'extracted_from_maskrcnn'
-  assert not extracted.exists()
+  _main(tmp_path, expected=1)
+  assert 'variables/variables' in capsys.readouterr().err
+  assert not (tmp_path / 'resnet' / 'extracted_from_maskrcnn').exists()
+  assert not [*(tmp_path / 'mask-rcnn').iterdir()]
+
+
+def test_an_incomplete_folder_is_kept(server, tmp_path, capsys):
+  mine = tmp_path / 'resnet' / 'resnet-nhwc-2018-02-07' / 'mine.txt'
+  mine.parent.mkdir(parents=True)
+  mine.write_text('mine')
+  _main(tmp_path, expected=1)
+  assert str(mine.parent) in capsys.readouterr().err
+  assert mine.read_text() == 'mine'
+  assert not server.requests
 
 
 def test_extraction_as_a_command(published, tmp_path, capsys):
@@ -197,10 +250,10 @@ def test_extraction_as_a_command(published, tmp_path, capsys):
   command = ['--checkpoint', tmp_path / 'model', '--save_to', tmp_path / 'cut']
   command = list(map(str, command))
   assert extract_backbone.main(command) == 0
-  assert 'Wrote 265 tensors' in capsys.readouterr().out
+  assert '265' in capsys.readouterr().out
   assert extract_backbone.main(command) == 1
-  assert 'cut.index exists' in capsys.readouterr().err
+  assert 'cut.index' in capsys.readouterr().err
   command[1] = str(tmp_path / 'none')
   command[3] = str(tmp_path / 'other')
   assert extract_backbone.main(command) == 1
-  assert 'is no whole checkpoint' in capsys.readouterr().err
+  assert command[1] in capsys.readouterr().err

@@ -39,6 +39,9 @@ def serve(files):
     def do_GET(self):
       _answer(self, server)
 
+    def do_HEAD(self):
+      _answer_head(self, server)
+
     def log_message(self, *unused):
       pass
 
@@ -53,6 +56,15 @@ def serve(files):
     listener.shutdown()
     listener.server_close()
     thread.join()
+
+
+def _answer_head(handler, server):
+  path = handler.path.lstrip('/')
+  server.requests.append((handler.command, path, None))
+  handler.send_response(200 if path in server.files else 404)
+  for name, value in server.headers[path].items():
+    handler.send_header(name, value)
+  handler.end_headers()
 
 
 def _answer(handler, server):
