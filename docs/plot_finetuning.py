@@ -1,6 +1,6 @@
-"""Draws the learning curves of runs side by side: loss, and AP of masks.
+"""Draws the loss and the mask AP of several runs.
 
-python docs/plot_finetuning.py OUTPUT.png WORKDIR WORKDIR ... (needs matplotlib)
+python docs/plot_finetuning.py OUTPUT.png WORKDIR WORKDIR ...
 """
 
 import json
@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 
 
 def curve(workdir, key):
-  """Steps and values of a number in a run's metrics."""
+  """Steps and values of a metric of a run."""
   text = (pathlib.Path(workdir) / 'metrics.jsonl').read_text()
   lines = [json.loads(line) for line in text.splitlines()]
   points = {line['step']: line[key] for line in lines if key in line}
@@ -19,7 +19,7 @@ def curve(workdir, key):
 
 
 def main(output, *workdirs):
-  """Draws the figure; prints the last values of each run."""
+  """Draws the figure and prints the last values of each run."""
   keys = {'train/total_loss': 'loss', 'eval/mask_AP': 'mask AP'}
   _, axes = plt.subplots(1, 2, figsize=(7, 2.8))
   for axis, (key, label) in zip(axes, keys.items()):
