@@ -22,8 +22,11 @@ def _add_import_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _import(args: argparse.Namespace) -> None:
+  _use_the_cpu()
+  from maskrcnn_jax.training import pretrained
+
   print(
-    _conversion().import_weights(
+    pretrained.import_weights(
       args.source, args.output, args.config, args.override
     )
   )
@@ -45,17 +48,17 @@ def _add_export_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-  print(_conversion().export_weights(args.checkpoint, args.output))
+  _use_the_cpu()
+  from maskrcnn_jax.export import state_dict
+
+  print(state_dict.export_weights(args.checkpoint, args.output))
 
 
-def _conversion():
-  """The module that converts weights; it needs no accelerator."""
+def _use_the_cpu():
+  """Selects the CPU; converting weights needs no accelerator."""
   from maskrcnn_jax.distributed import backends
 
   backends.pick_backend('cpu')
-  from maskrcnn_jax.training import conversion
-
-  return conversion
 
 
 VERBS = (

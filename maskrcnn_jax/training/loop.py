@@ -197,7 +197,7 @@ def _train(
     state, account = pretrained.start_from(
       training.pretrained,
       fresh,
-      finetuning.fit(training, data_checks.names_of(classes)),
+      finetuning.load_options(training, data_checks.names_of(classes)),
     )
     state = sharding.put(train_state.restart_average(state), places)
     return state, optimizer, 0, _START, account

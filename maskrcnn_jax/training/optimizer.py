@@ -1,4 +1,4 @@
-"""SGD with momentum, its schedule, and which parameters learn and decay."""
+"""SGD with momentum: options, schedule, weight decay, frozen parameters."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -13,27 +13,29 @@ from maskrcnn_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerOptions:
-  """How parameters are updated; by default as in the seed.
+  """Options of the optimizer; the defaults are Habana's.
 
   Attributes:
     learning_rate: after the warm-up.
-    tuned_batch_size: the batch that the rate is for; `config.load_config` makes
-      the rate fit another. None: it never does.
-    warmup_steps: the rate rises linearly over this many steps.
+    tuned_batch_size: batch size of this rate; `config.load_config` scales the
+      rate linearly to another batch size. None to never scale.
+    warmup_steps: length of the linear warm-up.
     warmup_learning_rate: at step 0.
-    decay_steps: where the rate falls.
+    decay_steps: steps at which the rate changes.
     decay_factors: of `learning_rate`, from each of `decay_steps` on.
-    inclusive_decay: the rate falls after the step instead of at it (seed).
+    inclusive_decay: the rate changes after the step, as in Habana, instead of
+      at the step.
     momentum: of SGD.
-    weight_decay: times half the squared kernels, added to the loss; neither
-      biases nor norms decay.
-    bias_gradient_factor: gradients of biases are multiplied by this; 2 in the
-      seed, after Detectron.
-    rate_in_momentum: the rate is multiplied in before the momentum (Keras), not
-      after (TensorFlow 1, PyTorch); differs only where the rate changes.
-    clip_global_norm: gradients are scaled down to this norm; None: never.
-    ema_decay: share of a moving average of the parameters that stays in a step,
-      such as 0.999; the average is evaluated and detects. None: there is none.
+    weight_decay: factor of half the squared kernels, added to the loss; biases
+      and norms do not decay.
+    bias_gradient_factor: multiplies gradients of biases; 2 in Habana, after
+      Detectron.
+    rate_in_momentum: the rate multiplies the gradients before the momentum
+      (Keras), not after (TensorFlow 1, PyTorch); only differs where the rate
+      changes.
+    clip_global_norm: largest norm of the gradients; None for no clipping.
+    ema_decay: decay of an exponential moving average of the parameters, such as
+      0.999, which is used to evaluate and detect; None for no average.
   """
 
   learning_rate: float = 0.005
@@ -53,13 +55,40 @@ class OptimizerOptions:
   def __post_init__(self):
     if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
       raise UserError(
-        f'ema_decay must be between 0 and 1, or None, got {self.ema_decay}.'
+        f'ema_decay must be between 0 and 1, or None, got {self.ema_decay}.',
+        argument='optimizer.ema_decay',
+        given=self.ema_decay,
       )
     if len(self.decay_steps) != len(self.decay_factors):
       raise UserError(
         'decay_steps and decay_factors must have the same length, got '
-        f'{self.decay_steps} and {self.decay_factors}.'
+        f'{self.decay_steps} and {self.decay_factors}.',
+        argument='optimizer.decay_steps',
+        given=self.decay_steps,
       )
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """The optimizer of a model.
+
+  Attributes:
+    options: see `OptimizerOptions`.
+    frozen_stages: of the backbone; their parameters have no momentum.
+  """
+
+  options: OptimizerOptions
+  frozen_stages: int
+
+  def trainable(self, params: Any) -> Any:
+    """Bools in the structure of the parameters."""
+    return trainable_parameters(params, self.frozen_stages)
+
+  def transformation(
+    self, params: Any
+  ) -> optax.GradientTransformationExtraArgs:
+    """The optax transformation for these parameters."""
+    return sgd(self.options, self.trainable(params))
 
 
 def learning_rate(
@@ -83,21 +112,21 @@ def learning_rate(
   return schedule
 
 
-def make_optimizer(
+def sgd(
   options: OptimizerOptions, trainable: Any
 ) -> optax.GradientTransformationExtraArgs:
-  """SGD with momentum; frozen parameters get no update and no momentum.
+  """SGD with momentum; frozen parameters have no update and no momentum.
 
-  Weight decay is part of the loss (see `weight_decay_loss`), so it passes
-  through the momentum as in the seed.
+  Weight decay is part of the loss (see `weight_decay_loss`), so it enters the
+  momentum, as in Habana.
 
   Args:
     options: see `OptimizerOptions`.
     trainable: bools in the structure of the parameters.
 
   Returns:
-    A transformation whose `update` also takes `step`, which the learning rate
-    follows: there is no second counter that a skipped step could leave behind.
+    A transformation whose `update` also takes `step` for the learning rate. A
+    counter of its own would differ from the state's after a skipped step.
   """
   scale = _scale_by_rate(learning_rate(options))
   momentum = optax.trace(decay=options.momentum)
@@ -113,13 +142,13 @@ def make_optimizer(
 
 
 def weight_decay_loss(params: Any, trainable: Any, factor: float) -> jax.Array:
-  """Half the squared trainable kernels times a factor: coupled weight decay."""
+  """Coupled weight decay: `factor` times half the squared trainable kernels."""
   squares = [
     jnp.sum(jnp.square(x))
-    for (path, x), learns in zip(
+    for (path, x), is_trainable in zip(
       jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(trainable)
     )
-    if learns and _leaf_name(path) == 'kernel'
+    if is_trainable and _leaf_name(path) == 'kernel'
   ]
   return 0.5 * factor * sum(squares, jnp.float32(0.0))
 
@@ -136,10 +165,9 @@ def trainable_parameters(
   stages = ['stem'] + [f'stage{level}' for level in range(2, 6)]
   frozen = {('backbone', stage) for stage in stages[:frozen_stages]}
 
-  def learns(path, _):
-    return tuple(key.key for key in path[:2]) not in frozen
-
-  return jax.tree_util.tree_map_with_path(learns, params)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: tuple(key.key for key in path[:2]) not in frozen, params
+  )
 
 
 def _scale_by_rate(schedule):

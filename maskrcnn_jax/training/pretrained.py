@@ -1,122 +1,205 @@
-"""Weights that a run does not start from itself: of another program or run."""
+"""Pretrained weights: of another run, or imported from another program."""
 
+import dataclasses
 import logging
+import os
 import pathlib
 import re
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskrcnn_jax.checkpoints import store as checkpoint
+from maskrcnn_jax import config as config_lib
+from maskrcnn_jax.checkpoints import store
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import train_step
-from maskrcnn_jax.weights import account as account_lib
-from maskrcnn_jax.weights import foreign
+from maskrcnn_jax.weights import external, load_report
+from maskrcnn_jax.weights.load_report import STRICT, LoadOptions
 
 _HOW_TO_GET = (
-  'bash data/download_pretrained_weights.sh fetches those of the seed. To '
-  "train without, set training.pretrained to '' and the backbone free: "
-  'model.backbone.norm=group, model.backbone.frozen_stages=0 (as in '
+  "bash data/download_pretrained_weights.sh downloads Habana's. To train "
+  "without, set training.pretrained to '' and use a backbone without frozen "
+  'parts: model.backbone.norm=group, model.backbone.frozen_stages=0 (as in '
   'coco:from_scratch).'
 )
 
 
-def check(prefix: str | None, model: MaskRCNN) -> None:
-  """Raises if a run cannot start from there; warns if it will not learn.
+def check(path: str | None, model: MaskRCNN) -> None:
+  """Checks that a run can start from weights; warns if it would not learn.
 
   Args:
-    prefix: of a TensorFlow checkpoint, a file of weights, or a checkpoint of
-      ours; None or '' for none.
+    path: of one of our checkpoints, a weight file, or the prefix of a
+      TensorFlow checkpoint; None or '' for none.
     model: to be trained.
+
+  Raises:
+    UserError: there are no such weights, or they cannot be read.
   """
-  if prefix:
-    if checkpoint.is_checkpoint(prefix):
-      return
+  if not path:
+    if model.backbone.norm == 'frozen' or model.backbone.frozen_stages:
+      logging.warning(
+        'The backbone has frozen parts and no pretrained weights: they keep '
+        'random values. Set training.pretrained.'
+      )
+  elif not store.is_checkpoint(path):
     try:
-      foreign.kind(prefix)
-    except (ValueError, FileNotFoundError) as error:
-      raise UserError(f'training.pretrained: {error} {_HOW_TO_GET}') from error
-  elif model.backbone.norm == 'frozen' or model.backbone.frozen_stages:
-    logging.warning(
-      'The backbone has frozen parts and no pretrained weights: they keep '
-      'random values. Set training.pretrained.'
-    )
+      external.kind(path)
+    except (UserError, FileNotFoundError) as error:
+      raise UserError(
+        f'training.pretrained: {error} {_HOW_TO_GET}',
+        argument='training.pretrained',
+        path=path,
+      ) from error
 
 
 def start_from(
-  prefix: str,
-  state: train_step.TrainState,
-  fit: account_lib.Fit = account_lib.WHOLE,
+  path: str, state: train_step.TrainState, options: LoadOptions = STRICT
 ) -> tuple[train_step.TrainState, str]:
-  """A fresh state with weights of a backbone or of a whole Mask R-CNN.
+  """Initial state with the weights of a backbone or of a whole Mask R-CNN.
 
   Args:
-    prefix: of a TensorFlow checkpoint, a file of weights, or a checkpoint of
-      ours.
+    path: as in `check`.
     state: with initial values.
-    fit: how much of the model the weights must cover.
+    options: how much of the model the weights must cover.
 
   Returns:
-    The state, and an account of what went where.
+    The state, and the load report.
 
   Raises:
-    ValueError: the weights do not fit the model.
+    UserError: the weights do not fit the model.
   """
-  if checkpoint.is_checkpoint(prefix):
-    saved = account_lib.flatten(checkpoint.restore(prefix)[0])
-    saved = {name: np.asarray(array) for name, array in saved.items()}
-    names = {name: name for name in account_lib.flatten(state.variables())}
-    variables, misfits, left_over = account_lib.fill(
-      state.variables(),
-      saved,
-      names,
-      prefix,
-      excess=sorted(saved.keys() - names.keys()),
-      fit=fit,
-    )
-    account = account_lib.Account(
-      source=f'{prefix} (step {checkpoint.step_of(prefix)})',
+  variables = state.variables()
+  if store.is_checkpoint(path):
+    arrays = load_report.flatten(store.restore(path)[0])
+    names = load_report.flatten(variables)
+    unexpected = sorted(arrays.keys() - names.keys())
+    weights = load_report.Weights(
+      path=path,
       kind='model',
-      loaded={name: name for name in names if name not in misfits},
-      misfits=misfits,
-      left_over=left_over,
+      arrays={name: np.asarray(array) for name, array in arrays.items()},
+      names={name: name for name in names},
+      unexpected=unexpected,
+      layers=unexpected,
     )
+    variables, report = load_report.load_variables(variables, weights, options)
+    source = f'{path} (step {store.step_of(path)})'
+    report = dataclasses.replace(report, source=source)
   else:
-    variables, account = foreign.load(prefix, state.variables(), fit)
-  return state.replace(**jax.tree.map(jnp.asarray, variables)), str(account)
+    variables, report = external.load(path, variables, options)
+  return state.replace(**jax.tree.map(jnp.asarray, variables)), str(report)
 
 
 def whole_model(path: str, model: MaskRCNN, config):
-  """All variables of a model, and the steps that made them.
+  """All variables of a model, and the number of steps it was trained for.
 
   Args:
-    path: one checkpoint of a run (`WORKDIR/checkpoints/STEP`), a workdir, the
-      prefix of a TensorFlow checkpoint, or a file of weights.
+    path: as in `check`.
     model: that the variables are for.
     config: of the model, to be compared.
 
   Returns:
-    The variables; the step, 0 where the path does not say.
+    The variables; the step, 0 where the path does not tell.
 
   Raises:
-    ValueError: the checkpoint is a backbone's or another model's.
-    FileNotFoundError: there is no checkpoint.
+    UserError: the weights are of a backbone or of another model.
+    FileNotFoundError: there are no such weights.
   """
-  if checkpoint.is_checkpoint(path):
-    checkpoint.check_same_model(path, config)
-    return checkpoint.restore(path)[0], checkpoint.step_of(path)
-  if foreign.kind(path) == 'backbone':
+  if store.is_checkpoint(path):
+    store.check_same_model(path, config)
+    return store.restore(path)[0], store.step_of(path)
+  if external.kind(path) == 'backbone':
     raise UserError(
-      f'{path} is a checkpoint of a backbone, which has nothing to detect '
-      'with; evaluation needs one of a Mask R-CNN.'
+      f'{path} is a checkpoint of a backbone, which cannot detect objects; '
+      'evaluation needs the weights of a Mask R-CNN.',
+      path=path,
+      given='backbone',
+      wanted='model',
     )
   template = jax.eval_shape(
     lambda key: train_step.init_variables(model, key), jax.random.key(0)
   )
-  variables, account = foreign.load(path, template)
-  logging.info('%s', account)
+  variables, report = external.load(path, template)
+  logging.info('%s', report)
   step = re.search(r'-(\d+)$', pathlib.Path(path).name)
   variables = jax.tree.map(jnp.asarray, variables)
   return variables, int(step[1]) if step else 0
+
+
+def import_weights(
+  source: str | os.PathLike,
+  output: str | os.PathLike,
+  config_name: str | None = None,
+  overrides: Sequence[str] = (),
+) -> str:
+  """Writes weights of another program as a checkpoint with its config.
+
+  Args:
+    source: a weight file or the prefix of a TensorFlow checkpoint, see
+      `weights.external`.
+    output: folder to be made: a workdir at step 0, to train, evaluate or
+      detect with.
+    config_name: config of the model; None to infer it from the weights.
+    overrides: fields of the config to change.
+
+  Returns:
+    The load report, and the config as flags.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    UserError: the file cannot be read or does not fit the model, or the output
+      is not empty.
+  """
+  output = pathlib.Path(output)
+  if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    raise UserError(
+      f'--output {output} is not empty and stays as it is: name a new folder.',
+      argument='--output',
+      path=output,
+    )
+  inferred = external.infer_model(source)
+  name, changed = config_name or inferred.config, list(overrides)
+  if not config_name:
+    changed = [*_needed_overrides(inferred), *overrides]
+  config = config_lib.load_config(name, changed)
+  state, report = _imported_state(source, config)
+  store.check_can_save(output, state, keep=1)
+  store.claim_workdir(output, config)
+  classes = inferred.classes
+  if config.model.num_classes <= max(classes, default=0):
+    classes = {}
+  with store.CheckpointWriter(output) as writer:
+    writer.save(0, state, {'examples': 0, 'salt': 0}, config, classes)
+  flags = ' '.join([name, *(f'--config.{x}' for x in changed)])
+  return f'{report}\nmodel: --config={flags}\nwritten to {output} as step 0'
+
+
+def _needed_overrides(inferred: external.InferredModel) -> list[str]:
+  """Overrides that change their config."""
+  plain = config_lib.load_config(inferred.config)
+  changed = config_lib.load_config(inferred.config, inferred.overrides)
+
+  def value(config, override):
+    for name in override.partition('=')[0].split('.'):
+      config = config[name]
+    return config
+
+  return [x for x in inferred.overrides if value(plain, x) != value(changed, x)]
+
+
+def _imported_state(source, config):
+  """A train state at step 0 with the weights of a file; the load report."""
+  model = MaskRCNN.from_config(config.model)
+  optimizer = train_step.make_optimizer(model, config.optimizer)
+  key = jax.random.key(config.training.seed)
+
+  def init(key):
+    return train_step.init_variables(model, key)
+
+  variables, report = external.load(source, jax.eval_shape(init, key))
+  if report.missing:
+    variables, report = external.load(source, jax.jit(init)(key))
+  variables = jax.tree.map(jnp.asarray, variables)
+  return train_step.initial_state(optimizer, variables), report

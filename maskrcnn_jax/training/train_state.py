@@ -1,8 +1,7 @@
-"""What a step changes: parameters, statistics, optimizer, and an average.
+"""Train state: parameters, statistics, optimizer and an optional average.
 
-The average is exponential: after every step the averaged parameters go a small
-part of the way to the trained ones. It lags behind and has less noise, so that
-it often detects better before the learning rate has fallen.
+The exponential moving average of the parameters lags behind them and is less
+noisy, so it often detects better before the learning rate has decayed.
 """
 
 import dataclasses
@@ -15,13 +14,13 @@ import jax.numpy as jnp
 
 @flax.struct.dataclass
 class TrainState:
-  """Everything that a step changes.
+  """Everything that a training step changes.
 
   Attributes:
-    step: int32, steps taken.
+    step: int32, number of steps taken.
     params: float32 parameters of the model.
     batch_stats: arrays of batch norm; empty without it.
-    opt_state: of the optimizer.
+    opt_state: state of the optimizer.
   """
 
   step: jax.Array
@@ -30,16 +29,16 @@ class TrainState:
   opt_state: Any
 
   def variables(self) -> dict[str, Any]:
-    """What `model.apply` takes."""
+    """Variables for `model.apply`."""
     return {'params': self.params, 'batch_stats': self.batch_stats}
 
 
 @flax.struct.dataclass
 class AveragedTrainState(TrainState):
-  """A state that also has the moving average of its parameters.
+  """Train state with the moving average of its parameters.
 
-  A type of its own, so that a run without an average has the state, the program
-  and the checkpoints that it had before there was any.
+  A separate type, so that states, programs and checkpoints of runs without an
+  average have no field for it.
 
   Attributes:
     ema: float32, in the structure of `params`.
@@ -48,14 +47,14 @@ class AveragedTrainState(TrainState):
   ema: Any
 
   def variables(self) -> dict[str, Any]:
-    """What `model.apply` takes to detect: the averaged parameters."""
+    """Variables for `model.apply`, with the averaged parameters."""
     return {'params': self.ema, 'batch_stats': self.batch_stats}
 
 
 def start_average(state: TrainState) -> AveragedTrainState:
-  """The state with an average that starts at its parameters."""
+  """The state with an average equal to its parameters."""
   fields = dataclasses.fields(TrainState)
-  # Copied, since a step takes over every array once.
+  # Copied, since a step donates every array once.
   return AveragedTrainState(
     **{field.name: getattr(state, field.name) for field in fields},
     ema=jax.tree.map(jnp.copy, state.params),
@@ -63,29 +62,28 @@ def start_average(state: TrainState) -> AveragedTrainState:
 
 
 def restart_average(state: TrainState) -> TrainState:
-  """The state with its average, if it has one, back at its parameters."""
+  """The state with its average, if any, reset to its parameters."""
   has_average = isinstance(state, AveragedTrainState)
   return start_average(state) if has_average else state
 
 
 def advance_average(state: TrainState, decay: float | None) -> TrainState:
-  """The state with its average one step further.
+  """The state with an updated average.
 
   Args:
-    state: with new parameters, and the number of steps before this one.
-    decay: share of the old average that stays, once the run is long enough;
-      None: there is no average.
+    state: with new parameters and the number of steps before this one.
+    decay: of the average; None if there is none.
 
   Returns:
-    The state, whose average went a part of `1 - min(decay, (1 + step) / (10 +
-    step))` of the way: the ramp of TensorFlow's ExponentialMovingAverage, by
-    which the initial values are soon forgotten.
+    The state, whose average has the decay `min(decay, (1 + step) / (10 +
+    step))`: the ramp of TensorFlow's ExponentialMovingAverage, which soon
+    forgets the initial values.
   """
   if decay is None:
     return state
   step = state.step.astype(jnp.float32)
   part = jnp.maximum(jnp.float32(1.0 - decay), 9.0 / (10.0 + step))
-  # In this form what does not change, as frozen parameters, stays exactly.
+  # In this form, parameters that do not change (frozen ones) stay exact.
   ema = jax.tree.map(
     lambda old, new: old + part * (new - old), state.ema, state.params
   )

@@ -1,6 +1,5 @@
-"""The training step: state, loss, update; and detection with a state."""
+"""The training step: initial state, losses and update; and detection."""
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from maskrcnn_jax.distributed import mesh as sharding
+from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.models import losses as losses_lib
 from maskrcnn_jax.models import override
 from maskrcnn_jax.models import targets as targets_lib
@@ -17,30 +16,8 @@ from maskrcnn_jax.models.mask_rcnn import MaskRCNN, TrainOutputs
 from maskrcnn_jax.structures import Detections, Instances
 from maskrcnn_jax.training import optimizer as optimizer_lib
 from maskrcnn_jax.training import train_state
+from maskrcnn_jax.training.optimizer import Optimizer as Optimizer
 from maskrcnn_jax.training.train_state import TrainState as TrainState
-
-
-@dataclasses.dataclass(frozen=True)
-class Optimizer:
-  """How a state is updated.
-
-  Attributes:
-    options: see `OptimizerOptions`.
-    frozen_stages: of the backbone; these parameters have no momentum.
-  """
-
-  options: optimizer_lib.OptimizerOptions
-  frozen_stages: int
-
-  def trainable(self, params: Any) -> Any:
-    """Bools in the structure of the parameters."""
-    return optimizer_lib.trainable_parameters(params, self.frozen_stages)
-
-  def transformation(
-    self, params: Any
-  ) -> optax.GradientTransformationExtraArgs:
-    """The optax transformation for these parameters."""
-    return optimizer_lib.make_optimizer(self.options, self.trainable(params))
 
 
 def create_train_state(
@@ -49,17 +26,17 @@ def create_train_state(
   batch: Mapping[str, Any],
   key: jax.Array,
 ) -> tuple[TrainState, Optimizer]:
-  """A fresh state, and what updates it.
+  """Initial state of a model, and its optimizer.
 
   Args:
-    model: whose parameters are made.
+    model: to train.
     optimizer_config: fields of `OptimizerOptions` that differ from the default.
-    batch: of the shapes to come; only its shapes count.
-    key: initialises the parameters.
+    batch: any batch of the run; only its shapes are used.
+    key: random key of the parameters.
   """
   optimizer = make_optimizer(model, optimizer_config)
   init = functools.partial(init_state, model, optimizer, batch)
-  # What runs once is not worth the seconds that a CPU optimises it for.
+  # The program runs once, so optimizing it does not pay on the CPU.
   is_cpu = jax.default_backend() == 'cpu'
   quick = {'xla_backend_optimization_level': 1} if is_cpu else None
   return jax.jit(init, compiler_options=quick)(key), optimizer
@@ -68,13 +45,13 @@ def create_train_state(
 def make_optimizer(
   model: MaskRCNN, optimizer_config: Mapping[str, Any]
 ) -> Optimizer:
-  """What updates a state of the model; see `create_train_state`."""
+  """The optimizer of a model; see `create_train_state`."""
   options = optimizer_lib.OptimizerOptions()
   options = optimizer_lib.OptimizerOptions(
     **override.changes(options, optimizer_config, 'optimizer')
   )
-  # Read from the backbone, so that what stops the gradient and what skips the
-  # update cannot disagree.
+  # The backbone's own option, so that it stops the gradients of exactly those
+  # parameters that have no update.
   return Optimizer(options, model.backbone.frozen_stages)
 
 
@@ -84,14 +61,7 @@ def init_state(
   batch: Mapping[str, Any],
   key: jax.Array,
 ) -> TrainState:
-  """A fresh state; `create_train_state` compiles it, `plan` wants its shapes.
-
-  Args:
-    model: whose parameters are made.
-    optimizer: as `make_optimizer` made it.
-    batch: of the shapes to come; only its shapes count.
-    key: initialises the parameters.
-  """
+  """Initial state of a model, not compiled; see `create_train_state`."""
   variables = init_variables(
     model,
     key,
@@ -104,7 +74,7 @@ def init_state(
 def initial_state(
   optimizer: Optimizer, variables: Mapping[str, Any]
 ) -> TrainState:
-  """The state before the first step from given `params` and `batch_stats`."""
+  """Initial state with given `params` and `batch_stats`."""
   params = variables['params']
   state = TrainState(
     step=jnp.int32(0),
@@ -123,13 +93,13 @@ def init_variables(
   canvas: tuple[int, int] = (64, 64),
   masks: tuple[int, int, int] = (1, 28, 28),
 ) -> dict[str, Any]:
-  """Fresh `params` and `batch_stats`; neither depends on the sizes.
+  """Initial `params` and `batch_stats`, which do not depend on the sizes.
 
   Args:
-    model: whose variables are made.
-    key: draws them.
-    canvas: (height, width) of the image that goes through the model.
-    masks: shape of its instances' masks.
+    model: to initialize.
+    key: random key.
+    canvas: (height, width) of the image that is passed through the model.
+    masks: shape of the masks of its instances.
   """
   params_key, sampling_key = jax.random.split(key)
   instances = Instances(
@@ -160,7 +130,7 @@ def training_losses(
     model: for its options.
     outputs: of the model for this batch.
     instances: ground truth.
-    valid: `[batch]` bool, images that count.
+    valid: `[batch]` bool; other images have no loss.
     rpn_targets: of this batch.
 
   Returns:
@@ -193,11 +163,11 @@ def loss_fn(
   """The loss terms of a batch, and the batch norm statistics after it.
 
   Args:
-    model: to run.
+    model: to apply.
     params: its parameters.
     batch_stats: its stored statistics.
     batch: `images`, `image_sizes`, `instances` and `valid`.
-    key: draws anchors and RoIs.
+    key: random key of the sampling of anchors and RoIs.
   """
   rpn_key, sampling_key = jax.random.split(key)
   valid = batch['valid']
@@ -232,14 +202,14 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update of the state by a batch.
 
-  A loss or gradient that is not finite changes nothing but the step number.
+  A loss or gradient that is not finite changes only the step number.
 
   Args:
     model: to train.
-    optimizer: as `create_train_state` made it.
+    optimizer: of `create_train_state`.
     state: before the step.
-    batch: of the global batch, see the README's table.
-    key: of the run; the step number is folded in. None: key 0.
+    batch: the global batch, see the README's table.
+    key: random key of the run; the step number is folded in. None for key 0.
 
   Returns:
     state: after the step.
@@ -288,22 +258,21 @@ def train_step(
 def jit_train_step(
   model: MaskRCNN, optimizer: Optimizer, mesh, state_shardings: Any = None
 ):
-  """`train_step` of state, batch and key, split over the devices of a mesh.
+  """Compiled `train_step` of state, batch and key on the devices of a mesh.
 
-  The state is replaced by the new one; each device has its part of the batch.
+  The state is donated; the batch is sharded.
 
   Args:
-    model: to train, as `model_sharding.shard_model` made it for the mesh.
-    optimizer: as `create_train_state` made it.
-    mesh: of `sharding.make_mesh`, also of devices that are only described.
-    state_shardings: of `sharding.state_shardings`; None: the state is whole on
-      every device.
+    model: to train, from `model_sharding.shard_model`.
+    optimizer: of `create_train_state`.
+    mesh: of `mesh.make_mesh`, possibly for ahead-of-time compilation.
+    state_shardings: of `mesh.state_shardings`; None to replicate the state.
   """
-  replicated = sharding.replicated(mesh)
+  replicated = mesh_lib.replicated(mesh)
   state = replicated if state_shardings is None else state_shardings
   return jax.jit(
     functools.partial(train_step, model, optimizer),
-    in_shardings=(state, sharding.input_shardings(mesh), replicated),
+    in_shardings=(state, mesh_lib.input_shardings(mesh), replicated),
     out_shardings=(state, replicated),
     donate_argnums=0,
   )
@@ -319,10 +288,10 @@ def detect(
   """Objects in a batch of images; compiled once per canvas and batch size.
 
   Args:
-    model: to run.
-    variables: of the model, as `TrainState.variables` or `restore` gives them.
+    model: to apply.
+    variables: of the model, from `TrainState.variables` or `restore`.
     images: `[batch, height, width, 3]`, RGB in 0..255, uint8 or float32.
-    image_sizes: `[batch, 2]`, height and width of the part that is image.
+    image_sizes: `[batch, 2]`, height and width without padding.
 
   Returns:
     `[batch, max_detections]`, boxes in pixels of the canvas.

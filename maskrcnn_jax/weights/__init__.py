@@ -1,1 +1,1 @@
-"""Weights of other systems, one file per foreign format."""
+"""Weights of other programs: reading, loading and exporting."""

@@ -1,4 +1,4 @@
-"""COCO's 80 categories by id; ten of the ids from 1 to 90 are not used."""
+"""COCO's 80 categories by id; ten of the ids from 1 to 90 are unused."""
 
 _NAMES = (
   '1 person, 2 bicycle, 3 car, 4 motorcycle, 5 airplane, 6 bus, 7 train, '
@@ -20,10 +20,10 @@ NAMES = {
   int(number): name
   for number, name in (x.split(' ', 1) for x in _NAMES.split(', '))
 }
-# With background, by COCO's own ids.
+# With background, counted by COCO's own ids.
 NUM_CLASSES = 91
 
 
 def of(num_classes: int) -> dict[int, str]:
-  """COCO's names if so many classes, with background, are COCO's; else {}."""
+  """COCO's names if the number of classes, with background, is COCO's."""
   return dict(NAMES) if num_classes == NUM_CLASSES else {}

@@ -1,25 +1,24 @@
-"""State dicts of Detectron2's Mask R-CNN, and its ImageNet backbones.
+"""State dicts of Detectron2's Mask R-CNN and its ImageNet backbones.
 
-Background is Detectron2's last class and has neither deltas nor a mask; here it
-is class 0. Of COCO it numbers the 80 categories without gaps, here classes have
-COCO's own ids. Backbones come in its own names or in those of Caffe2, whose
-norms are a scale and a bias.
+Detectron2 numbers COCO's 80 categories without gaps and puts the background,
+which has neither deltas nor masks, last. Here the background is class 0 and
+categories have COCO's own ids. Backbones have Detectron2's names or those of
+Caffe2, whose norms are only a scale and a bias.
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import numpy as np
 
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.weights import coco_classes, state_dicts
-from maskrcnn_jax.weights.state_dicts import Format, Recipe
+from maskrcnn_jax.weights.state_dicts import Format
 
 _BODY = 'backbone.bottom_up.'
-_CLASSES = 'roi_heads.box_predictor.cls_score.bias'
-# A logit that no other is below: the score of an id that COCO does not use.
-_NEVER = -1e4
-# Detectron's own models, which Detectron2 reads, differ in more than names.
+# Logit of the ids that COCO does not use: they never win.
+_UNUSED_LOGIT = -1e4
+# Names in models of Detectron 1, which differ in more than names.
 _DETECTRON = ('fpn_inner_', 'conv_rpn_', 'bbox_pred_')
 _CAFFE2_CONV = 'res2_0_branch2a_w'
 _CAFFE2_LEAVES = {
@@ -32,73 +31,58 @@ _CAFFE2_LEAVES = {
 
 
 def find_format(names: Collection[str]) -> Format | None:
-  """How a state dict with these names names its tensors; None if unknown.
+  """Format of a state dict with these names; None if unknown.
 
   Raises:
-    ValueError: it is a whole model of Detectron 1.
+    UserError: it is a whole model of Detectron 1.
   """
   if f'{_BODY}stem.conv1.weight' in names:
     return _model_format(names)
   if 'stem.conv1.weight' in names and 'res2.0.conv1.weight' in names:
-    return _backbone_format(
-      lambda path: _backbone_name(path, ''),
-      ('stem.conv1.', 'res'),
-      _norm_overrides(names, 'stem.conv1.norm'),
+    return Format(
+      kind='backbone',
       # Detectron2 converted these from torchvision's.
       config='coco:torchvision',
+      name=_backbone_name,
+      is_layer=lambda name: name.startswith(('stem.conv1.', 'res')),
+      overrides=_norm_overrides(names, 'stem.conv1.norm'),
     )
   if _CAFFE2_CONV not in names:
     return None
   if any(name.startswith(_DETECTRON) for name in names):
     raise UserError(
-      'It is a whole model of Detectron (Caffe2), whose boxes and RoIAlign are '
-      'coded in another way; Detectron2 has models of the same size.'
+      'This is a whole model of Detectron 1 (Caffe2), whose box coding and '
+      'RoIAlign differ; Detectron2 has models of the same size.'
     )
   is_group = 'res2_0_branch2a_gn_s' in names
-  norm = 'gn' if is_group else 'bn'
-  overrides = _group_overrides() if is_group else ()
-  return _backbone_format(
-    lambda path: _caffe2_name(path, norm),
-    ('conv1_w', 'res'),
-    overrides,
+  return Format(
+    kind='backbone',
+    config='coco:detectron2',
+    name=lambda path: _caffe2_name(path, 'gn' if is_group else 'bn'),
+    is_layer=lambda name: name.startswith(('conv1_w', 'res')),
     has_statistics='res2_0_branch2a_bn_rm' in names,
+    overrides=_group_overrides() if is_group else (),
   )
-
-
-def recipe(form: Format, arrays: Mapping[str, np.ndarray]) -> Recipe:
-  """The model that a state dict is of."""
-  overrides = [
-    *form.overrides,
-    *state_dicts.shape_overrides(form, arrays),
-  ]
-  if form.kind == 'backbone':
-    return Recipe(form.config, overrides)
-  num_classes = len(arrays.get(_CLASSES, ()))
-  if num_classes == len(coco_classes.NAMES) + 1:
-    num_classes = coco_classes.NUM_CLASSES
-  if num_classes:
-    overrides.append(f'model.num_classes={num_classes}')
-  return Recipe(form.config, overrides, coco_classes.of(num_classes))
 
 
 def order_classes(
   name: str, array: np.ndarray, shape: tuple[int, ...]
 ) -> np.ndarray:
-  """The rows of a predictor in our order of classes.
+  """Rows of a predictor in our order of classes.
 
-  Rows that Detectron2 does not have are zeros, so deltas of 0 and masks of one
-  half; ids that COCO does not use never win.
+  Rows that Detectron2 lacks are zeros, which means deltas of 0 and mask
+  probabilities of one half; ids that COCO does not use never win.
 
   Args:
-    name: our name of it; other layers pass as they are.
-    array: rows of classes, or of four deltas for each class, first.
-    shape: ours, with the classes last.
+    name: our name; layers without classes are returned unchanged.
+    array: its first axis is the classes, or four deltas for each class.
+    shape: of our variable, with the classes last.
   """
   layer, _, leaf = name.rpartition('/')
   if layer == 'box_head/class_logits':
     # Background first.
     array = np.concatenate([array[-1:], array[:-1]])
-    num_ours, fill = shape[-1], (_NEVER if leaf == 'bias' else 0.0)
+    num_ours, fill = shape[-1], (_UNUSED_LOGIT if leaf == 'bias' else 0.0)
     return _spread(array, num_ours, fill)
   if layer not in ('box_head/box_deltas', 'mask_head/mask_logits'):
     return array
@@ -112,7 +96,7 @@ def order_classes(
 
 
 def _spread(rows, num_ours, fill):
-  """Rows of background and 80 classes at COCO's ids, if so many are wanted."""
+  """Rows at COCO's ids if they are COCO's 80 classes and 91 are wanted."""
   ids = [0, *sorted(coco_classes.NAMES)]
   if len(rows) != len(ids) or num_ours != coco_classes.NUM_CLASSES:
     return rows
@@ -135,26 +119,13 @@ def _model_format(names) -> Format:
     *_norm_overrides(names, f'{_BODY}stem.conv1.norm'),
   ]
   return Format(
-    system='Detectron2',
     kind='model',
     config='coco:detectron2',
     name=lambda path: _model_name(path, num_rpn),
-    is_layer=lambda name: True,
     arrange=order_classes,
-    overrides=overrides,
-  )
-
-
-def _backbone_format(
-  name, layers, overrides, has_statistics=True, config='coco:detectron2'
-) -> Format:
-  return Format(
-    system='Detectron2',
-    kind='backbone',
-    config=config,
-    name=name,
-    is_layer=lambda theirs: theirs.startswith(layers),
-    has_statistics=has_statistics,
+    num_classes=lambda rows: (
+      coco_classes.NUM_CLASSES if rows == len(coco_classes.NAMES) + 1 else rows
+    ),
     overrides=overrides,
   )
 
@@ -163,13 +134,13 @@ def _norm_overrides(names, scope) -> list[str]:
   kind = state_dicts.norm_kind(names, scope)
   if kind == 'group':
     return _group_overrides()
-  # What learns its norm, was trained from random values.
+  # A model with trainable norm was trained from random values.
   free = ['model.backbone.frozen_stages=0'] if kind == 'batch' else []
   return [f'model.backbone.norm={kind}', *free]
 
 
 def _group_overrides() -> list[str]:
-  """Group norm, which Detectron2's models have with the stride on the 3x3."""
+  """Overrides for group norm; these models have their stride on the 3x3."""
   return [
     'model.backbone.norm=group',
     'model.backbone.norm_epsilon=1e-5',
@@ -178,47 +149,39 @@ def _group_overrides() -> list[str]:
   ]
 
 
-def _place(path):
-  place = state_dicts.backbone_path(path)
-  if place is None:
-    raise UserError(f'{path} has no name in Detectron2.')
-  return place
-
-
-def _backbone_name(path, prefix) -> str:
-  place = _place(path)
-  number = place['number'] or 1
+def _backbone_name(path, prefix='') -> str:
+  parts = state_dicts.parse_backbone(path, 'Detectron2')
+  number = parts['number'] or 1
   layer = {
     'conv': f'conv{number}',
     'norm': f'conv{number}.norm',
     'shortcut_conv': 'shortcut',
     'shortcut_norm': 'shortcut.norm',
-  }[place['layer']]
-  if place['stage']:
-    block = f'res{place["stage"]}.{int(place["block"]) - 1}'
-  else:
-    block = 'stem'
-  return f'{prefix}{block}.{layer}.{state_dicts.LEAVES[place["leaf"]]}'
+  }[parts['layer']]
+  block = 'stem'
+  if parts['stage']:
+    block = f'res{parts["stage"]}.{int(parts["block"]) - 1}'
+  return f'{prefix}{block}.{layer}.{state_dicts.LEAVES[parts["leaf"]]}'
 
 
 def _caffe2_name(path, norm) -> str:
-  place = _place(path)
-  leaf = _CAFFE2_LEAVES[place['leaf']]
-  if not place['stage']:
-    if place['layer'] == 'conv':
+  parts = state_dicts.parse_backbone(path, 'Caffe2')
+  leaf = _CAFFE2_LEAVES[parts['leaf']]
+  if not parts['stage']:
+    if parts['layer'] == 'conv':
       return f'conv1_{leaf}'
     return f'res_conv1_bn_{leaf}' if norm == 'bn' else f'conv1_gn_{leaf}'
   branch = '1'
-  if not place['layer'].startswith('shortcut'):
-    branch = f'2{"abc"[int(place["number"]) - 1]}'
-  if place['layer'].endswith('norm'):
+  if not parts['layer'].startswith('shortcut'):
+    branch = f'2{"abc"[int(parts["number"]) - 1]}'
+  if parts['layer'].endswith('norm'):
     branch += f'_{norm}'
-  block = f'res{place["stage"]}_{int(place["block"]) - 1}'
+  block = f'res{parts["stage"]}_{int(parts["block"]) - 1}'
   return f'{block}_branch{branch}_{leaf}'
 
 
 def _model_name(path, num_rpn) -> str:
-  """Their name of a variable, of a head with so many RPN convolutions."""
+  """Detectron2's name of a variable; `num_rpn` convolutions are in the RPN."""
   if path.startswith('backbone/'):
     return _backbone_name(path, _BODY)
   return state_dicts.rename(path, _heads(num_rpn), 'Detectron2')

@@ -1,11 +1,19 @@
-"""State dicts of PyTorch programs -> our variables, and the model they are of.
+"""PyTorch state dicts: shared by the names of torchvision and Detectron2.
 
-`torchvision.py` and `detectron2.py` know the names; here is what they share.
+Arrays change layout between PyTorch and Flax:
+
+| layer | here | PyTorch |
+|---|---|---|
+| convolution | `[height, width, in, out]` | `[out, in, height, width]` |
+| dense | `[in, out]` | `[out, in]` |
+| dense after a map | in: row, column, channel | in: channel, row, column |
+| transposed convolution | `[2, 2, in, out]` | `[in, out, 2, 2]` |
+| box deltas | `(dy, dx, dh, dw)` | `(dx, dy, dw, dh)` |
 """
 
 import dataclasses
 import itertools
-import pathlib
+import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -13,235 +21,22 @@ from typing import Any
 import numpy as np
 
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.weights import account as account_lib
-from maskrcnn_jax.weights import tensor_files, torch_layout
-from maskrcnn_jax.weights.account import Account
+from maskrcnn_jax.weights import coco_classes, load_report, tensor_files
 
-_BOOKKEEPING = re.compile(
+_TRAINING_STATE = re.compile(
   r'(.*\.)?num_batches_tracked|.*_momentum|lr|pixel_mean|pixel_std'
   r'|.*anchor_generator\.cell_anchors\..*|(.*/)?weight_order'
 )
-_STATISTICS = ('mean', 'variance')
 # (blocks of stage 4, three convolutions in a block) -> depth.
 _DEPTHS = {(2, False): 18, (6, False): 34, (6, True): 50, (23, True): 101}
-# As many names as an error mentions.
-_NUM_MENTIONED = 5
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-  """The model that weights are of, in the words of the command line.
-
-  Attributes:
-    config: a shipped config, such as `coco:torchvision`.
-    overrides: what of it is another way, such as `model.num_classes=5`.
-    classes: names by class id; empty if the file is not of a known set.
-  """
-
-  config: str
-  overrides: Sequence[str] = ()
-  classes: Mapping[int, str] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class Format:
-  """How a state dict names its tensors.
-
-  Attributes:
-    system: whose names they are.
-    kind: `backbone`, or `model` if there are heads.
-    config: shipped config of the model.
-    name: our name of a variable -> theirs; raises `ValueError` if it has none.
-    is_layer: whether a name is of a layer of the part that the file is about.
-    has_statistics: norms have means and variances; else they are part of scale
-      and bias.
-    arrange: for what is not a matter of layout, such as the order of classes:
-      our name, their array, our shape -> their array in our order.
-    overrides: of the config, besides those that the shapes tell.
-  """
-
-  system: str
-  kind: str
-  config: str
-  name: Callable[[str], str]
-  is_layer: Callable[[str], bool]
-  has_statistics: bool = True
-  arrange: Callable[[str, np.ndarray, tuple], np.ndarray] | None = None
-  overrides: Sequence[str] = ()
-
-
-def load(
-  file: tensor_files.Tensors,
-  form: Format,
-  variables: Mapping[str, Any],
-  fit: account_lib.Fit = account_lib.WHOLE,
-) -> tuple[dict[str, Any], Account]:
-  """Variables with every tensor that a state dict has for them.
-
-  Args:
-    file: what was read.
-    form: of its names.
-    variables: `params` and `batch_stats` of `MaskRCNN`, as nested dicts of
-      arrays or `jax.ShapeDtypeStruct`s.
-    fit: how much of the model the state dict must cover.
-
-  Returns:
-    variables: the same structure, with float32 arrays of NumPy where loaded and
-      the given ones elsewhere.
-    account: what went where.
-
-  Raises:
-    ValueError: the state dict does not fit the model.
-  """
-  ours = account_lib.flatten(variables)
-  names, implied = {}, {}
-  for path in ours:
-    if form.kind == 'backbone' and not path.startswith('backbone/'):
-      continue
-    is_statistic = path.rpartition('/')[2] in _STATISTICS
-    if is_statistic and not form.has_statistics:
-      implied[path] = 'scale and bias'
-    else:
-      names[path] = form.name(path)
-  arrays = _arrays(file, form, names, ours)
-  for path in implied:
-    fill = np.ones if path.endswith('/variance') else np.zeros
-    arrays[path] = fill(ours[path].shape, np.float32)
-  others = sorted(file.arrays.keys() - {*names.values()})
-  bookkeeping = [x for x in others if _BOOKKEEPING.fullmatch(x)]
-  surplus = [x for x in others if x not in set(bookkeeping)]
-  filled, misfits, left_over = account_lib.fill(
-    variables,
-    arrays,
-    names | implied,
-    file.path,
-    excess=[x for x in surplus if form.is_layer(x)],
-    fit=fit,
-  )
-  return filled, Account(
-    source=pathlib.Path(file.path).name,
-    kind=form.kind,
-    loaded={k: v for k, v in names.items() if k not in misfits},
-    surplus=[x for x in surplus if x not in left_over],
-    bookkeeping=[*bookkeeping, *file.others],
-    implied=[x for x in implied if x not in misfits],
-    initial=[x for x in ours if x not in names and x not in implied],
-    misfits=misfits,
-    left_over=left_over,
-  )
-
-
-def _arrays(file, form, names, ours) -> dict[str, np.ndarray]:
-  """Our name -> array in our layout, of those that the file has."""
-  channels = roi_channels(ours)
-  arrays = {}
-  for path, theirs in names.items():
-    if theirs not in file.arrays:
-      continue
-    array = file.arrays[theirs]
-    if form.arrange:
-      array = form.arrange(path, array, ours[path].shape)
-    arrays[path] = torch_layout.from_torch(path, array, channels)
-  return arrays
-
-
-def roi_channels(ours: Mapping[str, Any]) -> int:
-  """Channels of the RoI features that the dense layers see."""
-  return ours['fpn/lateral5/kernel'].shape[-1]
-
-
-def shape_overrides(
-  form: Format, arrays: Mapping[str, np.ndarray]
-) -> list[str]:
-  """What the shapes of a state dict say of the model, as overrides.
-
-  Raises:
-    ValueError: the backbone is none of the ResNets here.
-  """
-  sizes = {'backbone.width': _out(form, arrays, 'backbone/stem/conv')}
-  sizes['backbone.depth'] = _depth(form, arrays)
-  if form.kind == 'model':
-    count = {
-      name: _count(form, arrays, pattern)
-      for name, pattern in (
-        ('box_convs', 'box_head/conv{}'),
-        ('mask_convs', 'mask_head/conv{}'),
-      )
-    }
-    sizes |= count
-    sizes['box_dense'] = sum(
-      form.name(f'box_head/fc{6 + i}/kernel') in arrays for i in range(4)
-    )
-    sizes['pyramid_channels'] = _out(form, arrays, 'fpn/lateral2')
-    sizes['box_channels'] = _out(form, arrays, 'box_head/fc6')
-    sizes['mask_channels'] = _out(form, arrays, 'mask_head/deconv', axis=1)
-  known = {key: value for key, value in sizes.items() if value is not None}
-  return [f'model.{name}={value}' for name, value in known.items()]
-
-
-def _out(form, arrays, layer, axis=0):
-  """Output channels of a layer; None if the file lacks it."""
-  array = arrays.get(form.name(f'{layer}/kernel'))
-  return array.shape[axis] if array is not None else None
-
-
-def _count(form, arrays, pattern) -> int:
-  """Layers of a pattern that the file has, from number 1 on."""
-  return next(
-    number
-    for number in itertools.count()
-    if form.name(f'{pattern.format(number + 1)}/kernel') not in arrays
-  )
-
-
-def _depth(form, arrays) -> int:
-  blocks = _count(form, arrays, 'backbone/stage4/block{}/conv1')
-  third = form.name('backbone/stage4/block1/conv3/kernel') in arrays
-  if (blocks, third) not in _DEPTHS:
-    raise UserError(
-      f'The backbone has {blocks} blocks of {3 if third else 2} convolutions '
-      f'in stage 4, wanted a ResNet of {sorted(_DEPTHS.values())} layers.'
-    )
-  return _DEPTHS[blocks, third]
-
-
-def norm_kind(names: Collection[str], scope: str) -> str:
-  """Which kind of norm has names like `scope.weight`; `none` if there is none.
-
-  A batch norm that learns counts its batches; a group norm has no statistics.
-  """
-  if f'{scope}.weight' not in names:
-    return 'none'
-  if f'{scope}.running_mean' not in names:
-    return 'group'
-  return 'batch' if f'{scope}.num_batches_tracked' in names else 'frozen'
-
-
-def unknown(file: tensor_files.Tensors) -> ValueError:
-  """The error for a state dict whose names nobody knows."""
-  mentioned = ', '.join(sorted(file.arrays)[:_NUM_MENTIONED])
-  return ValueError(
-    f'{file.path} is neither a ResNet nor a Mask R-CNN with names of '
-    'torchvision, timm, Detectron2 or Caffe2. It has '
-    f'{len(file.arrays)} tensors: {mentioned}, ...'
-  )
-
-
-def backbone_path(path: str) -> re.Match | None:
-  """The place of a variable of the backbone, in named groups.
-
-  Groups `stage`, `block` (both None in the stem), `layer` (`conv`, `norm`,
-  `shortcut_conv`, `shortcut_norm`), `number` and `leaf`.
-  """
-  return re.fullmatch(
-    r'backbone/(?:stem|stage(?P<stage>\d)/block(?P<block>\d+))/'
-    r'(?P<layer>shortcut_conv|shortcut_norm|conv|norm)(?P<number>\d?)/'
-    r'(?P<leaf>\w+)',
-    path,
-  )
-
-
-# Leaves of PyTorch's modules; of a norm the scale is a weight, too.
+_DECONV = 'mask_head/deconv/kernel'
+_DELTAS = ('rpn_head/box_deltas', 'box_head/box_deltas')
+# The first dense layer takes flattened RoI features.
+_FLATTENED = 'box_head/fc6/kernel'
+# Axes of ours in PyTorch's order; the inverse leads back.
+_CONV_AXES = (3, 2, 0, 1)
+_DECONV_AXES = (2, 3, 0, 1)
+# Variables of PyTorch's modules; the scale of a norm is a weight too.
 LEAVES = {
   'kernel': 'weight',
   'scale': 'weight',
@@ -251,21 +46,250 @@ LEAVES = {
 }
 
 
-def rename(
-  path: str, patterns: Sequence[tuple[str, str | Callable]], system: str
-) -> str:
-  """The name of a head's variable, by the first pattern that fits its layer.
+@dataclasses.dataclass(frozen=True)
+class InferredModel:
+  """The model that weights belong to, in the words of the command line.
+
+  Attributes:
+    config: a shipped config, such as `coco:torchvision`.
+    overrides: fields that differ from it, such as `model.num_classes=5`.
+    classes: names by class id; empty if the data set is not known.
+  """
+
+  config: str
+  overrides: Sequence[str] = ()
+  classes: Mapping[int, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+  """Naming scheme of a state dict.
+
+  Attributes:
+    kind: `backbone`, or `model` if there are heads.
+    config: shipped config of the model.
+    name: our name of a variable -> theirs; raises `UserError` if it has none.
+    is_layer: True for names in layers of a part that the file covers.
+    has_statistics: norms have means and variances; otherwise the file folds
+      them into scale and bias.
+    arrange: for differences besides the layout, such as the order of classes:
+      our name, their array, our shape -> their array in our order.
+    num_classes: rows of the class logits -> `model.num_classes`.
+    overrides: fields of the config, besides those that the shapes give.
+  """
+
+  kind: str
+  config: str
+  name: Callable[[str], str]
+  is_layer: Callable[[str], bool] = lambda name: True
+  has_statistics: bool = True
+  arrange: Callable[[str, np.ndarray, tuple], np.ndarray] | None = None
+  num_classes: Callable[[int], int] = lambda rows: rows
+  overrides: Sequence[str] = ()
+
+
+def load(
+  file: tensor_files.Tensors,
+  form: Format,
+  variables: Mapping[str, Any],
+  options: load_report.LoadOptions = load_report.STRICT,
+) -> tuple[dict[str, Any], load_report.LoadReport]:
+  """Variables with the tensors of a state dict; see `external.load`."""
+  ours = load_report.flatten(variables)
+  channels = roi_channels(ours)
+  names, arrays, folded = {}, {}, []
+  for path, variable in ours.items():
+    if form.kind == 'backbone' and not path.startswith('backbone/'):
+      continue
+    leaf = path.rpartition('/')[2]
+    if leaf in ('mean', 'variance') and not form.has_statistics:
+      folded.append(path)
+      fill = np.ones if leaf == 'variance' else np.zeros
+      arrays[path] = fill(variable.shape, np.float32)
+      continue
+    names[path] = form.name(path)
+    if names[path] in file.arrays:
+      array = file.arrays[names[path]]
+      if form.arrange:
+        array = form.arrange(path, array, variable.shape)
+      arrays[path] = from_torch(path, array, channels)
+  others = sorted(file.arrays.keys() - {*names.values()})
+  unexpected = [x for x in others if not _TRAINING_STATE.fullmatch(x)]
+  weights = load_report.Weights(
+    path=file.path,
+    kind=form.kind,
+    arrays=arrays,
+    names=names | dict.fromkeys(folded, 'scale and bias'),
+    folded=folded,
+    unexpected=unexpected,
+    layers=[x for x in unexpected if form.is_layer(x)],
+    training_state=[
+      *(x for x in others if _TRAINING_STATE.fullmatch(x)),
+      *file.others,
+    ],
+  )
+  return load_report.load_variables(variables, weights, options)
+
+
+def roi_channels(ours: Mapping[str, Any]) -> int:
+  """Channels of the RoI features that the dense layers take."""
+  return ours['fpn/lateral5/kernel'].shape[-1]
+
+
+def infer_model(
+  form: Format, arrays: Mapping[str, np.ndarray]
+) -> InferredModel:
+  """The model that a state dict belongs to, by its names and shapes.
+
+  Raises:
+    UserError: the backbone is not a ResNet of a known depth.
+  """
+
+  def width(layer, axis=0):
+    array = arrays.get(form.name(f'{layer}/kernel'))
+    return array.shape[axis] if array is not None else None
+
+  def count(layers):
+    kernels = (f'{layers.format(i)}/kernel' for i in itertools.count(1))
+    there = (form.name(kernel) in arrays for kernel in kernels)
+    return sum(1 for _ in itertools.takewhile(bool, there))
+
+  blocks = count('backbone/stage4/block{}/conv1')
+  third = form.name('backbone/stage4/block1/conv3/kernel') in arrays
+  if (blocks, third) not in _DEPTHS:
+    raise UserError(
+      f'The backbone has {blocks} blocks of {3 if third else 2} convolutions '
+      f'in stage 4, wanted a ResNet of {sorted(_DEPTHS.values())} layers.',
+      argument='model.backbone.depth',
+      wanted=sorted(_DEPTHS.values()),
+    )
+  sizes = {
+    'backbone.width': width('backbone/stem/conv'),
+    'backbone.depth': _DEPTHS[blocks, third],
+  }
+  classes = {}
+  if form.kind == 'model':
+    rows = width('box_head/class_logits')
+    if rows is not None:
+      sizes['num_classes'] = form.num_classes(rows)
+      classes = coco_classes.of(sizes['num_classes'])
+    dense = (form.name(f'box_head/fc{6 + i}/kernel') for i in range(4))
+    sizes |= {
+      'box_convs': count('box_head/conv{}'),
+      'mask_convs': count('mask_head/conv{}'),
+      'box_dense': sum(name in arrays for name in dense),
+      'pyramid_channels': width('fpn/lateral2'),
+      'box_channels': width('box_head/fc6'),
+      'mask_channels': width('mask_head/deconv', axis=1),
+    }
+  told = [f'model.{k}={v}' for k, v in sizes.items() if v is not None]
+  return InferredModel(form.config, [*form.overrides, *told], classes)
+
+
+def norm_kind(names: Collection[str], scope: str) -> str:
+  """Kind of the norm with names like `scope.weight`; `none` without one.
+
+  Trainable batch norm counts its batches; group norm has no statistics.
+  """
+  if f'{scope}.weight' not in names:
+    return 'none'
+  if f'{scope}.running_mean' not in names:
+    return 'group'
+  return 'batch' if f'{scope}.num_batches_tracked' in names else 'frozen'
+
+
+def parse_backbone(path: str, system: str) -> re.Match:
+  """Our name of a backbone variable, in named groups.
+
+  Groups: `stage` and `block` (None in the stem), `layer` (`conv`, `norm`,
+  `shortcut_conv`, `shortcut_norm`), `number` and `leaf`.
 
   Args:
     path: our name.
-    patterns: of a layer, and what stands for it.
+    system: whose names are asked for, for the error.
+
+  Raises:
+    UserError: the variable is not of a ResNet.
+  """
+  match = re.fullmatch(
+    r'backbone/(?:stem|stage(?P<stage>\d)/block(?P<block>\d+))/'
+    r'(?P<layer>shortcut_conv|shortcut_norm|conv|norm)(?P<number>\d?)/'
+    r'(?P<leaf>\w+)',
+    path,
+  )
+  if match is None:
+    raise UserError(f'{path} has no name in {system}.', item=path)
+  return match
+
+
+def rename(
+  path: str, patterns: Sequence[tuple[str, str | Callable]], system: str
+) -> str:
+  """Name of a head's variable, by the first pattern that matches its layer.
+
+  Args:
+    path: our name.
+    patterns: of our layer, and the replacement.
     system: whose names they are, for the error.
 
   Raises:
-    ValueError: none fits.
+    UserError: no pattern matches.
   """
   layer, _, leaf = path.rpartition('/')
   for pattern, theirs in patterns:
     if re.fullmatch(pattern, layer):
       return f'{re.sub(pattern, theirs, layer)}.{LEAVES[leaf]}'
-  raise UserError(f'{path} has no name in {system}.')
+  raise UserError(f'{path} has no name in {system}.', item=path)
+
+
+def from_torch(name: str, array: np.ndarray, channels: int) -> np.ndarray:
+  """A PyTorch array in our layout; unchanged where its rank is unexpected.
+
+  Args:
+    name: our name of it.
+    array: of PyTorch.
+    channels: of the RoI features.
+  """
+  if name.startswith(_DELTAS) and array.shape[0] % 4 == 0:
+    array = _swap_box_axes(array)
+  if not name.endswith('/kernel'):
+    return array
+  if array.ndim == 4:
+    axes = _DECONV_AXES if name == _DECONV else np.argsort(_CONV_AXES)
+    return array.transpose(axes)
+  if array.ndim != 2:
+    return array
+  if name == _FLATTENED and (side := _map_side(array.shape[1], channels)):
+    maps = array.reshape(-1, channels, side, side)
+    array = maps.transpose(0, 2, 3, 1).reshape(array.shape)
+  return array.T
+
+
+def to_torch(name: str, array: np.ndarray, channels: int) -> np.ndarray:
+  """One of our arrays in PyTorch's layout; the inverse of `from_torch`."""
+  if name.endswith('/kernel'):
+    if array.ndim == 4:
+      axes = np.argsort(_DECONV_AXES) if name == _DECONV else _CONV_AXES
+      array = array.transpose(axes)
+    else:
+      array = array.T
+  if name == _FLATTENED and (side := _map_side(array.shape[1], channels)):
+    maps = array.reshape(-1, side, side, channels)
+    array = maps.transpose(0, 3, 1, 2).reshape(array.shape)
+  if name.startswith(_DELTAS):
+    array = _swap_box_axes(array)
+  return np.ascontiguousarray(array)
+
+
+def _swap_box_axes(array):
+  """Swaps the rows of x and y in each group of four; its own inverse."""
+  groups = array.reshape(-1, 4, *array.shape[1:])
+  return groups[:, [1, 0, 3, 2]].reshape(array.shape)
+
+
+def _map_side(size, channels):
+  """Side of the square feature maps with `size` entries; 0 if not square."""
+  if channels < 1 or size % channels:
+    return 0
+  side = math.isqrt(size // channels)
+  return side if side * side * channels == size else 0

@@ -1,34 +1,34 @@
-"""Reads and writes files of named tensors, without the programs they are of.
+"""Files of named tensors, read and written without the programs they are for.
 
-What a file is, its first bytes say: PyTorch's `.pth` of today (a zip) and of
-before 2020 (pickles one after the other), a pickle of NumPy arrays such as
-Detectron2's `.pkl`, `.npz`, `.safetensors`.
+The format of a file is told by its first bytes: PyTorch's `.pth`, a pickle of
+NumPy arrays such as Detectron2's `.pkl`, `.npz` or `.safetensors`.
 """
 
 import dataclasses
-import difflib
-import io
 import os
 import pathlib
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import ml_dtypes
 import numpy as np
-import safetensors
+import safetensors.numpy
 
-from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.weights import pickles
+from maskrcnn_jax import files
+from maskrcnn_jax.errors import UserError, did_you_mean
+from maskrcnn_jax.weights import pytorch_files, safe_pickle
 
-KINDS = '.pth, .pt, .pkl, .npz and .safetensors'
-# First number of a .pth of before 2020, which is followed by its version.
-_MAGIC = 0x1950A86A20F9469CFC6C
-_VERSION = 1001
-# Where training programs keep the state dict, in the order of search.
-_PLACES = ('model', 'state_dict', 'model_state_dict', 'model_state', 'blobs')
-# In front of every name of a model that was trained on several devices.
+# Endings of the files that can be written.
+SUFFIXES = ('.pth', '.pt', '.npz', '.safetensors')
+# Keys under which training programs store the state dict, in this order.
+_STATE_DICT_KEYS = (
+  'model',
+  'state_dict',
+  'model_state_dict',
+  'model_state',
+  'blobs',
+)
+# Prefix of every name in a model that was trained on several devices.
 _PARALLEL = 'module.'
 _SAFETENSORS = {
   'BF16': ml_dtypes.bfloat16,
@@ -46,12 +46,12 @@ _SAFETENSORS = {
 
 @dataclasses.dataclass(frozen=True)
 class Tensors:
-  """What is in a file.
+  """Content of a weight file.
 
   Attributes:
     path: of the file.
     arrays: by name.
-    others: names of what is in it besides, such as the state of an optimizer.
+    others: names of other entries, such as the state of an optimizer.
   """
 
   path: str
@@ -60,183 +60,149 @@ class Tensors:
 
 
 def read(path: str | os.PathLike) -> Tensors:
-  """The state dict of a file; nothing of the file is executed.
+  """Reads the state dict of a file; nothing of the file is executed.
 
   Args:
-    path: of a file of one of `KINDS`, whatever its name.
+    path: a .pth, .pt, .pkl, .npz or .safetensors file, whatever its name.
 
   Raises:
     FileNotFoundError: there is no such file.
-    UnsafePickleError: it has something else than tensors and containers.
-    ValueError: it is of another kind, has no state dict, or is damaged.
+    UnsafePickleError: a pickle holds more than tensors and containers.
+    UserError: the file has another format or no state dict, or is corrupt.
   """
   path = pathlib.Path(path)
   if not path.is_file():
-    raise FileNotFoundError(f'There is no file {path}.{_near(path)}')
+    names = [x.name for x in path.parent.glob('*') if x.is_file()]
+    hint = did_you_mean(path.name, names)
+    raise FileNotFoundError(f'There is no file {path}{hint}')
   with path.open('rb') as file:
     start = file.read(9)
+  try:
+    return _read(path, start)
+  except UserError:
+    raise
+  # A corrupt file can fail in any way.
+  except Exception as error:
+    raise UserError(
+      f'{path} cannot be read; it may be corrupt or truncated: '
+      f'{type(error).__name__}: {error}',
+      path=path,
+    ) from error
+
+
+def check_output(path: str | os.PathLike) -> None:
+  """Checks that a file can be written.
+
+  Raises:
+    UserError: the ending is not in `SUFFIXES`, or the file exists.
+    FileNotFoundError: its folder does not exist.
+  """
+  path = pathlib.Path(path)
+  if path.suffix not in SUFFIXES:
+    raise UserError(
+      f'{path} must end in one of {", ".join(SUFFIXES)}, which tells the '
+      'format.',
+      path=path,
+      given=path.suffix,
+      wanted=SUFFIXES,
+    )
+  if path.exists():
+    raise UserError(f'{path} exists and is not overwritten.', path=path)
+  if not path.absolute().parent.is_dir():
+    raise FileNotFoundError(f'{path}: there is no folder {path.parent}.')
+
+
+def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
+  """Writes arrays by name; there is a whole file or none.
+
+  Args:
+    path: ends in one of `SUFFIXES`, which tells the format; must not exist.
+    arrays: float32 or int64.
+
+  Raises:
+    UserError: as `check_output`; or an array is of another type.
+    FileNotFoundError: as `check_output`.
+  """
+  check_output(path)
+  for name, array in arrays.items():
+    if array.dtype.name not in pytorch_files.STORAGES:
+      raise UserError(
+        f'{name} is {array.dtype}, wanted float32 or int64.',
+        item=name,
+        given=array.dtype.name,
+      )
+  arrays = {name: np.array(x, order='C') for name, x in arrays.items()}
+  suffix = pathlib.Path(path).suffix
+  with files.replaced(path) as unfinished:
+    if suffix == '.safetensors':
+      # Transformers and timm look for this entry.
+      data = safetensors.numpy.save(arrays, {'format': 'pt'})
+      unfinished.write_bytes(data)
+    elif suffix == '.npz':
+      with unfinished.open('wb') as file:
+        np.savez(file, **arrays)
+    else:
+      pytorch_files.write(unfinished, arrays)
+
+
+def _read(path, start) -> Tensors:
+  """Reads a file by the format of its first bytes."""
   if start.startswith(b'PK'):
-    return _read_zip(path)
-  # The length of a header in JSON, whose first byte may be that of a pickle.
+    with zipfile.ZipFile(path) as archive:
+      if not any(name.endswith('.npy') for name in archive.namelist()):
+        return _extract(*pytorch_files.read_zip(archive, str(path)), path)
+    with np.load(path, allow_pickle=False) as arrays:
+      return Tensors(str(path), {name: arrays[name] for name in arrays.files})
+  # The length of a JSON header; its first byte may be that of a pickle.
   header = int.from_bytes(start[:8], 'little')
   if start[8:] == b'{' and header < path.stat().st_size:
-    return Tensors(str(path), _read_safetensors(path))
-  if start.startswith(b'\x80'):
-    return _read_pickles(path)
-  raise UserError(
-    f'{path} is no file of weights: wanted {KINDS}, or the prefix of a '
-    'TensorFlow checkpoint.'
-  )
-
-
-def _near(path: pathlib.Path) -> str:
-  names = sorted(x.name for x in path.parent.glob('*') if x.is_file())
-  close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
-  return f' Did you mean {path.with_name(close[0])}?' if close else ''
-
-
-def _read_zip(path) -> Tensors:
-  try:
-    with zipfile.ZipFile(path) as archive:
-      return _read_archive(archive, path)
-  except (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    RuntimeError,  # Encrypted; or packed in a way that Python does not know.
-  ) as error:
-    raise UserError(
-      f'{path} cannot be read, it may be damaged or not wholly copied: {error}'
-    ) from error
-
-
-def _read_archive(archive: zipfile.ZipFile, path) -> Tensors:
-  names = archive.namelist()
-  if any(name.endswith('.npy') for name in names):
-    return Tensors(str(path), _read_npz(path))
-  pickled = [name for name in names if name.endswith('data.pkl')]
-  if len(pickled) != 1:
-    raise UserError(
-      f'{path} is a zip file, but neither of PyTorch (it has {len(pickled)} '
-      'files data.pkl) nor of NumPy.'
-    )
-  root = pickled[0].removesuffix('data.pkl')
-  found = pickles.load(io.BytesIO(archive.read(pickled[0])), str(path))
-  is_big = (
-    f'{root}byteorder' in names and archive.read(f'{root}byteorder') == b'big'
-  )
-  order = '>' if is_big else '<'
-  memories = {}
-
-  def memory(storage):
-    if storage.key not in memories:
-      name = f'{root}data/{storage.key}'
-      if name not in names:
-        raise UserError(f'{path} lacks the storage {name}.')
-      memories[storage.key] = archive.read(name)
-    return _numbers(memories[storage.key], storage, order, path)
-
-  return _resolved(found, memory, path)
-
-
-def _read_pickles(path) -> Tensors:
-  with path.open('rb') as file:
-    first = pickles.load(file, str(path))
-    if first != _MAGIC:
-      return _resolved(first, None, path)
-    version = pickles.load(file, str(path))
-    system = pickles.load(file, str(path))
-    if version != _VERSION:
-      raise UserError(
-        f'{path} has version {version} of its format, wanted {_VERSION}.'
-      )
-    order = '<' if system.get('little_endian', True) else '>'
-    found = pickles.load(file, str(path))
-    keys = pickles.load(file, str(path))
-    # Each storage follows in the order of the keys: how many numbers, numbers.
-    sizes = {x.key: x.dtype.itemsize for x in _storages(found)}
-    memories = {}
-    for key in keys:
-      count = int.from_bytes(
-        file.read(8), 'little' if order == '<' else 'big', signed=True
-      )
-      if key not in sizes:
-        raise UserError(f'{path} has a storage {key} that no tensor is of.')
-      # Not more than there is, whatever it says.
-      wanted = min(max(count, 0) * sizes[key], path.stat().st_size)
-      memories[key] = file.read(wanted)
-
-  def memory(storage):
-    return _numbers(memories.get(storage.key, b''), storage, order, path)
-
-  return _resolved(found, memory, path)
-
-
-def _numbers(data: bytes, storage: pickles.Storage, order, path) -> np.ndarray:
-  wanted = storage.size * storage.dtype.itemsize
-  if len(data) != wanted:
-    raise UserError(
-      f'{path} has {len(data)} bytes for the storage {storage.key}, wanted '
-      f'{wanted}: it may be damaged or not wholly copied.'
-    )
-  memory = np.frombuffer(data, storage.dtype)
-  return memory if order == '<' else memory.byteswap()
-
-
-def _storages(found):
-  """Storages of all tensors in a tree, each part of it seen once."""
-  left, seen = [found], set()
-  while left:
-    part = left.pop()
-    if isinstance(part, pickles.LazyTensor):
-      yield part.storage
-    elif isinstance(part, dict | list | tuple) and id(part) not in seen:
-      seen.add(id(part))
-      left += part.values() if isinstance(part, dict) else part
-
-
-def _read_npz(path) -> dict[str, np.ndarray]:
-  try:
-    with np.load(path, allow_pickle=False) as archive:
-      return {name: archive[name] for name in archive.files}
-  except ValueError as error:
-    raise UserError(f'{path} cannot be read: {error}') from error
-
-
-def _read_safetensors(path) -> dict[str, np.ndarray]:
-  try:
     found = safetensors.deserialize(path.read_bytes())
-  except safetensors.SafetensorError as error:
-    raise UserError(
-      f'{path} cannot be read, it may be damaged or not wholly copied: {error}'
-    ) from error
-  arrays = {}
-  for name, tensor in found:
-    if tensor['dtype'] not in _SAFETENSORS:
-      raise UserError(f'{path} has {name} in {tensor["dtype"]}.')
-    dtype = np.dtype(_SAFETENSORS[tensor['dtype']])
-    arrays[name] = np.frombuffer(tensor['data'], dtype).reshape(tensor['shape'])
-  return arrays
+    return Tensors(
+      str(path), {name: _from_safetensors(tensor) for name, tensor in found}
+    )
+  if start.startswith(b'\x80'):
+    return _extract(*pytorch_files.read_pickles(path), path)
+  raise UserError(
+    f'{path} is not a weight file: wanted .pth, .pt, .pkl, .npz or '
+    '.safetensors, or the prefix of a TensorFlow checkpoint.',
+    path=path,
+  )
 
 
-def _resolved(found: Any, memory, path) -> Tensors:
-  """The state dict in what was unpickled, with its tensors read."""
+def _from_safetensors(tensor) -> np.ndarray:
+  dtype = np.dtype(_SAFETENSORS[tensor['dtype']])
+  return np.frombuffer(tensor['data'], dtype).reshape(tensor['shape'])
+
+
+def _extract(found, memory: pytorch_files.Memory, path) -> Tensors:
+  """State dict of an unpickled object, with its tensors read."""
   others = []
-  while place := _place(found):
-    others += [str(key) for key in found if key != place]
-    found = found[place]
-  if not _is_state_dict(found):
+  while key := _state_dict_key(found):
+    others += [str(x) for x in found if x != key]
+    found = found[key]
+  tensor = safe_pickle.LazyTensor
+  is_dict = isinstance(found, dict)
+  if not is_dict or not any(
+    isinstance(x, tensor | np.ndarray) for x in found.values()
+  ):
+    content = f'a {type(found).__name__}'
+    if is_dict:
+      content = f'a dict of {", ".join(map(str, [*found][:5])) or "nothing"}'
     raise UserError(
-      f'{path} holds no state dict: {_described(found)}. Wanted tensors by '
-      f'name, or one of {", ".join(_PLACES)} with them.'
+      f'{path} has no state dict, but {content}. Wanted tensors by name, or '
+      f'such a dict under one of {", ".join(_STATE_DICT_KEYS)}.',
+      path=path,
+      wanted=_STATE_DICT_KEYS,
     )
   arrays = {}
   for name, value in found.items():
-    if isinstance(value, pickles.LazyTensor):
+    if isinstance(value, tensor):
       try:
         arrays[name] = value.view(memory(value.storage))
-      except ValueError as error:
-        raise UserError(f'{path}, {name}: {error}') from error
+      except UserError as error:
+        raise UserError(
+          f'{path}, {name}: {error}', path=path, item=name
+        ) from error
     elif isinstance(value, np.ndarray):
       arrays[name] = value
     else:
@@ -246,21 +212,9 @@ def _resolved(found: Any, memory, path) -> Tensors:
   return Tensors(str(path), arrays, others)
 
 
-def _place(found) -> str | None:
-  """Where a training program put its state dict, if it did so."""
+def _state_dict_key(found) -> str | None:
+  """Key under which a training program stored the state dict, if any."""
   if not isinstance(found, dict):
     return None
-  return next((x for x in _PLACES if isinstance(found.get(x), dict)), None)
-
-
-def _is_state_dict(found) -> bool:
-  kinds = (pickles.LazyTensor, np.ndarray)
-  return isinstance(found, dict) and any(
-    isinstance(value, kinds) for value in found.values()
-  )
-
-
-def _described(found) -> str:
-  if isinstance(found, dict):
-    return f'it is a dict of {", ".join(map(str, [*found][:5])) or "nothing"}'
-  return f'it is a {type(found).__name__}'
+  keys = (x for x in _STATE_DICT_KEYS if isinstance(found.get(x), dict))
+  return next(keys, None)

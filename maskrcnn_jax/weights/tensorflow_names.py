@@ -1,9 +1,9 @@
-"""Names of variables in TensorFlow checkpoints, from the places of layers.
+"""Names of variables in TensorFlow checkpoints.
 
 Four layouts are known: Google's ResNet, which Habana's and Google's Mask R-CNN
-hold in a scope of its own; NVIDIA's ResNet classifier; and NVIDIA's Mask R-CNN.
-Layers without names of their own are numbered there in the order of their
-calls: stem, then blocks, each with its projection, if any, before the others.
+hold in a scope; NVIDIA's ResNet classifier; and NVIDIA's Mask R-CNN. Layers are
+numbered in the order of their calls: the stem, then the blocks, each with its
+projection, if any, first.
 """
 
 import dataclasses
@@ -15,14 +15,14 @@ from maskrcnn_jax.errors import UserError
 _CONV = re.compile(
   r'backbone/(?:stem|stage(\d)/block(\d+))/(?:conv(\d?)|shortcut_conv)/kernel'
 )
-# Of batch norm: ours, and theirs.
+# Variables of batch norm: ours -> theirs.
 _NORM = {
   'scale': 'gamma',
   'bias': 'beta',
   'mean': 'moving_mean',
   'variance': 'moving_variance',
 }
-# Outside of the backbone: ours, and theirs.
+# Layers outside the backbone: ours -> theirs.
 _HEADS = (
   (r'fpn/lateral(\d)', r'fpn/l\1'),
   (r'fpn/output(\d)', r'fpn/post_hoc_d\1'),
@@ -37,7 +37,7 @@ _HEADS = (
   (r'mask_head/mask_logits', 'mask_head/mask_fcn_logits'),
 )
 _HEAD_SCOPES = ('fpn/', 'rpn_head/', 'box_head/', 'mask_head/')
-_BOOKKEEPING = re.compile(
+_TRAINING_STATE = re.compile(
   r'optimizer/.*|.*\.OPTIMIZER_SLOT.*|(SGD|Adam)/.*'
   r'|(.*/)?(Momentum|momentum|Adam|RMSProp|ExponentialMovingAverage)(_\d+)?'
   r'|(.*/)?(global_step|save_counter|beta[12]_power)(:0)?'
@@ -47,16 +47,16 @@ _BOOKKEEPING = re.compile(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Place:
-  """Where a convolution of the backbone is.
+class _Conv:
+  """Position of a convolution in the backbone.
 
   Attributes:
     stage: 2 to 5; 0 in the stem.
-    block: of the stage, from 1; 0 in the stem.
-    conv: of the block, from 1; 0 for its projection and in the stem.
-    index: calls of convolutions before.
-    index_of_plain: the same, projections not counted.
-    index_of_block: blocks before.
+    block: in the stage, from 1; 0 in the stem.
+    conv: in the block, from 1; 0 for its projection and in the stem.
+    index: number of convolutions called before.
+    index_of_plain: the same without projections.
+    index_of_block: number of blocks before.
   """
 
   stage: int
@@ -82,12 +82,12 @@ class _Place:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """How a checkpoint names its variables.
+  """Naming scheme of a checkpoint.
 
   Attributes:
     kind: `backbone`, or `model` if there are heads.
-    model_scope: in front of every name.
-    backbone_scope: in front of names of the backbone, with `model_scope`.
+    model_scope: prefix of every name.
+    backbone_scope: prefix of names of the backbone, with `model_scope`.
     convolution: names of a convolution of the backbone and its norm.
     config: shipped config of the model.
   """
@@ -95,29 +95,29 @@ class Layout:
   kind: str
   model_scope: str
   backbone_scope: str
-  convolution: Callable[[_Place], tuple[str, str]]
+  convolution: Callable[[_Conv], tuple[str, str]]
   config: str
 
   def names(self, paths: Collection[str]) -> dict[str, str]:
-    """Our name -> theirs, for all that a checkpoint of this kind must have.
+    """Our name -> theirs, of every variable that the checkpoint must have.
 
     Args:
       paths: our names of all variables of a model.
 
     Raises:
-      ValueError: a variable has no name there.
+      UserError: a variable has no name in TensorFlow checkpoints.
     """
     names = dict(self._backbone_names(paths))
     for path in paths:
       if path.startswith('backbone/'):
         if path not in names:
-          raise UserError(f'{path} has no name in TensorFlow checkpoints.')
+          raise _nameless(path)
       elif self.kind == 'model':
         names[path] = self.model_scope + _head_name(path)
     return names
 
   def is_layer(self, name: str) -> bool:
-    """Whether a name is of a layer, of a part that the checkpoint is about."""
+    """True for names in layers of a part that the checkpoint covers."""
     scope = re.escape(self.backbone_scope)
     numbered = '(conv2d|batch_normalization|btlnck_block|bottleneck_group)'
     if re.match(f'{scope}{numbered}[_/]', name):
@@ -126,9 +126,9 @@ class Layout:
     return self.kind == 'model' and name.startswith(heads)
 
   def _backbone_names(self, paths) -> Iterator[tuple[str, str]]:
-    for place in _places(paths):
-      conv, norm = place.ours()
-      their_conv, their_norm = self.convolution(place)
+    for position in _convs(paths):
+      conv, norm = position.ours()
+      their_conv, their_norm = self.convolution(position)
       yield f'{conv}/kernel', f'{self.backbone_scope}{their_conv}/kernel'
       for leaf, their_leaf in _NORM.items():
         yield (
@@ -138,7 +138,7 @@ class Layout:
 
 
 def find_layout(names: Collection[str]) -> Layout | None:
-  """How a checkpoint with these names names its variables; None if unknown."""
+  """Layout of a checkpoint with these names; None if unknown."""
   for pattern, convolution in _BACKBONES:
     for name in names:
       if match := re.fullmatch(pattern, name):
@@ -157,12 +157,12 @@ def find_layout(names: Collection[str]) -> Layout | None:
   return None
 
 
-def is_bookkeeping(name: str) -> bool:
-  """Whether a tensor is of the optimizer, or counts steps."""
-  return _BOOKKEEPING.fullmatch(name) is not None
+def is_training_state(name: str) -> bool:
+  """True for tensors of the optimizer and counters of steps."""
+  return _TRAINING_STATE.fullmatch(name) is not None
 
 
-def _places(paths) -> Iterator[_Place]:
+def _convs(paths) -> Iterator[_Conv]:
   """Convolutions of the backbone in the order of their calls."""
   matches = filter(None, map(_CONV.fullmatch, paths))
   keys = sorted(tuple(int(x or 0) for x in match.groups()) for match in matches)
@@ -171,39 +171,39 @@ def _places(paths) -> Iterator[_Place]:
     stage, block, conv = key
     if stage and (stage, block) not in blocks:
       blocks.append((stage, block))
-    place = _Place(stage, block, conv, index, plain, max(len(blocks) - 1, 0))
-    yield place
-    plain += not place.is_projection
+    found = _Conv(stage, block, conv, index, plain, max(len(blocks) - 1, 0))
+    yield found
+    plain += not found.is_projection
 
 
-def _google(place):
+def _google(conv):
   return (
-    _numbered('conv2d', place.index),
-    _numbered('batch_normalization', place.index),
+    _numbered('conv2d', conv.index),
+    _numbered('batch_normalization', conv.index),
   )
 
 
-def _nvidia_classifier(place):
-  block = f'btlnck_block_{place.stage - 2}_{place.block - 1}'
-  if not place.stage:
+def _nvidia_classifier(conv):
+  block = f'btlnck_block_{conv.stage - 2}_{conv.block - 1}'
+  if not conv.stage:
     scope = 'conv2d'
-  elif place.is_projection:
+  elif conv.is_projection:
     scope = f'{block}/shortcut/conv2d'
   else:
-    scope = f'{block}/bottleneck_{place.conv}'
+    scope = f'{block}/bottleneck_{conv.conv}'
   return f'{scope}/conv2d', f'{scope}/BatchNorm'
 
 
-def _nvidia_mask_rcnn(place):
-  scope = _numbered('conv2d_block', place.index_of_plain)
-  if place.is_projection:
+def _nvidia_mask_rcnn(conv):
+  scope = _numbered('conv2d_block', conv.index_of_plain)
+  if conv.is_projection:
     scope = 'shortcut'
-  if place.stage:
-    group = _numbered('bottleneck_group', place.stage - 2)
-    block = _numbered('bottleneck_block', place.index_of_block)
+  if conv.stage:
+    group = _numbered('bottleneck_group', conv.stage - 2)
+    block = _numbered('bottleneck_block', conv.index_of_block)
     scope = f'{group}/{block}/{scope}'
-  conv, norm = _google(place)
-  return f'{scope}/{conv}', f'{scope}/{norm}'
+  name, norm = _google(conv)
+  return f'{scope}/{name}', f'{scope}/{norm}'
 
 
 def _numbered(name, index):
@@ -215,10 +215,14 @@ def _head_name(path):
   for pattern, theirs in _HEADS:
     if re.fullmatch(pattern, module):
       return f'{re.sub(pattern, theirs, module)}/{leaf}'
-  raise UserError(f'{path} has no name in TensorFlow checkpoints.')
+  raise _nameless(path)
 
 
-# A name that a layout alone has, with its scopes, and its convolutions.
+def _nameless(path) -> UserError:
+  return UserError(f'{path} has no name in TensorFlow checkpoints.', item=path)
+
+
+# Pattern of a name that only this layout has, with its scopes.
 _BACKBONES = (
   (r'(?P<model>)(?P<backbone>resnet\d+/)?conv2d(_\d+)?/kernel', _google),
   (

@@ -1,8 +1,7 @@
-"""State dicts of torchvision's Mask R-CNNs, and of ResNets by it and by timm.
+"""State dicts of torchvision's Mask R-CNNs, and of its and timm's ResNets.
 
-Known are the names of `maskrcnn_resnet50_fpn` and `maskrcnn_resnet50_fpn_v2`,
-those that the first had when its public weights were made (2019), and those of
-a ResNet alone, which timm shares.
+Names of `maskrcnn_resnet50_fpn` (today's, and those of its public weights, made
+in 2019), `maskrcnn_resnet50_fpn_v2`, and of a ResNet alone, which timm shares.
 """
 
 import re
@@ -11,13 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.weights import account as account_lib
-from maskrcnn_jax.weights import coco_classes, state_dicts, torch_layout
-from maskrcnn_jax.weights.state_dicts import Format, Recipe
+from maskrcnn_jax.weights import load_report, state_dicts
+from maskrcnn_jax.weights.state_dicts import Format
 
 _BODY = 'backbone.body.'
-_CLASSES = 'roi_heads.box_predictor.cls_score.bias'
 _CONVOLUTIONS = re.compile(r'roi_heads\.box_head\.\d\.0\.weight')
 # Only the names of 2019 have this one.
 _OLD = 'rpn.head.conv.weight'
@@ -32,12 +28,11 @@ _OLD_NAMES = (
 
 
 def find_format(names: Collection[str]) -> Format | None:
-  """How a state dict with these names names its tensors; None if unknown."""
+  """Format of a state dict with these names; None if unknown."""
   if f'{_BODY}conv1.weight' in names:
     return _model_format(names)
   if 'conv1.weight' in names and 'layer1.0.conv1.weight' in names:
     return Format(
-      system='torchvision',
       kind='backbone',
       config='coco:torchvision',
       name=lambda path: _backbone_name(path, ''),
@@ -46,45 +41,31 @@ def find_format(names: Collection[str]) -> Format | None:
   return None
 
 
-def recipe(form: Format, arrays: Mapping[str, np.ndarray]) -> Recipe:
-  """The model that a state dict is of."""
-  overrides = [
-    *form.overrides,
-    *state_dicts.shape_overrides(form, arrays),
-  ]
-  if form.kind == 'backbone':
-    return Recipe(form.config, overrides)
-  num_classes = len(arrays.get(_CLASSES, ()))
-  if num_classes:
-    overrides.append(f'model.num_classes={num_classes}')
-  return Recipe(form.config, overrides, coco_classes.of(num_classes))
-
-
 def state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """The tensors of torchvision's Mask R-CNN, by their names of today.
+  """A state dict of torchvision's Mask R-CNN, under today's names.
 
   Args:
     variables: `params` and `batch_stats` of `MaskRCNN`.
 
   Returns:
-    Contiguous float32 arrays, and int64 zeros for the counters of batches that
-    trainable batch norm has there.
+    Contiguous float32 arrays, and int64 zeros for the batch counters of
+    trainable batch norm.
 
   Raises:
-    ValueError: a variable has no name there.
+    UserError: a variable has no name in torchvision.
   """
-  ours = account_lib.flatten(variables)
+  ours = load_report.flatten(variables)
   num_convs = sum(
     re.fullmatch(r'box_head/conv\d+/kernel', path) is not None for path in ours
   )
   channels = state_dicts.roi_channels(ours)
-  trainable = account_lib.flatten({'params': variables['params']})
+  trainable = load_report.flatten({'params': variables['params']})
   tensors = {}
   for path, array in ours.items():
     name = _model_name(path, num_convs)
     array = np.asarray(array, np.float32)
-    tensors[name] = torch_layout.to_torch(path, array, channels)
-    # Of batch norm that learns, scale and bias are parameters.
+    tensors[name] = state_dicts.to_torch(path, array, channels)
+    # Scale and bias of trainable batch norm are parameters.
     scope = path.removesuffix('/mean')
     if scope != path and f'{scope}/scale' in trainable:
       counter = name.replace('.running_mean', '.num_batches_tracked')
@@ -105,7 +86,7 @@ def _model_format(names) -> Format:
 
   overrides = []
   if is_old:
-    # The public weights were made with a norm without epsilon.
+    # The public weights were trained with an epsilon of 0.
     overrides.append('model.backbone.norm_epsilon=0.0')
   num_rpn = len(
     [x for x in names if re.fullmatch(r'rpn\.head\.conv\.\d\.0\.weight', x)]
@@ -124,33 +105,29 @@ def _model_format(names) -> Format:
     ]
   is_second = num_convs > 0
   return Format(
-    system='torchvision',
     kind='model',
     config='coco:torchvision_v2' if is_second else 'coco:torchvision',
     name=name,
-    is_layer=lambda name: True,
     overrides=overrides,
   )
 
 
 def _backbone_name(path, prefix) -> str:
-  place = state_dicts.backbone_path(path)
-  if place is None:
-    raise UserError(f'{path} has no name in torchvision.')
+  parts = state_dicts.parse_backbone(path, 'torchvision')
   layer = {
-    'conv': f'conv{place["number"] or 1}',
-    'norm': f'bn{place["number"] or 1}',
+    'conv': f'conv{parts["number"] or 1}',
+    'norm': f'bn{parts["number"] or 1}',
     'shortcut_conv': 'downsample.0',
     'shortcut_norm': 'downsample.1',
-  }[place['layer']]
-  if place['stage']:
-    block = f'layer{int(place["stage"]) - 1}.{int(place["block"]) - 1}'
+  }[parts['layer']]
+  if parts['stage']:
+    block = f'layer{int(parts["stage"]) - 1}.{int(parts["block"]) - 1}'
     layer = f'{block}.{layer}'
-  return f'{prefix}{layer}.{state_dicts.LEAVES[place["leaf"]]}'
+  return f'{prefix}{layer}.{state_dicts.LEAVES[parts["leaf"]]}'
 
 
 def _model_name(path, num_convs) -> str:
-  """Their name of a variable, of a box head with so many convolutions."""
+  """torchvision's name of a variable; `num_convs` are in the box head."""
   if path.startswith('backbone/'):
     return _backbone_name(path, _BODY)
   return state_dicts.rename(path, _heads(num_convs), 'torchvision')
@@ -164,7 +141,7 @@ def _heads(num_convs):
     index = int(match[1]) - 6
     if not num_convs:
       return f'roi_heads.box_head.fc{6 + index}'
-    # Behind the convolutions and a flattening, each with a ReLU behind it.
+    # After the convolutions and a flattening, each followed by a ReLU.
     return f'roi_heads.box_head.{num_convs + 1 + 2 * index}'
 
   inner, layer = 'backbone.fpn.inner_blocks', 'backbone.fpn.layer_blocks'

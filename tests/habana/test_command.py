@@ -119,7 +119,7 @@ def test_the_optimizer_of_the_flags():
     params, trainable, options.weight_decay
   )
   assert float(decay) == 0.125 * 0.5 * (4.0 + 16.0)
-  optimizer = optimizer_lib.make_optimizer(options, trainable)
+  optimizer = optimizer_lib.sgd(options, trainable)
   state = optimizer.init(params)
   gradients = {'kernel': jnp.array([0.0, 6.0])}  # Clipped to a norm of 3.
   for expected in ([2.0, 4.0 - 0.5 * 3.0], [2.0, 2.5 - 0.5 * 3.75]):
@@ -465,7 +465,7 @@ def test_a_new_run_starts_from_the_pretrained_backbone(dataset, env, tmp_path):
   argv += ['--noeval_after_training', '--train_batch_size=2']
   # The first step has the learning rate 0.
   shown = execute([*argv, '--total_steps=1'], tmp_path, env)
-  assert '265 tensors of model.ckpt-112603 -> backbone' in shown
+  assert 'model.ckpt-112603 (backbone)' in shown
   workdir, stage3 = tmp_path / 'results', ('stage3', 'block1', 'conv1')
   loaded = kernel(workdir, 1, *stage3)
   np.testing.assert_array_equal(loaded, tensors['conv2d_12/kernel'])

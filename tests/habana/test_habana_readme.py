@@ -118,7 +118,7 @@ def run(command, precision, folder, env):
 def check(folder, shown, precision, batch_size):
   """Checks the files and the config that every command leaves."""
   workdir = folder / 'results'
-  assert '265 tensors of model.ckpt-112603 -> backbone' in shown
+  assert 'model.ckpt-112603 (backbone)' in shown
   assert shown.count('Training ended with status: SUCCESS') == 1
   assert store.latest_step(workdir) == 2
   assert store.read_position(workdir)['examples'] == 2 * batch_size

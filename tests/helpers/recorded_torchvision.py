@@ -1,7 +1,7 @@
-"""What it takes to repeat the recordings of torchvision's whole models.
+"""Weights and inputs of the recordings of torchvision's models.
 
-Their weights are not stored: each tensor follows from its name and shape. The
-photographs are COCO's and not here; `MASKRCNN_TEST_DATA` has them.
+The weights are not stored: each tensor follows from its name and shape. The
+photographs are COCO's; `MASKRCNN_TEST_DATA` has them.
 """
 
 import os
@@ -21,7 +21,7 @@ from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import train_step
 from maskrcnn_jax.weights import torchvision
 
-# Kernels whose rows have a mean of 0, in both versions.
+# Kernels whose rows have mean 0, in both versions.
 _CENTERED = (
   'fc6.weight',
   'fc7.weight',
@@ -31,7 +31,7 @@ _CENTERED = (
   'cls_logits.weight',
   'mask_fcn_logits.weight',
 )
-# First match; 1 elsewhere.
+# Gains by part of the name, the first match; 1 elsewhere.
 _GAINS = (
   ('.conv3.weight', 0.35),
   ('.downsample.0.weight', 0.7),
@@ -44,7 +44,7 @@ _GAINS = (
 )
 # Added to the logit of the background.
 BACKGROUND = {'coco:torchvision': 11.9, 'coco:torchvision_v2': 9.5}
-# (shorter, longer) sides that images were fitted into.
+# (shorter, longer) sides of the resized images.
 SIDES = {'coco:torchvision': (320, 512), 'coco:torchvision_v2': (128, 224)}
 
 
@@ -69,7 +69,7 @@ def formula(name, shape, names, background):
 
   Args:
     name: of torchvision.
-    shape: there.
+    shape: in torchvision.
     names: of all tensors.
     background: added to the logit of the background.
   """
@@ -99,7 +99,7 @@ def formula(name, shape, names, background):
 
 
 def image(stem):
-  """RGB `[height, width, 3]` of a recorded image; skips where it is not."""
+  """RGB `[height, width, 3]` of a recorded image; skips if it is missing."""
   path = golden_files.folder() / 'torchvision' / 'images' / f'{stem}.png'
   if not path.is_file() and stem.startswith('coco_'):
     photos = pathlib.Path(os.environ.get('MASKRCNN_TEST_DATA', 'missing'))
@@ -112,7 +112,7 @@ def image(stem):
 
 
 def make_input(pixels, sides, canvas=None):
-  """An image as torchvision resizes it, on its canvas.
+  """An image resized as in torchvision, on its canvas.
 
   Args:
     pixels: RGB `[height, width, 3]`.

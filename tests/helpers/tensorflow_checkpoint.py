@@ -1,4 +1,4 @@
-"""TensorFlow checkpoints in both of their forms, and a backbone for them."""
+"""TensorFlow checkpoints in both forms, and a backbone for them."""
 
 import numpy as np
 import tensorflow as tf
@@ -26,7 +26,7 @@ def write_objects(prefix, tensors):
 
   Args:
     prefix: of its files.
-    tensors: arrays by name; the keys in the file say nothing of the names.
+    tensors: arrays by name; the keys in the file do not have the names.
   """
   variables = [tf.Variable(x, name=name) for name, x in tensors.items()]
   tf.train.Checkpoint(layers=variables).write(str(prefix))
@@ -35,7 +35,7 @@ def write_objects(prefix, tensors):
 def google_backbone(depth, width, seed=0):
   """Arrays of a bottleneck ResNet under Google's names.
 
-  They are random, but such that activations stay within bounds.
+  Random values that keep the activations bounded.
 
   Args:
     depth: 50 or 101.
@@ -60,7 +60,7 @@ def google_backbone(depth, width, seed=0):
 
 
 def _kernel_shapes(depth, width):
-  """In the order of the calls: projections before the rest of their block."""
+  """Shapes in the order of the calls: projections first in their block."""
   shapes = [(7, 7, 3, width)]
   channels = width
   for stage, blocks in enumerate(_BLOCKS[depth]):

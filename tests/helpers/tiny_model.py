@@ -1,4 +1,4 @@
-"""A Mask R-CNN that compiles in seconds, and batches for it."""
+"""Tiny Mask R-CNN that compiles in seconds, and batches for it."""
 
 import jax
 import numpy as np
@@ -9,7 +9,7 @@ from maskrcnn_jax.training import train_step
 CANVAS = 64
 MASK_SIZE = 28
 NUM_CLASSES = 4
-# A constant rate, so that parameters show the gradients.
+# A constant rate, so that updates are proportional to the gradients.
 OPTIMIZER = {
   'learning_rate': 0.02,
   'warmup_steps': 0,
@@ -25,7 +25,7 @@ def make_model(
   pool_padding='same',
   **options,
 ):
-  """ResNet-18 with 8 channels in the stem, and heads to match."""
+  """Mask R-CNN with a ResNet-18, 8 channels wide."""
   proposals = {'pre_nms_top_k': 64, 'post_nms_top_k': 32}
   config = {
     'num_classes': NUM_CLASSES,
@@ -54,7 +54,7 @@ def make_model(
 
 
 def make_state(model, batch, seed=0, **optimizer):
-  """A fresh state and its optimizer."""
+  """Initial state and its optimizer."""
   return train_step.create_train_state(
     model, {**OPTIMIZER, **optimizer}, batch, jax.random.key(seed)
   )
@@ -71,13 +71,14 @@ def make_batch(
 
   Args:
     counts: objects of each image.
-    seed: of image i is (seed, i), so that a longer batch begins like a shorter.
+    seed: image i has the seed (seed, i), so a longer batch begins with the same
+      images as a shorter one.
     max_instances: rows of `instances`.
     dtype: of the images.
     canvas: (height, width), at least 48 pixels each.
 
   Returns:
-    What `train_step` takes: the batch without what only the host needs.
+    The batch of `train_step`, without the fields for the host.
   """
   rows = [
     _make_image(

@@ -9,7 +9,7 @@ import pathlib
 import types
 
 import drawn_checkpoint
-import foreign_models
+import narrow_models
 import numpy as np
 import pytest
 import quick
@@ -29,7 +29,7 @@ from maskrcnn_jax.input_pipeline import single_images, transforms
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.structures import Detections
 from maskrcnn_jax.training import train_step
-from maskrcnn_jax.weights import tensor_writing, torchvision
+from maskrcnn_jax.weights import tensor_files, torchvision
 
 NAMES = drawn_checkpoint.CLASSES
 
@@ -246,10 +246,10 @@ def test_wrong_flags(flag, named, capsys):
 def test_imported_weights_detect(photos, tmp_path):
   """Weights of another program, by commands alone."""
   variables = drawn_checkpoint.draw_variables(
-    foreign_models.make_model(depth=18, num_classes=4)
+    narrow_models.make_model(depth=18, num_classes=4)
   )
   source = tmp_path / 'weights.pth'
-  tensor_writing.write(source, torchvision.state_dict(variables))
+  tensor_files.write(source, torchvision.state_dict(variables))
   argv = ['import_weights', f'--source={source}', f'--output={tmp_path}/run']
   canvas = '--config.input.canvases=((64, 96),)'
   fit = '--config.input.resize.fit_size=(64, 96)'

@@ -378,7 +378,7 @@ def test_factor_of_bias_gradients(case):
   options = dataclasses.replace(
     case.optimizer, learning_rate=1.0, warmup_steps=0
   )
-  transformation = optimizer_lib.make_optimizer(
+  transformation = optimizer_lib.sgd(
     options, recorded_run.trainable_parameters(case)
   )
   ones = jax.tree.map(lambda _: jnp.ones(1), case.variables['params'])

@@ -2,9 +2,9 @@
 
 import functools
 
-import foreign_models
 import jax
 import jax.numpy as jnp
+import narrow_models
 import numpy as np
 import pytest
 import quick
@@ -14,7 +14,7 @@ from maskrcnn_jax.models import heads, layers, resnet
 from maskrcnn_jax.models.fpn import FPN
 from maskrcnn_jax.ops import images as image_ops
 from maskrcnn_jax.training import train_step
-from maskrcnn_jax.weights import account as account_lib
+from maskrcnn_jax.weights import load_report
 
 BATCH = layers.NormOptions('batch')
 
@@ -100,7 +100,7 @@ def test_parameters_of_a_box_head_with_convolutions():
   variables = jax.eval_shape(
     box_head().init, jax.random.key(0), jnp.zeros((1, 2, 7, 7, 4))
   )
-  shapes = {k: x.shape for k, x in account_lib.flatten(variables).items()}
+  shapes = {k: x.shape for k, x in load_report.flatten(variables).items()}
   # A norm behind it takes the place of the bias.
   layer = {'kernel': (3, 3, 4, 4)}
   norm = dict.fromkeys(('scale', 'bias', 'mean', 'variance'), (4,))
@@ -225,13 +225,13 @@ def test_a_step_of_the_second_version():
   The blocks of the backbone begin as the identity, without a gradient, and a
   scale of 1 may be too far from its small gradient to move.
   """
-  model = tiny_model.make_model(norm='batch', **foreign_models.SECOND)
+  model = tiny_model.make_model(norm='batch', **narrow_models.SECOND)
   batch = tiny_model.make_batch()
   state, optimizer = tiny_model.make_state(model, batch)
   step = functools.partial(train_step.train_step, model, optimizer)
   updated, metrics = quick.jit(step)(state, batch)
   assert metrics['finite']
-  before, after = (account_lib.flatten(x.variables()) for x in (state, updated))
+  before, after = (load_report.flatten(x.variables()) for x in (state, updated))
   moved = {name for name in before if np.any(before[name] != after[name])}
   for leaf in ('kernel', 'mean', 'variance'):
     names = {name for name in before if name.endswith(f'/{leaf}')}

@@ -1,4 +1,4 @@
-"""The optimizer: recorded schedules, SGD by hand, what learns and decays."""
+"""Optimizer: recorded schedules, SGD by hand, weight decay, frozen parts."""
 
 import json
 
@@ -9,10 +9,11 @@ import numpy as np
 import optax
 import pytest
 
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.training import optimizer
 from maskrcnn_jax.training.optimizer import OptimizerOptions
 
-# Parameters in the naming of the model.
+# Parameters with names of the model.
 PARAMS = {
   'backbone': {
     'stem': {'conv': {'kernel': np.float32([[1.0, -2.0]])}},
@@ -25,7 +26,7 @@ PARAMS = {
     }
   },
 }
-# No warm-up, no decay of the rate, no factor on biases.
+# No warm-up, no decay of the rate, no factor for biases.
 PLAIN = {
   'learning_rate': 0.1,
   'warmup_steps': 0,
@@ -40,9 +41,9 @@ def all_of(params, value):
 
 
 def run(options, gradients, trainable=None):
-  """Parameters and optimizer state after each of a list of gradients."""
+  """Parameters and optimizer state after each of the gradients."""
   trainable = all_of(PARAMS, True) if trainable is None else trainable
-  transformation = optimizer.make_optimizer(options, trainable)
+  transformation = optimizer.sgd(options, trainable)
   params, state = PARAMS, transformation.init(PARAMS)
   results = []
   for step, gradient in enumerate(gradients):
@@ -61,12 +62,12 @@ def draw_gradients(count, seed=0):
 
 
 def recorded_schedule(recording):
-  """Options that give a recorded schedule, from the values in the file."""
+  """Options of a recorded schedule, from the values in the file."""
   values = recording['values']
   boundaries = [int(step) for step in recording['boundaries']]
   params = json.loads(str(recording['meta']))['params']
   if 'init_value' in params:
-    # NVIDIA: warm-up is the first of its intervals; rates are for one image.
+    # NVIDIA: warm-up is its first interval; rates are for one image.
     scale = params['local_batch_size']
     return OptimizerOptions(
       learning_rate=float(values[0]) * scale,
@@ -88,13 +89,13 @@ def recorded_schedule(recording):
 @pytest.mark.parametrize(
   'path', golden_files.files('10_lr_*.npz'), ids=lambda path: path.stem
 )
-def test_schedule_is_the_recorded_one(path):
+def test_schedules_match_the_recordings(path):
   recording = golden_files.load(path)
   options = recorded_schedule(recording)
   rates = jax.vmap(optimizer.learning_rate(options))(
     jnp.asarray(recording['steps'])
   )
-  # Of every single value, not only of the largest.
+  # Relative to every single value, not only to the largest.
   np.testing.assert_allclose(rates, recording['lr'], rtol=1e-6, atol=1e-9)
 
 
@@ -124,13 +125,14 @@ def test_warmup_by_hand():
 
 
 def test_options_need_a_factor_for_every_decay_step():
-  with pytest.raises(ValueError, match='same length'):
+  with pytest.raises(UserError) as error:
     OptimizerOptions(decay_steps=(1, 2), decay_factors=(0.1,))
+  assert error.value.argument == 'optimizer.decay_steps'
 
 
 @pytest.mark.parametrize('rate_in_momentum', [False, True])
-def test_steps_are_those_of_sgd_with_momentum(rate_in_momentum):
-  rates = (0.1, 0.01, 0.001)  # It matters only where the rate changes.
+def test_steps_match_sgd_with_momentum(rate_in_momentum):
+  rates = (0.1, 0.01, 0.001)  # The flag matters only where the rate changes.
   options = OptimizerOptions(
     **{
       **PLAIN,
@@ -162,7 +164,7 @@ def test_steps_are_those_of_sgd_with_momentum(rate_in_momentum):
     )
 
 
-def test_where_the_rate_stands_matters_only_when_it_changes():
+def test_rate_in_momentum_matters_only_where_the_rate_changes():
   gradients = draw_gradients(3)
   results = [
     run(OptimizerOptions(**PLAIN, rate_in_momentum=flag), gradients)[-1][0]
@@ -189,7 +191,7 @@ def test_only_trainable_kernels_decay():
   )
 
 
-def test_gradients_of_biases_alone_are_multiplied():
+def test_only_gradients_of_biases_are_multiplied():
   options = OptimizerOptions(**{**PLAIN, 'bias_gradient_factor': 2.0})
   gradients = all_of(PARAMS, np.float32(1.0))
   gradients = jax.tree.map(np.broadcast_to, gradients, shapes(PARAMS))
@@ -212,8 +214,8 @@ def shapes(params):
 )
 def test_frozen_stages_are_counted_from_the_stem(frozen_stages, frozen):
   trainable = optimizer.trainable_parameters(PARAMS, frozen_stages)
-  for stage, learns in trainable['backbone'].items():
-    assert jax.tree.leaves(learns) == [stage not in frozen]
+  for stage, flags in trainable['backbone'].items():
+    assert jax.tree.leaves(flags) == [stage not in frozen]
   assert all(jax.tree.leaves(trainable['box_head']))
 
 
@@ -228,14 +230,14 @@ def test_frozen_parameters_have_no_update_and_no_momentum():
   assert np.any(
     PARAMS['box_head']['fc6']['kernel'] != params['box_head']['fc6']['kernel']
   )
-  # All the state there is: the momentum of the head.
+  # The whole state is the momentum of the head.
   stored = [x.shape for x in jax.tree.leaves(state)]
   head = [x.shape for x in jax.tree.leaves(PARAMS['box_head'])]
   assert sorted(stored) == sorted(head)
 
 
 @pytest.mark.parametrize('limit, factor', [(1.0, 0.2), (100.0, 1.0)])
-def test_clipping_scales_all_gradients_to_the_norm(limit, factor):
+def test_clipping_scales_all_gradients(limit, factor):
   gradients = jax.tree.map(np.zeros_like, PARAMS)
   gradients['backbone']['stem']['conv']['kernel'] = np.float32([[3.0, 0.0]])
   gradients['box_head']['fc6']['bias'] = np.float32([0.0, 4.0])  # Norm 5.
@@ -251,7 +253,7 @@ def test_clipping_scales_all_gradients_to_the_norm(limit, factor):
   )
 
 
-def test_a_frozen_gradient_does_not_count_for_clipping():
+def test_clipping_ignores_frozen_gradients():
   trainable = optimizer.trainable_parameters(PARAMS, frozen_stages=1)
   gradients = jax.tree.map(np.zeros_like, PARAMS)
   gradients['backbone']['stem']['conv']['kernel'] = np.float32([[3.0, 0.0]])
@@ -263,12 +265,12 @@ def test_a_frozen_gradient_does_not_count_for_clipping():
   )
 
 
-def test_the_rate_follows_the_step_that_is_given():
+def test_the_rate_follows_the_given_step():
   options = OptimizerOptions(learning_rate=1.0, warmup_steps=10, momentum=0.0)
-  transformation = optimizer.make_optimizer(options, all_of(PARAMS, True))
+  transformation = optimizer.sgd(options, all_of(PARAMS, True))
   gradients = jax.tree.map(np.ones_like, PARAMS)
   state = transformation.init(PARAMS)
-  for step in (3, 3, 7):  # Whatever was done before.
+  for step in (3, 3, 7):  # Whatever the number of updates.
     updates, state = transformation.update(gradients, state, PARAMS, step=step)
     kernel = updates['box_head']['fc6']['kernel']
     np.testing.assert_allclose(kernel, -step / 10, rtol=1e-6)

@@ -15,7 +15,7 @@ import tiny_model
 
 from maskrcnn_jax.config import load_config
 from maskrcnn_jax.training import train_step
-from maskrcnn_jax.weights import account as account_lib
+from maskrcnn_jax.weights import load_report
 from maskrcnn_jax.weights import tensorflow as tensorflow_lib
 
 WIDTH = 8
@@ -90,7 +90,7 @@ def in_numpy(params, momentum, gradients, step):
 
 
 def by_name(params):
-  return account_lib.flatten({'params': params})
+  return load_report.flatten({'params': params})
 
 
 # From the start, where the first rate is 0, and where the rate falls.

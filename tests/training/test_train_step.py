@@ -1,4 +1,4 @@
-"""The training step on a tiny model: losses, padding, what may not change."""
+"""Training step of a tiny model: losses, padding, reproducibility, freezing."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ import pytest
 import quick
 import tiny_model
 
-from maskrcnn_jax.distributed import mesh as sharding
+from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.training import train_step
 
 TERMS = ('rpn_objectness', 'rpn_box', 'class', 'box', 'mask')
@@ -27,7 +27,7 @@ METRICS = {
   'gradient_norm',
   'finite',
 }
-# As many samples as there are candidates: what is drawn does not matter.
+# All candidates are sampled, so the result does not depend on the key.
 TAKE_ALL = {
   'rpn_targets': {'num_samples': 4096},
   'sampling': {'num_rois': 64, 'foreground_fraction': 0.5},
@@ -36,12 +36,12 @@ TAKE_ALL = {
 
 
 class Run:
-  """A model with its first state and its step, compiled for one device."""
+  """A model with its initial state and its step, compiled for one device."""
 
   def __init__(self, model, batch, **optimizer):
     self.model = model
-    self.mesh = sharding.make_mesh(1)
-    self.replicated = sharding.replicated(self.mesh)
+    self.mesh = mesh_lib.make_mesh(1)
+    self.replicated = mesh_lib.replicated(self.mesh)
     state, self.optimizer = tiny_model.make_state(model, batch, **optimizer)
     self.state = jax.device_put(state, self.replicated)
     self.compile(self.optimizer)
@@ -51,7 +51,7 @@ class Run:
       functools.partial(train_step.train_step, self.model, optimizer),
       in_shardings=(
         self.replicated,
-        sharding.batch_sharding(self.mesh),
+        mesh_lib.batch_sharding(self.mesh),
         self.replicated,
       ),
       out_shardings=self.replicated,
@@ -59,7 +59,7 @@ class Run:
 
   def step(self, state, batch, seed=0):
     key = jax.device_put(jax.random.key(seed), self.replicated)
-    return self.jitted(state, sharding.put_batch(batch, self.mesh), key)
+    return self.jitted(state, mesh_lib.put_batch(batch, self.mesh), key)
 
 
 @pytest.fixture(scope='module')
@@ -69,12 +69,12 @@ def batch():
 
 @pytest.fixture(scope='module')
 def run(batch):
-  """Everything learns, RoIs and anchors are sampled."""
+  """A run without frozen parameters that samples RoIs and anchors."""
   return Run(tiny_model.make_model(), batch)
 
 
 def gradients(state):
-  """Of the first step: its momentum."""
+  """Gradients of the first step, which are its momentum."""
   return optax.tree.get(state.opt_state, 'trace')
 
 
@@ -86,13 +86,13 @@ def without_objects(batch):
 
 
 def assert_trees_equal(actual, expected):
-  """Bit for bit."""
+  """Compares bit for bit."""
   assert jax.tree.structure(actual) == jax.tree.structure(expected)
   jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 def assert_trees_close(actual, expected, tolerance):
-  """To a share of the largest entry of each array."""
+  """Compares relative to the largest entry of each array."""
 
   def compare(path, a, b):
     largest = max(np.max(np.abs(b)), 1e-30)
@@ -124,19 +124,18 @@ def test_metrics_are_finite_scalars(run, batch):
   assert_tree_finite(state)
 
 
-def test_untrained_losses_are_those_of_guessing(run, batch):
-  """Small random weights say nothing: every answer is about as likely."""
+def test_untrained_losses_are_those_of_uniform_probabilities(run, batch):
   _, metrics = run.step(run.state, batch)
-  # One of two, for 32 anchors of each image.
+  # One of two classes, for 32 anchors of each image.
   np.testing.assert_allclose(metrics['rpn_objectness'], np.log(2), rtol=0.02)
   classes = np.log(tiny_model.NUM_CLASSES)
   np.testing.assert_allclose(metrics['class'], classes, rtol=0.1)
 
 
-def test_gradient_norm_is_that_of_all_gradients(run, batch):
+def test_gradient_norm_includes_all_gradients(run, batch):
   state, metrics = run.step(run.state, batch)
   halved = jax.tree_util.tree_map_with_path(
-    # The optimizer doubles those of biases.
+    # The optimizer doubles gradients of biases.
     lambda path, x: x / 2 if path[-1].key == 'bias' else x,
     gradients(state),
   )
@@ -164,7 +163,7 @@ def test_images_without_objects(run, batch, images):
       assert metrics[name] > 0.0, name
 
 
-def test_a_batch_of_fillers_only_decays(run, batch):
+def test_a_batch_without_valid_images_only_decays(run, batch):
   fillers = {**batch, 'valid': np.zeros(2, bool)}
   state, metrics = run.step(run.state, fillers)
   assert metrics['finite']
@@ -182,8 +181,8 @@ def test_a_batch_of_fillers_only_decays(run, batch):
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf])
-def test_what_is_not_finite_changes_the_step_number_only(run, batch, value):
-  state, _ = run.step(run.state, batch)  # With some momentum.
+def test_non_finite_losses_change_only_the_step_number(run, batch, value):
+  state, _ = run.step(run.state, batch)  # The momentum is not 0.
   images = batch['images'].copy()
   images[1, 20, 20, 0] = value
   after, metrics = run.step(state, {**batch, 'images': images})
@@ -193,7 +192,7 @@ def test_what_is_not_finite_changes_the_step_number_only(run, batch, value):
   assert_trees_equal(after.replace(step=state.step), state)
 
 
-def test_pixels_outside_the_image_do_not_count(run, batch):
+def test_pixels_of_the_padding_do_not_matter(run, batch):
   images = batch['images'].copy()
   for image, (height, width) in zip(images, batch['image_sizes'].astype(int)):
     image[height:], image[:, width:] = 255, 255
@@ -202,13 +201,13 @@ def test_pixels_outside_the_image_do_not_count(run, batch):
   assert_trees_equal(run.step(run.state, {**batch, 'images': images}), expected)
 
 
-def test_the_same_step_gives_the_same_bits(run, batch):
+def test_a_step_is_reproducible_bit_for_bit(run, batch):
   assert_trees_equal(
     run.step(run.state, batch, 7), run.step(run.state, batch, 7)
   )
 
 
-def test_key_and_step_number_change_what_is_sampled(run, batch):
+def test_key_and_step_number_change_the_samples(run, batch):
   step = jax.device_put(jnp.int32(1), run.replicated)
   losses = {
     float(run.step(state, batch, seed)[1]['total_loss'])
@@ -218,30 +217,30 @@ def test_key_and_step_number_change_what_is_sampled(run, batch):
   assert len(losses) == 4
 
 
-def test_a_fixed_batch_is_learned(run, batch):
+def test_a_fixed_batch_is_overfit(run, batch):
   state = run.state
   for _ in range(60):
     state, metrics = run.step(state, batch)
   assert metrics['total_loss'] < 1.0  # From 3.4.
 
 
-def test_compiles_once_and_transfers_nothing_by_itself(run, batch):
+def test_compiles_once_without_implicit_transfers(run, batch):
   batches = [batch, without_objects(batch), tiny_model.make_batch((4, 1), 5)]
   key = jax.device_put(jax.random.key(0), run.replicated)
   state = run.state
   with jax.transfer_guard('disallow'):
     for host_batch in batches:
       state, _ = run.jitted(
-        state, sharding.put_batch(host_batch, run.mesh), key
+        state, mesh_lib.put_batch(host_batch, run.mesh), key
       )
   assert int(state.step) == 3
-  # Neither here nor in the tests before.
+  # Neither here nor in earlier tests.
   assert run.jitted._cache_size() == 1
 
 
 @pytest.fixture(scope='module')
 def take_all_gradients(run):
-  """Losses and gradients where nothing is left to chance."""
+  """Losses and gradients that do not depend on sampling."""
 
   def gradients(params, batch, dtype='float32'):
     model = tiny_model.make_model(dtype=dtype, **TAKE_ALL)
@@ -259,7 +258,7 @@ def take_all_gradients(run):
 
 
 def test_padding_changes_nothing(batch, take_all_gradients):
-  """Three more rows of instances and one more row of images."""
+  """Three more rows of instances and one more image."""
   padded = tiny_model.make_batch((2, 3, 4), max_instances=7)
   padded['valid'][2] = False
   grads, losses = take_all_gradients(padded)
@@ -282,14 +281,14 @@ def test_bfloat16_is_near_and_keeps_float32_parameters(
     assert x.dtype == np.float32
   norms = [float(optax.tree.norm(x)) for x in (grads, expected_grads)]
   np.testing.assert_allclose(*norms, rtol=0.05)
-  # Sums over thousands of cells; summed in bfloat16 they are off by a seventh.
+  # Sums over thousands of cells; in bfloat16 they would be off by a seventh.
   for head, layer in (('rpn_head', 'objectness'), ('mask_head', 'deconv')):
     actual, exact = (x[head][layer]['bias'] for x in (grads, expected_grads))
     assert_trees_close(actual, exact, 0.02)
 
 
 @pytest.mark.slow
-def test_batch_norm_sees_valid_images_only(batch):
+def test_batch_norm_uses_only_valid_images(batch):
   run = Run(tiny_model.make_model(norm='batch'), batch)
 
   @quick.jit
@@ -310,12 +309,12 @@ def test_batch_norm_sees_valid_images_only(batch):
   other = rows([0, 1], [True, False])
   other['images'][1] = 17
   assert_trees_equal(stored(other), first)
-  # Twice the same image has the statistics of once.
+  # The same image twice has the statistics of one.
   assert_trees_close(stored(rows([0, 0], [True, True])), first, 1e-5)
   both = stored(rows([0, 1], [True, True]))
   mean = both['backbone']['stem']['norm']['mean']
   assert np.any(mean != first['backbone']['stem']['norm']['mean'])
-  # Without a valid image nothing is stored.
+  # Without a valid image the statistics stay the same.
   unchanged = stored(rows([0, 1], [False, False]))
   assert_trees_equal(unchanged, run.state.batch_stats)
 
@@ -326,10 +325,10 @@ def test_frozen_stages_have_no_gradient(batch):
   model = tiny_model.make_model(norm='frozen', frozen_stages=2)
   run = Run(model, batch)
   params = run.state.params
-  # No momentum is kept of them.
+  # They have no momentum.
   num_frozen = sum(size(params['backbone'][stage]) for stage in frozen)
   assert size(gradients(run.state)) == size(params) - num_frozen
-  # The model stops the gradient even for an optimizer that would use it.
+  # The model stops the gradient even if the optimizer would use it.
   optimizer = train_step.Optimizer(
     dataclasses.replace(run.optimizer.options, weight_decay=0.0),
     frozen_stages=0,
@@ -342,11 +341,11 @@ def test_frozen_stages_have_no_gradient(batch):
   assert metrics['finite']
   for stage, arrays in gradients(after)['backbone'].items():
     for x in jax.tree.leaves(arrays):
-      # The last norm of a block starts at 0: nothing passes it yet.
+      # The last norm of a block starts at 0, so it passes no gradient yet.
       assert not (stage in frozen and np.any(x != 0)), stage
     if stage not in frozen:
       assert any(np.any(x != 0) for x in jax.tree.leaves(arrays)), stage
-  # Stored statistics do not move.
+  # Stored statistics do not change.
   assert_trees_equal(after.batch_stats, state.batch_stats)
 
 
@@ -385,7 +384,7 @@ assert not BLOCKED & set(sys.modules)
 
 
 @pytest.mark.slow
-def test_step_runs_without_the_packages_of_the_input():
+def test_the_step_runs_without_tensorflow_and_pycocotools():
   root = pathlib.Path(__file__).parents[2]
   paths = [
     str(root),

@@ -1,21 +1,20 @@
-"""Names, shapes and orders of Detectron2's state dicts and backbones."""
+"""State dicts of Detectron2: names, shapes, order of classes and deltas."""
 
 import pickle
 import re
 
-import foreign_models
 import jax
+import narrow_models
 import numpy as np
 import pytest
 
 from maskrcnn_jax import config as config_lib
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.weights import account as account_lib
-from maskrcnn_jax.weights import coco_classes, detectron2, foreign
+from maskrcnn_jax.weights import coco_classes, detectron2, external, load_report
 
-# torchvision's block of a backbone -> Detectron2's and Caffe2's.
 NUM_CLASSES = 4
-# Layers outside of the backbone: ours, and Detectron2's.
+# Layers outside the backbone: ours -> Detectron2's.
 HEADS = {
   **{f'fpn/lateral{i}': f'backbone.fpn_lateral{i}' for i in range(2, 6)},
   **{f'fpn/output{i}': f'backbone.fpn_output{i}' for i in range(2, 6)},
@@ -30,8 +29,8 @@ HEADS = {
   'mask_head/deconv': 'roi_heads.mask_head.deconv',
   'mask_head/mask_logits': 'roi_heads.mask_head.predictor',
 }
-# The same of the long schedules: two RPN convolutions, box head of four
-# convolutions and a dense layer, norm.
+# The same of the LSJ models: two RPN convolutions, a box head of four
+# convolutions and a dense layer, and norm.
 LSJ_HEADS = {
   **HEADS,
   **{f'{x}_norm': f'{y}.norm' for x, y in HEADS.items() if 'fpn/' in x},
@@ -87,7 +86,7 @@ def caffe2_name(path, norm='bn'):
 
 
 def shape_there(path, shape):
-  """Of PyTorch, and with Detectron2's number of classes."""
+  """Shape in PyTorch, with Detectron2's number of classes."""
   if path.startswith(('box_head/box_deltas', 'mask_head/mask_logits')):
     shape = (*shape[:-1], shape[-1] // NUM_CLASSES * (NUM_CLASSES - 1))
   if path == 'mask_head/deconv/kernel':
@@ -96,10 +95,10 @@ def shape_there(path, shape):
 
 
 def make_tensors(variables, name):
-  """Random tensors for the variables that have a name."""
+  """Random tensors of the variables that have a name."""
   rng = np.random.default_rng(0)
   tensors = {}
-  for path, x in account_lib.flatten(variables).items():
+  for path, x in load_report.flatten(variables).items():
     theirs = name(path)
     if theirs:
       shape = shape_there(path, x.shape)
@@ -122,7 +121,7 @@ def write(folder, content, name='model_final.pkl'):
   return folder / name
 
 
-# What the files of the model zoo also have.
+# Further entries of files of the model zoo.
 ZOO = {
   f'proposal_generator.anchor_generator.cell_anchors.{i}': np.zeros((3, 4))
   for i in range(5)
@@ -131,22 +130,22 @@ ZOO = {
 
 @pytest.mark.parametrize('depth, count', [(50, 307), (101, 562)])
 def test_a_model_of_the_zoo(tmp_path, depth, count):
-  model = foreign_models.make_model(depth=depth, mask_convs=4)
+  model = narrow_models.make_model(depth=depth, mask_convs=4)
   heads = HEADS | {
     f'mask_head/conv{i}': f'roi_heads.mask_head.mask_fcn{i}'
     for i in range(1, 5)
   }
-  shapes = foreign_models.shapes(model)
+  shapes = narrow_models.shapes(model)
   tensors = model_tensors(shapes, heads)
   path = write(
     tmp_path, {'model': tensors | ZOO, '__author__': 'Detectron2 Model Zoo'}
   )
-  loaded, account = foreign.load(path, shapes)
-  assert account.kind == foreign.kind(path) == 'model'
-  assert len(account.loaded) == len(tensors) == count
-  assert {*account.loaded.values()} == tensors.keys()
-  assert account.bookkeeping == [*sorted(ZOO), '__author__']
-  assert not (account.surplus or account.initial or account.implied)
+  loaded, report = external.load(path, shapes)
+  assert report.kind == external.kind(path) == 'model'
+  assert len(report.loaded) == len(tensors) == count
+  assert {*report.loaded.values()} == tensors.keys()
+  assert report.training_state == [*sorted(ZOO), '__author__']
+  assert not (report.unexpected or report.missing or report.folded)
   params = loaded['params']
   conv = tensors['backbone.bottom_up.res4.5.conv2.weight']
   ours = params['backbone']['stage4']['block6']['conv2']['kernel']
@@ -156,33 +155,33 @@ def test_a_model_of_the_zoo(tmp_path, depth, count):
   np.testing.assert_array_equal(norm['variance'], tensors[name])
 
 
-def test_deltas_are_of_y_before_x(tmp_path):
-  model = foreign_models.make_model()
-  shapes = foreign_models.shapes(model)
+def test_deltas_have_y_before_x(tmp_path):
+  model = narrow_models.make_model()
+  shapes = narrow_models.shapes(model)
   tensors = model_tensors(shapes, HEADS)
   # dx, dy, dw, dh of each of three anchors, and of each of three classes.
   name = 'proposal_generator.rpn_head.anchor_deltas.bias'
   tensors[name] = np.arange(12, dtype=np.float32)
   name = 'roi_heads.box_predictor.bbox_pred.bias'
   tensors[name] = np.arange(12, dtype=np.float32)
-  loaded, _ = foreign.load(write(tmp_path, tensors), shapes)
+  loaded, _ = external.load(write(tmp_path, tensors), shapes)
   swapped = [1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10]
   params = loaded['params']
   bias = params['rpn_head']['box_deltas']['bias']
   np.testing.assert_array_equal(bias, swapped)
-  # Of the background there are none.
+  # Those of the background are zeros.
   bias = params['box_head']['box_deltas']['bias']
   np.testing.assert_array_equal(bias, [0, 0, 0, 0, *swapped])
 
 
 def test_background_comes_first(tmp_path):
-  model = foreign_models.make_model()
-  shapes = foreign_models.shapes(model)
+  model = narrow_models.make_model()
+  shapes = narrow_models.shapes(model)
   tensors = model_tensors(shapes, HEADS)
   name = 'roi_heads.box_predictor.cls_score'
   tensors[f'{name}.bias'] = np.float32([10, 20, 30, 99])
   tensors['roi_heads.mask_head.predictor.bias'] = np.float32([1, 2, 3])
-  loaded, _ = foreign.load(write(tmp_path, tensors), shapes)
+  loaded, _ = external.load(write(tmp_path, tensors), shapes)
   head = loaded['params']['box_head']['class_logits']
   np.testing.assert_array_equal(head['bias'], [99, 10, 20, 30])
   rows = tensors[f'{name}.weight']
@@ -191,8 +190,8 @@ def test_background_comes_first(tmp_path):
   np.testing.assert_array_equal(bias, [0, 1, 2, 3])
 
 
-def test_classes_of_coco_have_its_own_ids():
-  """There 79 is the last category, toothbrush, here 90; 12 is none."""
+def test_coco_classes_have_their_own_ids():
+  """The toothbrush is class 79 in Detectron2 and 90 here; 12 is unused."""
   bias = np.arange(81, dtype=np.float32)
   ours = detectron2.order_classes('box_head/class_logits/bias', bias, (91,))
   assert ours[0] == 80
@@ -216,27 +215,28 @@ def test_classes_of_coco_have_its_own_ids():
   assert not ours[[0, 12]].any()
 
 
-def test_another_number_of_classes_is_named(tmp_path):
+def test_another_number_of_classes(tmp_path):
   tensors = model_tensors(
-    foreign_models.shapes(foreign_models.make_model()), HEADS
+    narrow_models.shapes(narrow_models.make_model()), HEADS
   )
-  other = foreign_models.shapes(foreign_models.make_model(num_classes=9))
-  with pytest.raises(ValueError, match='trained for 4 classes with backgr'):
-    foreign.load(write(tmp_path, tensors), other)
+  other = narrow_models.shapes(narrow_models.make_model(num_classes=9))
+  with pytest.raises(UserError) as error:
+    external.load(write(tmp_path, tensors), other)
+  assert (error.value.given, error.value.wanted) == (9, 4)
 
 
-def told_model(recipe):
-  section = config_lib.load_config(recipe.config, recipe.overrides).model
+def make_inferred(inferred):
+  section = config_lib.load_config(inferred.config, inferred.overrides).model
   return MaskRCNN.from_config(section)
 
 
 @pytest.mark.parametrize('is_lsj', [False, True])
-def test_a_file_tells_its_model(tmp_path, is_lsj):
-  options = foreign_models.SECOND if is_lsj else {}
+def test_the_model_is_inferred_from_a_file(tmp_path, is_lsj):
+  options = narrow_models.SECOND if is_lsj else {}
   norm = {'norm': 'batch', 'frozen_stages': 0} if is_lsj else {}
-  model = foreign_models.make_model(**norm, **options)
+  model = narrow_models.make_model(**norm, **options)
   tensors = model_tensors(
-    foreign_models.shapes(model), LSJ_HEADS if is_lsj else HEADS
+    narrow_models.shapes(model), LSJ_HEADS if is_lsj else HEADS
   )
   if is_lsj:
     tensors |= {
@@ -245,47 +245,47 @@ def test_a_file_tells_its_model(tmp_path, is_lsj):
       if name.endswith('running_mean')
     }
   path = write(tmp_path, {'model': tensors})
-  recipe = foreign.recipe(path)
-  told = told_model(recipe)
-  assert recipe.config == 'coco:detectron2'
-  assert told.bgr and told.backbone.stride_in_1x1 and told.roi_align.half_pixel
-  assert told.num_classes == NUM_CLASSES
-  assert told.head_norm.kind == ('batch' if is_lsj else 'none')
-  # It can be loaded as it is told.
-  _, account = foreign.load(path, foreign_models.shapes(told))
-  assert not account.surplus and not account.initial
+  inferred = external.infer_model(path)
+  made = make_inferred(inferred)
+  assert inferred.config == 'coco:detectron2'
+  assert made.bgr and made.backbone.stride_in_1x1 and made.roi_align.half_pixel
+  assert made.num_classes == NUM_CLASSES
+  assert made.head_norm.kind == ('batch' if is_lsj else 'none')
+  # The file can be loaded into the inferred model.
+  _, report = external.load(path, narrow_models.shapes(made))
+  assert not report.unexpected and not report.missing
 
 
-def test_a_model_of_coco_has_91_classes(tmp_path):
-  model = foreign_models.make_model()
-  tensors = model_tensors(foreign_models.shapes(model), HEADS)
+def test_a_coco_model_has_91_classes(tmp_path):
+  model = narrow_models.make_model()
+  tensors = model_tensors(narrow_models.shapes(model), HEADS)
   sizes = {'cls_score': 81, 'bbox_pred': 320, 'predictor': 80}
   for name, array in tensors.items():
     rows = sizes.get(name.split('.')[-2])
     if rows:
       tensors[name] = np.resize(array, (rows, *array.shape[1:]))
   path = write(tmp_path, {'model': tensors})
-  recipe = foreign.recipe(path)
-  assert told_model(recipe).num_classes == 91
-  assert recipe.classes == coco_classes.NAMES
-  foreign.load(path, foreign_models.shapes(told_model(recipe)))
+  inferred = external.infer_model(path)
+  assert make_inferred(inferred).num_classes == 91
+  assert inferred.classes == coco_classes.NAMES
+  external.load(path, narrow_models.shapes(make_inferred(inferred)))
 
 
 def backbone_variables(model):
-  shapes = foreign_models.shapes(model)
-  flat = account_lib.flatten(shapes)
+  shapes = narrow_models.shapes(model)
+  flat = load_report.flatten(shapes)
   return shapes, [x for x in flat if x.startswith('backbone/')]
 
 
 @pytest.mark.parametrize('depth', [50, 101])
 def test_a_backbone_of_caffe2(tmp_path, depth):
-  """MSRA's: norms are a scale and a bias."""
-  model = foreign_models.make_model(depth=depth)
+  """MSRA's, with norms of a scale and a bias."""
+  model = narrow_models.make_model(depth=depth)
   shapes, paths = backbone_variables(model)
 
   def name(path):
-    is_left_out = path.endswith(('/mean', '/variance'))
-    return None if is_left_out or path not in paths else caffe2_name(path)
+    is_folded = path.endswith(('/mean', '/variance'))
+    return None if is_folded or path not in paths else caffe2_name(path)
 
   tensors = make_tensors(shapes, name)
   extra = {x: np.zeros(3, np.float32) for x in ('conv1_b', 'fc1000_w')}
@@ -294,68 +294,67 @@ def test_a_backbone_of_caffe2(tmp_path, depth):
     {'blobs': tensors | extra | {'conv1_w_momentum': np.zeros(2)}, 'cfg': ''},
     'R-50.pkl',
   )
-  variables = foreign_models.random_variables(model, seed=1)
-  loaded, account = foreign.load(path, variables)
-  assert account.kind == 'backbone'
-  assert {*account.loaded.values()} == tensors.keys()
+  variables = narrow_models.random_variables(model, seed=1)
+  loaded, report = external.load(path, variables)
+  assert report.kind == 'backbone'
+  assert {*report.loaded.values()} == tensors.keys()
   norms = len([x for x in paths if x.endswith('/scale')])
-  assert len(account.implied) == 2 * norms
-  assert account.surplus == ['conv1_b', 'fc1000_w']
-  assert account.bookkeeping == ['conv1_w_momentum', 'cfg']
+  assert len(report.folded) == 2 * norms
+  assert report.unexpected == ['conv1_b', 'fc1000_w']
+  assert report.training_state == ['conv1_w_momentum', 'cfg']
   stats = loaded['batch_stats']['backbone']['stage3']['block1']['norm2']
   assert not stats['mean'].any() and np.all(stats['variance'] == 1.0)
   np.testing.assert_array_equal(stats['scale'], tensors['res3_0_branch2b_bn_s'])
   kernel = loaded['params']['backbone']['stem']['conv']['kernel']
-  # Blue first there, and here, for a model that takes it so.
+  # Both take BGR.
   np.testing.assert_array_equal(
     kernel, tensors['conv1_w'].transpose(2, 3, 1, 0)
   )
-  assert (
-    f'{2 * norms} means and variances are part of scales and biases there'
-    in str(account)
-  )
-  told = told_model(foreign.recipe(path))
-  assert told.bgr and told.backbone.stride_in_1x1
-  assert told.backbone.depth == depth
-  assert told.backbone.norm == 'frozen'
+  assert f'folded: {2 * norms} ' in str(report)
+  made = make_inferred(external.infer_model(path))
+  assert made.bgr and made.backbone.stride_in_1x1
+  assert made.backbone.depth == depth
+  assert made.backbone.norm == 'frozen'
 
 
 def test_a_backbone_of_caffe2_with_group_norm(tmp_path):
-  model = foreign_models.make_model(norm='group', frozen_stages=0)
+  model = narrow_models.make_model(norm='group', frozen_stages=0)
   shapes, paths = backbone_variables(model)
   tensors = make_tensors(
     shapes, lambda x: caffe2_name(x, 'gn') if x in paths else None
   )
   path = write(tmp_path, tensors, 'R-50-GN.pkl')
-  loaded, account = foreign.load(path, shapes)
-  assert {*account.loaded.values()} == tensors.keys()
-  assert not account.implied
+  loaded, report = external.load(path, shapes)
+  assert {*report.loaded.values()} == tensors.keys()
+  assert not report.folded
   scale = loaded['params']['backbone']['stem']['norm']['scale']
   np.testing.assert_array_equal(scale, tensors['conv1_gn_s'])
-  told = told_model(foreign.recipe(path))
-  assert told.backbone.norm == 'group' and not told.backbone.stride_in_1x1
-  assert told.backbone.group_channels == 1
+  made = make_inferred(external.infer_model(path))
+  assert made.backbone.norm == 'group' and not made.backbone.stride_in_1x1
+  assert made.backbone.group_channels == 1
 
 
-def test_a_backbone_that_was_torchvisions(tmp_path):
-  model = foreign_models.make_model()
+def test_a_backbone_converted_from_torchvision(tmp_path):
+  model = narrow_models.make_model()
   shapes, paths = backbone_variables(model)
   tensors = make_tensors(
     shapes, lambda x: backbone_name(x) if x in paths else None
   )
   extra = {'stem.fc.weight': np.zeros(1, np.float32)}
   path = write(tmp_path, {'model': tensors | extra}, 'R-50.pkl')
-  _, account = foreign.load(path, shapes)
-  assert {*account.loaded.values()} == tensors.keys()
-  assert account.surplus == ['stem.fc.weight']
-  told = told_model(foreign.recipe(path))
-  assert not told.bgr and not told.backbone.stride_in_1x1
+  _, report = external.load(path, shapes)
+  assert {*report.loaded.values()} == tensors.keys()
+  assert report.unexpected == ['stem.fc.weight']
+  made = make_inferred(external.infer_model(path))
+  assert not made.bgr and not made.backbone.stride_in_1x1
 
 
 def test_whole_models_of_caffe2_are_refused(tmp_path):
   names = ('conv1_w', 'res2_0_branch2a_w', 'fpn_inner_res5_2_sum_w')
   blobs = dict.fromkeys(names, np.zeros(1, np.float32))
   path = write(tmp_path, {'blobs': blobs})
-  for function in (foreign.kind, foreign.recipe):
-    with pytest.raises(ValueError, match=r'pkl: .*model of Detectron \(Caff'):
+  for function in (external.kind, external.infer_model):
+    with pytest.raises(UserError) as error:
       function(path)
+    assert error.value.path == str(path)
+    assert 'Detectron 1' in str(error.value)

@@ -1,4 +1,4 @@
-"""Recorded runs of both published systems, from weights in their checkpoints.
+"""Recorded runs of Habana and NVIDIA from weights in their checkpoints.
 
 The weights of a recorded model are written as TensorFlow checkpoints, under the
 names that were recorded with them, and read back.
@@ -17,10 +17,10 @@ import tensorflow_checkpoint
 
 from maskrcnn_jax.ops import images as image_ops
 from maskrcnn_jax.training import optimizer as optimizer_lib
-from maskrcnn_jax.weights import account as account_lib
+from maskrcnn_jax.weights import load_report
 from maskrcnn_jax.weights import tensorflow as tensorflow_lib
 
-# From names of the recordings to those of NVIDIA's ResNet classifier.
+# Names of the recordings -> names of NVIDIA's ResNet classifier.
 _CLASSIFIER_RENAMES = (
   (r'^backbone/stem/', 'resnet50/conv2d/'),
   (
@@ -57,7 +57,7 @@ def classifier_name(entry):
   return name
 
 
-# Layout -> variant that reads it, how it names a variable, how it is written.
+# Layout -> variant, function that names a variable, function that writes it.
 LAYOUTS = {
   'google': ('hb', google_name, tensorflow_checkpoint.write_named),
   'classifier': ('nv', classifier_name, tensorflow_checkpoint.write_named),
@@ -70,7 +70,7 @@ MODELS = [case for case in CASES if case[1] not in BACKBONES]
 
 
 def make_tensors(manifest, layout):
-  """What a checkpoint of this layout holds, and how many of it are weights."""
+  """Tensors of a checkpoint of this layout, and the number of weights."""
   recorded = golden_files.load(manifest)
   _, name_of, _ = LAYOUTS[layout]
   tensors = {}
@@ -83,7 +83,7 @@ def make_tensors(manifest, layout):
     tensors['global_step'] = np.int64(90000)
     for entry in recorded_model.manifest(recorded):
       if entry['trainable']:
-        # Of any shape: it is not read.
+        # Not read, so of any shape.
         tensors[f'{habana_name(entry)}/Momentum'] = np.zeros(1, np.float32)
   elif layout in BACKBONES:
     tensors['dense/kernel'] = np.zeros((2, 3), np.float32)
@@ -91,15 +91,15 @@ def make_tensors(manifest, layout):
 
 
 def load(manifest, layout):
-  """Variables that were 0 before they were loaded, and the account."""
+  """Variables that were zeros before they were loaded, and the report."""
   tensors, count = make_tensors(manifest, layout)
   _, _, write = LAYOUTS[layout]
   zeros = jax.tree.map(np.zeros_like, recorded_run.formula_variables(manifest))
   with tempfile.TemporaryDirectory() as folder:
     write(f'{folder}/model.ckpt-1', tensors)
-    loaded, account = tensorflow_lib.load(f'{folder}/model.ckpt-1', zeros)
-  assert len(account.loaded) == count
-  return loaded, account
+    loaded, report = tensorflow_lib.load(f'{folder}/model.ckpt-1', zeros)
+  assert len(report.loaded) == count
+  return loaded, report
 
 
 def case_id(case):
@@ -108,42 +108,37 @@ def case_id(case):
 
 @pytest.fixture(name='imported', scope='module', params=CASES, ids=case_id)
 def fixture_imported(request):
-  """The case, the layout, the variables and the account."""
+  """The case, the layout, the variables and the load report."""
   manifest, layout = request.param
   case = recorded_run.load_case(manifest, LAYOUTS[layout][0])
   return case, layout, *load(manifest, layout)
 
 
-def test_every_weight_is_in_its_place(imported):
-  case, layout, variables, account = imported
-  assert account.kind == ('backbone' if layout in BACKBONES else 'model')
-  assert len(account.loaded) == (265 if layout in BACKBONES else 307)
-  expected = account_lib.flatten(case.variables)
-  for name, array in account_lib.flatten(variables).items():
-    if name in account.loaded:
+def test_every_weight_is_loaded(imported):
+  case, layout, variables, report = imported
+  assert report.kind == ('backbone' if layout in BACKBONES else 'model')
+  assert len(report.loaded) == (265 if layout in BACKBONES else 307)
+  expected = load_report.flatten(case.variables)
+  for name, array in load_report.flatten(variables).items():
+    if name in report.loaded:
       assert array.dtype == np.float32
       np.testing.assert_array_equal(array, expected[name], err_msg=name)
     else:
-      assert name in account.initial
+      assert name in report.missing
       assert not np.any(array)
 
 
-def test_what_is_left_out(imported):
-  _, layout, _, account = imported
-  assert list(account.surplus) == ['dense/kernel'] * (layout in BACKBONES)
+def test_tensors_that_are_not_loaded(imported):
+  _, layout, _, report = imported
+  assert list(report.unexpected) == ['dense/kernel'] * (layout in BACKBONES)
   if layout == 'habana':
-    assert len(account.bookkeeping) == 84 + 1
-    assert str(account).splitlines() == [
-      '307 tensors of model.ckpt-1 -> model',
-      'left out: 85 of its training (box_head/box-predict/bias/Momentum, '
-      'box_head/box-predict/kernel/Momentum, '
-      'box_head/class-predict/bias/Momentum, ...)',
-    ]
+    assert len(report.training_state) == 84 + 1
+    assert 'box_head/box-predict/bias/Momentum' in str(report)
 
 
 @pytest.mark.slow
 def test_features_of_the_backbone(imported):
-  """C2 to C5, from a checkpoint of the backbone alone too."""
+  """C2 to C5, also from a checkpoint of the backbone alone."""
   case, _, variables, _ = imported
 
   def features(model, images, image_sizes):
@@ -165,7 +160,7 @@ def test_features_of_the_backbone(imported):
 @pytest.mark.slow
 @pytest.mark.parametrize('imported', MODELS, indirect=True, ids=case_id)
 def test_losses(imported):
-  """Loss by loss, with the recorded RoIs and targets."""
+  """Each loss, with the recorded RoIs and targets."""
   case, _, variables, _ = imported
   trainable = recorded_run.trainable_parameters(case)
 

@@ -1,7 +1,7 @@
-"""Recorded runs of torchvision's models, from weights in a file of theirs.
+"""Recorded runs of torchvision's models from weights in its format.
 
-The weights of a recording are written as a `.pth`, imported by the command, and
-what the checkpoint detects is compared.
+The weights of a recording are written as a `.pth` and imported by the command;
+detections of the checkpoint are compared.
 """
 
 import functools
@@ -19,15 +19,15 @@ from maskrcnn_jax.checkpoints import store as checkpoint
 from maskrcnn_jax.cli import main as command
 from maskrcnn_jax.evaluation import coco_results, mask_pasting
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.weights import tensor_writing
+from maskrcnn_jax.weights import tensor_files
 
-# Shares of the largest magnitude of an array.
+# Tolerances, relative to the largest magnitude of an array.
 FORWARD = 1e-4
-# Of boxes: a share of their longer side, and pixels below which it is not held.
+# Of boxes: relative to their longer side, but at least `PIXELS`.
 BOX, PIXELS = 1e-3, 0.02
 SCORE = 1e-4
-# A corner that is about a whole number may be cut to the next pixel, and take
-# some pixels of its mask with it.
+# A corner near a pixel's edge may be rounded to the next pixel, and change some
+# pixels of its mask.
 AREA, AREA_PIXELS = 0.02, 3
 CONFIGS = {'e2e': 'coco:torchvision', 'v2': 'coco:torchvision_v2'}
 CASES = [
@@ -45,10 +45,10 @@ def stem(path):
 
 @functools.cache
 def imported(config_name):
-  """Model and variables of a checkpoint that the command made of a .pth."""
+  """Model and variables of a checkpoint that the command made from a .pth."""
   with tempfile.TemporaryDirectory() as folder:
     source, output = f'{folder}/weights.pth', f'{folder}/run'
-    tensor_writing.write(source, recorded.state_dict(config_name))
+    tensor_files.write(source, recorded.state_dict(config_name))
     argv = ['import_weights', f'--source={source}', f'--output={output}']
     assert command.main(argv) == 0
     variables, config = checkpoint.restore(output)
@@ -75,7 +75,7 @@ def compiled(config_name):
 
 @pytest.fixture(name='case', scope='module', params=CASES, ids=stem)
 def fixture_case(request):
-  """The recording, what was found, scales and size of the image."""
+  """The recording, our outputs, scales and size of the image."""
   path = request.param
   name = CONFIGS[path.stem.partition('_')[0]]
   pixels = recorded.image(stem(path))
@@ -88,14 +88,14 @@ def fixture_case(request):
 
 
 def window(array):
-  """The recorded middle of a map `[height, width, channels]`."""
+  """The recorded center of a map `[height, width, channels]`."""
   starts = [max(0, side // 2 - 2) for side in array.shape[:2]]
   cut = array[starts[0] :, starts[1] :][:4, :4, :8]
   return cut.transpose(2, 0, 1)
 
 
 def stats(array):
-  """Mean, deviation, least, largest, mean magnitude, as recorded."""
+  """Mean, deviation, minimum, maximum and mean magnitude, as recorded."""
   array = array.astype(np.float64)
   least, largest = array.min(), array.max()
   return array.mean(), array.std(), least, largest, np.abs(array).mean()
@@ -135,8 +135,8 @@ def test_box_head_on_recorded_proposals(case):
 def fixture_partners(case):
   """Our detections in the order of the recorded ones.
 
-  Matched by class and box: the order of nearly equal scores is a matter of the
-  last bits.
+  They are matched by class and box, since the order of nearly equal scores
+  depends on the last bits.
   """
   golden, found, *_ = case
   ours = found['detections'].image(0)
@@ -166,7 +166,7 @@ def test_boxes_and_scores(case, partners):
 
 
 def test_masks(case, partners):
-  """As the head makes them, and pasted into the original image."""
+  """Probabilities of the head, and masks pasted into the original image."""
   golden, _, scales, size = case
   expected = golden['mask_prob_28']
   assert_near(partners.masks[: len(expected)], expected, 5 * FORWARD)

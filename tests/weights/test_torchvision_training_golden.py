@@ -1,7 +1,7 @@
 """Recorded training steps of torchvision's model: five losses, gradients.
 
-What was drawn there, anchors and RoIs, is injected, and so are its targets:
-soft masks cut from the full-size ground truth by an adaptive RoIAlign.
+The recorded samples of anchors and RoIs are injected, and so are the targets:
+soft masks, cropped from the full-size ground truth by an adaptive RoIAlign.
 """
 
 import functools
@@ -22,8 +22,12 @@ from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.models.targets import RPNTargets
 from maskrcnn_jax.structures import Instances, SampledRois
 from maskrcnn_jax.training import train_step
-from maskrcnn_jax.weights import account as account_lib
-from maskrcnn_jax.weights import state_dicts, tensor_files, torchvision
+from maskrcnn_jax.weights import (
+  load_report,
+  state_dicts,
+  tensor_files,
+  torchvision,
+)
 
 CONFIG = 'coco:torchvision'
 CASES = golden_files.files('train_pair_*.npz', 'torchvision')
@@ -44,14 +48,14 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(name='case', scope='module', params=CASES, ids=lambda x: x.stem)
 def fixture_case(request):
-  """The recording, and what its meta file says of it."""
+  """The recording and its meta data."""
   path = request.param
   meta = json.loads(path.with_name('train_meta.json').read_text())
   return golden_files.load(path), meta[path.stem.removeprefix('train_')]
 
 
 def align_masks(masks, boxes):
-  """RoIAlign `[n, 28, 28]` of full-size masks, sampled as densely as they are.
+  """RoIAlign `[n, 28, 28]` of full-size masks, with adaptive sampling.
 
   Args:
     masks: `[n, height, width]`, one for each box.
@@ -66,7 +70,7 @@ def align_masks(masks, boxes):
 
 
 def _axis_weights(start, end, length):
-  """`[28, length]`: what each pixel of an axis gives to each bin."""
+  """`[28, length]` weights of the pixels of an axis in each bin."""
   side = max(end - start, 1.0)
   samples = int(np.ceil(side / SIZE))
   weights = np.zeros((SIZE, length))
@@ -123,7 +127,7 @@ def make_targets(golden, sizes, num_foreground):
 
 
 def make_rpn_targets(golden, anchors):
-  """The recorded draws, level by level."""
+  """The recorded samples, by level."""
   ends = np.cumsum([len(boxes) for boxes in anchors.values()])
   labels = np.full((2, ends[-1]), -1, np.int32)
   deltas = np.zeros((2, ends[-1], 4), np.float32)
@@ -215,7 +219,7 @@ def fixture_trained(case):
   )
   norms = {
     form.name(path): float(jnp.linalg.norm(x.ravel()))
-    for path, x in account_lib.flatten({'params': gradients}).items()
+    for path, x in load_report.flatten({'params': gradients}).items()
   }
   return jax.tree.map(float, losses), norms, masks
 

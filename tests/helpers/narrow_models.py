@@ -1,4 +1,4 @@
-"""Small models under the names of other systems, of random numbers."""
+"""Narrow bottleneck models with random weights, for tests of weight files."""
 
 import functools
 
@@ -9,7 +9,7 @@ import tiny_model
 from maskrcnn_jax.training import train_step
 
 WIDTH = 8
-# Of torchvision's second version, and of Detectron2's long schedules.
+# Options of torchvision's second version and of Detectron2's LSJ models.
 SECOND = {
   'rpn_convs': 2,
   'box_convs': 4,
@@ -19,7 +19,7 @@ SECOND = {
 
 
 def make_model(depth=50, norm='frozen', frozen_stages=2, **options):
-  """A bottleneck ResNet, 8 channels wide, and heads to match."""
+  """Mask R-CNN with a bottleneck ResNet, 8 channels wide."""
   backbone = {
     'depth': depth,
     'width': WIDTH,
@@ -32,14 +32,14 @@ def make_model(depth=50, norm='frozen', frozen_stages=2, **options):
 
 @functools.cache
 def shapes(model):
-  """Shapes of the variables of a model; tracing it takes a second."""
+  """Shapes of the variables of a model; cached, since tracing is slow."""
   return jax.eval_shape(
     lambda key: train_step.init_variables(model, key), jax.random.key(0)
   )
 
 
 def random_variables(model, seed=0):
-  """Variables of random numbers, variances above 0."""
+  """Random variables; variances are positive."""
   rng = np.random.default_rng(seed)
 
   def make(path, x):

@@ -1,8 +1,8 @@
-"""Tensors and containers out of pickles, of which nothing is executed.
+"""Unpickler of tensors and containers that executes nothing of the file.
 
-A pickle is a program that names functions and calls them. Here it gets none but
-stand-ins of ours, for the few names that tensors of PyTorch, arrays of NumPy
-and containers are made of. The first other name ends the reading.
+A pickle is a program that names functions and calls them. This unpickler gives
+it harmless replacements for the few names that PyTorch tensors, NumPy arrays
+and containers consist of, and refuses the file at the first other name.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import numpy as np
 
 from maskrcnn_jax.errors import UserError
 
-# Storages of PyTorch by the name of their class.
+# PyTorch's storage classes.
 _STORAGES = {
   'BFloat16Storage': np.dtype(ml_dtypes.bfloat16),
   'BoolStorage': np.dtype(np.bool_),
@@ -27,22 +27,22 @@ _STORAGES = {
   'LongStorage': np.dtype(np.int64),
   'ShortStorage': np.dtype(np.int16),
 }
-# Numbers of NumPy that an array may hold.
+# Kinds of NumPy types that an array may have.
 _KINDS = 'biuf'
 
 
 class UnsafePickleError(UserError):
-  """A pickle names something that is neither a tensor nor a container."""
+  """A pickle names something besides tensors and containers: `item`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-  """The memory of tensors, somewhere else in the file.
+  """Memory of tensors, stored elsewhere in the file.
 
   Attributes:
-    dtype: of its numbers.
-    key: names it in the file.
-    size: how many numbers it has.
+    dtype: type of its elements.
+    key: its name in the file.
+    size: number of elements.
   """
 
   dtype: np.dtype
@@ -52,13 +52,13 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True)
 class LazyTensor:
-  """A tensor whose storage is not read yet.
+  """Tensor whose storage has not been read yet.
 
   Attributes:
-    storage: that it is a view of.
-    offset: of its first number.
+    storage: memory that it is a view of.
+    offset: of its first element.
     shape: of the tensor.
-    strides: in numbers.
+    strides: in elements.
   """
 
   storage: Storage
@@ -67,20 +67,20 @@ class LazyTensor:
   strides: tuple[int, ...]
 
   def view(self, memory: np.ndarray) -> np.ndarray:
-    """The tensor as a copy out of its storage.
+    """The tensor, copied from its storage.
 
     Args:
-      memory: the numbers of the storage, `[size]`.
+      memory: elements of the storage, `[size]`.
 
     Raises:
-      ValueError: the tensor reaches beyond its storage.
+      UserError: the tensor does not lie within its storage.
     """
     numbers = (self.offset, *self.shape, *self.strides)
     whole = all(isinstance(x, int) and x >= 0 for x in numbers)
     if not whole or len(self.shape) != len(self.strides):
       raise UserError(
-        f'A tensor has the offset {self.offset}, shape {self.shape} and '
-        f'strides {self.strides}.'
+        f'The tensor has offset {self.offset}, shape {self.shape} and strides '
+        f'{self.strides}.'
       )
     count = int(np.prod(self.shape, dtype=object))
     last = self.offset + sum(
@@ -88,8 +88,8 @@ class LazyTensor:
     )
     if count and (last >= memory.size or count > memory.size):
       raise UserError(
-        f'A tensor of the shape {self.shape} reaches beyond its storage of '
-        f'{memory.size} numbers.'
+        f'The tensor of shape {self.shape} exceeds its storage of '
+        f'{memory.size} elements.'
       )
     if not count:
       return np.zeros(self.shape, memory.dtype)
@@ -101,14 +101,14 @@ class LazyTensor:
 
 
 class _Dict(dict):
-  """A dict, without the attributes that PyTorch hangs on some of them."""
+  """Dict that ignores the attributes which PyTorch adds to some dicts."""
 
   def __setstate__(self, state):
     pass
 
 
-class Array:
-  """Stands for a NumPy array while its parts are put together."""
+class _Array:
+  """Replacement for a NumPy array while it is being assembled."""
 
   def __init__(self):
     self.value = np.zeros(0, np.float32)
@@ -119,41 +119,42 @@ class Array:
 
 
 def load(file: BinaryIO, source: str) -> Any:
-  """The next object of a file.
+  """Reads the next object of a file.
 
   Args:
-    file: open for reading; afterwards it is behind the object.
-    source: of the file, for errors.
+    file: open for reading; left after the object.
+    source: path of the file, for errors.
 
   Returns:
-    Numbers, texts and containers; `LazyTensor` for tensors of PyTorch, NumPy's
-    own arrays for its arrays.
+    Numbers, strings and containers, `LazyTensor` for PyTorch tensors, and NumPy
+    arrays.
 
   Raises:
-    UnsafePickleError: it has something else; nothing of it was run.
-    ValueError: it is damaged.
+    UnsafePickleError: the file holds anything else; nothing of it was run.
+    UserError: the file is corrupt.
   """
   unpickler = _Unpickler(file, source)
   try:
-    return _finished(unpickler.load(), {})
+    return _unwrapped(unpickler.load(), {})
   except UnsafePickleError:
     raise
-  # Whatever a program of nonsense makes of an interpreter.
+  # A corrupt pickle can fail in any way.
   except Exception as error:
     raise UserError(
-      f'{source} cannot be read, it may be damaged or not wholly copied: '
-      f'{type(error).__name__}: {error}'
+      f'{source} cannot be read; it may be corrupt or truncated: '
+      f'{type(error).__name__}: {error}',
+      path=source,
     ) from error
 
 
 class _Unpickler(pickle.Unpickler):
-  """An unpickler whose program can reach nothing but stand-ins."""
+  """Unpickler whose program reaches nothing but replacements."""
 
   def __init__(self, file, source):
-    # Bytes of Python 2 are texts in its pickles.
+    # Pickles of Python 2 store bytes as strings.
     super().__init__(file, encoding='latin1')
     self._source = source
-    self._known = _stand_ins()
+    self._known = _replacements()
 
   def find_class(self, module, name):
     try:
@@ -161,10 +162,12 @@ class _Unpickler(pickle.Unpickler):
     except KeyError:
       pass
     raise UnsafePickleError(
-      f'{self._source} names {module}.{name}, which is neither a tensor nor a '
-      'container. It is refused, and nothing of it was run. If the file is '
-      'your own, save its state dict alone: torch.save(model.state_dict(), '
-      'FILE).'
+      f'{self._source} is refused, and nothing of it was run: it contains '
+      f'{module}.{name}, which is neither a tensor nor a container. If the '
+      'file is your own, save only its state dict: '
+      'torch.save(model.state_dict(), FILE).',
+      path=self._source,
+      item=f'{module}.{name}',
     )
 
   def persistent_load(self, pid):
@@ -178,11 +181,11 @@ class _Unpickler(pickle.Unpickler):
       and (len(pid) == 5 or pid[5] is None)
     ):
       return Storage(_STORAGES[pid[1]], pid[2], pid[4])
-    raise UserError(f'an unknown kind of storage, {str(pid)[:80]}')
+    raise UserError(f'unknown storage {str(pid)[:80]}')
 
 
-def _stand_ins() -> dict[tuple[str, str], Any]:
-  """What each admitted name gets, made anew: a pickle may write into it."""
+def _replacements() -> dict[tuple[str, str], Any]:
+  """New replacements by admitted name; a pickle may alter them."""
   known = {
     ('collections', 'OrderedDict'): lambda *items: _Dict(*items),
     ('collections', 'Counter'): lambda *items: _Dict(*items),
@@ -200,7 +203,7 @@ def _stand_ins() -> dict[tuple[str, str], Any]:
       known[module, name] = _wrapped(kind)
   # NumPy moved its core in version 2.
   for core in ('numpy.core', 'numpy._core'):
-    known[f'{core}.multiarray', '_reconstruct'] = lambda *_: Array()
+    known[f'{core}.multiarray', '_reconstruct'] = lambda *_: _Array()
     known[f'{core}.multiarray', 'scalar'] = _wrapped(_scalar)
     known[f'{core}.numeric', '_frombuffer'] = _wrapped(_frombuffer)
   for name in _STORAGES:
@@ -214,17 +217,17 @@ def _wrapped(function):
 
 def _rebuild_tensor(storage, offset, shape, strides, *unused):
   if not isinstance(storage, Storage):
-    raise UserError('a tensor without storage')
+    raise UserError('tensor without a storage')
   return LazyTensor(storage, offset, tuple(shape), tuple(strides))
 
 
 class _Dtype:
-  """Stands for a type of NumPy, of plain numbers only."""
+  """Replacement for a NumPy type; numbers only."""
 
   def __init__(self, text, *unused):
     self.dtype = np.dtype(str(text))
     if self.dtype.kind not in _KINDS:
-      raise UserError(f'an array of {text}, wanted numbers')
+      raise UserError(f'array of {text}, wanted numbers')
 
   def __setstate__(self, state):
     if state[1] in ('<', '>'):
@@ -232,15 +235,15 @@ class _Dtype:
 
 
 def _array(data, dtype, shape, order):
-  if isinstance(data, str):  # Of Python 2.
+  if isinstance(data, str):  # Written by Python 2.
     data = data.encode('latin1')
   if not isinstance(dtype, _Dtype) or not isinstance(data, bytes | bytearray):
-    raise UserError('an array that does not consist of numbers')
+    raise UserError('array that does not consist of numbers')
   return np.frombuffer(data, dtype.dtype).reshape(tuple(shape), order=order)
 
 
 def _frombuffer(data, dtype, shape, order):
-  result = Array()
+  result = _Array()
   result.value = _array(data, dtype, shape, order)
   return result
 
@@ -251,28 +254,28 @@ def _scalar(dtype, data):
 
 def _encode(text, encoding):
   if encoding not in ('latin1', 'latin-1'):
-    raise UserError(f'bytes in {encoding}')
+    raise UserError(f'bytes encoded as {encoding}')
   return text.encode('latin1')
 
 
-def _finished(found, done):
-  """A tree with NumPy's arrays for what stands for them.
+def _unwrapped(found, done):
+  """Tree with NumPy arrays in place of their replacements.
 
   Args:
-    found: what was unpickled; parts of it may be there twice.
-    done: what came of each part so far, by its id; None while it is at work.
+    found: the unpickled tree, which may hold a container more than once.
+    done: results by the id of the container; None while it is being unwrapped.
   """
-  if isinstance(found, Array):
+  if isinstance(found, _Array):
     return found.value
   if not isinstance(found, dict | list | tuple):
     return found
   if id(found) not in done:
     done[id(found)] = None
     if isinstance(found, dict):
-      result = {key: _finished(x, done) for key, x in found.items()}
+      result = {key: _unwrapped(x, done) for key, x in found.items()}
     else:
-      result = type(found)(_finished(x, done) for x in found)
+      result = type(found)(_unwrapped(x, done) for x in found)
     done[id(found)] = result
   elif done[id(found)] is None:
-    raise UserError('a container that holds itself')
+    raise UserError('container that contains itself')
   return done[id(found)]

@@ -1,0 +1,284 @@
+"""Load report: which tensors of a weight file were loaded, skipped or missing.
+
+A variable is named by its path without the collection, such as
+`backbone/stem/conv/kernel`; no two collections share a path.
+"""
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from maskrcnn_jax.errors import UserError
+
+# Names listed in an error, and in a line of a report.
+_NUM_LISTED = 10
+_NUM_MENTIONED = 3
+# Its length is the number of classes.
+_CLASS_BIAS = 'box_head/class_logits/bias'
+_BACKBONE = 'backbone/'
+# The layers with outputs for each class.
+PREDICTORS = (
+  'box_head/class_logits',
+  'box_head/box_deltas',
+  'mask_head/mask_logits',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadOptions:
+  """How much of a model a weight file must cover.
+
+  Attributes:
+    strict: every variable must be loaded and every layer of the file used.
+      Otherwise this holds for the backbone only; elsewhere, variables without a
+      fitting tensor keep their initial values.
+    reset_predictors: `PREDICTORS` keep their initial values even where the
+      shapes fit; needs `strict=False`.
+  """
+
+  strict: bool = True
+  reset_predictors: bool = False
+
+
+STRICT = LoadOptions()
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """Tensors of a weight file under the names of our variables.
+
+  Attributes:
+    path: the file or checkpoint.
+    kind: what the file holds: a `backbone` or a whole `model`.
+    arrays: our name -> array in our layout, of any float type.
+    names: our name -> name in the file, of every variable that the file must
+      have.
+    folded: our names of norm statistics that the file folds into scales and
+      biases; their `arrays` are 0 and 1.
+    unexpected: tensors of the file that no variable takes.
+    layers: those of `unexpected` in layers of a part that the file covers.
+    training_state: tensors of the run that wrote the file, such as momentum.
+  """
+
+  path: str
+  kind: str
+  arrays: Mapping[str, np.ndarray]
+  names: Mapping[str, str]
+  folded: Sequence[str] = ()
+  unexpected: Sequence[str] = ()
+  layers: Sequence[str] = ()
+  training_state: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadReport:
+  """What was loaded from a weight file, and what was not.
+
+  Attributes:
+    source: name of the file.
+    kind: what the file holds: a `backbone` or a whole `model`.
+    loaded: our name -> name in the file.
+    missing: our names of variables that the file does not cover, such as the
+      heads for a backbone; they keep their initial values.
+    mismatched: our name -> why its tensor was not loaded; the variable keeps
+      its initial values.
+    unexpected: tensors of the file that the model has no variable for.
+    training_state: skipped tensors of the run that wrote the file.
+    folded: our names of norm statistics that are 0 and 1, since the file folds
+      them into scales and biases.
+  """
+
+  source: str
+  kind: str
+  loaded: Mapping[str, str]
+  missing: Sequence[str] = ()
+  mismatched: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  unexpected: Sequence[str] = ()
+  training_state: Sequence[str] = ()
+  folded: Sequence[str] = ()
+
+  def __str__(self):
+    lines = [
+      f'Load report of {self.source} ({self.kind}):',
+      f'  loaded: {len(self.loaded)} tensors',
+    ]
+    for label, names, meaning in (
+      ('unexpected', self.unexpected, 'tensors are not in the model'),
+      ('training state', self.training_state, 'tensors are skipped'),
+      ('folded', self.folded, 'norm statistics are 0 or 1'),
+    ):
+      if names:
+        more = ', ...' if len(names) > _NUM_MENTIONED else ''
+        mentioned = ', '.join(names[:_NUM_MENTIONED]) + more
+        lines.append(f'  {label}: {len(names)} {meaning} ({mentioned})')
+    for label, names in (
+      ('missing', self.missing),
+      ('mismatched', self.mismatched),
+    ):
+      if names:
+        parts = dict.fromkeys(name.partition('/')[0] for name in names)
+        lines.append(
+          f'  {label}: {len(names)} variables keep their initial values '
+          f'({", ".join(parts)})'
+        )
+    lines += [f'    {name}: {why}' for name, why in self.mismatched.items()]
+    return '\n'.join(lines)
+
+
+def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
+  """Arrays by name.
+
+  Args:
+    variables: nested dicts of arrays by collection.
+  """
+  return {
+    '/'.join(path): leaf
+    for tree in variables.values()
+    for path, leaf in _leaves(tree)
+  }
+
+
+def load_variables(
+  variables: Mapping[str, Any],
+  weights: Weights,
+  options: LoadOptions = STRICT,
+) -> tuple[dict[str, Any], LoadReport]:
+  """Variables with the tensors of a weight file.
+
+  Args:
+    variables: nested dicts of arrays, or `jax.ShapeDtypeStruct`s, by
+      collection.
+    weights: tensors of the file.
+    options: how much of the model they must cover.
+
+  Returns:
+    variables: the same structure, with float32 NumPy arrays where loaded and
+      the given arrays elsewhere.
+    report: what was loaded and what was not.
+
+  Raises:
+    UserError: an array is missing, has another shape or is not of a float
+      type; or the model lacks a layer of the file. `item` holds the names.
+  """
+  ours = flatten(variables)
+  problems = {
+    name: problem
+    for name in weights.names
+    if (problem := _problem(name, weights.arrays.get(name), ours, options))
+  }
+  mismatched = {
+    name: problem
+    for name, problem in problems.items()
+    if not options.strict and not name.startswith(_BACKBONE)
+  }
+  layers = weights.layers
+  if not options.strict:
+    scope = _common_prefix(
+      [x for name, x in weights.names.items() if name.startswith(_BACKBONE)]
+    )
+    layers = [x for x in layers if not scope or x.startswith(scope)]
+  errors = {x: problems[x] for x in problems if x not in mismatched}
+  if errors or layers:
+    raise _misfit(weights, ours, errors, layers)
+  loaded = {k: v for k, v in weights.names.items() if k not in mismatched}
+  filled = {
+    collection: _replace(tree, (), {k: weights.arrays[k] for k in loaded})
+    for collection, tree in variables.items()
+  }
+  folded = [name for name in weights.folded if name in loaded]
+  return filled, LoadReport(
+    source=pathlib.Path(weights.path).name,
+    kind=weights.kind,
+    loaded={k: v for k, v in loaded.items() if k not in {*folded}},
+    missing=[name for name in ours if name not in weights.names],
+    mismatched=mismatched,
+    unexpected=weights.unexpected,
+    training_state=weights.training_state,
+    folded=folded,
+  )
+
+
+def _problem(name, array, ours, options) -> str | None:
+  """What is wrong with the array of a variable, if anything."""
+  shape = tuple(ours[name].shape)
+  if array is None:
+    return f'is missing, wanted {shape}'
+  # NumPy knows bfloat16 by name only.
+  if array.dtype.kind != 'f' and array.dtype.name != 'bfloat16':
+    return f'is {array.dtype.name}, wanted float'
+  if array.shape != shape:
+    return f'is {array.shape}, wanted {shape}'
+  if options.reset_predictors and name.rpartition('/')[0] in PREDICTORS:
+    return 'is for other classes'
+  return None
+
+
+def _misfit(weights, ours, problems, layers) -> UserError:
+  """The error for weights that do not fit the model."""
+  lines = [
+    f'{name} <- {weights.names[name]}: {problem}'
+    for name, problem in problems.items()
+  ]
+  lines += [f'{name}: the model has no such layer' for name in layers]
+  if len(lines) > _NUM_LISTED:
+    more = f'... and {len(lines) - _NUM_LISTED} more'
+    lines = [*lines[:_NUM_LISTED], more]
+  hint, fields = '', {}
+  classes, wanted = weights.arrays.get(_CLASS_BIAS), ours.get(_CLASS_BIAS)
+  if classes is not None and classes.shape != wanted.shape:
+    hint = (
+      f'\nThe weights have {classes.size} classes with background, the model '
+      f'has {wanted.shape[0]}: set model.num_classes={classes.size}, or '
+      'training.finetune=true to train new predictors.'
+    )
+    fields = {
+      'argument': 'model.num_classes',
+      'given': wanted.shape[0],
+      'wanted': classes.size,
+    }
+  elif layers:
+    hint = (
+      '\nThe weights are of a larger network: see model.backbone.depth, '
+      'model.rpn_convs, model.box_convs and model.mask_convs.'
+    )
+  return UserError(
+    f'{weights.path} does not fit the model; wrong tensors: '
+    f'{len(problems) + len(layers)}\n'
+    + '\n'.join(f'  {line}' for line in lines)
+    + hint,
+    path=weights.path,
+    item=(*problems, *layers),
+    **fields,
+  )
+
+
+def _common_prefix(names: Sequence[str]) -> str:
+  """The longest common prefix, such as `backbone.body.`; may be empty."""
+  first, last = min(names, default=''), max(names, default='')
+  same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last))
+  return ''.join(letter for letter, _ in same)
+
+
+def _leaves(tree, path=()) -> Iterator[tuple[tuple[str, ...], Any]]:
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      yield from _leaves(value, (*path, key))
+    else:
+      yield (*path, key), value
+
+
+def _replace(tree, path, arrays):
+  result = {}
+  for key, value in tree.items():
+    inner = (*path, key)
+    if isinstance(value, Mapping):
+      result[key] = _replace(value, inner, arrays)
+    elif '/'.join(inner) in arrays:
+      result[key] = np.array(arrays['/'.join(inner)], np.float32, order='C')
+    else:
+      result[key] = value
+  return result
