@@ -13,10 +13,10 @@ ROOT = pathlib.Path(__file__).parent.parent
 ALLOWED = {
   'configs': 'ml_collections .config',
   'data': 'numpy PIL pycocotools tensorflow tensorflow_datasets .datasets',
+  'data/pretrained_weights': 'pooch requests urllib3',
   'maskrcnn_jax': (
     'numpy PIL ml_collections .evaluation.mask_pasting .structures'
   ),
-  'data/pretrained_weights': 'pooch requests urllib3 .files',
   'maskrcnn_jax/charts': 'numpy matplotlib .evaluation.scores',
   'maskrcnn_jax/structures': 'jax numpy flax.struct',
   'maskrcnn_jax/ops': 'jax numpy',
