@@ -234,10 +234,7 @@ def _roughen(cuts, roughness, rng):
 def _smooth(planes, times):
   """Means over 3x3 cells, taken several times."""
   for _ in range(times):
-    for axis in (1, 2):
-      padding = [(int(a == axis),) * 2 for a in range(3)]
-      padded = np.pad(planes, padding, mode='edge')
-      cells = np.arange(_MASK_SIZE)
-      shifted = [np.take(padded, cells + shift, axis) for shift in range(3)]
-      planes = sum(shifted) / 3
+    padded = np.pad(planes, ((0, 0), (1, 1), (1, 1)), mode='edge')
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+    planes = windows.mean(axis=(-1, -2))
   return planes

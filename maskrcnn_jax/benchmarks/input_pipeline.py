@@ -51,7 +51,7 @@ def run(
   Args:
     config: a ConfigDict with the section `input`; its cache, its threads and
       `repeat_first` do not count.
-    num_images: the first so many records are read again and again.
+    num_images: number of records, the first ones, which are read repeatedly.
     rounds: of all measurements; medians are returned.
     core: number of the core; None: the last that this process may use.
 

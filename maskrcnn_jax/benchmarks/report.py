@@ -42,7 +42,7 @@ def text(result: dict[str, Any]) -> str:
   for kind, stages in result.get('stages', {}).items():
     parts += _stage_parts(kind, stages)
   if 'compilation' in result:
-    parts += ['Until a program can run:', table(_compile_cells(result))]
+    parts += ['Compilation:', table(_compile_cells(result))]
   if 'growth' in result:
     parts += [
       'A step with synthetic images, one size changed at a time:',

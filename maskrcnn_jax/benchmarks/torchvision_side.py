@@ -15,12 +15,11 @@ import time
 import types
 
 
-def serve(handlers, requests, answers):
+def serve(side, requests, answers):
   """Answers requests until there are none.
 
   Args:
-    handlers: functions by name; each takes the fields of a request and returns
-      those of its answer.
+    side: an object; each request calls one of its methods with its fields.
     requests: lines.
     answers: a text file.
   """
@@ -28,7 +27,7 @@ def serve(handlers, requests, answers):
     request = json.loads(line)
     name = request.pop('do')
     try:
-      answer = handlers[name](**request)
+      answer = getattr(side, name)(**request)
     except Exception as error:
       answer = {'error': f'{type(error).__name__}: {error}'}
     answers.write(json.dumps(answer) + '\n')
@@ -37,19 +36,6 @@ def serve(handlers, requests, answers):
 
 class Side:
   """torchvision's model, optimizer and batches; methods answer requests."""
-
-  def handlers(self):
-    """The methods that can be requested."""
-    names = (
-      'set_up',
-      'load_weights',
-      'load_batches',
-      'train_step',
-      'detect',
-      'backbone',
-      'memory',
-    )
-    return {name: getattr(self, name) for name in names}
 
   def set_up(self, model, threads, optimizer):
     """Makes the model.
@@ -347,7 +333,7 @@ def main():
   sys.path.pop(0)
   answers = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)
-  serve(Side().handlers(), sys.stdin, answers)
+  serve(Side(), sys.stdin, answers)
 
 
 if __name__ == '__main__':

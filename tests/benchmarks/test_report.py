@@ -9,28 +9,30 @@ from maskrcnn_jax.benchmarks import machine, report
 from maskrcnn_jax.errors import UserError
 
 
-def _program(flops, least_moved, accessed):
-  return {
-    'flops': flops,
-    'bytes_accessed': accessed,
-    'memory': {'needed': 2**30, 'least_moved': least_moved},
-    'compile_seconds': 1.0,
-  }
+def _row(median, flops=None, least_moved=1e9, accessed=5e9, **more):
+  """A measurement; with `flops` that of a compiled program."""
+  seconds = {'median': median, 'lowest': 0.5 * median, 'highest': 2 * median}
+  row = {'seconds': seconds, 'images_per_second': 2 / median, **more}
+  if flops:
+    row['program'] = {
+      'flops': flops,
+      'bytes_accessed': accessed,
+      'memory': {'needed': 2**30, 'least_moved': least_moved},
+    }
+  return row
 
 
-def _seconds(median):
+def _compiled(trace, compile_):
   return {
-    'median': median,
-    'lowest': 0.5 * median,
-    'highest': 2 * median,
-    'all': [median],
+    'trace_seconds': trace,
+    'compile_seconds': compile_,
+    'seconds': trace + compile_,
   }
 
 
 # A machine of 100 GFLOP/s and 10 GB/s.
 RESULT = {
   'machine': {
-    'backend': 'cpu',
     'device': 'cpu',
     'devices': 1,
     'cpus': 2,
@@ -42,7 +44,6 @@ RESULT = {
   'memory': {'ours': 3 * 2**30, 'torchvision': 2**30},
   'peaks': {
     'flops': {'float32': 100e9, 'bfloat16': 200e9},
-    'gemm_side': {'float32': 1024, 'bfloat16': 1024},
     'bandwidth': 10e9,
   },
   'subject': {
@@ -50,27 +51,18 @@ RESULT = {
     'batch_size': 2,
     'dtype': 'float32',
     'num_classes': 91,
-    'depth': 50,
     'images': 'synthetic',
-    'objects': [[1, 2]],
-    'rounds': 5,
-    'warmup': 2,
   },
   'torchvision': {
     'torch': '2.14',
     'torchvision': '0.29',
-    'device': 'cpu',
     'threads': 2,
     'channels_last': False,
   },
   'step': {
-    'ours': {
-      'seconds': _seconds(4.0),
-      'images_per_second': 0.5,
-      'program': _program(100e9, 20e9, 30e9),
-    },
-    'torchvision': {'seconds': _seconds(5.0), 'images_per_second': 0.4},
-    'torchvision_free': {'seconds': _seconds(3.2), 'images_per_second': 0.625},
+    'ours': _row(4.0, 100e9, 20e9, 30e9),
+    'torchvision': _row(5.0),
+    'torchvision_free': _row(3.2),
     'ratios': {
       'torchvision': {'median': 0.8, 'lowest': 0.7, 'highest': 0.9},
       'torchvision_free': {'median': 1.25, 'lowest': 1.1, 'highest': 1.4},
@@ -78,37 +70,19 @@ RESULT = {
   },
   'stages': {
     'train': [
-      {
-        'name': 'backbone',
-        'seconds': _seconds(3.0),
-        'program': _program(200e9, 1e9, 5e9),
-      },
-      {
-        'name': 'proposals',
-        'seconds': _seconds(1.5),
-        'program': _program(1e9, 1e9, 5e9),
-      },
+      _row(3.0, 200e9, name='backbone'),
+      _row(1.5, 1e9, name='proposals'),
     ]
   },
   'compilation': {
     'step': {
-      'cold': {
-        'trace_seconds': 5.0,
-        'compile_seconds': 70.0,
-        'seconds': 75.0,
-      },
-      'cached': {'trace_seconds': 5.0, 'compile_seconds': 2.0, 'seconds': 7.0},
+      'cold': _compiled(5.0, 70.0),
+      'cached': _compiled(5.0, 2.0),
       'cache_bytes': 12_000_000,
     }
   },
   'growth': [
-    {
-      'axis': 'batch',
-      'value': 1,
-      'seconds': _seconds(2.0),
-      'images_per_second': 0.5,
-      'program': _program(50e9, 1e9, 1e9),
-    },
+    _row(2.0, 50e9, axis='batch', value=1),
     {
       'axis': 'batch',
       'value': 8,

@@ -54,7 +54,7 @@ def test_a_failed_request_leaves_the_process_alive(process):
   with pytest.raises(UserError, match='rounds count from 0') as error:
     process.ask('backbone', number=-1)
   assert (error.value.item, error.value.argument) == ('backbone', 'against')
-  with pytest.raises(UserError, match='KeyError') as error:
+  with pytest.raises(UserError, match='AttributeError') as error:
     process.ask('invent')
   assert error.value.item == 'invent'
   assert process.ask('backbone', number=0) == {'seconds': 0.125}

@@ -36,7 +36,7 @@ def _make_config():
 
 @pytest.fixture(name='done', scope='module')
 def fixture_done(tmp_path_factory):
-  """The folder of results, and what was printed."""
+  """The folder of results, and the printed tables."""
   folder = tmp_path_factory.mktemp('bench')
   tiny_run.write_config(_make_config(), folder / 'tiny.py')
   (folder / 'tensorflow.py').write_text('raise ImportError("not here")\n')
@@ -65,7 +65,7 @@ def fixture_done(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_what_is_written(done):
+def test_bench_json(done):
   folder, _ = done
   result = json.loads((folder / 'bench.json').read_text())
   step = result['step']
@@ -76,7 +76,7 @@ def test_what_is_written(done):
   assert step['ratios']['torchvision']['median'] == pytest.approx(ours / 0.25)
   assert step['ours']['program']['flops'] > 1e8
   inference = result['inference']
-  # The stand-in tells the background that it was given, 8 and a little.
+  # The stand-in answers with the background logit of the weights: 8.0x.
   assert inference['torchvision']['detections'] == [8]
   assert inference['torchvision']['pasting']['median'] == 0.125
   assert inference['ratios']['torchvision']['median'] == pytest.approx(
@@ -87,7 +87,7 @@ def test_what_is_written(done):
 
 
 @pytest.mark.slow
-def test_what_is_shown(done):
+def test_tables_and_chart(done):
   folder, shown = done
   assert '| train step ' in shown
   assert '| backbone, forward and backward | torchvision ' in shown

@@ -83,7 +83,7 @@ def test_summary_counts_known_loops_and_names_others():
     'bytes': 20,
   }
   assert [row['bytes'] for row in rows] == [544, 64, 64, 20, 4]
-  # Twice around for the all-reduce; the loop of unknown length is left out.
+  # Twice around for the all-reduce; the loop of unknown length is skipped.
   sent = (2 * 544 + 64 + 64 + 20) * 7 / 8
   assert collectives.sent_bytes(rows, 8) == sent
   assert collectives.sent_bytes(rows, 1) == 0

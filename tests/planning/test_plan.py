@@ -28,7 +28,7 @@ def _make_config():
 
 
 def _run(folder, *flags):
-  """The rows of `maskrcnn-jax plan`, and what it printed."""
+  """The rows of `maskrcnn-jax plan`, and its printed tables."""
   path = tiny_run.write_config(_make_config(), folder / 'tiny.py')
   paths = [str(ROOT), os.environ.get('PYTHONPATH', '')]
   environment = os.environ | {
