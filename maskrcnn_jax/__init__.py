@@ -1,12 +1,12 @@
-"""Mask R-CNN in JAX and Flax: the names that a notebook needs.
+"""Mask R-CNN in JAX and Flax: the names for notebooks.
 
-They are looked up when first used, so that `import maskrcnn_jax` is instant and
+They are imported on first use, so that `import maskrcnn_jax` is instant and
 loads neither TensorFlow nor matplotlib.
 """
 
 import importlib
 
-# Name here -> module that holds it.
+# Name -> module that defines it.
 _HOMES = {
   'load_config': 'config',
   'MaskRCNN': 'models.mask_rcnn',
@@ -21,7 +21,7 @@ _HOMES = {
 }
 
 __version__ = '0.1.0'
-__all__ = [  # noqa: RUF022, in the order of use.
+__all__ = [  # noqa: RUF022, in order of use.
   'load_config',
   'MaskRCNN',
   'Instances',

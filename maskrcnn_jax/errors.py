@@ -1,4 +1,4 @@
-"""Errors that a user can mend, as opposed to bugs."""
+"""Errors that a user can correct, as opposed to bugs."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,19 +6,19 @@ from typing import Any
 
 
 class UserError(ValueError):
-  """An input, file or option that the user can mend.
+  """An error in an input, a file or an option that the user can correct.
 
-  The command line prints the message and exits with 2; it treats an `OSError`
-  alike. Any other exception is a bug and shows its traceback. The message says
-  all that the fields say.
+  The command line prints the message and exits with 2, as it does for an
+  `OSError`. Any other exception is a bug and shows its traceback. The message
+  includes the values of the fields.
 
   Attributes:
-    argument: name of the argument, the flag or the config field at fault, such
-      as `training.num_steps`; None where there is none.
-    path: file or folder at fault, as a text.
+    argument: name of the wrong argument, flag or config field, such as
+      `training.num_steps`; None if there is none.
+    path: of the wrong file or folder, as a text.
     item: id of the image or annotation, or name of the tensor or class.
-    given: the value that was found.
-    wanted: what would have been taken: a value, or the names that are known.
+    given: value that was found.
+    wanted: accepted value, type or names.
   """
 
   def __init__(
@@ -43,8 +43,8 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
   """A hint that ends a sentence: `; did you mean 'x'?`, or a full stop.
 
   Args:
-    given: a name that is not known.
-    known: the names that are.
+    given: an unknown name.
+    known: the known names.
   """
   near = difflib.get_close_matches(given, list(known), n=1)
   return f'; did you mean {near[0]!r}?' if near else '.'

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -266,7 +267,7 @@ def test_train_and_eval_in_cycles(run):
   assert steps == [3, 4, 6]
   position = store.read_position(folder / 'run')
   assert position['examples'] == 6 * 2
-  assert 'training on 1 cpu with 2 images a step' in shown
+  assert re.search(r'\b1 cpu\b.*\b2 images', shown)
   assert '--nms_on_hpu has no effect here' in shown
   params = yaml.safe_load((folder / 'run' / 'params.yaml').read_text())
   assert params['total_steps'] == 6
@@ -277,8 +278,9 @@ def test_train_and_eval_in_cycles(run):
 def test_evaluation_reports_on_its_way(run):
   _, shown = run
   for step in (4, 6):
-    assert f'step {step}, after 1 batches (2 images):' in shown
-    assert f'step {step}, after 2 batches (3 images):' in shown
+    for batches, images in ((1, 2), (2, 3)):
+      line = rf'\bstep {step}\b.*\b{batches} batch.*\b{images} images'
+      assert re.search(line, shown)
 
 
 @pytest.mark.slow
@@ -303,8 +305,8 @@ def test_tensorboard_has_habanas_names(run):
 
 
 @pytest.mark.slow
-def test_the_log_sums_up_the_run(run):
-  folder, shown = run
+def test_the_log_summarizes_the_run(run):
+  folder, _ = run
   logged = entries(folder / 'logs' / 'mrcnn.json')
   training = [entry for entry in logged if 'Average_throughput' in entry]
   assert training == [
@@ -314,7 +316,6 @@ def test_the_log_sums_up_the_run(run):
       'Total_processing_time': pytest.approx(300, abs=299.9),
     }
   ]
-  assert 'images/s (warm-up: a run is measured from step 101 on)' in shown
   (losses,) = (entry for entry in logged if 'FastRCNN total loss' in entry)
   last = lines(folder / 'run', 'train/total_loss')[6]
   assert losses['Mask loss'] == pytest.approx(last['train/mask'])
@@ -377,12 +378,10 @@ def test_a_finished_run_is_left_alone(run, dataset, env):
   before = {p: p.stat().st_mtime_ns for p in (folder / 'run').rglob('*')}
   argv = [*data_flags(dataset), *habana_runs.scratch(), '--model_dir=run']
   argv += ['--mode=train', '--noeval_after_training']
-  shown = execute([*argv, '--total_steps=5'], folder, env)
-  assert 'run has 6 of 5 steps: nothing to train' in shown
+  execute([*argv, '--total_steps=5'], folder, env)
   wide = '--config.model.backbone.width=8'
   shown = execute([*argv, '--total_steps=9', wide], folder, env, code=2)
-  assert 'run holds a run of another model' in shown
-  assert 'model.backbone.width: saved 4, given 8' in shown
+  assert 'model.backbone.width' in shown
   assert {
     p: p.stat().st_mtime_ns for p in (folder / 'run').rglob('*')
   } == before
@@ -405,8 +404,7 @@ def test_evaluation_of_some_images_in_any_batch(run, dataset, env):
       assert ours['category_id'] == theirs['category_id']
       np.testing.assert_allclose(ours['bbox'], theirs['bbox'], atol=1e-3)
       assert ours['score'] == pytest.approx(theirs['score'], rel=1e-4)
-  shown = execute([*argv, '--eval_samples=2'], folder, env)
-  assert '2 of 2 images evaluated' in shown
+  execute([*argv, '--eval_samples=2'], folder, env)
   assert {x['image_id'] for x in json.loads(results.read_text())} == {7, 8}
 
 
@@ -432,13 +430,11 @@ def test_train_with_and_without_evaluation(dataset, env, tmp_path):
   leftover.parent.mkdir()
   leftover.write_text('of an older run')
   shown = execute([*argv, '--noeval_after_training'], tmp_path, env)
-  assert 'images evaluated' not in shown
-  assert 'results/model.ckpt-360000 is of a TensorFlow run' in shown
+  assert 'results/model.ckpt-360000' in shown
   assert leftover.read_text() == 'of an older run'
   assert not (tmp_path / 'results' / 'eval').exists()
-  shown = execute(argv, tmp_path, env)
-  assert 'nothing to train' in shown
-  assert 'step 2: 3 of 3 images evaluated' in shown
+  execute(argv, tmp_path, env)
+  assert sorted(lines(tmp_path / 'results', 'eval/AP')) == [2]
   assert (tmp_path / 'mrcnn.json').exists()
 
 
@@ -474,8 +470,8 @@ def test_a_new_run_starts_from_the_pretrained_backbone(dataset, env, tmp_path):
   shown = execute(
     [*argv, '--total_steps=2', '--init_learning_rate=5'], tmp_path, env
   )
-  assert 'continuing from step 1' in shown
-  assert 'tensors of' not in shown
+  assert 'model.ckpt-112603' not in shown
+  assert store.latest_step(workdir) == 2
   assert np.any(kernel(workdir, 2, *stage3) != loaded)
   frozen = kernel(workdir, 2, 'stage2', 'block1', 'conv1')
   np.testing.assert_array_equal(frozen, tensors['conv2d_2/kernel'])
@@ -501,9 +497,8 @@ def test_a_killed_run_resumes_with_the_trained_backbone(dataset, env, tmp_path):
         process.send_signal(signal.SIGKILL)
         break
     shown, _ = process.communicate()
-    assert ('tensors of' in shown) == (before is None)
+    assert ('model.ckpt-112603' in shown) == (before is None)
   assert process.returncode == 0
-  assert 'continuing from step' in shown
   whole, killed = (
     store.restore(tmp_path / name)[0] for name in ('whole', 'killed')
   )
@@ -601,7 +596,7 @@ def test_termination_saves_the_run(dataset, env, tmp_path):
   process.send_signal(signal.SIGTERM)
   shown, _ = process.communicate(timeout=60)
   assert process.returncode == 0
-  assert 'Training ended with status: STOPPED by SIGTERM' in shown
+  assert 'SIGTERM' in shown
   logged = entries(tmp_path / 'mrcnn.json')
   steps = logged[0]['Total processed steps']
   assert store.latest_step(tmp_path / 'results') == steps > 0
