@@ -1,4 +1,4 @@
-"""The wheel holds one top-level name and works away from the checkout."""
+"""The wheel: its files, its imports, and a run away from the checkout."""
 
 import os
 import pathlib
@@ -17,7 +17,7 @@ HEAVY = ('tensorflow', 'torch', 'matplotlib', 'tensorflow_datasets')
 
 
 def _run(*command, **kwargs):
-  """What a command printed; the test fails with it if the command does."""
+  """Output of a command, which must succeed."""
   done = subprocess.run(
     [str(word) for word in command],
     stdout=subprocess.PIPE,
@@ -110,7 +110,7 @@ mrj.load_config('shapes')
   _run(sys.executable, '-c', code, cwd=ROOT)
 
 
-def test_the_notebook_names_are_the_ten():
+def test_there_are_ten_notebook_names():
   assert set(maskrcnn_jax.__all__) <= set(dir(maskrcnn_jax))
   assert len(maskrcnn_jax.__all__) == 10
   for name in maskrcnn_jax.__all__:
