@@ -1,7 +1,7 @@
-"""What travels between the stages: padded bundles, each with a `valid` mask.
+"""Padded bundles of arrays that pass between the stages, each with `valid`.
 
 Every bundle is a pytree of fixed shapes, so it passes through `jit` and `vmap`.
-A row whose `valid` is False is padding: zeros that no reduction may count.
+A row whose `valid` is False is padding: zeros that no reduction may include.
 Boxes are `(y1, x1, y2, x2)`, float32, in pixels of the network's input.
 """
 

@@ -1,4 +1,4 @@
-"""From the outputs of the box head to detections."""
+"""Detections from the outputs of the box head."""
 
 import dataclasses
 
@@ -14,13 +14,13 @@ from maskrcnn_jax.structures import Detections, Proposals
 
 @dataclasses.dataclass(frozen=True)
 class DetectionOptions:
-  """Which of the classified proposals count as objects.
+  """Thresholds and limits of the detections of an image.
 
   Attributes:
-    max_detections: of an image.
-    score_threshold: a score must be larger.
-    iou_threshold: of NMS within a class.
-    min_size: detections with a shorter side, in input pixels, are dropped; 0
+    max_detections: number of detections per image.
+    score_threshold: detections with this score or a lower one are dropped.
+    iou_threshold: NMS IoU threshold, within each class.
+    min_size: detections with a side below it, in input pixels, are dropped; 0
       keeps all.
   """
 
@@ -38,20 +38,20 @@ def select_detections(
   weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0),
   plus_one: bool = True,
 ) -> Detections:
-  """The best detections of every image, after NMS within each class.
+  """Detections with the highest scores of every image, after NMS per class.
 
   Args:
-    outputs: of the box head for the proposals.
+    outputs: box head outputs for the proposals.
     proposals: `[batch, num_proposals]`.
     image_sizes: `[batch, 2]`.
     options: see `DetectionOptions`.
-    weights: of the box coding.
+    weights: weights of the box deltas, (dy, dx, dh, dw).
     plus_one: whether a box from a to b has the side b - a + 1.
 
   Returns:
-    `[batch, max_detections]`, best first, masks None.
+    `[batch, max_detections]`, highest score first, masks None.
 
-  Fast R-CNN, Sec. 3.1; the thresholds are the seed's.
+  Fast R-CNN, Sec. 3.1; the default thresholds are Habana's.
   """
   scores = jax.nn.softmax(outputs.class_logits)[..., 1:]
   anchors = proposals.boxes[:, :, None]

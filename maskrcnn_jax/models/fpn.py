@@ -11,15 +11,15 @@ from maskrcnn_jax.models.layout import Layout
 
 
 class FPN(nn.Module):
-  """Maps of one channel count at every level, top-down and lateral.
+  """Feature pyramid: lateral connections and a top-down pathway.
 
   Attributes:
-    channels: of every level.
-    max_level: the coarsest level made. Levels above the backbone's last are
-      that one subsampled by 2 each time (FPN, Sec. 4.1: P6).
+    channels: number of channels of every level.
+    max_level: coarsest level. Levels beyond the last of the backbone are made
+      by subsampling the one before by 2 (FPN, Sec. 4.1: P6).
     dtype: precision, see `layers.PRECISIONS`.
-    layout: places maps.
-    norm: behind every convolution.
+    layout: sharding of the maps, see `layout.Layout`.
+    norm: normalisation after every convolution.
   """
 
   channels: int = 256
@@ -35,7 +35,7 @@ class FPN(nn.Module):
     valid: jax.Array | None = None,
     train: bool = False,
   ) -> dict[int, jax.Array]:
-    """The pyramid.
+    """Pyramid levels from backbone features.
 
     Args:
       features: backbone maps by level, `[batch, height, width, any]`.
@@ -60,7 +60,7 @@ class FPN(nn.Module):
       if level <= self.max_level
     }
     for level in range(levels[-1] + 1, self.max_level + 1):
-      # The few rows of the coarse levels do not split evenly.
+      # Coarse levels have too few rows to be split over devices.
       below = self.layout.whole(self.layout.split(pyramid[level - 1]))
       pyramid[level] = below[:, ::2, ::2]
     return pyramid

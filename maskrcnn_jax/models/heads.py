@@ -1,7 +1,7 @@
-"""The three heads: region proposals, boxes with classes, masks.
+"""Heads for region proposals, for classes and boxes, and for masks.
 
-Whatever the precision, outputs are float32: losses and box arithmetic start
-here.
+Their outputs are float32 at every precision, as losses and box arithmetic
+require.
 """
 
 import flax.linen as nn
@@ -12,13 +12,14 @@ import jax.numpy as jnp
 from maskrcnn_jax.models import layers
 from maskrcnn_jax.ops import convolution
 
-# He et al.'s MSRA fill, fan out, as both published systems start the mask head.
+# He et al.'s initialisation (MSRAFill), fan out: that of the mask head in both
+# published systems.
 _he = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
 @flax.struct.dataclass
 class RPNOutputs:
-  """What the region proposal network says of every anchor, by level.
+  """Outputs of the region proposal network for every anchor, by level.
 
   Attributes:
     objectness_logits: `[batch, num_anchors]` per level.
@@ -31,7 +32,7 @@ class RPNOutputs:
 
 @flax.struct.dataclass
 class BoxOutputs:
-  """What the box head says of every RoI.
+  """Outputs of the box head for every RoI.
 
   Attributes:
     class_logits: `[batch, num_rois, num_classes]`.
@@ -43,12 +44,12 @@ class BoxOutputs:
 
 
 class RPNHead(nn.Module):
-  """One small network slid over every level (Faster R-CNN, Sec. 3.1).
+  """Region proposal head, shared by all levels (Faster R-CNN, Sec. 3.1).
 
   Attributes:
-    anchors_per_cell: anchors at every position.
-    channels: of the hidden 3x3 convolutions.
-    num_convs: hidden convolutions, each with a ReLU.
+    anchors_per_cell: number of anchors at every position.
+    channels: number of channels of the hidden convolutions.
+    num_convs: number of hidden 3x3 convolutions, each followed by a ReLU.
     dtype: precision, see `layers.PRECISIONS`.
   """
 
@@ -59,7 +60,7 @@ class RPNHead(nn.Module):
 
   def setup(self):
     normal = nn.initializers.normal(0.01)
-    # The first one has the name that it has when it is the only one.
+    # The first one is `conv` whatever their number: its checkpoint name.
     self.convs = [
       layers.Conv(
         self.channels,
@@ -78,9 +79,10 @@ class RPNHead(nn.Module):
     )
 
   def __call__(self, pyramid: dict[int, jax.Array]) -> RPNOutputs:
-    """Logits and deltas for a pyramid of `[batch, height, width, channels]`.
+    """Objectness logits and box deltas of every anchor of a pyramid.
 
-    Anchors are ordered by row, column, then anchor of the cell.
+    Levels are `[batch, height, width, channels]`; the anchors of a level are
+    ordered by row, column, then anchor of the cell.
     """
     logits, deltas = {}, {}
     for level, features in pyramid.items():
@@ -94,14 +96,14 @@ class RPNHead(nn.Module):
 
 
 class BoxHead(nn.Module):
-  """Convolutions, dense layers, then class logits and deltas of every class.
+  """Box head: convolutions, dense layers, class logits and box deltas.
 
   Attributes:
-    num_classes: with background.
-    channels: of the dense layers.
-    num_convs: 3x3 convolutions, of as many channels as the features.
-    num_dense: dense layers, `fc6` and on.
-    norm: behind every convolution.
+    num_classes: number of classes with background.
+    channels: width of the dense layers.
+    num_convs: number of 3x3 convolutions, with the channels of the features.
+    num_dense: number of dense layers, `fc6` onwards.
+    norm: normalisation after every convolution.
     dtype: precision, see `layers.PRECISIONS`.
   """
 
@@ -119,7 +121,7 @@ class BoxHead(nn.Module):
     valid: jax.Array | None = None,
     train: bool = False,
   ) -> BoxOutputs:
-    """Class logits and box deltas.
+    """Class logits and box deltas of every RoI.
 
     Args:
       features: `[batch, num_rois, size, size, channels]`.
@@ -151,13 +153,13 @@ class BoxHead(nn.Module):
 
 
 class MaskHead(nn.Module):
-  """Convolutions, an upsampling by 2, one mask per class (Mask R-CNN, Fig. 4).
+  """Mask head: convolutions and upsampling by 2 (Mask R-CNN, Fig. 4).
 
   Attributes:
-    num_classes: with background.
-    channels: of every hidden layer.
-    num_convs: 3x3 convolutions before the upsampling.
-    norm: behind each of these.
+    num_classes: number of classes with background.
+    channels: number of channels of every hidden layer.
+    num_convs: number of 3x3 convolutions before the upsampling.
+    norm: normalisation after each of these.
     dtype: precision, see `layers.PRECISIONS`.
   """
 
@@ -177,12 +179,12 @@ class MaskHead(nn.Module):
   ) -> jax.Array:
     """Mask logits of one class per RoI.
 
-    Only the asked class's channel of the last layer is computed: with 91
+    Only the channel of that class is computed in the last layer: with 91
     classes a ninetieth of its work and memory, and the same numbers.
 
     Args:
       features: `[batch, num_rois, size, size, channels]`.
-      classes: `[batch, num_rois]` int32, the class of each mask.
+      classes: `[batch, num_rois]` int32, class of each mask.
       valid: `[batch, num_rois]` bool, for the statistics of trainable batch
         norm.
       train: whether trainable batch norm uses the statistics of this batch.

@@ -1,7 +1,7 @@
-"""Convolution, dense and normalisation layers shared by the parts of the model.
+"""Convolution, dense and normalisation layers shared by backbone and heads.
 
 Parameters are float32. `dtype` names the precision of a layer, one of
-`PRECISIONS`: the types that it multiplies in and that it hands on.
+`PRECISIONS`: the dtype of its products and the dtype of its outputs.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.ops import convolution
 
-# Precision -> type of the factors of products, type of what a layer hands on.
+# Precision -> dtype of the factors of products, dtype of the outputs.
 # Habana's TF_BF16_CONVERSION=full is `bfloat16`, its `basic` is
 # `bfloat16_products`: only convolutions and matrix products are in bfloat16.
 PRECISIONS = {
@@ -25,26 +25,29 @@ PRECISIONS = {
 
 
 def product_dtype(precision: str) -> str:
-  """The type of the factors of products."""
+  """Dtype of the factors of products."""
   return _types(precision)[0]
 
 
 def output_dtype(precision: str) -> str:
-  """The type of what a layer hands on."""
+  """Dtype of the outputs of a layer."""
   return _types(precision)[1]
 
 
 def _types(precision):
   if precision not in PRECISIONS:
     raise UserError(
-      f'dtype must be one of {", ".join(PRECISIONS)}, got {precision!r}.'
+      f'dtype must be one of {", ".join(PRECISIONS)}, got {precision!r}.',
+      argument='model.dtype',
+      given=precision,
+      wanted=[*PRECISIONS],
     )
   return PRECISIONS[precision]
 
 
 NORMS = ('frozen', 'batch', 'group')
 
-# Habana's convolutions without a checkpoint: truncated normal, fan in, scale 1.
+# Habana's initialisation from nothing: truncated normal, fan in, scale 1.
 variance_scaling = nn.initializers.variance_scaling(
   1.0, 'fan_in', 'truncated_normal'
 )
@@ -52,12 +55,12 @@ variance_scaling = nn.initializers.variance_scaling(
 
 @dataclasses.dataclass(frozen=True)
 class NormOptions:
-  """The norm behind the convolutions of a part of the model.
+  """Normalisation after the convolutions of the pyramid or a head.
 
   Attributes:
-    kind: `none`, then the convolutions have a bias, or a kind of `Norm`.
-    epsilon: added to the variance.
-    momentum: of the stored statistics of `batch`.
+    kind: `none` (the convolutions then have a bias) or a kind of `Norm`.
+    epsilon: number added to the variance.
+    momentum: share of the stored statistics that stays, for `batch`.
   """
 
   kind: str = 'none'
@@ -67,7 +70,10 @@ class NormOptions:
   def __post_init__(self):
     if self.kind not in ('none', *NORMS):
       raise UserError(
-        f'kind must be one of none, {", ".join(NORMS)}, got {self.kind!r}.'
+        f'kind must be one of none, {", ".join(NORMS)}, got {self.kind!r}.',
+        argument='model.head_norm.kind',
+        given=self.kind,
+        wanted=['none', *NORMS],
       )
 
 
@@ -172,17 +178,17 @@ def conv_norm_relu(
   dtype: str = 'float32',
   **conv,
 ) -> jax.Array:
-  """Convolution, norm if there is one, ReLU; to be called in a module.
+  """Convolution, norm if there is one, ReLU; called inside a compact module.
 
   Args:
     inputs: `[batch, height, width, channels]`.
     features: number of output channels.
-    norm: of the outputs; without one the convolution has a bias.
-    names: of the two submodules.
-    valid: `[batch]` bool, what the statistics are made of; None: all.
+    norm: normalisation of the outputs; without one the convolution has a bias.
+    names: names of the two submodules.
+    valid: `[batch]` bool, the images in the statistics; None: all.
     train: whether `batch` uses and stores the statistics of this batch.
-    relu: False leaves the ReLU out.
-    dtype: precision.
+    relu: whether a ReLU follows.
+    dtype: precision, see `PRECISIONS`.
     **conv: further fields of `Conv`.
   """
   has_norm = norm.kind != 'none'
@@ -197,9 +203,9 @@ def conv_norm_relu(
 
 
 def add_bias(outputs: jax.Array, bias: jax.Array, precision: str) -> jax.Array:
-  """Products plus a bias, as a layer of that precision hands them on."""
-  # In float32: the gradient of a bias is a sum over all cells, which in
-  # bfloat16 was seen to be wrong by a seventh.
+  """Products plus a bias, in the output dtype of a precision."""
+  # In float32: the gradient of a bias is a sum over all cells, which was wrong
+  # by a seventh in bfloat16.
   return (outputs + bias).astype(output_dtype(precision))
 
 
@@ -211,11 +217,11 @@ class Norm(nn.Module):
       `batch_stats`; `batch`, statistics of the valid images of the global batch
       in training, stored ones otherwise; `group`, of 32 groups (fewer where a
       group would have less than `group_channels`).
-    epsilon: added to the variance.
-    momentum: of the stored statistics of `batch`.
-    group_channels: the fewest channels of a group.
+    epsilon: number added to the variance.
+    momentum: share of the stored statistics that stays, for `batch`.
+    group_channels: smallest number of channels of a group.
     scale_init: initialiser of the scale of a trainable norm.
-    dtype: precision of the result; statistics are float32.
+    dtype: precision of the outputs; statistics are float32.
   """
 
   kind: str = 'frozen'
@@ -233,14 +239,17 @@ class Norm(nn.Module):
 
     Args:
       inputs: `[batch, height, width, channels]`.
-      valid: `[batch]` bool, the images that statistics are made of; None: all.
+      valid: `[batch]` bool, the images in the statistics; None: all.
       train: whether `batch` uses and stores the statistics of this batch.
     """
     if self.kind == 'frozen':
       return self._stored(inputs, self._variable_affine(inputs.shape[-1]))
     if self.kind not in NORMS:
       raise UserError(
-        f"norm must be 'frozen', 'batch' or 'group', got {self.kind!r}."
+        f"norm must be 'frozen', 'batch' or 'group', got {self.kind!r}.",
+        argument='model.backbone.norm',
+        given=self.kind,
+        wanted=NORMS,
       )
     channels = inputs.shape[-1]
     scale = self.param('scale', self.scale_init, (channels,))
@@ -255,7 +264,7 @@ class Norm(nn.Module):
     if not self.is_initializing():
       keep = self.momentum
       if valid is not None:
-        # A batch without any image says nothing.
+        # A batch without a valid image leaves the statistics as they are.
         keep = jnp.where(jnp.any(valid), keep, 1.0)
       mean.value = keep * mean.value + (1 - keep) * batch_mean
       variance.value = keep * variance.value + (1 - keep) * batch_variance
@@ -292,7 +301,9 @@ class Norm(nn.Module):
     groups = min(32, max(channels // self.group_channels, 1))
     if channels % groups:
       raise UserError(
-        f'group norm needs channels divisible by {groups}, got {channels}.'
+        f'group norm needs channels divisible by {groups}, got {channels}.',
+        given=channels,
+        wanted=groups,
       )
     x = inputs.astype(jnp.float32).reshape(batch, height * width, channels)
     # Moments per channel first, then over the few channels of a group: one pass

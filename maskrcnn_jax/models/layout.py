@@ -1,6 +1,6 @@
-"""Where arrays of the model may be split among devices, and where not.
+"""Sharding hooks of the model: arrays that may be split, arrays kept whole.
 
-The model says it; what it means for the devices at hand is not known here.
+The model marks them; `distributed.mesh` maps the marks to a mesh of devices.
 """
 
 import dataclasses
@@ -14,13 +14,13 @@ def _as_it_is(tree: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Functions that place a tree of arrays and return it; by default nothing.
+  """Functions that reshard a tree of arrays; the identity by default.
 
   Attributes:
-    split: of maps `[batch, height, ...]`, whose rows may lie apart: all that is
-      computed with them needs the same row and its neighbours only.
-    whole: of arrays `[batch, ...]` of which any part may be needed anywhere.
-    parameters: of those of the model, as layers need them.
+    split: for maps `[batch, height, ...]` whose rows may be on several devices:
+      every operation on them needs only neighbouring rows.
+    whole: for arrays `[batch, ...]` of which any part may be needed anywhere.
+    parameters: for the parameters, as layers need them.
   """
 
   split: Callable[[Any], Any] = _as_it_is

@@ -1,7 +1,7 @@
-"""The five loss terms, from the outputs of the heads and their targets.
+"""Loss terms of the heads, from their outputs and targets.
 
 All of them are float32 and normalised over the global batch. A term without
-anything to learn from is exactly 0, with zero gradient.
+targets is exactly 0, with zero gradient.
 """
 
 import dataclasses
@@ -17,17 +17,17 @@ from maskrcnn_jax.models.targets import RPNTargets
 
 @dataclasses.dataclass(frozen=True)
 class LossOptions:
-  """How the terms are normalised; by default as in the seed.
+  """Normalisation and shape of the loss terms; the defaults are Habana's.
 
   Attributes:
     rpn_normalizer: 'levels': objectness is divided by images times
       `rpn_samples`, the box term is a mean over the coordinates of all matched
-      anchors, level by level, and those are added (seed). 'sampled': sums over
+      anchors per level, summed over the levels (Habana). 'sampled': sums over
       the sampled anchors divided by their number (torchvision).
     rpn_samples: anchors sampled per image, for 'levels'.
     rpn_delta: where the Huber loss of the RPN turns linear.
     box_normalizer: 'foreground': mean over the coordinates of foreground RoIs
-      (seed). 'rois': sum divided by the number of all RoIs (torchvision).
+      (Habana). 'rois': sum divided by the number of all RoIs (torchvision).
     box_delta: where the Huber loss of the box head turns linear.
     smooth_l1: Huber losses are divided by delta, which makes the slope 1
       (torchvision's smooth L1).
@@ -44,12 +44,16 @@ class LossOptions:
     if self.rpn_normalizer not in ('levels', 'sampled'):
       raise UserError(
         "rpn_normalizer must be 'levels' or 'sampled', got "
-        f'{self.rpn_normalizer!r}.'
+        f'{self.rpn_normalizer!r}.',
+        argument='model.losses.rpn_normalizer',
+        given=self.rpn_normalizer,
       )
     if self.box_normalizer not in ('foreground', 'rois'):
       raise UserError(
         "box_normalizer must be 'foreground' or 'rois', got "
-        f'{self.box_normalizer!r}.'
+        f'{self.box_normalizer!r}.',
+        argument='model.losses.box_normalizer',
+        given=self.box_normalizer,
       )
 
 
@@ -62,9 +66,9 @@ def rpn_losses(
   """Objectness and box loss of the region proposal network.
 
   Args:
-    outputs: of the RPN head, by level.
-    targets: by level.
-    valid: `[batch]` bool, images that count.
+    outputs: RPN head outputs by level.
+    targets: RPN targets by level.
+    valid: `[batch]` bool, the images that contribute.
     options: see `LossOptions`.
 
   Returns:
@@ -81,7 +85,7 @@ def rpn_losses(
       outputs.box_deltas[level], deltas, options.rpn_delta, options
     )
     if options.rpn_normalizer == 'levels':
-      # The seed counts coordinates whose target is not exactly 0.
+      # Habana counts the coordinates whose target is not exactly 0.
       counted = targets.matched[level][..., None] & (deltas != 0.0)
     else:
       counted = jnp.broadcast_to((labels == 1)[..., None], deltas.shape)
@@ -108,10 +112,10 @@ def box_losses(
   """Classification and box loss of the RoIs.
 
   Args:
-    outputs: of the box head.
+    outputs: box head outputs.
     classes: `[batch, num_rois]` int32, 0 for background.
     box_deltas: `[batch, num_rois, 4]`, targets of foreground RoIs.
-    valid: `[batch, num_rois]` bool, RoIs that count.
+    valid: `[batch, num_rois]` bool, the RoIs that contribute.
     options: see `LossOptions`.
 
   Returns:
@@ -142,7 +146,7 @@ def mask_loss(
   """Mean binary cross-entropy over the cells of foreground masks.
 
   Args:
-    logits: `[batch, n, size, size]`, of each RoI's own class.
+    logits: `[batch, n, size, size]` mask logits of the class of each RoI.
     masks: `[batch, n, size, size]` targets in [0, 1].
     foreground: `[batch, n]` bool.
 
@@ -159,5 +163,5 @@ def _huber(predictions, targets, delta, options):
 
 
 def _divide(total, count):
-  """A mean that is 0 where nothing was counted."""
+  """Mean that is 0 where the count is 0."""
   return total / jnp.maximum(count, 1).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""The assembly of Mask R-CNN, in the order of the paper's figure."""
+"""Mask R-CNN, assembled in the order of the paper's figure."""
 
 import typing
 from collections.abc import Mapping
@@ -32,13 +32,13 @@ from maskrcnn_jax.structures import Detections, Instances, SampledRois
 
 @flax.struct.dataclass
 class TrainOutputs:
-  """What the losses are computed from.
+  """Outputs of a training pass, the inputs of the losses.
 
   Attributes:
-    rpn: of every anchor.
-    rois: the RoIs that were sampled.
-    box: of every RoI.
-    mask_logits: `[batch, n, 28, 28]`, of the RoIs of `targets.mask_rois`.
+    rpn: RPN head outputs for every anchor.
+    rois: the sampled RoIs.
+    box: box head outputs for every RoI.
+    mask_logits: `[batch, n, 28, 28]` for the RoIs of `targets.mask_rois`.
   """
 
   rpn: RPNOutputs
@@ -50,35 +50,35 @@ class TrainOutputs:
 class MaskRCNN(nn.Module):
   """Mask R-CNN with a feature pyramid (He et al. 2017; Lin et al. 2017).
 
-  The defaults are the seed's. Options that a field does not explain are
-  explained by the dataclass beside the function that takes them.
+  The defaults are Habana's. Option groups are documented by their dataclass,
+  beside the function that takes them.
 
   Attributes:
-    num_classes: with background, class 0.
-    pyramid_channels: of every level.
-    max_level: the coarsest level; the finest is 2.
-    rpn_convs: 3x3 convolutions of the region proposal head.
-    box_convs: 3x3 convolutions of the box head.
-    box_dense: dense layers of the box head behind them.
-    box_channels: of these dense layers.
-    mask_channels: of the mask head.
-    mask_convs: 3x3 convolutions of the mask head.
-    head_norm: behind the convolutions of the pyramid, of the box head and of
-      the mask head.
+    num_classes: number of classes with background, class 0.
+    pyramid_channels: number of channels of every pyramid level.
+    max_level: coarsest pyramid level; the finest is 2.
+    rpn_convs: number of 3x3 convolutions of the region proposal head.
+    box_convs: number of 3x3 convolutions of the box head.
+    box_dense: number of dense layers of the box head.
+    box_channels: width of these dense layers.
+    mask_channels: number of channels of the mask head.
+    mask_convs: number of 3x3 convolutions of the mask head.
+    head_norm: normalisation after the convolutions of the pyramid, the box head
+      and the mask head.
     box_size: side of the RoI features for boxes.
     mask_size: side of the RoI features for masks; masks have twice that.
-    plus_one: boxes from a to b have the side b - a + 1 and are clipped to
-      size - 1, where deltas of proposals, RoIs and detections are coded.
-    box_weights: of the deltas of the box head, (dy, dx, dh, dw).
-    mask_threshold: of mask targets; None leaves them soft.
-    pixel_mean: of RGB in 0..1, subtracted.
-    pixel_std: of RGB in 0..1, divided by.
-    bgr: the backbone takes the channels in the order blue, green, red (Caffe2);
-      images are RGB nevertheless.
+    plus_one: the box coding of proposals, RoIs and detections takes a box from
+      a to b to have the side b - a + 1, and clips to size - 1.
+    box_weights: weights of the box head's deltas, (dy, dx, dh, dw).
+    mask_threshold: threshold of mask targets; None leaves them soft.
+    pixel_mean: mean of RGB in 0..1, subtracted.
+    pixel_std: standard deviation of RGB in 0..1, divided by.
+    bgr: the backbone takes channels in the order blue, green, red (Caffe2);
+      images are RGB all the same.
     dtype: precision of convolutions and dense layers: `float32`, `bfloat16`, or
       `bfloat16_products`, which keeps float32 between them. Parameters, boxes,
       scores and losses are float32 in each.
-    layout: places arrays, without changing values; not of a config.
+    layout: sharding of arrays, see `layout.Layout`; not part of a config.
   """
 
   num_classes: int = 91
@@ -158,20 +158,21 @@ class MaskRCNN(nn.Module):
     keys: jax.Array | None = None,
     train: bool = True,
   ) -> TrainOutputs:
-    """What the losses need, for RoIs sampled around the instances.
+    """Outputs for the losses, with RoIs sampled around the instances.
 
     Args:
       images: `[batch, height, width, 3]`, RGB in 0..255, uint8 or float32.
       image_sizes: `[batch, 2]`, height and width of the part that is image.
       instances: ground truth.
-      valid: `[batch]` bool, images that count; None: all.
+      valid: `[batch]` bool, the images that contribute; None: all.
       rois: RoIs to use instead of sampling from the `sampling` stream.
-      keys: `[batch]`, draw the RoIs of each image instead of that stream.
+      keys: `[batch]` keys that sample the RoIs of each image instead of that
+        stream.
       train: whether trainable batch norm uses the statistics of this batch.
     """
     pyramid = self.pyramid(images, image_sizes, valid, train)
     rpn = self.layout.whole(self.rpn_head(pyramid))
-    # A RoI may be anywhere in the image.
+    # A RoI may need any part of the maps.
     pyramid = self.layout.whole(pyramid)
     if rois is None:
       canvas = images.shape[1:3]
@@ -187,7 +188,7 @@ class MaskRCNN(nn.Module):
     return TrainOutputs(rpn, rois, box, mask_logits)
 
   def detect(self, images: jax.Array, image_sizes: jax.Array) -> Detections:
-    """Objects in the images, with masks relative to their boxes.
+    """Detections in the images, with masks relative to their boxes.
 
     Args:
       images: `[batch, height, width, 3]`, RGB in 0..255, uint8 or float32.
@@ -239,7 +240,7 @@ class MaskRCNN(nn.Module):
   def sample(
     self, rpn, canvas, image_sizes, instances, valid, keys=None
   ) -> SampledRois:
-    """RoIs to train on, drawn from the `sampling` stream or by keys."""
+    """RoIs to train on, sampled with the `sampling` stream or with keys."""
     proposals = proposals_lib.propose(
       rpn,
       self.anchor_boxes(canvas),
@@ -268,38 +269,40 @@ class MaskRCNN(nn.Module):
     return pyramid_roi_align(pyramid, boxes, size, self.roi_align)
 
   def anchor_boxes(self, canvas: tuple[int, int]) -> dict[int, np.ndarray]:
-    """Anchors `[num_anchors, 4]` by level, for a canvas (height, width)."""
+    """Anchors `[num_anchors, 4]` by level of a canvas (height, width)."""
     levels = range(2, self.max_level + 1)
     return anchor_ops.pyramid_anchors(canvas, levels, self.anchors)
 
   @classmethod
   def from_config(cls, config: Mapping[str, typing.Any]) -> 'MaskRCNN':
-    """The model that a config section describes.
+    """Model of the config section `model`.
 
     Args:
       config: the fields that differ from the defaults; sections for options,
         such as `config['sampling']['num_rois']`.
 
     Raises:
-      UserError: if the section has a field that the model has not.
-      ValueError: if `num_classes` is None.
+      UserError: a field is unknown, or `num_classes` is None.
     """
     model = cls(**override.changes(cls(), config, 'model'))
     if model.num_classes is None:
       raise UserError(
         'model.num_classes must be given: the largest class id plus one. The '
-        'verbs train, eval and train_and_eval read it off the records.'
+        'verbs train, eval and train_and_eval count those of the records.',
+        argument='model.num_classes',
       )
     return model
 
 
 def _check_canvas(images):
   if images.ndim != 4 or images.shape[-1] != 3:
-    raise UserError(
+    raise ValueError(
       f'images must be [batch, height, width, 3], got {images.shape}.'
     )
   if images.shape[1] % 32 or images.shape[2] % 32:
     raise UserError(
       'The canvas must be a multiple of 32 pixels in height and width, got '
-      f'{images.shape[1:3]}.'
+      f'{images.shape[1:3]}.',
+      argument='input.canvases',
+      given=images.shape[1:3],
     )

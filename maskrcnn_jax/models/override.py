@@ -1,4 +1,4 @@
-"""Options with some of their fields replaced by a section of a config."""
+"""Option dataclasses from sections of a config."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,24 +10,24 @@ from maskrcnn_jax.errors import UserError, did_you_mean
 def changes(
   options: Any, section: Mapping[str, Any], path: str
 ) -> dict[str, Any]:
-  """The fields of a dataclass that a section changes, ready to be passed on.
+  """Fields of a dataclass that a section changes, as keyword arguments.
 
   Args:
-    options: a dataclass with the defaults; fields may be dataclasses too.
-    section: new values; for a field that is a dataclass a section of its own,
-      which leaves the fields it does not name as they are.
-    path: of the section, for errors.
+    options: dataclass with the defaults; fields may be dataclasses too.
+    section: new values; a nested section for a field that is a dataclass, whose
+      other fields keep their values.
+    path: path of the section, for errors.
 
   Returns:
     New values by field name, lists as tuples, since options must be hashable.
 
   Raises:
-    UserError: if the section names a field that there is not.
+    UserError: the section names an unknown field.
   """
   names = [
     field.name
     for field in dataclasses.fields(options)
-    if field.name not in ('parent', 'name')  # Linen's own.
+    if field.name not in ('parent', 'name')  # Fields of every Linen module.
   ]
   result = {}
   for name, value in section.items():
@@ -43,15 +43,15 @@ def changes(
 
 
 def make(kind: type, section: Mapping[str, Any], path: str) -> Any:
-  """A dataclass whose fields are a section, some of them without defaults.
+  """Dataclass made of a section; fields without a default are required.
 
   Args:
-    kind: the dataclass.
+    kind: type of the dataclass.
     section: values by field name.
-    path: of the section, for errors.
+    path: path of the section, for errors.
 
   Raises:
-    UserError: if the section names a field that there is not, or lacks one.
+    UserError: the section names an unknown field, or lacks a required one.
   """
   fields = dataclasses.fields(kind)
   names = [field.name for field in fields]

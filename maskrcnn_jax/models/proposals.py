@@ -1,4 +1,4 @@
-"""From the outputs of the region proposal network to proposals."""
+"""Proposals from the outputs of the region proposal network."""
 
 import dataclasses
 import functools
@@ -15,15 +15,15 @@ from maskrcnn_jax.structures import Proposals
 
 @dataclasses.dataclass(frozen=True)
 class ProposalOptions:
-  """How many proposals are made and which are dropped.
+  """Number of proposals, and the NMS between them.
 
   Attributes:
-    pre_nms_top_k: anchors with the highest scores that enter NMS, per level;
-      None: all, as in NVIDIA's system, which takes long on large canvases.
-    post_nms_top_k: proposals of an image.
-    iou_threshold: of NMS within a level; None: no NMS.
-    min_size: boxes with a shorter side, in input pixels, are dropped, as are
-      those whose centre is outside the image; 0 keeps all.
+    pre_nms_top_k: number of anchors per level, by score, that enter NMS; None:
+      all, as in NVIDIA's system, which takes long on large canvases.
+    post_nms_top_k: number of proposals per image after NMS.
+    iou_threshold: NMS IoU threshold, within each level; None: no NMS.
+    min_size: proposals with a side below it, in input pixels, are dropped, as
+      are those whose centre is outside the image; 0 keeps all.
   """
 
   pre_nms_top_k: int | None = 1000
@@ -39,21 +39,21 @@ def propose(
   options: ProposalOptions,
   plus_one: bool = True,
 ) -> Proposals:
-  """The best regions of every image, over all levels.
+  """Proposals with the highest scores of every image, over all levels.
 
-  Each level is cut to its best anchors, decoded, clipped to the image and
-  thinned by NMS; the best of all levels together are kept.
+  The anchors of a level with the highest scores are decoded, clipped to the
+  image and go through NMS; then the best of all levels are kept.
 
   Args:
-    outputs: of the RPN head, by level.
+    outputs: RPN head outputs by level.
     anchors: `[num_anchors, 4]` by level.
     image_sizes: `[batch, 2]`, the part of the canvas that is image.
     options: see `ProposalOptions`.
     plus_one: whether a box from a to b has the side b - a + 1.
 
   Returns:
-    Proposals `[batch, n]`, best first, without gradient; n is `post_nms_top_k`
-    or the number of candidates if that is less.
+    Proposals `[batch, n]`, highest score first, without gradient; n is
+    `post_nms_top_k` or the number of candidates if that is less.
 
   Faster R-CNN, Sec. 3.3; FPN, Sec. 4.1.
   """
@@ -79,7 +79,7 @@ def propose(
 
 
 def _level_proposals(logits, deltas, anchors, image_sizes, options, plus_one):
-  """Proposals of one level, with logits for scores."""
+  """Proposals of one level, with logits as scores."""
   k = min(options.pre_nms_top_k or logits.shape[1], logits.shape[1])
   logits, best = jax.lax.top_k(logits, k)
   boxes = box_ops.decode(
@@ -106,7 +106,7 @@ def is_large(
 
   Args:
     boxes: `[batch, n, 4]`.
-    min_size: in pixels; with `plus_one` at least 1.
+    min_size: smallest side in pixels; at least 1 with `plus_one`.
     image_sizes: `[batch, 2]`.
     plus_one: whether a box from a to b has the side b - a + 1.
 

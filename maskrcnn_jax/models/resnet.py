@@ -1,4 +1,4 @@
-"""ResNet, the backbone (He et al. 2015)."""
+"""ResNet backbone (He et al. 2015)."""
 
 import dataclasses
 import functools
@@ -22,22 +22,22 @@ BASIC_DEPTHS = (18, 34)
 
 @dataclasses.dataclass(frozen=True)
 class ResNetOptions:
-  """Which ResNet; by default Habana's.
+  """Depth, norm and padding of a ResNet; the defaults are Habana's.
 
   Attributes:
     depth: 18, 34, 50 or 101.
-    width: channels of the stem; stage l has `width * 2**(l - 2)`, times 4 after
-      a bottleneck.
+    width: number of channels of the stem; stage l has `width * 2**(l - 2)`,
+      times 4 after a bottleneck.
     norm: `frozen`, `batch` or `group`, see `layers.Norm`.
-    norm_epsilon: of the norm; 1e-4 in Habana's, 1e-5 elsewhere.
-    norm_momentum: of trainable batch norm.
-    group_channels: the fewest channels of a group of group norm.
-    stride_in_1x1: bottlenecks have their stride on the first 1x1 (the paper,
-      Caffe2), not on the 3x3 (v1.5).
-    padding: of strided convolutions, `symmetric` or `same`.
-    pool_padding: of the max-pool after the stem.
-    frozen_stages: how many of (stem, stage 2, stage 3, ...) are not trained.
-      Their norm is frozen batch norm.
+    norm_epsilon: number added to the variance; Habana's 1e-4, elsewhere 1e-5.
+    norm_momentum: share of the stored statistics of batch norm that stays.
+    group_channels: smallest number of channels of a group of group norm.
+    stride_in_1x1: bottlenecks have their stride in the first 1x1 (the paper,
+      Caffe2), not in the 3x3 (v1.5).
+    padding: padding of strided convolutions, `symmetric` or `same`.
+    pool_padding: padding of the max-pooling after the stem.
+    frozen_stages: number of frozen parts among (stem, stage 2, stage 3, ...);
+      their norm is frozen batch norm.
   """
 
   depth: int = 50
@@ -54,12 +54,15 @@ class ResNetOptions:
   def __post_init__(self):
     if self.depth not in STAGE_SIZES:
       raise UserError(
-        f'depth must be one of {sorted(STAGE_SIZES)}, got {self.depth}.'
+        f'depth must be one of {sorted(STAGE_SIZES)}, got {self.depth}.',
+        argument='model.backbone.depth',
+        given=self.depth,
+        wanted=sorted(STAGE_SIZES),
       )
 
 
 class ResNet(nn.Module):
-  """Feature maps of strides 4, 8, 16 and 32.
+  """ResNet that returns feature maps of strides 4, 8, 16 and 32.
 
   Attributes:
     options: see `ResNetOptions`.
@@ -76,7 +79,7 @@ class ResNet(nn.Module):
     valid: jax.Array | None = None,
     train: bool = False,
   ) -> dict[int, jax.Array]:
-    """Features by level.
+    """Feature maps by level.
 
     Args:
       images: `[batch, height, width, 3]`, normalised.
@@ -109,7 +112,7 @@ class ResNet(nn.Module):
     return features
 
   def _layers(self, stage):
-    """The convolution and the norm of a stage, stem 0."""
+    """Convolution and norm of a stage; the stem is stage 0."""
     options = self.options
     frozen = stage < options.frozen_stages
     return {
@@ -190,7 +193,7 @@ class Bottleneck(nn.Module):
     x = self.conv(self.features, size=3, stride=second, name='conv2')(x)
     x = nn.relu(self.norm(name='norm2')(x, valid, train))
     x = self.conv(4 * self.features, name='conv3')(x)
-    # Starting as the identity helps a net that is trained from scratch.
+    # A block that starts as the identity helps training from scratch.
     x = self.norm(name='norm3', scale_init=nn.initializers.zeros)(
       x, valid, train
     )

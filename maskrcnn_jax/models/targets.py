@@ -1,4 +1,4 @@
-"""What each head should say: labels, box deltas and masks for training."""
+"""Training targets of the heads: labels, box deltas and masks."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,11 @@ from maskrcnn_jax.structures import Instances, Proposals, SampledRois
 
 @dataclasses.dataclass(frozen=True)
 class RPNTargetOptions:
-  """Which anchors the region proposal network learns from.
+  """Matching and sampling of anchors for the region proposal network.
 
   Attributes:
-    matching: thresholds; forced matches as in the seed by default.
-    num_samples: anchors per image that the objectness learns from.
+    matching: thresholds and low-quality matches; the defaults are Habana's.
+    num_samples: number of anchors per image in the objectness loss.
     positive_fraction: largest share of positives among them.
   """
 
@@ -34,15 +34,15 @@ class RPNTargetOptions:
 
 @dataclasses.dataclass(frozen=True)
 class SamplingOptions:
-  """Which RoIs the box and mask heads learn from.
+  """Matching and sampling of RoIs for the box and mask heads.
 
   Attributes:
-    matching: thresholds; by default the seed's, where an IoU of exactly 0.5 is
+    matching: thresholds; by default Habana's, where an IoU of exactly 0.5 is
       neither foreground nor background.
-    num_rois: RoIs per image.
+    num_rois: number of RoIs per image.
     foreground_fraction: largest share of foreground among them.
-    fill_up: where background is too scarce for `num_rois`, more foreground, and
-      RoIs between the thresholds as such, take its place (seed); else padding.
+    fill_up: if background is too scarce for `num_rois`, more foreground and
+      RoIs between the thresholds fill up (Habana); otherwise padding does.
     num_mask_rois: largest number of foreground RoIs per image that the mask
       head learns from, a random subset; None: all of them, as published. The
       mask head costs its full number of RoIs whether they are used or padding,
@@ -60,8 +60,9 @@ class SamplingOptions:
   def __post_init__(self):
     if self.num_mask_rois is not None and self.num_mask_rois < 1:
       raise UserError(
-        f'sampling.num_mask_rois must be at least 1, got {self.num_mask_rois}.',
-        argument='sampling.num_mask_rois',
+        'model.sampling.num_mask_rois must be at least 1, got '
+        f'{self.num_mask_rois}.',
+        argument='model.sampling.num_mask_rois',
         given=self.num_mask_rois,
       )
 
@@ -78,13 +79,13 @@ class SamplingOptions:
 
 @flax.struct.dataclass
 class RPNTargets:
-  """What the region proposal network should say, by level.
+  """Targets of the region proposal network, by level.
 
   Attributes:
     labels: `[batch, num_anchors]` int32 per level: 1 positive, 0 negative, -1
       not sampled.
-    matched: `[batch, num_anchors]` bool per level: has an instance, sampled or
-      not.
+    matched: `[batch, num_anchors]` bool per level: matched to an instance,
+      sampled or not.
     box_deltas: `[batch, num_anchors, 4]` per level; zeros where not matched.
   """
 
@@ -100,17 +101,17 @@ def rpn_targets(
   key: jax.Array,
   options: RPNTargetOptions,
 ) -> RPNTargets:
-  """Labels and deltas of every anchor of a batch.
+  """RPN targets of every anchor of a batch.
 
   Args:
     anchors: `[num_anchors, 4]` by level.
     instances: ground truth.
-    valid: `[batch]` bool; nothing is sampled in an image that is not.
-    key: draws the sampled anchors; `[batch]` keys draw those of each image.
+    valid: `[batch]` bool; no anchor is sampled in an invalid image.
+    key: key that samples anchors, or `[batch]` keys, one per image.
     options: see `RPNTargetOptions`.
 
   Faster R-CNN, Sec. 3.1.2 and 3.1.3. Deltas are coded without `plus_one` in
-  both families, though the seed decodes its proposals with it.
+  both families, though Habana decodes its proposals with it.
   """
   levels = sorted(anchors)
   boxes = [jnp.asarray(anchors[level]) for level in levels]
@@ -150,7 +151,7 @@ def rpn_targets(
 def sample_labels(
   labels: jax.Array, priorities: jax.Array, options: RPNTargetOptions
 ) -> jax.Array:
-  """Labels `[n]` of one image with -1 where the anchor was not selected."""
+  """Labels `[n]` of one image with -1 where the anchor is not sampled."""
   positive, negative = select_balanced(
     labels == 1,
     labels == 0,
@@ -162,7 +163,7 @@ def sample_labels(
 
 
 def _split(values, boxes: Sequence[jax.Array]):
-  """One vector over all levels as a list of vectors, one a level."""
+  """One vector over all levels as one vector per level."""
   ends = []
   for level_boxes in boxes:
     ends.append((ends[-1] if ends else 0) + level_boxes.shape[0])
@@ -175,21 +176,21 @@ def sample_rois(
   priorities: jax.Array,
   options: SamplingOptions,
 ) -> SampledRois:
-  """Proposals and instances chosen to train the RoI heads on.
+  """RoIs to train the heads on, sampled from proposals and instances.
 
   The boxes of the instances are appended to the proposals, so that there is
-  foreground from the first step. Padding is never chosen.
+  foreground from the first step. Padding is never sampled.
 
   Args:
     proposals: `[batch, num_proposals]`.
     instances: `[batch, num_instances]`.
-    priorities: `[batch, num_proposals + num_instances]`; the highest are
-      chosen. Random numbers make the sample random.
+    priorities: `[batch, num_proposals + num_instances]`; candidates with the
+      highest are sampled. Random numbers make the sample random.
     options: see `SamplingOptions`.
 
   Returns:
     `[batch, num_rois]`: foreground in the order of the proposals (of their
-    priorities with `num_mask_rois`), what fills up, background, then padding
+    priorities with `num_mask_rois`), fill-up, background, then padding
     where there are too few candidates.
 
   Fast R-CNN, Sec. 2.3.
@@ -264,7 +265,7 @@ def roi_box_targets(
   weights: tuple[float, float, float, float],
   plus_one: bool,
 ) -> jax.Array:
-  """Deltas `[batch, num_rois, 4]` from RoIs to instances; 0 on background."""
+  """Box deltas `[batch, num_rois, 4]` to the instances; 0 on background."""
   boxes = take_rows(instances.boxes, rois.instance_indices)
   deltas = box_ops.encode(boxes, rois.boxes, weights, plus_one)
   foreground = (rois.classes > 0) & rois.valid
@@ -274,13 +275,13 @@ def roi_box_targets(
 def mask_targets(
   rois: SampledRois, instances: Instances, size: int, threshold: float | None
 ) -> jax.Array:
-  """The part of its instance's mask that each RoI covers.
+  """Mask targets: the part of its instance's mask that each RoI covers.
 
   Args:
-    rois: foreground RoIs `[batch, n]`; other rows give meaningless values.
-    instances: with masks cut to their boxes.
+    rois: foreground RoIs `[batch, n]`; values of other rows are meaningless.
+    instances: instances with masks cropped to their boxes.
     size: side of the targets.
-    threshold: cells from this value on are 1, the others 0; None: left soft.
+    threshold: cells of at least this value are 1, others 0; None: left soft.
 
   Returns:
     `[batch, n, size, size]` in [0, 1].

@@ -1,1 +1,1 @@
-"""Arrays in, arrays out: the operations that Mask R-CNN is made of."""
+"""Operations of Mask R-CNN: arrays in, arrays out."""

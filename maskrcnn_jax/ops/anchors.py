@@ -1,8 +1,8 @@
 """Anchors of a feature pyramid, as NumPy constants.
 
 They depend on the canvas alone, which is static, so nothing is computed on the
-device. The order of a level is row, column, octave, aspect; heads that predict
-from `[height, width, channels]` flatten to the same order.
+device. Anchors of a level are ordered by row, column, scale and aspect ratio;
+heads that predict `[height, width, channels]` flatten to the same order.
 """
 
 import dataclasses
@@ -13,14 +13,14 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class AnchorOptions:
-  """How the boxes of one cell look, and where the cells lie.
+  """Sizes, shapes and positions of anchors.
 
   Attributes:
     scale: side of a square anchor in cells of its level.
     scales_per_octave: anchor sizes of a level; each is
       2^(1 / scales_per_octave) times the one before.
     aspect_ratios: `(width, height)` multipliers of the side.
-    rounded: corners relative to the centre are rounded to whole pixels
+    rounded: corners are rounded to whole pixels relative to the centre
       (torchvision).
     centered: the first centre is half a stride from the edge, not on it.
     fitted_strides: the stride is canvas // feature size on each axis, which is
@@ -47,12 +47,12 @@ def anchors_per_cell(options: AnchorOptions) -> int:
 def pyramid_anchors(
   canvas: Sequence[int], levels: Sequence[int], options: AnchorOptions
 ) -> dict[int, np.ndarray]:
-  """Anchors of every cell of a feature pyramid.
+  """Anchors of a feature pyramid.
 
   Args:
     canvas: height and width of the network's input in pixels.
     levels: levels of the pyramid; a cell of level l covers 2^l pixels.
-    options: shape and place of the anchors.
+    options: see `AnchorOptions`.
 
   Returns:
     By level, float32 `[height * width * anchors_per_cell, 4]` boxes in pixels
@@ -86,7 +86,7 @@ def cell_anchors(level: int, options: AnchorOptions) -> np.ndarray:
 def place(
   cells: np.ndarray, rows: np.ndarray, columns: np.ndarray
 ) -> np.ndarray:
-  """One copy of the boxes of a cell around each centre of a grid.
+  """Copies of the anchors of a cell around the centres of a grid.
 
   Args:
     cells: `[a, 4]` boxes around the origin.

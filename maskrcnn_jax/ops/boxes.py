@@ -1,4 +1,6 @@
-"""Boxes are `[..., 4]` float32 arrays of `(y1, x1, y2, x2)` in input pixels.
+"""Box operations: area, IoU, clipping, and coding relative to anchors.
+
+Boxes are `[..., 4]` float32 arrays of `(y1, x1, y2, x2)` in input pixels.
 
 Coordinates are continuous: the pixel in row i covers [i, i + 1), so a box's
 height is y2 - y1. Published weights were partly trained with another rule, in
@@ -57,7 +59,7 @@ def pairwise_iou(boxes: jax.Array, others: jax.Array) -> jax.Array:
 def clip(
   boxes: jax.Array, image_sizes: jax.Array, plus_one: bool = False
 ) -> jax.Array:
-  """Boxes moved into their images, corner by corner.
+  """Boxes clipped to their images.
 
   Args:
     boxes: `[..., n, 4]`.
@@ -65,7 +67,7 @@ def clip(
     plus_one: clip to size - 1, the last pixel, instead of to size.
 
   Returns:
-    `[..., n, 4]`; a box that lies outside has no area left.
+    `[..., n, 4]`; a box outside the image has no area left.
   """
   _check_boxes('boxes', boxes)
   image_sizes = jnp.asarray(image_sizes, jnp.float32)
@@ -82,12 +84,12 @@ def encode(
   weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
   plus_one: bool = False,
 ) -> jax.Array:
-  """What has to be added to anchors to make them the boxes.
+  """Deltas from anchors to boxes.
 
   Args:
     boxes: `[..., 4]`.
     anchors: `[..., 4]`, broadcast against the boxes.
-    weights: factors of dy, dx, dh and dw.
+    weights: weights of dy, dx, dh and dw.
     plus_one: heights are y2 - y1 + 1, widths likewise.
 
   Returns:
@@ -122,12 +124,12 @@ def decode(
   weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
   plus_one: bool = False,
 ) -> jax.Array:
-  """Boxes that the deltas make of the anchors; undoes `encode`.
+  """Boxes from anchors and deltas; the inverse of `encode`.
 
   Args:
     deltas: `[..., 4]`, `(dy, dx, dh, dw)`; a side grows 62.5 times at most.
     anchors: `[..., 4]`, broadcast against the deltas.
-    weights: the factors given to `encode`.
+    weights: the weights given to `encode`.
     plus_one: heights are y2 - y1 + 1; a box less than a pixel high then has
       y2 < y1.
 

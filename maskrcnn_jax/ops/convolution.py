@@ -1,8 +1,8 @@
-"""Convolutions in the form that is fast on every backend.
+"""Convolutions and pooling, with faster forms of convolutions on the CPU.
 
 Activations are `[batch, height, width, channels]`, kernels
-`[height, width, in, out]`. Results are those of the plain convolution; only the
-way they are computed differs.
+`[height, width, in, out]`. Results are those of the plain convolution on every
+backend; `cpu_convolution` is used from here only.
 """
 
 import jax
@@ -15,7 +15,7 @@ _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 
 
 def symmetric_padding(kernel_size: int) -> tuple[int, int]:
-  """Zeros before and after one axis, as equal as the kernel allows."""
+  """Zeros before and after one axis, as even as the kernel size allows."""
   return (kernel_size - 1) // 2, kernel_size - 1 - (kernel_size - 1) // 2
 
 
@@ -68,7 +68,7 @@ def _convolve(inputs, kernel, stride, pads):
 
 
 def _cpu_forms(inputs, kernel):
-  """Images of a group and rows of a band, None where that form is no gain."""
+  """Images per group and rows per band; None where that form is not faster."""
   return (
     cpu_convolution.group_size(inputs, kernel),
     cpu_convolution.band_rows(inputs, kernel),
@@ -77,7 +77,7 @@ def _cpu_forms(inputs, kernel):
 
 @jax.custom_vjp
 def _convolve_3x3(inputs, kernel):
-  """Convolution with stride 1 that has a form of its own for the CPU."""
+  """3x3 convolution with stride 1 that has a form of its own on the CPU."""
   group, _ = _cpu_forms(inputs, kernel)
   if not group:
     return _convolve_plain(inputs, kernel)
@@ -127,7 +127,7 @@ _convolve_3x3.defvjp(_convolve_3x3_forward, _convolve_3x3_backward)
 
 @jax.custom_vjp
 def multiply(inputs: jax.Array, matrix: jax.Array) -> jax.Array:
-  """`inputs @ matrix` whose gradient is as fast on the CPU.
+  """`inputs @ matrix` with a fast gradient on the CPU.
 
   Args:
     inputs: `[..., in]`.
@@ -157,9 +157,9 @@ multiply.defvjp(_multiply_forward, _multiply_backward)
 def upsample_convolve(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
   """Transposed convolution whose stride is its kernel size, as blocks.
 
-  Every input cell becomes a block of output cells of its own, so it is a matrix
-  product. `interleave` puts the blocks in their places; what works cell by cell
-  can come before, when there is more to compute with than to move.
+  Every input cell becomes its own block of output cells, so it is a matrix
+  product. `interleave` rearranges the blocks into a map; operations on single
+  cells can come before it, so that less data is moved.
 
   Args:
     inputs: `[batch, height, width, in]`.
@@ -175,7 +175,7 @@ def upsample_convolve(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def interleave(blocks: jax.Array, size: int) -> jax.Array:
-  """Maps `[batch, size * h, size * w]` of blocks `[batch, h, w, size**2]`."""
+  """Maps `[batch, size * h, size * w]` from blocks `[batch, h, w, size**2]`."""
   batch, height, width, _ = blocks.shape
   blocks = blocks.reshape(batch, height, width, size, size)
   blocks = jnp.transpose(blocks, (0, 1, 3, 2, 4))
@@ -183,7 +183,7 @@ def interleave(blocks: jax.Array, size: int) -> jax.Array:
 
 
 def max_pool(inputs: jax.Array, padding: str = 'symmetric') -> jax.Array:
-  """3x3 maximum with stride 2, the pooling after ResNet's stem.
+  """3x3 max-pooling with stride 2, after the stem of a ResNet.
 
   Args:
     inputs: `[batch, height, width, channels]`.

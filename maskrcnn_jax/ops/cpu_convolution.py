@@ -1,14 +1,14 @@
-"""Forms of convolutions that are faster than XLA's own on a CPU.
+"""CPU only: forms of convolutions that are faster than XLA's own.
 
-`ops.convolution` takes them where the backend is a CPU. They are exact in real
+`ops.convolution` uses them if the backend is a CPU. They are exact in real
 numbers; their rounding differs in the last bits.
 
 A 3x3 convolution of many small images, such as RoIs, is Winograd's F(2x2, 3x3)
 (Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2015,
-section 4.1): 2x2 outputs are 16 products of transformed 4x4 inputs with a
-transformed kernel in place of 36. Images go through it in groups, so that a
-group's transforms stay in the cache. Of large images only the gradient of the
-kernel gains by it; they go through in bands of rows.
+Sec. 4.1): 2x2 outputs are 16 products of transformed 4x4 inputs with a
+transformed kernel instead of 36. Images go through it in groups, so that a
+group's transforms stay in the cache. For large images only the kernel's
+gradient is faster this way; they go through in bands of rows.
 """
 
 import functools
@@ -38,15 +38,15 @@ _LEAST_BAND_CHANNELS = 256
 
 
 def group_size(inputs: jax.Array, kernel: jax.Array) -> int | None:
-  """Images of a group, if Winograd's form is the faster one.
+  """Number of images in a group, if Winograd's form is faster.
 
   Args:
     inputs: `[batch, height, width, in]`.
     kernel: `[size, size, in, out]`, of a convolution with stride 1.
 
   Returns:
-    A divisor of the batch, or None: the plain form is better, the dtype is not
-    float32, or the batch is symbolic.
+    A divisor of the batch size; None if the plain form is faster, the dtype is
+    not float32, or the batch size is symbolic.
   """
   batch, height, width, _ = inputs.shape
   if not _is_fit(inputs, kernel, _LEAST_CHANNELS):
@@ -62,12 +62,12 @@ def group_size(inputs: jax.Array, kernel: jax.Array) -> int | None:
 
 
 def winograd(inputs: jax.Array, kernel: jax.Array, group: int) -> jax.Array:
-  """3x3 convolution with stride 1 and a border of zeros.
+  """3x3 convolution with stride 1 and zero padding, by Winograd's form.
 
   Args:
     inputs: `[batch, height, width, in]`.
     kernel: `[3, 3, in, out]`.
-    group: images that go through at once, see `group_size`.
+    group: number of images that go through at once, see `group_size`.
 
   Returns:
     `[batch, height, width, out]`.
@@ -102,7 +102,7 @@ def winograd(inputs: jax.Array, kernel: jax.Array, group: int) -> jax.Array:
 def winograd_kernel_gradient(
   inputs: jax.Array, gradient: jax.Array, group: int
 ) -> jax.Array:
-  """Gradient of the kernel of `winograd`.
+  """Kernel gradient of `winograd`.
 
   Args:
     inputs: `[batch, height, width, in]`.
@@ -121,14 +121,14 @@ def winograd_kernel_gradient(
 
 
 def band_rows(inputs: jax.Array, kernel: jax.Array) -> int | None:
-  """Rows of a band, if `banded_kernel_gradient` is the faster form.
+  """Number of rows in a band, if `banded_kernel_gradient` is faster.
 
   Args:
     inputs: `[batch, height, width, in]`.
     kernel: `[size, size, in, out]`, of a convolution with stride 1.
 
   Returns:
-    An even divisor of the height, or None, as of `group_size`.
+    An even divisor of the height, or None as for `group_size`.
   """
   batch, height, width, _ = inputs.shape
   if not _is_fit(inputs, kernel, _LEAST_BAND_CHANNELS):
@@ -144,12 +144,12 @@ def band_rows(inputs: jax.Array, kernel: jax.Array) -> int | None:
 def banded_kernel_gradient(
   inputs: jax.Array, gradient: jax.Array, rows: int
 ) -> jax.Array:
-  """Gradient of the kernel of a 3x3 convolution with stride 1 of large images.
+  """Kernel gradient of a 3x3 convolution with stride 1 on large images.
 
   Args:
     inputs: `[batch, height, width, in]`.
     gradient: of the outputs, `[batch, height, width, out]`.
-    rows: of a band, see `band_rows`.
+    rows: number of rows in a band, see `band_rows`.
 
   Returns:
     `[3, 3, in, out]`.
@@ -168,7 +168,7 @@ def banded_kernel_gradient(
 
 
 def _sum_kernel_gradient(count, take, channels):
-  """Sum of the kernel gradients of pieces: padded inputs, and gradients."""
+  """Sum of the kernel gradients of pieces (padded inputs, output gradients)."""
 
   def add(index, sums):
     padded, gradient = take(index)
@@ -190,9 +190,9 @@ def product_kernel_gradient(
 ) -> jax.Array:
   """Gradient of the matrix in `inputs @ matrix`, `[in, out]`.
 
-  As two matrices: a product that sums over several axes is one that XLA first
-  transposes a copy for, which took 0.17 s of 0.97 s in ResNet-50. Devices that
-  share an image gather it for this.
+  Both arrays become matrices: for a product that sums over several axes XLA
+  first transposes a copy, which took 0.17 s of 0.97 s in ResNet-50. Devices
+  that share an image gather it for this.
 
   Args:
     inputs: `[..., in]`.
@@ -203,12 +203,12 @@ def product_kernel_gradient(
 
 
 def _is_fit(inputs, kernel, least_channels):
-  """Whether Winograd's form could be the faster one for a convolution."""
+  """Whether Winograd's form could be faster for a convolution."""
   return (
     kernel.shape[:2] == (3, 3)
     and min(kernel.shape[2:]) >= least_channels
     and inputs.dtype == jnp.float32
-    # Not a symbol: what is exported for any batch takes the plain form.
+    # Not symbolic: an export for any batch size takes the plain form.
     and isinstance(inputs.shape[0], int)
   )
 
@@ -234,7 +234,7 @@ def _pad(images):
 
 
 def _transform_inputs(padded):
-  """4x4 arrays `[tiles, in]` of images with their border."""
+  """4x4 arrays `[tiles, in]` from padded images."""
   height, width, channels = padded.shape[1:]
   cells = [
     [padded[:, y : y + height - 2 : 2, x : x + width - 2 : 2] for x in range(4)]
@@ -257,9 +257,9 @@ def _as_rows(arrays, channels):
 
 
 def _combine(matrix, arrays):
-  """`matrix @ arrays @ matrix.T` of rows of arrays.
+  """`matrix @ arrays @ matrix.T` for rows of arrays.
 
-  Written out: of the few factors most are 0, 1 and -1, and the sums are fused.
+  Written out, since most factors are 0, 1 or -1 and XLA fuses the sums.
   """
   along_rows = [[_sum(factors, row) for factors in matrix] for row in arrays]
   columns = list(zip(*along_rows))

@@ -1,4 +1,4 @@
-"""Images as the backbone wants them."""
+"""Normalisation of images."""
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +11,14 @@ def normalize(
   std: tuple[float, float, float],
   bgr: bool = False,
 ) -> jax.Array:
-  """Images as the backbone wants them: standardised, 0 outside the image.
+  """Images standardised for the backbone; 0 outside the image.
 
   Args:
     images: `[batch, height, width, 3]`, RGB in 0..255.
-    image_sizes: `[batch, 2]`.
-    mean: of RGB in 0..1.
-    std: of RGB in 0..1.
-    bgr: the result's channels are blue, green, red.
+    image_sizes: `[batch, 2]`, height and width of the part that is image.
+    mean: mean of RGB in 0..1.
+    std: standard deviation of RGB in 0..1.
+    bgr: whether the result's channels are blue, green, red.
 
   Returns:
     float32 of the same shape.

@@ -1,4 +1,4 @@
-"""Instance masks: cut to RoIs as training targets, and pasted into images.
+"""Instance masks: cropped to RoIs as training targets, pasted into images.
 
 Both resample bilinearly, as a product of two small interpolation matrices, one
 along the rows and one along the columns of a mask.
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Keeps the division finite on padded instances (the seed's constant).
+# Keeps the division finite on padded instances (Habana's constant).
 EPSILON = 1e-8
 
 
@@ -19,14 +19,14 @@ def crop_masks(
   instance_indices: jax.Array,
   size: int = 28,
 ) -> jax.Array:
-  """Masks of instances inside RoIs: mask targets before the threshold of 0.5.
+  """Crops of instance masks inside RoIs: mask targets before the threshold.
 
-  A bin is one bilinear sample at its centre, where cell i of a mask sits at
-  coordinate i as in the seed; beyond its own box a mask is zero.
+  A bin is one bilinear sample at its centre, where cell i of a mask is at
+  coordinate i as in Habana's system; outside its own box a mask is zero.
 
   Args:
-    masks: `[num_instances, mask_size, mask_size]`, each cut to its box, of any
-      dtype; the result has their unit.
+    masks: `[num_instances, mask_size, mask_size]`, each cropped to its box,
+      of any dtype; the result has their unit.
     instance_boxes: `[num_instances, 4]`.
     rois: `[n, 4]` in the same pixels.
     instance_indices: `[n]` int, the instance of each RoI.
@@ -35,7 +35,7 @@ def crop_masks(
   Returns:
     `[n, size, size]` float32; zeros where the instance's box is empty.
 
-  Mask R-CNN, Sec. 3; the sampling is the seed's.
+  Mask R-CNN, Sec. 3; the sampling is Habana's.
   """
   if masks.ndim != 3 or masks.shape[1] != masks.shape[2]:
     raise ValueError(f'masks must be [n, size, size], got {masks.shape}.')
@@ -64,11 +64,11 @@ def crop_masks(
 def paste_masks(
   masks: jax.Array, boxes: jax.Array, canvas: tuple[int, int]
 ) -> jax.Array:
-  """Whether each pixel of an image belongs to each mask.
+  """Masks of the size of an image from masks relative to boxes.
 
-  A mask gets a border of one zero cell, its box grows in proportion and is cut
-  to whole pixels (toward zero, last pixel included), and the mask is resized to
-  it bilinearly with half-pixel centres.
+  A mask is padded by one zero cell, its box grows in proportion and is
+  truncated to whole pixels (toward zero, last pixel included), and the mask is
+  resized to it bilinearly with half-pixel centres.
 
   Args:
     masks: `[n, size, size]` probabilities over the boxes.
@@ -78,7 +78,7 @@ def paste_masks(
   Returns:
     `[n, height, width]` bool, probability > 0.5.
 
-  Detectron's pasting, which the seed and torchvision share.
+  Detectron's pasting, which Habana and torchvision share.
   """
   if masks.ndim != 3 or masks.shape[1] != masks.shape[2]:
     raise ValueError(f'masks must be [n, size, size], got {masks.shape}.')

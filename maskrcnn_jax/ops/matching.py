@@ -1,4 +1,4 @@
-"""Matches boxes to instances by IoU, and selects a balanced subset to learn."""
+"""Matching of boxes to instances by IoU, and balanced sampling of matches."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _PAIRS_AT_ONCE = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class MatchingOptions:
-  """When a box stands for an instance.
+  """Thresholds at which a box matches an instance.
 
   Attributes:
     positive_iou: a box is positive from this IoU on.
@@ -45,12 +45,12 @@ class MatchingOptions:
 
 
 class Matches(NamedTuple):
-  """What a set of boxes stands for.
+  """Matches of a set of boxes.
 
   Attributes:
     labels: `[n]` int32, 1 positive, 0 negative, -1 ignored.
-    indices: `[n]` int32, the instance a positive box belongs to; for the
-      others the instance they overlap most, 0 where there is none.
+    indices: `[n]` int32, instance that a positive box is matched to; of other
+      boxes the instance with the largest IoU, 0 where there is none.
     ious: `[n]`, the largest IoU with an instance.
   """
 
@@ -67,14 +67,14 @@ def match(
 ) -> list[Matches]:
   """Matches the boxes of one image to its instances, level by level.
 
-  Forced matches look for the best box over all levels; still no more than a
+  Low-quality matches need the best box over all levels; still no more than a
   part of the IoUs of one level exists at a time.
 
   Args:
     levels: boxes `[n_l, 4]`; one entry where there are no levels.
     instance_boxes: `[m, 4]`, m at least 1.
     instance_valid: `[m]` bool; padded instances match nothing.
-    options: thresholds and forced matches.
+    options: see `MatchingOptions`.
 
   Returns:
     The matches of each level. Without any instance all boxes are negative.
@@ -91,25 +91,25 @@ def match(
   ]
   results = [_match_by_threshold(overlap, options) for overlap in overlaps]
   if options.low_quality_matches == 'one':
-    return _force_one(results, overlaps, instance_valid)
+    return _match_best(results, overlaps, instance_valid)
   if options.low_quality_matches == 'all':
     best = jnp.stack([overlap.instance_ious for overlap in overlaps])
     best = jnp.max(best, axis=0)
     return [
-      _force_ties(result, boxes, instance_boxes, instance_valid, best)
+      _match_all_best(result, boxes, instance_boxes, instance_valid, best)
       for result, boxes in zip(results, levels)
     ]
   return results
 
 
 class _Overlaps(NamedTuple):
-  """The largest IoUs of a level, -1 where there is no valid instance.
+  """Largest IoUs of a level; -1 where there is no valid instance.
 
   Attributes:
     ious: `[n]`, a box's largest IoU.
-    indices: `[n]` int32, the first instance that it has it with.
+    indices: `[n]` int32, the first instance with that IoU.
     instance_ious: `[m]`, an instance's largest IoU.
-    instance_positions: `[m]` int32, the first box that it has it with.
+    instance_positions: `[m]` int32, the first box with that IoU.
   """
 
   ious: jax.Array
@@ -152,7 +152,7 @@ def _overlaps(boxes, instance_boxes, instance_valid):
 
 
 def _chunks(num_boxes, instance_boxes, instance_valid):
-  """Instances by chunks, `[chunks, size, 4]` and `[chunks, size]`."""
+  """Instances in chunks: boxes `[chunks, size, 4]`, valid `[chunks, size]`."""
   num_instances = instance_boxes.shape[0]
   num_chunks = -(-num_instances * num_boxes // _PAIRS_AT_ONCE)
   num_chunks = min(max(num_chunks, 1), num_instances)
@@ -164,16 +164,16 @@ def _chunks(num_boxes, instance_boxes, instance_valid):
 
 
 def _masked_ious(instance_boxes, instance_valid, boxes):
-  """IoUs `[m, n]`; -1, which is below all others, for padded instances."""
+  """IoUs `[m, n]`; -1, below all others, for padded instances."""
   ious = box_ops.pairwise_iou(instance_boxes, boxes)
   ious = jnp.where(instance_valid[:, None], ious, -1.0)
-  # Compiled into different loops, the same IoU may differ in its last bit;
-  # behind the barrier it is computed once and in one way, so that ties stay.
+  # In different loops the same IoU may differ in its last bit; the barrier
+  # makes XLA compute it once, so that ties stay ties.
   return jax.lax.optimization_barrier(ious)
 
 
 def _first_equal(values, target, axis):
-  """Int32 index of the first value that equals the target."""
+  """Index (int32) of the first value that equals the target."""
   # Much faster on a CPU than argmax.
   indices = jax.lax.broadcasted_iota(jnp.int32, values.shape, axis)
   indices = jnp.where(values == target, indices, values.shape[axis] - 1)
@@ -192,8 +192,8 @@ def _match_by_threshold(overlaps, options):
   return Matches(labels, overlaps.indices, jnp.maximum(best, 0.0))
 
 
-def _force_one(results, overlaps, instance_valid):
-  """Gives each instance the first of its best boxes over all levels."""
+def _match_best(results, overlaps, instance_valid):
+  """Matches each instance to the first of its best boxes over all levels."""
   # argmax takes the first of equals: the lowest level.
   best_level = jnp.argmax(
     jnp.stack([overlap.instance_ious for overlap in overlaps]), axis=0
@@ -215,8 +215,8 @@ def _force_one(results, overlaps, instance_valid):
   return forced
 
 
-def _force_ties(result, boxes, instance_boxes, instance_valid, best):
-  """Makes every box positive that is an instance's best, with all ties."""
+def _match_all_best(result, boxes, instance_boxes, instance_valid, best):
+  """Makes the best boxes of every instance positive, all ties included."""
   chunks = _chunks(boxes.shape[0], instance_boxes, instance_valid)
   best = jnp.pad(best, (0, chunks[1].size - best.size), constant_values=-2.0)
 
@@ -241,19 +241,19 @@ def select_balanced(
   num: int,
   max_positive: int,
 ) -> tuple[jax.Array, jax.Array]:
-  """Selects some positives, then negatives until there are `num` in all.
+  """Samples up to `max_positive` positives, and negatives up to `num` in all.
 
   Args:
     positive: `[n]` bool, candidates.
     negative: `[n]` bool, candidates; never both.
-    priorities: `[n]` finite; the candidates with the highest are taken, at
-      equality the lower index. Random numbers make the selection random.
-    num: number to select; fewer where there are too few candidates.
-    max_positive: at most this many positives.
+    priorities: `[n]`, finite; candidates with the highest are sampled, of equal
+      ones the lower index. Random numbers make the sample random.
+    num: number to sample; fewer if there are too few candidates.
+    max_positive: largest number of positives.
 
   Returns:
-    positive: `[n]` bool, the selected positives.
-    negative: `[n]` bool, the selected negatives.
+    positive: `[n]` bool, the sampled positives.
+    negative: `[n]` bool, the sampled negatives.
 
   Fast R-CNN (Girshick 2015), Sec. 2.3; Faster R-CNN, Sec. 3.1.3.
   """

@@ -17,17 +17,17 @@ def nms(
   iou_threshold: float,
   max_outputs: int,
 ) -> tuple[jax.Array, jax.Array]:
-  """Boxes that overlap no better box that is kept, best first.
+  """Boxes kept by NMS, highest score first.
 
-  The corners of a box may come in any order. Equal scores: the lower index is
-  better. A box without area neither suppresses nor is suppressed.
+  The corners of a box may be in any order; of equal scores the lower index
+  wins. A box without area neither suppresses nor is suppressed.
 
   Args:
     boxes: `[n, 4]` of one image.
     scores: `[n]`, any real numbers.
-    valid: `[n]` bool; other boxes take no part.
-    iou_threshold: a box is dropped where its IoU with a better box that is
-      kept is larger than this.
+    valid: `[n]` bool; invalid boxes are ignored.
+    iou_threshold: a box is suppressed if its IoU with a kept box of a higher
+      score is above it.
     max_outputs: length of the result.
 
   Returns:
@@ -44,7 +44,7 @@ def nms(
   if boxes.shape[0] == 0:
     return jnp.zeros(max_outputs, jnp.int32), jnp.zeros(max_outputs, bool)
   if boxes.shape[0] > _MAX_MATRIX_SIDE:
-    # One output after the other: slower, with memory linear in the boxes.
+    # One output at a time: slower, with memory linear in the number of boxes.
     rows, _, found = classwise_nms(
       boxes[:, None],
       scores[:, None],
@@ -61,7 +61,7 @@ def nms(
 
 
 def _keep_greedily(boxes, valid, iou_threshold):
-  """Which boxes `[n]`, sorted best first, survive greedy suppression.
+  """Bool `[n]`: boxes, sorted by score, that survive greedy suppression.
 
   Whether a box is kept depends on better boxes only. So, starting from any
   guess, one round of "kept unless a better kept box overlaps it" makes the
@@ -86,7 +86,7 @@ def _keep_greedily(boxes, valid, iou_threshold):
 
 
 def _suppressors(boxes, valid, iou_threshold):
-  """Bool `[n, n]`: entry (i, j) says that box j would suppress box i."""
+  """Bool `[n, n]`: entry (i, j) is True if box j would suppress box i."""
   low = jnp.minimum(boxes[:, :2], boxes[:, 2:])
   high = jnp.maximum(boxes[:, :2], boxes[:, 2:])
   boxes = jnp.concatenate([low, high], axis=1)
@@ -97,7 +97,7 @@ def _suppressors(boxes, valid, iou_threshold):
 
 
 def _round_down(threshold):
-  """The largest float32 that is not above the threshold.
+  """Largest float32 that is not above the threshold.
 
   An IoU in float32 exceeds it exactly where it exceeds the threshold itself;
   the nearest float32 may lie above, and an IoU between the two would pass.
@@ -115,23 +115,23 @@ def classwise_nms(
   iou_threshold: float,
   max_outputs: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """NMS within every class, then the best of all classes.
+  """NMS within every class, then the highest scores of all classes.
 
-  Takes the best candidate that is left, over all classes, and drops those of
-  its class that overlap it, `max_outputs` times. That gives what NMS class by
-  class and a final top-k give, but it never computes the overlaps of candidates
-  that cannot be among the outputs: with 1000 boxes, 90 classes and 100 outputs
-  1e5 IoUs instead of 9e7.
+  Takes the remaining candidate with the highest score over all classes and
+  drops those of its class that overlap it, `max_outputs` times. The result is
+  that of NMS per class and a final top-k, without the IoUs of candidates that
+  cannot be among the outputs: with 1000 boxes, 90 classes and 100 outputs 1e5
+  IoUs instead of 9e7.
 
   Args:
     boxes: `[n, num_classes, 4]` of one image; corners in any order.
-    scores: `[n, num_classes]`; equal scores: the lower index is better.
-    valid: `[n, num_classes]` bool; other boxes take no part.
-    iou_threshold: as for `nms`.
+    scores: `[n, num_classes]`; of equal ones the lower index wins.
+    valid: `[n, num_classes]` bool; invalid boxes are ignored.
+    iou_threshold: see `nms`.
     max_outputs: length of the result.
 
   Returns:
-    rows: `[max_outputs]` int32, best first; 0 where not valid.
+    rows: `[max_outputs]` int32, highest score first; 0 where not valid.
     classes: `[max_outputs]` int32, from 0; 0 where not valid.
     valid: `[max_outputs]` bool.
   """

@@ -1,11 +1,11 @@
-"""RoIAlign: features of boxes on one map, or on a pyramid by the FPN rule.
+"""RoIAlign on one map, and on a feature pyramid with FPN's level assignment.
 
 Every output bin is a weighted sum of a few cells, and its weights separate into
-rows and columns. Both are written as *taps*: cell indices and weights along one
-axis, `[n, size, taps]`, two taps for each sample.
+rows and columns. Both are *taps*: cell indices and weights along one axis,
+`[n, size, taps]`, two taps per sample.
 
-Coordinates are cells of the map, where cell i sits at coordinate i as in the
-published weights, or at i + 0.5 with `half_pixel`.
+Coordinates are cells of the map; cell i is at coordinate i, as the published
+weights need it, or at i + 0.5 with `half_pixel`.
 """
 
 import dataclasses
@@ -22,23 +22,23 @@ CANONICAL_LEVEL = 4
 
 @dataclasses.dataclass(frozen=True)
 class RoiAlignOptions:
-  """Which RoIAlign; the defaults are the seed's.
+  """Sampling and levels of RoIAlign; the defaults are Habana's.
 
   Attributes:
-    samples_per_bin: samples along each axis of a bin, averaged.
-    half_pixel: cell i sits at i + 0.5 instead of i ("aligned").
+    samples_per_bin: number of samples along each axis of a bin, averaged.
+    half_pixel: cell i is at i + 0.5 instead of i ("aligned").
     min_level: finest pyramid level that boxes are assigned to.
     max_level: coarsest pyramid level that boxes are assigned to.
     level_epsilon: added to the level before it is rounded down (torchvision:
       1e-6).
     min_side: smallest side of a box in cells (torchvision without "aligned":
       1).
-    zero_outside: what a sample outside the map is. True (torchvision): zero
-      before -1 or beyond the map's size, and the edge's value in between.
-      False: continued linearly before the first cell, the edge's value beyond
-      the last; boxes that are clipped to the image have neither.
-    dtype: features are resampled in this type, and so are their gradients
-      summed up; None: as they come.
+    zero_outside: value of samples outside the map. True (torchvision): zero
+      before -1 and beyond the map's size, the edge's value in between. False:
+      extrapolated linearly before the first cell, the edge's value beyond the
+      last; boxes that are clipped to the image have neither.
+    dtype: dtype in which features are resampled and gradients summed; None:
+      that of the features.
   """
 
   samples_per_bin: int = 1
@@ -57,13 +57,13 @@ def roi_align(
   size: int | tuple[int, int],
   options: RoiAlignOptions = RoiAlignOptions(),
 ) -> jax.Array:
-  """Features of boxes, resampled to a fixed size, from one map.
+  """Features of boxes on one map, resampled to a fixed size.
 
   Args:
     features: `[height, width, channels]`.
     boxes: `[n, 4]` in cells of the map; no gradient flows to them.
-    size: bins along both axes, or `(rows, columns)`.
-    options: which RoIAlign; the levels in it are not used.
+    size: number of bins along both axes, or `(rows, columns)`.
+    options: see `RoiAlignOptions`; its levels are not used.
 
   Returns:
     `[n, rows, columns, channels]` in the options' dtype or that of `features`.
@@ -86,21 +86,21 @@ def pyramid_roi_align(
   size: int | tuple[int, int],
   options: RoiAlignOptions = RoiAlignOptions(),
 ) -> jax.Array:
-  """Features of boxes, each from the pyramid level that fits its size.
+  """Features of boxes on the pyramid level that fits the size of each.
 
   Args:
     pyramid: `[batch, height, width, channels]` by level; level l has a stride
       of 2**l pixels. Levels outside the options' range are not used.
     boxes: `[batch, n, 4]` in input pixels; no gradient flows to them.
-    size: bins along both axes, or `(rows, columns)`.
-    options: which RoIAlign, and its range of levels.
+    size: number of bins along both axes, or `(rows, columns)`.
+    options: see `RoiAlignOptions`.
 
   Returns:
     `[batch, n, rows, columns, channels]` in the options' dtype or that of the
     pyramid.
 
   Raises:
-    ValueError: if a level is missing or shapes disagree.
+    ValueError: a level is missing, or shapes disagree.
 
   FPN, Sec. 4.2.
   """
@@ -117,7 +117,7 @@ def pyramid_roi_align(
         f'{boxes.shape}, got {features.shape}.'
       )
   boxes = jax.lax.stop_gradient(boxes)
-  # vmap keeps the batch an axis of its own, so that it can be sharded.
+  # vmap keeps the batch a separate axis, so that it can be sharded.
   return jax.vmap(lambda maps, boxes: _from_levels(maps, boxes, size, options))(
     maps, boxes
   )
@@ -126,17 +126,17 @@ def pyramid_roi_align(
 def assign_levels(
   boxes: jax.Array, options: RoiAlignOptions = RoiAlignOptions()
 ) -> jax.Array:
-  """Pyramid level of every box: an octave of side length to each level.
+  """Pyramid level of every box by its area.
 
   Args:
     boxes: `[..., 4]` in input pixels.
-    options: range of levels, and the epsilon of the rounding.
+    options: range of levels and rounding, see `RoiAlignOptions`.
 
   Returns:
     `[...]` int32; `min_level` for a box without area.
 
-  FPN, Eq. 1. The areas are compared with the squares of the level's limits,
-  which are exact in float32, so a side of 112 is on level 3 on every device.
+  FPN, Eq. 1. Areas are compared with squared limits, which are exact in
+  float32, so that a side of 112 is on level 3 on every device.
   """
   sides = boxes[..., 2:] - boxes[..., :2]
   areas = sides[..., 0] * sides[..., 1]
@@ -149,7 +149,7 @@ def assign_levels(
 
 
 def _from_levels(maps, boxes, size, options):
-  """RoIAlign of one image; `maps` from the finest to the coarsest level."""
+  """RoIAlign of one image; `maps` are ordered from fine to coarse."""
   heights = np.array([x.shape[0] for x in maps])
   widths = np.array([x.shape[1] for x in maps])
   offsets = np.cumsum([0, *(heights * widths)[:-1]])
@@ -166,7 +166,7 @@ def _from_levels(maps, boxes, size, options):
 
 
 def _box_taps(boxes, heights, widths, size, options):
-  """Row and column taps of boxes in cells; one map size each, or for all."""
+  """Row and column taps of boxes in cells; map sizes per box or for all."""
   rows, columns = (size, size) if isinstance(size, int) else size
   boxes = boxes.astype(jnp.float32)
   return (
@@ -176,7 +176,7 @@ def _box_taps(boxes, heights, widths, size, options):
 
 
 def _taps(starts, ends, lengths, size, options):
-  """Cells and weights along one axis, each `[n, size, 2 * samples_per_bin]`."""
+  """Indices and weights `[n, size, 2 * samples_per_bin]` along one axis."""
   samples = options.samples_per_bin
   sides = ends - starts
   if options.min_side > 0.0:  # Otherwise an inverted box is sampled backwards.

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models import fpn
 from maskrcnn_jax.models.resnet import ResNet, ResNetOptions
 from maskrcnn_jax.ops import convolution
@@ -134,8 +135,10 @@ def test_parameters_are_float32_whatever_is_computed_in(depth):
 
 
 def test_unknown_depth_is_refused():
-  with pytest.raises(ValueError, match=r'depth must be one of .* got 20'):
+  with pytest.raises(UserError) as error:
     ResNetOptions(20)
+  assert error.value.argument == 'model.backbone.depth'
+  assert error.value.given == 20 and 50 in error.value.wanted
 
 
 def test_pyramid_matches_its_definition():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models import layers
 
 EPSILON = 1e-4
@@ -223,14 +224,19 @@ def test_products_in_bfloat16_between_float32_activations():
       assert float(outputs[0, 0, 0, 0]) == expected
     norm = layers.Norm('group', dtype=dtype)
     assert norm.init_with_output(jax.random.key(0), x)[0].dtype == wanted
-  with pytest.raises(ValueError, match="bfloat16_products, got 'half'"):
+  with pytest.raises(UserError) as error:
     layers.Conv(1, dtype='half').apply({'params': conv}, x)
+  assert error.value.argument == 'model.dtype'
+  assert error.value.given == 'half'
 
 
 def test_errors_name_the_option():
   x = activations(channels=6)
-  with pytest.raises(ValueError, match="'group', got 'layer'"):
+  with pytest.raises(UserError) as error:
     layers.Norm('layer').init(jax.random.key(0), x)
+  assert error.value.argument == 'model.backbone.norm'
+  assert error.value.given == 'layer'
   x = activations(channels=130)
-  with pytest.raises(ValueError, match='divisible by 32, got 130'):
+  with pytest.raises(UserError) as error:
     layers.Norm('group').init(jax.random.key(0), x)
+  assert (error.value.given, error.value.wanted) == (130, 32)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models import losses as losses_lib
 from maskrcnn_jax.models.heads import BoxOutputs, RPNOutputs
 from maskrcnn_jax.models.losses import LossOptions
@@ -251,7 +252,8 @@ def test_right_answers_cost_nothing(options):
 
 
 def test_errors_name_the_option():
-  with pytest.raises(ValueError, match=r"rpn_normalizer .* got 'batch'"):
-    LossOptions(rpn_normalizer='batch')
-  with pytest.raises(ValueError, match=r"box_normalizer .* got 'batch'"):
-    LossOptions(box_normalizer='batch')
+  for name in ('rpn_normalizer', 'box_normalizer'):
+    with pytest.raises(UserError) as error:
+      LossOptions(**{name: 'batch'})
+    assert error.value.argument == f'model.losses.{name}'
+    assert error.value.given == 'batch'

@@ -10,6 +10,7 @@ import pytest
 import quick
 import tiny_model
 
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models import heads, layers, resnet
 from maskrcnn_jax.models.fpn import FPN
 from maskrcnn_jax.ops import images as image_ops
@@ -212,10 +213,10 @@ def test_a_pyramid_with_norm():
 
 
 def test_an_unknown_norm_is_refused():
-  with pytest.raises(
-    ValueError, match='one of none, frozen, batch, group, got'
-  ):
+  with pytest.raises(UserError) as error:
     layers.NormOptions('layer')
+  assert error.value.argument == 'model.head_norm.kind'
+  assert error.value.wanted == ['none', 'frozen', 'batch', 'group']
 
 
 @pytest.mark.slow

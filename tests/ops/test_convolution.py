@@ -162,9 +162,9 @@ def test_max_pool_matches_the_definition(padding, shape):
 
 def test_errors_name_the_argument():
   inputs, kernel = jnp.zeros((1, 4, 4, 3)), jnp.zeros((3, 3, 2, 1))
-  with pytest.raises(ValueError, match='takes 2 channels, inputs have 3'):
+  with pytest.raises(ValueError, match=r'^kernel .* 2 .* 3'):
     convolution.convolve(inputs, kernel)
-  with pytest.raises(ValueError, match=r"padding must be .* got 'valid'"):
+  with pytest.raises(ValueError, match=r"^padding .*'valid'"):
     convolution.convolve(inputs, jnp.zeros((3, 3, 3, 1)), padding='valid')
-  with pytest.raises(ValueError, match=r"padding must be .* got 'valid'"):
+  with pytest.raises(ValueError, match=r"^padding .*'valid'"):
     convolution.max_pool(inputs, 'valid')

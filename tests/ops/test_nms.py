@@ -180,7 +180,7 @@ def test_gradient_of_kept_boxes_is_finite():
 
 
 def test_errors_name_the_argument():
-  with pytest.raises(ValueError, match=r'boxes must be \[n, 4\]'):
+  with pytest.raises(ValueError, match=r'^boxes '):
     nms_ops.nms(jnp.zeros((2, 3, 4)), jnp.zeros(2), jnp.ones(2, bool), 0.5, 2)
-  with pytest.raises(ValueError, match='boxes, scores and valid must agree'):
+  with pytest.raises(ValueError, match='boxes, scores and valid'):
     nms_ops.nms(jnp.zeros((3, 4)), jnp.zeros(2), jnp.ones(3, bool), 0.5, 2)
