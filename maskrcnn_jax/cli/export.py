@@ -72,7 +72,7 @@ def _run(args: argparse.Namespace) -> None:
   backends.pick_backend('cpu')
   # It logs the temporary name of the folder it writes.
   logging.getLogger('tensorflow').setLevel(logging.WARNING)
-  from maskrcnn_jax.export import exporter, options
+  from maskrcnn_jax.export import exporter
 
   chosen = command_line.given(
     args,
@@ -87,7 +87,7 @@ def _run(args: argparse.Namespace) -> None:
     exporter.export(
       args.workdir or args.checkpoint,
       args.output,
-      options.ExportOptions(**chosen),
+      exporter.ExportOptions(**chosen),
     )
   )
 

@@ -1,24 +1,24 @@
-"""`export.json`: all that one has to know to use the files of an export."""
+"""`export.json`: inputs, outputs, canvases and resizing of an export."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Names and meanings, in the order of `program.OUTPUTS`.
+# In the order of `program.OUTPUTS`.
 _MEANINGS = {
   'boxes': '(y1, x1, y2, x2) in pixels of the canvas; divide by the scales to '
   'have those of the image',
   'scores': '0 to 1, best first',
-  'classes': 'number of the class, see class_names; 0 on padding',
-  'masks': 'probabilities over the box, cell by cell',
+  'classes': 'class id, see class_names; 0 on padding',
+  'masks': 'probabilities on a grid over the box',
   'valid': 'false on padding, which follows the detections of an image',
 }
 _RESIZE = (
   'Take the canvas whose fit shrinks the image least: '
-  'scale = min(fit / (height, width)), the first of equals.',
+  'scale = min(fit / (height, width)), the first of several equals.',
   'size = max(floor(scale * (height, width)), 1), computed in float64 if '
   'exact_sizes, else in float32.',
-  'Resize to size: bilinear, pixel centres at half, no antialiasing.',
-  'For uint8 round halves up. Pad with zeros below and to the right.',
+  'Resize to size: bilinear, half-pixel centers, no antialiasing.',
+  'For uint8 round half up. Pad with zeros at the bottom and right.',
   'image_sizes is size. The scales are size / (height, width) per axis if '
   'exact_sizes, else scale for both.',
 )
@@ -32,24 +32,24 @@ def describe(
   platforms: Sequence[str],
   exact_sizes: bool,
   class_names: Mapping[int, str],
-  made_of: Mapping[str, Any],
+  origin: Mapping[str, Any],
 ) -> dict[str, Any]:
   """The content of `export.json`.
 
   Args:
-    programs: `canvas`, `fit` and `program` or `signature` of each.
+    programs: `canvas`, `fit` and `program` or `signature` of each canvas.
     shapes: (shape, dtype) of each output.
     batch_size: None: any.
     image_dtype: of the images.
-    platforms: that the programs run on.
+    platforms: on which the programs run.
     exact_sizes: see `ResizeOptions` of the input pipeline.
-    class_names: by number; empty if none are known.
-    made_of: versions and step, to tell one export from another.
+    class_names: by class id; empty if none are known.
+    origin: versions and step, to tell one export from another.
   """
   batch = 'batch' if batch_size is None else batch_size
   return {
     'format': 1,
-    **made_of,
+    **origin,
     'platforms': list(platforms),
     'batch_size': batch_size,
     'inputs': {

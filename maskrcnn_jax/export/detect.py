@@ -1,10 +1,10 @@
-"""Finds objects in image files with the files of an export beside this one.
+"""Detects objects in image files with the exported model beside this file.
 
   python detect.py photo.jpg ...
 
-It needs jax, numpy and flatbuffers, and Pillow to read the files; nothing of
-the package that trained the model. Of every image one line of JSON is printed.
-In Python: `Detector('folder')(image)`. Change it as you like.
+It needs jax, numpy and flatbuffers, and Pillow to read the files, but not the
+package that trained the model. It prints one line of JSON per image. In Python:
+`Detector('folder')(image)`. Change it as you like.
 """
 
 import json
@@ -20,11 +20,11 @@ class Detector:
   """Detects objects in images of any size.
 
   Attributes:
-    about: what `export.json` says.
+    about: content of `export.json`.
   """
 
   def __init__(self, folder=None):
-    """Reads the weights; a program is read and compiled when it is first used.
+    """Reads the weights; programs are read and compiled on first use.
 
     Args:
       folder: of the export; None: that of this file.
@@ -37,7 +37,7 @@ class Detector:
     self._programs = {}
 
   def __call__(self, image):
-    """Objects in an image, best first.
+    """Detections in an image, best first.
 
     Args:
       image: `[height, width, 3]` uint8, RGB.
@@ -47,7 +47,7 @@ class Detector:
       `scores` [n], `classes` [n] and `masks` [n, height, width], bool.
     """
     pixels, size, scales, name = self.fit(image)
-    # A program of a fixed batch wants all of it.
+    # A program with a fixed batch size takes no other.
     batch = self.about['batch_size'] or 1
     images = np.zeros((batch, *pixels.shape), pixels.dtype)
     image_sizes = np.zeros((batch, 2), np.float32)
@@ -66,7 +66,7 @@ class Detector:
     return found
 
   def fit(self, image):
-    """The canvas with the image, image_size, scales, name of the program."""
+    """Returns the padded image, image_size, scales and name of the program."""
     original = np.array(image.shape[:2])
     canvases = self.about['canvases']
     exact = self.about['resize']['exact_sizes']
@@ -91,14 +91,14 @@ class Detector:
 
 
 def resize(image, size):
-  """`[*size, 3]` float32: bilinear, pixel centres at half, no antialiasing."""
+  """`[*size, 3]` float32: bilinear, half-pixel centers, no antialiasing."""
   image = image.astype(np.float32)
   for axis, length in enumerate(size):
     step = np.float32(image.shape[axis]) / np.float32(length)
-    places = (np.arange(length, dtype=np.float32) + 0.5) * step - 0.5
-    lower = np.floor(places)
+    positions = (np.arange(length, dtype=np.float32) + 0.5) * step - 0.5
+    lower = np.floor(positions)
     shape = (-1, 1, 1) if axis == 0 else (1, -1, 1)
-    weight = (places - lower).reshape(shape)
+    weight = (positions - lower).reshape(shape)
     last = image.shape[axis] - 1
     before = np.take(image, np.maximum(lower, 0).astype(int), axis)
     after = np.take(image, np.minimum(lower + 1, last).astype(int), axis)
@@ -107,10 +107,10 @@ def resize(image, size):
 
 
 def paste(mask, box, image_size):
-  """The mask `[size, size]` of a box in an image, `[height, width]` bool.
+  """Pastes the mask `[size, size]` of a box into `[height, width]` bool.
 
-  With a border of zeros around it the mask is stretched over its box, grown as
-  much and cut to whole pixels, and is where the result is above one half.
+  The mask is padded with zeros, resized to its box, which is enlarged as much
+  and rounded to whole pixels, and thresholded at one half.
   """
   cells = len(mask) + 2
   half = (box[2:] - box[:2]) / 2
@@ -123,9 +123,9 @@ def paste(mask, box, image_size):
   for axis in range(2):
     pixels = np.arange(start[axis], stop[axis]) - first[axis]
     length = max(last[axis] - first[axis] + 1, 1)
-    places = (pixels + 0.5) * (cells / length) - 0.5
-    lower = np.clip(np.floor(places), 0, cells - 1).astype(int)
-    weight = np.clip(places - lower, 0, 1).astype(np.float32)
+    positions = (pixels + 0.5) * (cells / length) - 0.5
+    lower = np.clip(np.floor(positions), 0, cells - 1).astype(int)
+    weight = np.clip(positions - lower, 0, 1).astype(np.float32)
     weight = weight[:, None] if axis == 0 else weight
     upper = np.minimum(lower + 1, cells - 1)
     before, after = np.take(padded, lower, axis), np.take(padded, upper, axis)
@@ -135,13 +135,13 @@ def paste(mask, box, image_size):
 
 
 def main(paths, min_score=0.5):
-  """Prints the objects in image files whose score is high enough."""
+  """Prints the objects in image files with at least this score."""
   from PIL import Image, ImageOps
 
   detector = Detector()
   names = detector.about['class_names']
   for path in paths:
-    # A camera may have said which side is up.
+    # Cameras store the orientation in EXIF.
     image = ImageOps.exif_transpose(Image.open(path)).convert('RGB')
     found = detector(np.asarray(image))
     objects = [

@@ -1,31 +1,75 @@
-"""Writes a trained model as files that run without this package."""
+"""Export of a trained model to files that run without this package."""
 
-import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import shutil
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
 import tqdm
 
-from maskrcnn_jax import __version__
-from maskrcnn_jax.checkpoints import store as checkpoint
+from maskrcnn_jax import __version__, files
+from maskrcnn_jax.checkpoints import store
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.export import description, program
-from maskrcnn_jax.export import options as options_lib
-from maskrcnn_jax.export.options import ExportOptions
 from maskrcnn_jax.input_pipeline import transforms
 from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 
-# What is written beside the programs.
-ABOUT, WEIGHTS, EXAMPLE = 'export.json', 'weights.npz', 'detect.py'
+PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
+FORMATS = ('stablehlo', 'saved_model')
+# Files beside the programs.
+_DESCRIPTION, _WEIGHTS, _EXAMPLE = 'export.json', 'weights.npz', 'detect.py'
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+  """Options of the exported programs.
+
+  Attributes:
+    canvases: (height, width) of the inputs, a program each; None: those of the
+      run.
+    batch_size: images per call; None: any number.
+    platforms: of `PLATFORMS`; every program runs on each of them.
+    image_dtype: 'uint8' or 'float32'; None: that of the run.
+    formats: of `FORMATS`.
+  """
+
+  canvases: tuple[tuple[int, int], ...] | None = None
+  batch_size: int | None = None
+  platforms: tuple[str, ...] = ('cpu', 'cuda', 'tpu')
+  image_dtype: str | None = None
+  formats: tuple[str, ...] = ('stablehlo',)
+
+  def __post_init__(self):
+    _check_names('platforms', self.platforms, PLATFORMS)
+    _check_names('format', self.formats, FORMATS)
+    if self.image_dtype not in (None, *transforms.IMAGE_DTYPES):
+      _check_names('image_dtype', (self.image_dtype,), transforms.IMAGE_DTYPES)
+    if self.batch_size is not None and self.batch_size < 1:
+      raise UserError(
+        f'--batch_size must be 1 or more, got {self.batch_size}.',
+        argument='batch_size',
+        given=self.batch_size,
+      )
+    canvases = self.canvases or ()
+    names = ','.join(map(_size_name, canvases))
+    if any(side < 32 or side % 32 for canvas in canvases for side in canvas):
+      raise UserError(
+        f'--canvas must be multiples of 32 pixels, got {names}.',
+        argument='canvas',
+        given=canvases,
+      )
+    if len({*canvases}) < len(canvases):
+      raise UserError(
+        f'--canvas must name every size once, got {names}.',
+        argument='canvas',
+        given=canvases,
+      )
 
 
 def export(
@@ -33,51 +77,54 @@ def export(
   output: str | os.PathLike,
   options: ExportOptions | None = None,
 ) -> str:
-  """Writes the programs of a model, its weights and how to use them.
+  """Writes the programs of a model, its weights and their description.
 
   The folder appears when it is complete.
 
   Args:
     source: a workdir, or one checkpoint of it.
-    output: folder to be made; it may be there if it is empty.
+    output: folder to create; it may exist if it is empty.
     options: see there; None: its defaults.
 
   Returns:
-    What was written, for people.
+    A summary to print: the files and their sizes.
 
   Raises:
     FileNotFoundError: there is no checkpoint.
     CorruptCheckpointError: it is not what was saved.
-    ValueError: the output is not empty, a size does not fit the run, or this
-      jax cannot make a SavedModel that this TensorFlow can read.
+    UserError: the output is not empty, a size does not fit the run, or this
+      JAX cannot write a SavedModel that this TensorFlow can read.
   """
   options = options or ExportOptions()
   output = pathlib.Path(output)
   if output.exists() and (not output.is_dir() or any(output.iterdir())):
     raise UserError(
-      f'--output {output} is not empty; it is left as it is. Name a new folder.'
+      f'--output {output} is not empty. Name a new folder.',
+      argument='output',
+      path=output,
     )
   if 'saved_model' in options.formats:
     from maskrcnn_jax.export import saved_model
 
     saved_model.check()
-  variables, config = checkpoint.restore(source)
+  variables, config = store.restore(source)
   options, fits, exact_sizes = _complete(options, config.input)
   weights = program.flatten_weights(variables)
   programs = _programs(MaskRCNN.from_config(config.model), weights, options)
   shapes = {}
-  with _new_folder(output) as folder:
-    for kind, found in programs:
-      shapes = _output_shapes(next(iter(found.values())))
+  with files.new_folder(output.absolute()) as folder:
+    for kind, exported in programs:
+      shapes = _output_shapes(next(iter(exported.values())))
       if kind == 'saved_model':
-        saved_model.write(folder / kind, found, weights)
+        saved_model.write(folder / kind, exported, weights)
         continue
-      for name, made in found.items():
-        (folder / f'{name}.jax_export').write_bytes(made.serialize())
-      np.savez(folder / WEIGHTS, **weights)
+      for name, each in exported.items():
+        (folder / f'{name}.jax_export').write_bytes(each.serialize())
+      np.savez(folder / _WEIGHTS, **weights)
       shutil.copyfile(
-        pathlib.Path(__file__).with_name(EXAMPLE), folder / EXAMPLE
+        pathlib.Path(__file__).with_name(_EXAMPLE), folder / _EXAMPLE
       )
+    versions = {'maskrcnn_jax': __version__, 'jax': jax.__version__}
     about = description.describe(
       [_entry(*x, options.formats) for x in zip(options.canvases, fits)],
       shapes,
@@ -85,17 +132,17 @@ def export(
       options.image_dtype,
       options.platforms,
       exact_sizes,
-      checkpoint.read_classes(source),
-      {'step': checkpoint.step_of(source), 'made_with': _versions()},
+      store.read_classes(source),
+      {'step': store.step_of(source), 'made_with': versions},
     )
-    (folder / ABOUT).write_text(
+    (folder / _DESCRIPTION).write_text(
       json.dumps(about, indent=2, ensure_ascii=False) + '\n', encoding='utf-8'
     )
   return _summary(output)
 
 
 def _complete(options: ExportOptions, inputs: Mapping):
-  """Options with what the run says, the size an image may fill, exact_sizes."""
+  """Options completed by the run's, image sizes per canvas, exact_sizes."""
   resize = override.make(
     transforms.ResizeOptions, inputs.get('resize') or {}, 'input.resize'
   )
@@ -104,11 +151,6 @@ def _complete(options: ExportOptions, inputs: Mapping):
     canvases=options.canvases or tuple(map(tuple, inputs.canvases)),
     image_dtype=options.image_dtype or inputs.get('image_dtype', 'uint8'),
   )
-  if options.image_dtype not in transforms.IMAGE_DTYPES:
-    raise UserError(
-      f'--image_dtype must be one of {", ".join(transforms.IMAGE_DTYPES)}, got '
-      f'{options.image_dtype!r}.'
-    )
   fits = [transforms.fit_size(canvas, resize) for canvas in options.canvases]
   return options, fits, resize.exact_sizes
 
@@ -136,25 +178,8 @@ def _programs(model, weights, options) -> Iterator[tuple[str, dict]]:
       yield kind, made
 
 
-@contextlib.contextmanager
-def _new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A folder that gets its name when all is in it, and else is removed."""
-  path = path.absolute()  # A plain dot cannot be renamed to.
-  path.parent.mkdir(parents=True, exist_ok=True)
-  folder = pathlib.Path(
-    tempfile.mkdtemp('.unfinished', f'.{path.name}-', path.parent)
-  )
-  try:
-    yield folder
-    folder.chmod(0o755)  # So far it is for its owner alone.
-    folder.replace(path)
-  except BaseException:
-    shutil.rmtree(folder, ignore_errors=True)
-    raise
-
-
 def _entry(canvas, fit, formats):
-  """What `export.json` says of a canvas."""
+  """The entry of a canvas in `export.json`."""
   entry = {'canvas': list(canvas), 'fit': list(fit)}
   if 'stablehlo' in formats:
     entry['program'] = f'{_name(canvas)}.jax_export'
@@ -164,7 +189,7 @@ def _entry(canvas, fit, formats):
 
 
 def _output_shapes(exported):
-  """(shape, dtype) of every output; a size that is open as its name."""
+  """(shape, dtype) of every output; a symbolic size is given by its name."""
   outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
   return {
     name: (
@@ -173,10 +198,6 @@ def _output_shapes(exported):
     )
     for name, output in outputs.items()
   }
-
-
-def _versions():
-  return {'maskrcnn_jax': __version__, 'jax': jax.__version__}
 
 
 def _summary(output: pathlib.Path) -> str:
@@ -190,4 +211,21 @@ def _summary(output: pathlib.Path) -> str:
 
 
 def _name(canvas):
-  return f'detect_{options_lib.size_name(canvas)}'
+  return f'detect_{_size_name(canvas)}'
+
+
+def _size_name(size: tuple[int, int]) -> str:
+  """A size as in `832x1344`."""
+  return 'x'.join(map(str, size))
+
+
+def _check_names(flag: str, names: Sequence[str], known: Sequence[str]) -> None:
+  unknown = [name for name in names if name not in known]
+  if unknown or not names or len({*names}) < len(names):
+    raise UserError(
+      f'--{flag} must be some of {", ".join(known)}, each once, got '
+      f'{",".join(names)}.',
+      argument=flag,
+      given=names,
+      wanted=known,
+    )

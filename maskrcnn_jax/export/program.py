@@ -1,4 +1,4 @@
-"""Detection as a program of plain arrays, for devices one need not have."""
+"""Detection lowered to a StableHLO program of plain arrays."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ OUTPUTS = ('boxes', 'scores', 'classes', 'masks', 'valid')
 
 
 def flatten_weights(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Variables by path, as `params/fpn/output2/kernel`."""
+  """Variables by path, such as `params/fpn/output2/kernel`."""
   flat = flax.traverse_util.flatten_dict(variables, sep='/')
   return {name: np.asarray(flat[name]) for name in sorted(flat)}
 
@@ -55,12 +55,12 @@ def export_detection(
     model: to be exported.
     weights: of `flatten_weights`; only shapes and dtypes count.
     canvas: (height, width).
-    batch_size: None leaves it open; then a program is compiled for every batch
-      size that it is called with.
+    batch_size: None: any; the program is then compiled for each batch size
+      that it is called with.
     image_dtype: 'uint8' or 'float32'.
-    platforms: names that `jax.export` knows.
+    platforms: names known to `jax.export`.
     for_tensorflow: lower `top_k` to a sort, with the same results: TensorFlow
-      2.21 cannot read what jax 0.10 writes for it.
+      2.21 cannot read the `top_k` of jax 0.10.
   """
   batch = (
     export.symbolic_shape('batch')[0] if batch_size is None else batch_size
@@ -81,7 +81,7 @@ def export_detection(
 
 
 def _sorted_top_k(x, *, k, **_):
-  """What `lax.top_k` gives along the last axis, by sorting all of it."""
+  """`lax.top_k` along the last axis, by sorting all of it."""
   indices = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
   # Of equal values the lower index comes first, as a stable sort leaves it.
   negated, indices = jax.lax.sort((-x, indices), num_keys=1, is_stable=True)

@@ -1,4 +1,4 @@
-"""A model for TensorFlow: the same program in the form of a SavedModel."""
+"""SavedModels for TensorFlow, from the same programs."""
 
 import os
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from maskrcnn_jax.input_pipeline import reader
 
 
 def check() -> None:
-  """Raises `ValueError` if this jax makes no SavedModels."""
+  """Raises `UserError` if this JAX cannot write SavedModels."""
   _jax2tf()
 
 
@@ -23,8 +23,10 @@ def _jax2tf():
   except ImportError as error:
     raise UserError(
       f'--format saved_model needs jax.experimental.jax2tf, which jax '
-      f'{jax.__version__} has not ({error}): export with jax 0.8 to 0.12, or '
-      'choose --format stablehlo.'
+      f'{jax.__version__} lacks ({error}): export with jax 0.8 to 0.12, or '
+      'choose --format stablehlo.',
+      argument='format',
+      given=jax.__version__,
     ) from error
   return jax2tf
 
@@ -40,13 +42,13 @@ def write(
   the first program.
 
   Args:
-    folder: to be made.
+    folder: to create.
     programs: of `program.export_detection`, `for_tensorflow`, by the name of
       the signature.
     weights: of `program.flatten_weights`.
 
   Raises:
-    ValueError: TensorFlow cannot read what this jax writes.
+    UserError: TensorFlow cannot read the programs of this JAX.
   """
   reader.set_up_tensorflow(None)
   module = tf.Module()
@@ -90,7 +92,7 @@ def _signature(program, module, names):
 
 
 def _check_readable(call, weights, signature):
-  """Raises `ValueError` if TensorFlow cannot read the program."""
+  """Raises `UserError` if TensorFlow cannot read the program."""
   inputs = [
     tf.zeros([2 if n is None else n for n in spec.shape], spec.dtype)
     for spec in signature
@@ -99,13 +101,15 @@ def _check_readable(call, weights, signature):
     lambda *inputs: call(weights, *inputs), autograph=False, jit_compile=True
   )
   try:
-    # Reads it for XLA; nothing is compiled for a device.
+    # Parses the program; nothing is compiled for a device.
     reads.experimental_get_compiler_ir(*inputs)(stage='hlo')
   except ValueError as error:
     if 'deserialize' not in str(error):
       raise
     raise UserError(
-      f'TensorFlow {tf.__version__} cannot read what jax {jax.__version__} '
-      'writes for --format saved_model: export with an older jax (0.10) or a '
-      'newer TensorFlow, or choose --format stablehlo.'
+      f'TensorFlow {tf.__version__} cannot read the SavedModels of jax '
+      f'{jax.__version__}: export with an older jax (0.10) or a newer '
+      'TensorFlow, or choose --format stablehlo.',
+      argument='format',
+      given=jax.__version__,
     ) from error

@@ -11,7 +11,7 @@ from maskrcnn_jax.cli import main as command
 from maskrcnn_jax.datasets import prepare
 from maskrcnn_jax.distributed import processes
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.export.options import ExportOptions
+from maskrcnn_jax.export.exporter import ExportOptions
 from maskrcnn_jax.inference import predict
 from maskrcnn_jax.inference.views import TileOptions
 

@@ -1,4 +1,4 @@
-"""The example that lies in an export: what the predictor does, without it."""
+"""`detect.py` of an export: the detections of `Predictor`."""
 
 import json
 
@@ -33,9 +33,7 @@ def draw_image(*size):
 @pytest.mark.parametrize(
   'size', [(50, 70), (130, 61), (64, 96), (1, 1), (2, 700), (95, 64)]
 )
-def test_an_image_comes_to_its_canvas_as_in_training(
-  tmp_path, size, image_dtype, exact
-):
+def test_resizing_is_that_of_training(tmp_path, size, image_dtype, exact):
   options = transforms.ResizeOptions(fit_size=(60, 90), exact_sizes=exact)
   fits = [transforms.fit_size(canvas, options) for canvas in CANVASES]
   about = {
@@ -76,14 +74,14 @@ def test_an_image_comes_to_its_canvas_as_in_training(
     [60, 10, 80, 20],  # Outside.
   ],
 )
-def test_a_mask_is_pasted_as_evaluation_pastes_it(box):
+def test_pasting_is_that_of_evaluation(box):
   mask = np.random.default_rng(1).random((28, 28), np.float32)
   box = np.float32(box)
   wanted = mask_pasting.paste_masks(mask[None], box[None], (40, 60))[0]
   np.testing.assert_array_equal(detect.paste(mask, box, (40, 60)), wanted)
 
 
-def test_it_finds_what_the_predictor_finds(workdir, tmp_path):
+def test_detections_are_those_of_the_predictor(workdir, tmp_path):
   options = exporter.ExportOptions(batch_size=2, platforms=('cpu',))
   exporter.export(workdir, tmp_path / 'exported', options)
   finds = detect.Detector(tmp_path / 'exported')

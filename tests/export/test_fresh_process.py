@@ -1,4 +1,4 @@
-"""Exported models where this package cannot be imported, by what docs show."""
+"""Exported models without this package, run by the code of docs/export.md."""
 
 import json
 import pathlib
@@ -20,14 +20,14 @@ pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parents[2]
 CANVASES = ((64, 96), (96, 64))
-# (number of images, canvas) of the calls; the last image of each is padding
-# alone, in which nothing is found.
+# (number of images, canvas) of the calls; the last image of each is padding,
+# which has no detections.
 CALLS = ((2, CANVASES[0]), (3, CANVASES[0]), (2, CANVASES[1]))
 OURS = ('maskrcnn_jax', 'flax', 'optax', 'orbax', 'ml_collections')
 JAX_ALONE = (*OURS, 'tensorflow', 'PIL', 'pycocotools')
 TENSORFLOW_ALONE = (*OURS, 'jax', 'jaxlib', 'PIL', 'pycocotools')
-# Answers every call with the code of a page, and keeps what it found.
-_ANSWER = """
+# Runs the code of the page for every call and saves its detections.
+_RUN_CALLS = """
 import json, numpy as np
 code = open('page.py').read()
 for number, (height, width) in enumerate(json.load(open('canvases.json'))):
@@ -41,16 +41,16 @@ for number, (height, width) in enumerate(json.load(open('canvases.json'))):
 
 @pytest.fixture(scope='module')
 def exported(tmp_path_factory):
-  """A folder with an export, inputs, and the answers of `detect`."""
+  """A folder with an export and inputs, and the detections of `detect`."""
   folder = tmp_path_factory.mktemp('fresh')
   config = config_lib.load_config('shapes')
   config.input.canvases = CANVASES
-  # A drawn model says the same of every class of an empty image.
+  # A random model gives every class of an empty image the same score.
   config.model.detections.score_threshold = 0.25
   model = MaskRCNN.from_config(config.model)
   variables = drawn_checkpoint.draw_variables(model)
-  # Drawn logits of 50, and boxes that grow sixtyfold, would tell the last bits
-  # of all before them: by another compiler these differ.
+  # Random logits of 50, and boxes enlarged sixtyfold, would amplify the last
+  # bits, in which compilers differ.
   for head, name, factor in (
     ('rpn_head', 'box_deltas', 0.1),
     ('box_head', 'class_logits', 0.03),
@@ -78,45 +78,46 @@ def exported(tmp_path_factory):
   return folder, jax.tree.map(np.asarray, wanted)
 
 
-def pages(language_word):
-  """The example in the docs that has this word."""
+def example(word):
+  """The Python example of the page that contains a word."""
   text = (ROOT / 'docs' / 'export.md').read_text(encoding='utf-8')
   codes = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
-  (code,) = [code for code in codes if language_word in code]
+  (code,) = [code for code in codes if word in code]
   assert '832x1344' in code
   return code
 
 
-def assert_answers(folder, wanted):
+def assert_detections(folder, wanted):
   for number, (batch, _) in enumerate(CALLS):
     with np.load(folder / f'found{number}.npz') as found:
       found = dict(found)
-    answer = wanted[number]
-    assert answer.valid[:-1].any(axis=1).all() and not answer.valid[-1].any()
-    np.testing.assert_array_equal(found['valid'], answer.valid)
-    np.testing.assert_array_equal(found['classes'], answer.classes)
-    np.testing.assert_allclose(found['scores'], answer.scores, atol=1e-5)
-    np.testing.assert_allclose(found['masks'], answer.masks, atol=1e-5)
+    expected = wanted[number]
+    assert expected.valid[:-1].any(axis=1).all()
+    assert not expected.valid[-1].any()
+    np.testing.assert_array_equal(found['valid'], expected.valid)
+    np.testing.assert_array_equal(found['classes'], expected.classes)
+    np.testing.assert_allclose(found['scores'], expected.scores, atol=1e-5)
+    np.testing.assert_allclose(found['masks'], expected.masks, atol=1e-5)
     # Of the side of the canvas.
-    boxes, wanted_boxes = found['boxes'] / 96, answer.boxes / 96
+    boxes, wanted_boxes = found['boxes'] / 96, expected.boxes / 96
     np.testing.assert_allclose(boxes, wanted_boxes, atol=1e-5)
     assert found['boxes'].shape == (batch, 20, 4)
     for name in ('boxes', 'scores', 'classes'):
       assert not found[name][-1].any()
 
 
-def test_jax_alone_finds_what_detect_finds(exported):
+def test_jax_alone_gives_the_detections_of_detect(exported):
   folder, wanted = exported
-  (folder / 'page.py').write_text(pages('export.deserialize'))
-  export_process.run(_ANSWER, JAX_ALONE, folder)
-  assert_answers(folder, wanted)
+  (folder / 'page.py').write_text(example('export.deserialize'))
+  export_process.run(_RUN_CALLS, JAX_ALONE, folder)
+  assert_detections(folder, wanted)
 
 
-def test_tensorflow_alone_finds_what_detect_finds(exported):
+def test_tensorflow_alone_gives_the_detections_of_detect(exported):
   folder, wanted = exported
-  (folder / 'page.py').write_text(pages('tf.saved_model'))
-  export_process.run(_ANSWER, TENSORFLOW_ALONE, folder)
-  assert_answers(folder, wanted)
+  (folder / 'page.py').write_text(example('tf.saved_model'))
+  export_process.run(_RUN_CALLS, TENSORFLOW_ALONE, folder)
+  assert_detections(folder, wanted)
 
 
 def test_the_example_reads_image_files(exported):

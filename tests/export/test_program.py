@@ -1,4 +1,4 @@
-"""The exported program: the numbers of `detect`, on whatever batch."""
+"""The exported program: the numbers of `detect`, for any batch size."""
 
 import re
 
@@ -34,7 +34,7 @@ def weights(variables):
 
 
 def draw_batch(batch_size, dtype=np.uint8):
-  """Images of noise in the upper left of the canvas."""
+  """Images of noise at the top left of the canvas."""
   rng = np.random.default_rng(batch_size)
   images = rng.integers(0, 256, (batch_size, *CANVAS, 3)).astype(dtype)
   return images, np.float32([[60 - i, 80] for i in range(batch_size)])
@@ -85,16 +85,16 @@ def test_a_program_of_two_float_images(model, variables, weights):
     exported.call(weights, *draw_batch(3, np.float32))
 
 
-def test_a_program_for_three_platforms_calls_nothing_of_theirs(model, weights):
+def test_a_program_for_three_platforms_has_no_platform_calls(model, weights):
   exported = program.export_detection(
     model, weights, CANVAS, None, 'uint8', ('cpu', 'cuda', 'tpu')
   )
   assert exported.platforms == ('cpu', 'cuda', 'tpu')
-  # Says that the batch has an image; every compiler of StableHLO knows it.
+  # Asserts a batch of at least 1; known to every compiler of StableHLO.
   assert custom_calls(exported) == {'shape_assertion'}
 
 
-def test_a_program_for_tensorflow_is_without_top_k(model, weights):
+def test_a_program_for_tensorflow_has_no_top_k(model, weights):
   exported = program.export_detection(
     model, weights, CANVAS, 1, 'uint8', ('cpu', 'tpu'), for_tensorflow=True
   )
@@ -104,9 +104,9 @@ def test_a_program_for_tensorflow_is_without_top_k(model, weights):
 
 
 @pytest.mark.parametrize('k', [1, 3, 7])
-def test_a_sort_gives_what_top_k_gives(k):
+def test_sorted_top_k_equals_top_k(k):
   rng = np.random.default_rng(k)
-  x = rng.integers(-2, 3, (2, 7)).astype(np.float32)  # With many equal ones.
+  x = rng.integers(-2, 3, (2, 7)).astype(np.float32)  # With many ties.
   x[0, 2], x[1, 4], x[1, 5] = -np.inf, np.inf, -np.inf
   for found, wanted in zip(
     program._sorted_top_k(jnp.asarray(x), k=k), jax.lax.top_k(x, k)
@@ -114,8 +114,8 @@ def test_a_sort_gives_what_top_k_gives(k):
     np.testing.assert_array_equal(found, wanted)
 
 
-@pytest.mark.parametrize('is_open', [False, True])
-def test_a_convolution_that_has_a_form_for_the_cpu(is_open):
+@pytest.mark.parametrize('is_symbolic', [False, True])
+def test_exporting_a_convolution_with_a_cpu_form(is_symbolic):
   rng = np.random.default_rng(0)
   kernel = rng.normal(size=(3, 3, 32, 32)).astype(np.float32)
   images = rng.normal(size=(128, 6, 6, 32)).astype(np.float32)
@@ -126,7 +126,7 @@ def test_a_convolution_that_has_a_form_for_the_cpu(is_open):
     platforms=('cpu', 'cuda', 'tpu'),
   )(
     jax.ShapeDtypeStruct(
-      (batch if is_open else 128, *images.shape[1:]), np.float32
+      (batch if is_symbolic else 128, *images.shape[1:]), np.float32
     )
   )
   found = export.deserialize(exported.serialize()).call(images)

@@ -1,4 +1,4 @@
-"""Runs code where this package, and much else, cannot be imported."""
+"""Runs code in a process that cannot import given packages."""
 
 import os
 import subprocess
@@ -8,12 +8,12 @@ import quick
 
 
 def run(code, blocked, folder):
-  """What the code printed; the test fails with it if the code does.
+  """Standard output of the code; the test fails if the code does.
 
   Args:
     code: Python.
-    blocked: top-level packages whose import fails.
-    folder: to run in.
+    blocked: top-level packages that cannot be imported.
+    folder: working directory.
   """
   setup = (
     f'import sys\nfor name in {tuple(blocked)!r}:\n  sys.modules[name] = None\n'

@@ -1,4 +1,4 @@
-"""What all tests of this folder share."""
+"""Fast compilation for the tests of this folder."""
 
 import pytest
 import quick
