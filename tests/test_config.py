@@ -14,7 +14,7 @@ from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.input_pipeline import batches, transforms
 from maskrcnn_jax.models import mask_rcnn
-from maskrcnn_jax.training import evaluator, loop, optimizer
+from maskrcnn_jax.training import loop, optimizer, options
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 
@@ -85,7 +85,7 @@ def test_shipped_configs_fit_what_they_configure(name):
   assert set(config.input) <= set(known)
   optimizer.OptimizerOptions(**config.optimizer)
   loop.TrainingOptions(**config.training)
-  evaluator.EvaluationOptions(**config.evaluation)
+  options.EvaluationOptions(**config.evaluation)
 
 
 def test_fields_of_the_shipped_configs_are_the_same():

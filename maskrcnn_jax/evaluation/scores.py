@@ -1,26 +1,26 @@
-"""Scores of a run: the numbers by which its evaluations are compared.
+"""Scores of a run: evaluation metrics by step, and the best step.
 
 They are read from `WORKDIR/metrics.jsonl`, which every evaluation appends to
-and which a killed run leaves behind, so that nothing else has to be saved.
+and which survives a killed run, so that nothing else has to be saved.
 """
 
 import json
 import pathlib
 from collections.abc import Collection, Mapping
 
-# The terms of a training step on the evaluation set, and their sum.
+# Terms of the training loss on the evaluation set, and their sum.
 TERMS = ('rpn_objectness', 'rpn_box', 'class', 'box', 'mask')
 LOSS = 'eval/loss'
 LOSSES = (LOSS, *(f'{LOSS}_{term}' for term in TERMS))
 
 
 def is_better(metric: str, value: float, other: float) -> bool:
-  """Whether a value is better than another: of a loss if it is lower."""
+  """Whether a value is better than another; a loss is better if lower."""
   return value < other if metric in LOSSES else value > other
 
 
 def read(workdir, metric: str) -> dict[int, float | None]:
-  """step -> the last value of a metric; None where it was not finite."""
+  """The last value of a metric by step; None where it was not finite."""
   path = pathlib.Path(workdir) / 'metrics.jsonl'
   if not path.exists():
     return {}
@@ -40,12 +40,12 @@ def best_step(
   metric: str,
   steps: Collection[int] | None = None,
 ) -> int | None:
-  """The step with the best score, of equal ones the newest; None without any.
+  """The step with the best score, the newest of equal ones; None without any.
 
   Args:
     scores: by step, as `read` returns them.
-    metric: tells what is better.
-    steps: those that count; None: all.
+    metric: decides which score is better.
+    steps: the ones to choose from; None: all.
   """
   best = None
   for step in sorted(scores if steps is None else steps):

@@ -1,12 +1,12 @@
-"""The names under which Habana's and NVIDIA's systems report.
+"""Metric names of Habana's and NVIDIA's systems.
 
-Ours are those of `train_step`; tools that were made for the others find theirs
-in TensorBoard (`training.summary_every_steps`) and in `training.log_file`.
+Tools that read their logs find these names in TensorBoard
+(`training.summary_every_steps`) and in `training.log_file`.
 """
 
 from collections.abc import Mapping
 
-# Theirs -> ours, of which the values are summed up.
+# Their name -> our metrics, whose values are added up.
 _LOGGED = {
   'FastRCNN box loss': ('box',),
   'FastRCNN class loss': ('class',),
@@ -35,7 +35,7 @@ _TENSORBOARD = {
 
 
 def logged(values: Mapping[str, float]) -> dict[str, float]:
-  """Metrics of a step under the names of their log; empty without metrics."""
+  """Metrics of a step under the names of their log."""
   return _renamed(values, _LOGGED)
 
 
@@ -54,7 +54,7 @@ def _renamed(values, names):
 
 
 def evaluated(values: Mapping[str, float]) -> dict[str, float]:
-  """The numbers of an evaluation, with their `accuracy`: the mask AP."""
+  """Numbers of an evaluation, with their `accuracy`: the mask AP."""
   if not values:
     return {}
   name = 'eval/mask_AP' if 'eval/mask_AP' in values else 'eval/AP'

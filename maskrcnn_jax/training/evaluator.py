@@ -1,104 +1,45 @@
-"""Evaluates a model on every image of a set, and draws some of them."""
+"""Evaluator: detections, scores and pictures of every image of a set."""
 
-import dataclasses
 import functools
 import itertools
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 
-from maskrcnn_jax import visualize
+from maskrcnn_jax import charts, visualize
 from maskrcnn_jax.distributed import collectives, model_sharding
-from maskrcnn_jax.distributed import mesh as sharding
-from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.evaluation import coco_metrics, coco_results, scoring
+from maskrcnn_jax.distributed import mesh as mesh_lib
+from maskrcnn_jax.evaluation import (
+  class_report,
+  coco_metrics,
+  coco_results,
+  scores,
+  scoring,
+)
 from maskrcnn_jax.evaluation.workers import Workers, default_count
+from maskrcnn_jax.habana import metric_names
 from maskrcnn_jax.input_pipeline import batches as input_batches
 from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import (
   data_checks,
-  evaluation_output,
+  monitor,
   summary,
   train_step,
   validation_losses,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationOptions:
-  """The section `evaluation` of a config.
-
-  Attributes:
-    file_pattern: record files, or a prepared TFDS directory.
-    annotations_file: COCO json of the same images; '' makes one of the records.
-    batch_size: images in a batch over all hosts; the next multiple of the
-      number of devices is taken.
-    max_images: take only the first ones; None for all.
-    every_steps: evaluate on the way; 0 for only at the end.
-    skip_first: how many of these evaluations are left out.
-    report_every_batches: score what is there so often; 0 for only at the end.
-    losses: also the terms of the training loss, see `validation_losses`; they
-      cost another pass over the images.
-    min_picture_score: detections below are not drawn.
-    min_confusion_score: detections below do not count in the table of
-      confusions.
-    show_classes: tables of AP by class and of confusions are also printed if
-      there are at most so many classes; `eval/classes-STEP.md` always has them.
-    max_detections: of an image and class that count, the best ones; COCO's own
-      number is 100.
-    scorer: `pycocotools`, or `hotcoco` for the same numbers faster.
-    num_processes: encode masks beside the device, and score; 0: this process
-      does; None: one per core, up to 8, for a set that is not small.
-  """
-
-  file_pattern: str
-  annotations_file: str
-  batch_size: int = 4
-  max_images: int | None = None
-  every_steps: int = 0
-  skip_first: int = 0
-  report_every_batches: int = 0
-  losses: bool = False
-  min_picture_score: float = 0.5
-  min_confusion_score: float = 0.5
-  show_classes: int = 10
-  max_detections: int = scoring.MAX_DETECTIONS
-  scorer: str = 'pycocotools'
-  num_processes: int | None = None
-
-  def __post_init__(self):
-    scoring.check_scorer(self.scorer)
-    if self.num_processes is not None and self.num_processes < 0:
-      raise UserError(
-        'evaluation.num_processes must be 0 or more, or None, got '
-        f'{self.num_processes}.'
-      )
-    if self.max_detections < 11:
-      # COCO's other limits are 1 and 10.
-      raise UserError(
-        'evaluation.max_detections must be at least 11, got '
-        f'{self.max_detections}.'
-      )
-    if self.max_images is not None and self.max_images < 1:
-      raise UserError(
-        f'evaluation.max_images must be at least 1, got {self.max_images}.'
-      )
-
-  def is_due(self, step: int, is_last: bool = False) -> bool:
-    """Whether to evaluate after a step of the run."""
-    if not self.every_steps:
-      return is_last
-    number = -(-step // self.every_steps)  # Of this evaluation, from 1.
-    on_time = step % self.every_steps == 0
-    return (on_time or is_last) and number > self.skip_first
+from maskrcnn_jax.training.options import EvaluationOptions
 
 
 class Evaluator:
-  """Evaluates variables; keeps the compiled program between the calls."""
+  """Evaluates variables; keeps the compiled program between the calls.
+
+  Attributes:
+    options: see `EvaluationOptions`.
+  """
 
   def __init__(self, config, workdir):
     """Checks the section `evaluation` of a config.
@@ -109,14 +50,14 @@ class Evaluator:
       workdir: directory of the run.
 
     Raises:
-      ValueError: no record fits the pattern, a class id does not fit the model,
+      UserError: no record fits the pattern, a class id does not fit the model,
         or an image has no annotations.
       FileNotFoundError: the annotations file is missing.
     """
     self.options = override.make(
       EvaluationOptions, config.evaluation, 'evaluation'
     )
-    self._mesh = sharding.config_mesh(config)
+    self._mesh = mesh_lib.config_mesh(config)
     model = model_sharding.shard_model(
       MaskRCNN.from_config(config.model), self._mesh
     )
@@ -125,96 +66,89 @@ class Evaluator:
       self.options.batch_size, self._mesh
     )
     data = (self.options.file_pattern, self.options.max_images)
-    self.annotations_file = self.options.annotations_file
-    if not self.annotations_file:
-      self.annotations_file = data_checks.write_annotations(*data, workdir)
+    self._annotations_file = self.options.annotations_file
+    if not self._annotations_file:
+      self._annotations_file = data_checks.write_annotations(*data, workdir)
     self._num_images = data_checks.check_annotations(
-      *data, self.annotations_file, model.num_classes
+      *data, self._annotations_file, model.num_classes
     )
     self._num_pictures = config.training.get('pictures', 8)
     self._log_file = config.training.get('log_file')
     self._input = config.input
-    classes = data_checks.annotated_classes(self.annotations_file)
+    classes = data_checks.annotated_classes(self._annotations_file)
     self._names = data_checks.names_of(classes)
     self._category_ids = data_checks.category_ids(classes)
     self._losses = None
     if self.options.losses:
       self._losses = validation_losses.ValidationLosses(model, self._mesh)
-    everywhere = sharding.replicated(self._mesh)
-    inputs = sharding.input_shardings(self._mesh)
+    replicated = mesh_lib.replicated(self._mesh)
+    inputs = mesh_lib.input_shardings(self._mesh)
     self._detect = jax.jit(
       functools.partial(train_step.detect, model),
-      in_shardings=(everywhere, inputs['images'], inputs['image_sizes']),
-      out_shardings=everywhere,
+      in_shardings=(replicated, inputs['images'], inputs['image_sizes']),
+      out_shardings=replicated,
     )
 
   def __call__(
-    self, step: int, variables, writer, feed: Callable[[str], None]
+    self, step: int, variables, writer, heartbeat: Callable[[str], None]
   ) -> dict[str, float]:
-    """Detects, scores, and writes detections, numbers and pictures.
+    """Detects, scores, and writes detections, numbers, pictures and curves.
 
     Args:
       step: names the files.
       variables: of the model.
       writer: `metrics.MetricWriter`.
-      feed: is told of progress, see `watchdog.Watchdog`.
+      heartbeat: takes a status at every batch, see `watchdog.Watchdog`.
 
     Returns:
       The 24 numbers, `eval/AP` to `eval/mask_ARl`, and the losses if they are
       wanted; {} on all hosts but the first, which scores while the others wait.
     """
     start = time.monotonic()
-    variables = sharding.put_replicated(variables, self._mesh)
-    losses = self._find_losses(step, variables, writer, feed)
+    variables = mesh_lib.put_replicated(variables, self._mesh)
+    losses = self._validation_losses(step, variables, writer, heartbeat)
     count = self.options.num_processes
     if count is None:
       count = default_count(self._num_images)
     values = {}
     with Workers(count) as workers:
-      results, image_ids, pictures = self._detect_all(
-        step, variables, writer, feed, workers
+      results, image_ids, pictures = self._detections(
+        step, variables, writer, heartbeat, workers
       )
-      feed(f'evaluation of step {step}: scoring')
+      heartbeat(f'evaluation of step {step}: scoring')
       if jax.process_index() == 0:
-        evaluation_output.write(self._workdir, step, results, pictures, writer)
+        self._write_detections(step, results, pictures, writer)
         values, classes = self._score(results, image_ids, workers)
         values |= losses
     if jax.process_index() == 0:
       limit = self.options.max_detections
-      counted = f', maxDets {limit}' if limit != scoring.MAX_DETECTIONS else ''
+      note = f', maxDets {limit}' if limit != scoring.MAX_DETECTIONS else ''
       writer.say(
         f'step {step}: {len(image_ids)} of {self._num_images} images evaluated '
-        f'in {time.monotonic() - start:.0f} s{counted}'
+        f'in {time.monotonic() - start:.0f} s{note}'
       )
-      evaluation_output.report(
-        self._workdir,
-        step,
-        values,
-        classes,
-        writer,
-        self._log_file,
-        self.options.show_classes,
-      )
+      self._write_values(step, values, classes, writer)
     # At the end of a run, a host that waits long for the last one gives up.
     collectives.barrier()
     return values
 
-  def _find_losses(self, step, variables, writer, feed):
+  def _validation_losses(self, step, variables, writer, heartbeat):
     """The losses of `validation_losses`; {} if they are not wanted."""
     if self._losses is None:
       return {}
-    shown = writer.progress(self._batches(with_instances=True))
-
-    def feed_number(number):
-      feed(f'evaluation of step {step}: losses of batch {number}')
-
-    return self._losses(variables, shown, feed_number)
+    return self._losses(
+      variables,
+      writer.progress(self._batches(with_instances=True)),
+      lambda number: heartbeat(
+        f'evaluation of step {step}: losses of batch {number}'
+      ),
+    )
 
   def _score(self, results, image_ids, workers):
     """The 24 numbers, and the report by class."""
     return coco_metrics.evaluate_classes(
       results,
-      self.annotations_file,
+      self._annotations_file,
       image_ids,
       scorer=self.options.scorer,
       workers=workers,
@@ -222,7 +156,7 @@ class Evaluator:
       min_score=self.options.min_confusion_score,
     )
 
-  def _detect_all(self, step, variables, writer, feed, workers):
+  def _detections(self, step, variables, writer, heartbeat, workers):
     """Results and ids of all images, and pictures of this host's first ones."""
     num_pictures = self._num_pictures if jax.process_index() == 0 else 0
     encoder = coco_results.ResultEncoder(
@@ -231,38 +165,47 @@ class Evaluator:
     image_ids, pictures, seconds = [], [], []
     batches = self._batches()
     shown = writer.progress(batches)
-    found = self._detect_ahead(shown, variables, seconds, feed, step)
+    found = self._detect_ahead(step, shown, variables, seconds, heartbeat)
     for number, (batch, detections) in enumerate(found, start=1):
-      detections = sharding.local_rows(detections, len(batch['valid']))
+      detections = mesh_lib.local_rows(detections, len(batch['valid']))
       encoder.add(detections, batch)
       image_ids += batch['image_ids'][batch['valid']].tolist()
       pictures += self._draw(batch, detections, num_pictures - len(pictures))
       every = self.options.report_every_batches
       if every and number % every == 0:
-        results = encoder.collect()
-        self._report(step, number, results, image_ids, writer, workers)
+        self._report(
+          step,
+          number,
+          collectives.gather(encoder.collect()),
+          collectives.gather(image_ids),
+          writer,
+          workers,
+        )
     for kind, count in batches.counts.items():
-      writer.say(f'WARNING: {count} {kind} left out, see above')
-    self._say_speed(seconds, writer)
-    return (
-      collectives.gather(encoder.collect()),
-      collectives.gather(image_ids),
-      pictures,
-    )
+      writer.say(f'WARNING: {count} {kind} skipped, see above')
+    lines, logged = summary.inference_lines(seconds, self._batch_size)
+    for line in lines:
+      writer.say(line)
+    if writer.enabled:
+      summary.log(self._log_file, logged)
+    results = collectives.gather(encoder.collect())
+    return results, collectives.gather(image_ids), pictures
 
-  def _detect_ahead(self, batches, variables, seconds, feed, step):
-    """Yields each batch and what was found in it.
+  def _detect_ahead(
+    self, step, batches, variables, seconds, heartbeat
+  ) -> Iterator:
+    """Yields each batch with its detections.
 
-    The device has the next batch already, so what is done with this one costs
-    no time. Appends the time of every batch to `seconds`.
+    The device has the next batch already, so that work on this one costs no
+    time. Appends the time of every batch to `seconds`.
     """
     previous, clock = None, time.monotonic()
     for number, batch in enumerate(itertools.chain(batches, [None]), start=1):
       detections = None
       if batch is not None:
-        feed(f'evaluation of step {step}: batch {number}')
+        heartbeat(f'evaluation of step {step}: batch {number}')
         images = {k: batch[k] for k in ('images', 'image_sizes')}
-        images = sharding.put_batch(images, self._mesh)
+        images = mesh_lib.put_batch(images, self._mesh)
         detections = self._detect(
           variables, images['images'], images['image_sizes']
         )
@@ -277,11 +220,7 @@ class Evaluator:
       previous = batch, detections
 
   def _report(self, step, number, results, image_ids, writer, workers):
-    """Scores the first batches of an evaluation that goes on."""
-    results, image_ids = (
-      collectives.gather(results),
-      collectives.gather(image_ids),
-    )
+    """Scores the first batches of an evaluation."""
     if jax.process_index() > 0:
       return
     values, _ = self._score(results, image_ids, workers)
@@ -289,13 +228,6 @@ class Evaluator:
       f'step {step}, after {number} batches ({len(image_ids)} images):\n'
       f'{coco_metrics.format_table(values)}'
     )
-
-  def _say_speed(self, seconds, writer):
-    lines, logged = summary.inference_lines(seconds, self._batch_size)
-    for line in lines:
-      writer.say(line)
-    if writer.enabled:
-      summary.log(self._log_file, logged)
 
   def _batches(self, with_instances=False):
     """This host's batches of the whole set, with the counts of bad records."""
@@ -329,3 +261,38 @@ class Evaluator:
       )
       pictures.append((int(batch['image_ids'][row]), picture))
     return pictures
+
+  def _write_detections(self, step, results, pictures, writer) -> None:
+    """Writes the COCO results of all hosts, and pictures by image id."""
+    path = self._workdir / 'eval' / f'detections-{step}.json'
+    coco_results.write_results(results, path)
+    for image_id, picture in pictures:
+      writer.image(step, f'eval/image-{image_id}', picture)
+      name = f'step-{step}-image-{image_id}.png'
+      visualize.save_png(self._workdir / 'pictures' / name, picture)
+
+  def _write_values(self, step, values, classes, writer) -> None:
+    """Writes and prints the numbers, and warns if they collapsed."""
+    path = self._workdir / 'eval' / f'classes-{step}.md'
+    text = class_report.document(classes, f'Step {step}, class by class')
+    path.write_text(text, encoding='utf-8')
+    # Last, as it marks the step as evaluated.
+    writer.scalars(step, values)
+    writer.flush()
+    summary.log(self._log_file, metric_names.evaluated(values))
+    if scores.LOSS in values:
+      terms = ', '.join(
+        f'{term} {values[f"{scores.LOSS}_{term}"]:.4g}' for term in scores.TERMS
+      )
+      writer.say(f'validation loss {values[scores.LOSS]:.4g} ({terms})')
+    writer.print(coco_metrics.format_table(values))
+    if len(classes.names) <= self.options.show_classes:
+      writer.print(class_report.format_classes(classes))
+      writer.print(f'{class_report.caption(classes)}:')
+      writer.print(class_report.format_confusion(classes))
+    else:
+      writer.say(f'AP by class and confusions: {path}')
+    warning = monitor.collapsed_score(self._workdir, step, values)
+    if warning:
+      writer.say(f'WARNING: {warning}')
+    charts.learning_curves(self._workdir)

@@ -1,93 +1,221 @@
-"""Trains and evaluates a config in a workdir.
+"""Training loop: read, step, settle, log, save, evaluate.
 
 A run writes `config.json`, `checkpoints/`, `metrics.jsonl`, TensorBoard events,
 `curves.png`, `eval/detections-STEP.json`, `eval/classes-STEP.md` and
 `pictures/` into its workdir. The same command again continues from the newest
-checkpoint, whatever it started from.
+checkpoint.
 """
 
 import functools
+import time
 from collections.abc import Mapping
 
 import jax
 
 from maskrcnn_jax import charts
-from maskrcnn_jax.checkpoints import store as checkpoint
-from maskrcnn_jax.distributed import mesh as sharding
-from maskrcnn_jax.distributed import model_sharding, watchdog
+from maskrcnn_jax.checkpoints import store
+from maskrcnn_jax.distributed import collectives, model_sharding
+from maskrcnn_jax.distributed import mesh as mesh_lib
+from maskrcnn_jax.distributed.watchdog import Watchdog
+from maskrcnn_jax.evaluation import scores
+from maskrcnn_jax.habana import metric_names
+from maskrcnn_jax.input_pipeline import batches as input_batches
 from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import (
   data_checks,
-  evaluations,
   finetuning,
-  health,
   metrics,
   pretrained,
-  steps,
-  stopping,
   summary,
-  tracing,
   train_state,
+  train_step,
 )
-from maskrcnn_jax.training import train_step as step_lib
+from maskrcnn_jax.training import monitor as monitor_lib
 from maskrcnn_jax.training.evaluator import Evaluator
-from maskrcnn_jax.training.options import TrainingOptions
+from maskrcnn_jax.training.options import TrainingOptions, check_options
 
 _START = {'examples': 0, 'salt': 0}
+# Steps that may run before the metrics of a step are read, so that the device
+# always has work while the host waits.
+_LAG = 2
 
 
 def train(config, workdir, notes: Mapping[str, str] | None = None) -> None:
-  """Trains up to `config.training.num_steps`, or continues to.
-
-  Args:
-    config: a ConfigDict with the sections `model, input, optimizer, training`.
-    workdir: directory of the run; made if missing.
-    notes: texts by file name, kept in the workdir beside the config.
-
-  Raises:
-    ValueError: an input is wrong, or the workdir holds another model.
-    NonFiniteError: training diverged, also with other data.
-    Stopped: SIGTERM asked for it; the state is saved.
-  """
-  checkpoint.check_workdir(workdir, config)
-  classes = data_checks.run_classes(config, workdir)
-  _train(config, workdir, None, notes, classes)
+  """Trains without evaluations; see `train_and_evaluate`."""
+  train_and_evaluate(config, workdir, notes, evaluated=False)
 
 
 def train_and_evaluate(
-  config, workdir, notes: Mapping[str, str] | None = None
+  config,
+  workdir,
+  notes: Mapping[str, str] | None = None,
+  evaluated: bool = True,
 ) -> dict[str, float]:
-  """Trains, evaluating on the way and at the end.
-
-  The end may come early, see `training.patience`.
+  """Trains up to `config.training.num_steps`, or continues to.
 
   Args:
-    config: a ConfigDict with all sections.
+    config: a ConfigDict with the sections `model, input, optimizer, training`,
+      and `evaluation` if the run is evaluated.
     workdir: directory of the run; made if missing.
-    notes: see `train`.
+    notes: texts by file name, kept in the workdir beside the config.
+    evaluated: whether to evaluate on the way and at the end.
 
   Returns:
-    The 24 numbers of the last evaluation; {} on all hosts but the first, or if
-    `evaluation.skip_first` leaves it out.
+    The 24 numbers of the last evaluation; {} without one, and on all hosts but
+    the first.
 
   Raises:
-    ValueError: an input is wrong, or the workdir holds another model.
+    UserError: an input is wrong, or the workdir holds another model.
     FileNotFoundError: the annotations file is missing.
     NonFiniteError: training diverged, also with other data.
-    Stopped: SIGTERM asked for it; the state is saved.
+    SaveError: the last step could not be saved.
+    Stopped: SIGTERM ended the run; the state is saved.
   """
-  checkpoint.check_workdir(workdir, config)
+  # Whatever can be checked is checked before anything is written.
+  training = override.make(TrainingOptions, config.training, 'training')
+  store.check_workdir(workdir, config)
   classes = data_checks.run_classes(config, workdir)
-  evaluator = Evaluator(config, workdir)
-  values = _train(config, workdir, evaluator, notes, classes)
-  if values is not None:
+  evaluator = Evaluator(config, workdir) if evaluated else None
+  check_options(training, evaluator and evaluator.options)
+  mesh = mesh_lib.config_mesh(config)
+  data_checks.check_batch_size('input', config.input.batch_size, mesh)
+  model = MaskRCNN.from_config(config.model)
+  profile = summary.Profile(workdir, training.profile)
+  done, num_steps = store.latest_step(workdir) or 0, training.num_steps
+  is_first_host = jax.process_index() == 0
+  if done >= num_steps:
+    if is_first_host:
+      print(f'{workdir} has {done} of {num_steps} steps: nothing to train.')
+    return _evaluate_end(evaluator, config, workdir)
+  if not done:
+    pretrained.check(training.pretrained, model)
+
+  # Restore the newest checkpoint, or make a state.
+  batch = next(_batches(config, _START))
+  data_checks.check_batch_classes(batch, model.num_classes)
+  init_key, key = jax.random.split(jax.random.key(training.seed))
+  create = functools.partial(
+    train_step.create_train_state, model, config.optimizer, batch, init_key
+  )
+  start = functools.partial(
+    _start, config, workdir, training, mesh, create, classes
+  )
+  restored, load_report = start()
+  state, step, position = restored.state, restored.step, restored.position
+  first_step = step
+  optimizer = train_step.make_optimizer(model, config.optimizer)
+  shard_state = mesh_lib.config_shard_state(config)
+  model = model_sharding.shard_model(model, mesh, shard_state)
+  store.check_can_save(workdir, state, training.keep_checkpoints)
+  store.claim_workdir(workdir, config, notes)
+
+  with (
+    charts.drawn_at_end(workdir, is_first_host),
+    store.CheckpointWriter(workdir, **training.kept()) as saver,
+    metrics.MetricWriter(workdir, num_steps, step, is_first_host) as writer,
+    summary.RunSummary(writer, training.log_file) as run_summary,
+    profile,
+    monitor_lib.Termination() as termination,
+    _watchdog(config) as watchdog,
+  ):
+    _announce(config, workdir, mesh, optimizer, restored, load_report, writer)
+    monitor = monitor_lib.Monitor(
+      training.max_bad_steps,
+      functools.partial(monitor_lib.find_nonfinite, model, key),
+      writer.say,
+    )
+    batches = _batches(config, position)
+    compiled, window, values, is_saved = {}, [], None, True
+    heartbeat = watchdog.heartbeat
+
+    # Make up for an evaluation that the process was killed before.
+    if _lacks_evaluation(evaluator, workdir, step):
+      with run_summary.paused(), termination.exiting_at_once():
+        values = evaluator(step, state.variables(), writer, heartbeat)
+    is_over = _stops_early(training, evaluator, workdir, step, writer)
+
+    while not is_over and step < num_steps:
+      # Read.
+      step += 1
+      heartbeat(f'step {step}: reading')
+      batch = next(batches)
+      data_checks.check_batch_classes(batch, model.num_classes)
+      position = dict(batches.position)
+      inputs = mesh_lib.put_batch(batch, mesh)
+
+      # Step.
+      heartbeat(f'step {step}: training')
+      canvas = batch['images'].shape[1:3]
+      if canvas not in compiled:
+        with run_summary.paused(), watchdog.paused():
+          compiled[canvas] = _compile(
+            model, optimizer, mesh, state, inputs, key, writer
+          )
+      profile.before(step - first_step)
+      state, step_metrics = compiled[canvas](state, inputs, key)
+      profile.after(step - first_step, step_metrics)
+      run_summary.add(
+        len(batch['valid']) * jax.process_count(),
+        functools.partial(jax.block_until_ready, step_metrics),
+      )
+      is_last = step == num_steps
+      stop = not is_last and termination.requested(step)
+      log = is_last or step % training.log_every_steps == 0
+      show = _is_due(step, training.summary_every_steps)
+      # The end is evaluated from its checkpoint.
+      evaluate_now = evaluator and evaluator.options.is_due(step)
+      evaluate_now = evaluate_now and not is_last
+      save = is_last or evaluate_now or stop
+      save = save or step % training.checkpoint_every_steps == 0
+
+      # Settle: what is logged, saved or evaluated must be known to be finite.
+      monitor.add(step, batch['image_ids'], inputs, step_metrics)
+      window += monitor.settle(state, lag=0 if log or show or save else _LAG)
+      if monitor.must_rewind():
+        saver.wait()
+        restored, _ = start()
+        state, step = restored.state, restored.step
+        monitor.rewind(step)
+        salt = restored.position['salt'] + 1
+        writer.say(
+          f'WARNING: going back to step {step}, and on with other data (salt '
+          f'{salt})'
+        )
+        batches = _batches(config, {**restored.position, 'salt': salt})
+        window, is_saved = [], True
+        continue
+
+      # Log.
+      writer.advance(step)
+      if show and step_metrics['finite']:
+        named = metric_names.tensorboard(step_metrics)
+        writer.board_scalars(step, {**named, **run_summary.habana_rates()})
+      if log and window:
+        skipped = {**batches.counts, 'steps': monitor.num_skipped}
+        run_summary.log(step, num_steps, metrics.means(window), skipped)
+        window = []
+
+      # Save, and try again before long after a full disk.
+      if save or (log and not is_saved):
+        is_saved = saver.save(
+          step, state, position, config, data_checks.saved_classes(classes)
+        )
+      if (is_last or stop) and not is_saved:
+        raise _disk_full(workdir, step)
+      if stop:
+        raise monitor_lib.Stopped(f'step {step}')
+
+      # Evaluate.
+      if evaluate_now:
+        with run_summary.paused(), termination.exiting_at_once():
+          values = evaluator(step, state.variables(), writer, heartbeat)
+        is_over = _stops_early(training, evaluator, workdir, step, writer)
+        if is_over and not is_saved:
+          raise _disk_full(workdir, step)
+  if is_over and values is not None:
     return values
-  step = checkpoint.latest_step(workdir)
-  if not evaluator.options.is_due(step, is_last=True):
-    return {}
-  variables, _ = checkpoint.restore(workdir)
-  return _evaluate(evaluator, workdir, step, variables, config)
+  return _evaluate_end(evaluator, config, workdir)
 
 
 def evaluate(
@@ -104,177 +232,122 @@ def evaluate(
     step: which checkpoint of the workdir, its number or `'best'`; the newest
       if None.
     source: a checkpoint to take in place of the workdir's: of another run, or
-      of a whole Mask R-CNN by TensorFlow.
+      of a whole Mask R-CNN by another program.
 
   Returns:
     The 24 numbers, `eval/AP` to `eval/mask_ARl`; {} on all hosts but the first.
 
   Raises:
     FileNotFoundError: the workdir holds no such checkpoint.
-    ValueError: an input is wrong, or the checkpoint is of another model.
+    UserError: an input is wrong, or the checkpoint is of another model or of
+      other classes.
   """
-  if source is not None:
+  path = workdir if source is None else source
+  if source is None:
+    store.check_workdir(workdir, config, step)
+    if store.latest_step(workdir) is None:
+      found = store.foreign_checkpoints(workdir)
+      hint = (
+        f' There is {found[-1]}: name it with --checkpoint.' if found else ''
+      )
+      raise FileNotFoundError(
+        f'{workdir} holds no checkpoint, so there is nothing to evaluate.{hint}'
+      )
+    step = store.step_of(workdir, step)
+  else:
     model = MaskRCNN.from_config(config.model)
     variables, step = pretrained.whole_model(source, model, config)
-    if checkpoint.is_checkpoint(source):
-      classes = data_checks.checkpoint_classes(source)
-      data_checks.check_validation_classes(config, classes, source)
-    evaluator = Evaluator(config, workdir)
-    return _evaluate(evaluator, workdir, step, variables, config)
-  checkpoint.check_workdir(workdir, config, step)
-  if step is None:
-    step = checkpoint.latest_step(workdir)
-  else:
-    step = checkpoint.step_of(workdir, step)
-  if step is None:
-    found = checkpoint.foreign_checkpoints(workdir)
-    hint = f' There is {found[-1]}: name it with --checkpoint.' if found else ''
-    raise FileNotFoundError(
-      f'{workdir} holds no checkpoint, so there is nothing to evaluate.{hint}'
-    )
-  classes = data_checks.checkpoint_classes(workdir, step)
-  data_checks.check_validation_classes(config, classes, workdir)
+  if store.is_checkpoint(path):
+    wanted = None if source else step
+    classes = data_checks.checkpoint_classes(path, wanted)
+    data_checks.check_validation_classes(config, classes, path)
   evaluator = Evaluator(config, workdir)
-  variables, _ = checkpoint.restore(workdir, step)
-  return _evaluate(evaluator, workdir, step, variables, config)
+  if source is None:
+    variables, _ = store.restore(workdir, step)
+  return _evaluate(evaluator, config, workdir, step, variables)
 
 
-def _evaluate(evaluator, workdir, step, variables, config) -> dict[str, float]:
+def _evaluate_end(evaluator, config, workdir) -> dict[str, float]:
+  """Evaluates the newest checkpoint if that is wanted at the end of a run."""
+  if evaluator is None:
+    return {}
+  step = store.latest_step(workdir)
+  if not evaluator.options.is_due(step, is_last=True):
+    return {}
+  variables, _ = store.restore(workdir)
+  return _evaluate(evaluator, config, workdir, step, variables)
+
+
+def _evaluate(evaluator, config, workdir, step, variables) -> dict[str, float]:
+  is_first_host = jax.process_index() == 0
   with (
-    metrics.MetricWriter(workdir, enabled=_is_first_host()) as writer,
-    _watchdog(config) as watch,
+    metrics.MetricWriter(workdir, enabled=is_first_host) as writer,
+    _watchdog(config) as watchdog,
   ):
-    return evaluations.look_at(
-      evaluator, workdir, step, variables, writer, watch.heartbeat
-    )
+    return evaluator(step, variables, writer, watchdog.heartbeat)
 
 
-def _watchdog(config) -> watchdog.Watchdog:
-  return watchdog.Watchdog(config.get('runtime', {}).get('watchdog_seconds', 0))
+def _watchdog(config) -> Watchdog:
+  return Watchdog(config.get('runtime', {}).get('watchdog_seconds', 0))
 
 
-def _train(
-  config, workdir, evaluator: Evaluator | None, notes, classes
-) -> dict[str, float] | None:
-  """Trains from the newest checkpoint on; leaves the last state as one.
-
-  Returns:
-    What `steps.run_steps` returns.
-  """
-  training = override.make(TrainingOptions, config.training, 'training')
-  num_steps = training.num_steps
-  evaluations.check(training, evaluator)
-  checkpoint.check_workdir(workdir, config)
-  mesh = sharding.config_mesh(config)
-  shard_state = sharding.config_shard_state(config)
-  model = MaskRCNN.from_config(config.model)
-  data_checks.check_batch_size('input', config.input.batch_size, mesh)
-  done = checkpoint.latest_step(workdir) or 0
-  if done >= num_steps:
-    if _is_first_host():
-      print(f'{workdir} has {done} of {num_steps} steps: nothing to train.')
-    return None
-  trace = tracing.Trace(workdir, training.profile)
-  if not done:
-    pretrained.check(training.pretrained, model)
-  # Read before anything is made, so that wrong data leave nothing behind.
-  first, *_ = next(steps.train_batches(config, _START, model.num_classes))
-  init_key, key = jax.random.split(jax.random.key(training.seed))
-  create = functools.partial(
-    step_lib.create_train_state, model, config.optimizer, first, init_key
+def _batches(config, position: Mapping[str, int]):
+  """This host's batches from a position on."""
+  return input_batches.train_batches(
+    **config.input,
+    start_examples=position['examples'],
+    salt=position['salt'],
+    host_index=jax.process_index(),
+    host_count=jax.process_count(),
   )
 
-  def resume():
-    """State, optimizer, finished steps, data position, what was loaded."""
-    fresh, optimizer = create()
-    places = sharding.state_shardings(fresh, mesh, shard_state)
-    state = sharding.put(fresh, places)
-    restored = checkpoint.restore_latest(workdir, state, config)
-    if restored:
-      return restored.state, optimizer, restored.step, restored.position, ''
-    if not training.pretrained:
-      return state, optimizer, 0, _START, ''
-    state, account = pretrained.start_from(
-      training.pretrained,
-      fresh,
-      finetuning.load_options(training, data_checks.names_of(classes)),
+
+def _start(
+  config, workdir, training, mesh, create, classes
+) -> tuple[store.Restored, str]:
+  """The newest checkpoint, or a fresh state and its load report."""
+  fresh, _ = create()
+  shardings = mesh_lib.state_shardings(
+    fresh, mesh, mesh_lib.config_shard_state(config)
+  )
+  state = mesh_lib.put(fresh, shardings)
+  restored = store.restore_latest(workdir, state, config)
+  if restored:
+    return restored, ''
+  names, load_report = data_checks.names_of(classes), ''
+  if training.pretrained:
+    state, load_report = pretrained.start_from(
+      training.pretrained, fresh, finetuning.load_options(training, names)
     )
-    state = sharding.put(train_state.restart_average(state), places)
-    return state, optimizer, 0, _START, account
-
-  state, optimizer, done, position, account = resume()
-  checkpoint.check_can_save(workdir, state, training.keep_checkpoints)
-  checkpoint.claim_workdir(workdir, config, notes)
-  with (
-    charts.drawn_at_end(workdir, _is_first_host()),
-    checkpoint.CheckpointWriter(workdir, **training.kept()) as saved,
-    metrics.MetricWriter(workdir, num_steps, done, _is_first_host()) as writer,
-    summary.RunSummary(writer, training.log_file) as account_of_run,
-    trace,
-    stopping.Termination() as stop,
-    _watchdog(config) as watch,
-  ):
-    run = steps.Run(
-      config=config,
-      workdir=workdir,
-      training=training,
-      mesh=mesh,
-      model=model_sharding.shard_model(model, mesh, shard_state),
-      optimizer=optimizer,
-      key=key,
-      evaluator=evaluator,
-      classes=data_checks.saved_classes(classes),
-      first_step=done,
-      compiled={},
-      saved=saved,
-      writer=writer,
-      summary=account_of_run,
-      trace=trace,
-      health=health.Health(training.max_bad_steps),
-      stop=stop,
-      watch=watch,
-    )
-    _say_start(run, state, account)
-    while True:
-      try:
-        return steps.run_steps(run, state, done, position)
-      except health.Rewind:
-        saved.wait()
-        state, _, done, position, _ = resume()
-        run.health.rewind(done)
-        position = {**position, 'salt': position['salt'] + 1}
-        writer.say(
-          f'WARNING: going back to step {done}, and on with other data (salt '
-          f'{position["salt"]})'
-        )
+    state = mesh_lib.put(train_state.restart_average(state), shardings)
+  return store.Restored(0, state, _START, names), load_report
 
 
-def _say_start(run: steps.Run, state, account: str) -> None:
-  """Tells what is about to be trained, and from what."""
-  writer, config, mesh = run.writer, run.config, run.mesh
-  kind = mesh.devices.flat[0].device_kind
+def _announce(
+  config, workdir, mesh, optimizer, restored, load_report, writer
+) -> None:
+  """Reports devices, size of the model, and what the run starts from."""
+  device = mesh.devices.flat[0].device_kind
   writer.say(
-    f'training on {mesh.size} {kind} with {config.input.batch_size} images a '
+    f'training on {mesh.size} {device} with {config.input.batch_size} images a '
     'step'
   )
+  state = restored.state
+  is_trainable = optimizer.trainable(state.params)
   sizes = jax.tree.map(lambda x: x.size, state.params)
-  learning = jax.tree.map(
-    lambda size, learns: size * learns,
-    sizes,
-    run.optimizer.trainable(state.params),
-  )
-  counts = [sum(jax.tree.leaves(tree)) for tree in (sizes, learning)]
+  trainable = jax.tree.map(lambda size, x: size * x, sizes, is_trainable)
   fixed = sum(x.size for x in jax.tree.leaves(state.batch_stats))
   writer.say(
-    f'{counts[0] + fixed:,} numbers in the model, {counts[1]:,} of them trained'
+    f'{sum(jax.tree.leaves(sizes)) + fixed:,} parameters, '
+    f'{sum(jax.tree.leaves(trainable)):,} trainable'
   )
-  if run.first_step:
-    writer.say(f'continuing from step {run.first_step} of {run.workdir}')
+  if restored.step:
+    writer.say(f'continuing from step {restored.step} of {workdir}')
   else:
-    writer.hyperparameters(_flat(config))
-  for line in account.splitlines():
+    writer.hyperparameters(config)
+  for line in load_report.splitlines():
     writer.say(line)
-  for path in checkpoint.foreign_checkpoints(run.workdir)[-1:]:
+  for path in store.foreign_checkpoints(workdir)[-1:]:
     writer.say(
       f'{path} is of a TensorFlow run: it is left alone and not continued. To '
       'start from its weights, name it in training.pretrained and take another '
@@ -282,16 +355,57 @@ def _say_start(run: steps.Run, state, account: str) -> None:
     )
 
 
-def _flat(section, prefix='') -> dict:
-  """`section.field` -> value of a config."""
-  values = {}
-  for name, value in section.items():
-    if isinstance(value, Mapping) or hasattr(value, 'items'):
-      values |= _flat(value, f'{prefix}{name}.')
-    else:
-      values[prefix + name] = value
-  return values
+def _lacks_evaluation(evaluator, workdir, step: int) -> bool:
+  """Whether a run was killed between the save of a step and its evaluation."""
+  if evaluator is None or not step or not evaluator.options.is_due(step):
+    return False
+  return bool(
+    collectives.broadcast(step not in scores.read(workdir, 'eval/AP'))
+  )
 
 
-def _is_first_host() -> bool:
-  return jax.process_index() == 0
+def _stops_early(training, evaluator, workdir, step: int, writer) -> bool:
+  """Whether the score no longer improves, as the first process finds."""
+  if evaluator is None or training.patience is None:
+    return False
+  reason = None
+  if jax.process_index() == 0:
+    reason = monitor_lib.reason_to_stop(
+      workdir,
+      step,
+      training.keep_best,
+      training.patience,
+      evaluator.options.is_due,
+    )
+  if reason:
+    writer.say(reason)
+  return bool(collectives.broadcast(reason is not None))
+
+
+def _compile(model, optimizer, mesh, state, inputs, key, writer):
+  """The training step for the shapes of the inputs; it donates the state."""
+  height, width = inputs['images'].shape[1:3]
+  writer.say(f'compiling the step for {height}x{width}, once per canvas')
+  start = time.monotonic()
+  shardings = jax.tree.map(lambda x: x.sharding, state)
+  step = train_step.jit_train_step(model, optimizer, mesh, shardings)
+  compiled = step.lower(state, inputs, key).compile()
+  # The compiler counts the operations of one device.
+  flops = (compiled.cost_analysis() or {}).get('flops', 0) * mesh.size
+  gflops = flops / len(inputs['images']) / 1e9
+  note = f', {gflops:.3g} GFLOP an image' if gflops > 0 else ''
+  writer.say(f'compiled in {time.monotonic() - start:.0f} s{note}')
+  collectives.barrier()
+  return compiled
+
+
+def _disk_full(workdir, step: int) -> store.SaveError:
+  return store.SaveError(
+    f'Step {step} could not be saved in {workdir}, whose disk is full. Free '
+    'some space and run the same command: it continues from the newest '
+    'checkpoint.'
+  )
+
+
+def _is_due(step: int, every_steps: int | None) -> bool:
+  return bool(every_steps) and step % every_steps == 0

@@ -1,15 +1,15 @@
-"""Metrics of a run: JSON lines, TensorBoard and a progress bar.
+"""Metric writer: JSON lines, TensorBoard and a progress bar.
 
 `WORKDIR/metrics.jsonl` has one object a line with `step` and the keys that
 TensorBoard shows (`train/mask`, `eval/AP`). A resumed run appends; where a step
-occurs twice, the later line holds.
+occurs twice, the later line counts.
 """
 
 import json
 import math
 import pathlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,12 @@ import tensorboardX
 import tqdm
 from tensorboardX import summary
 
-from maskrcnn_jax.errors import UserError
-
 
 class MetricWriter:
-  """Writes what a run reports; a context manager.
+  """Writes the metrics of a run; a context manager.
 
   Attributes:
-    enabled: whether anything is written or printed.
+    enabled: whether it writes and prints.
   """
 
   def __init__(
@@ -40,7 +38,7 @@ class MetricWriter:
       workdir: directory of the run; made if missing.
       num_steps: length of the progress bar; 0 for none.
       first_step: finished steps; TensorBoard hides later ones of a run that
-        was cut off.
+        was killed.
       enabled: False on all hosts but one; they neither write nor print.
     """
     self._file = self._board = self._bar = None
@@ -75,13 +73,13 @@ class MetricWriter:
       for name, value in values.items():
         self._board.add_scalar(name, value, int(step))
 
-  def hyperparameters(self, values: Mapping[str, Any]) -> None:
-    """Shows what was chosen for a run in TensorBoard's tab for that."""
+  def hyperparameters(self, config: Mapping[str, Any]) -> None:
+    """Shows a config in TensorBoard's tab for hyperparameters."""
     if self._board is None:
       return
     plain = {
       name: value if isinstance(value, bool | int | float) else str(value)
-      for name, value in values.items()
+      for name, value in _flat(config)
     }
     results = dict.fromkeys(('eval/AP', 'eval/mask_AP', 'train/total_loss'))
     for part in summary.hparams(plain, results):
@@ -105,7 +103,7 @@ class MetricWriter:
     rate: float,
     note: str = '',
   ) -> None:
-    """Metrics and images per second, the short form beside the bar.
+    """Shows metrics and speed as a line, or in short beside the bar.
 
     Args:
       step: finished.
@@ -168,13 +166,22 @@ def means(window: Sequence[Mapping[str, Any]]) -> dict[str, float]:
   The learning rate is that of the last step.
   """
   if not window:
-    raise UserError('window must hold the metrics of at least one step.')
+    raise ValueError('window must hold the metrics of at least one step.')
   names = window[0]
   steps = {k: [np.asarray(metrics[k]) for metrics in window] for k in names}
   result = {k: float(np.mean(values)) for k, values in steps.items()}
   if 'learning_rate' in steps:
     result['learning_rate'] = float(steps['learning_rate'][-1])
   return result
+
+
+def _flat(config, prefix='') -> Iterator[tuple[str, Any]]:
+  """`section.field` and value of a config."""
+  for name, value in config.items():
+    if hasattr(value, 'items'):
+      yield from _flat(value, f'{prefix}{name}.')
+    else:
+      yield prefix + name, value
 
 
 def _open_lines(path: pathlib.Path):

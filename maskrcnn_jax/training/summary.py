@@ -1,27 +1,30 @@
-"""How fast a run is, and the account that it closes with.
+"""Run summary: throughput of training and inference, and profiler traces.
 
-The first steps of a process wait for the input and fill caches, so that the
-throughput of a run leaves out `WARMUP_STEPS` of them.
+The first `WARMUP_STEPS` steps of a process wait for the input and fill caches,
+so they do not count in the throughput of a run.
 """
 
 import contextlib
 import datetime
 import json
+import logging
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
 
+import jax
 import numpy as np
 
-from maskrcnn_jax.habana import metric_names as seed_names
-from maskrcnn_jax.training import stopping
+from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.habana import metric_names
+from maskrcnn_jax.training import monitor
 
 WARMUP_STEPS = 100
 _LATENCY_PERCENTS = (50, 90, 95, 99, 100)
 
 
 class ImageRate:
-  """Images per second, without the time in which it was paused."""
+  """Images per second, without pauses."""
 
   def __init__(self, clock=time.monotonic):
     self._clock = clock
@@ -36,7 +39,7 @@ class ImageRate:
 
   @contextlib.contextmanager
   def paused(self):
-    """Leaves out the time spent in the context."""
+    """Does not count the time spent in the context."""
     start = self._clock()
     try:
       yield
@@ -50,16 +53,16 @@ class ImageRate:
     return rate
 
   def peek(self) -> float:
-    """The same, and goes on."""
+    """The same, without starting again."""
     seconds = self._clock() - self._start - self._paused
     return self._images / seconds if seconds > 0 else 0.0
 
 
 class RunSummary:
-  """Times a run; a context manager that reports how it ended.
+  """Times a run; a context manager that prints a summary at its end.
 
   Attributes:
-    values: metrics of the last steps that were logged.
+    values: metrics that were logged last.
   """
 
   def __init__(self, writer, log_file: str | None = None, clock=time.monotonic):
@@ -67,16 +70,16 @@ class RunSummary:
 
     Args:
       writer: `metrics.MetricWriter`.
-      log_file: of JSON lines, see `log`; None for none.
-      clock: seconds.
+      log_file: JSON lines, see `log`; None for none.
+      clock: returns seconds.
     """
     self._writer = writer
     self._log_file = log_file
     self._clock = clock
     self._start = clock()
-    # Since the last log, since the warm-up, and what `seed_rates` tells.
+    # Since the last log, since the warm-up, and for `habana_rates`.
     self._window, self._whole = ImageRate(clock), ImageRate(clock)
-    self._shown, self._shown_steps = ImageRate(clock), ImageRate(clock)
+    self._board, self._board_steps = ImageRate(clock), ImageRate(clock)
     self._steps = 0
     self.values = {}
 
@@ -85,33 +88,52 @@ class RunSummary:
 
     Args:
       num_images: of the step, over all hosts.
-      wait: called where the clock must not run ahead of the device.
+      wait: called where the clock must wait for the device.
     """
     self._steps += 1
-    for rate in (self._window, self._whole, self._shown):
+    for rate in (self._window, self._whole, self._board):
       rate.add(num_images)
-    self._shown_steps.add(1)
+    self._board_steps.add(1)
     if self._steps == WARMUP_STEPS:
       wait()
       self._whole.read()
 
   @contextlib.contextmanager
   def paused(self):
-    """Leaves out the time spent in the context."""
+    """Does not count the time spent in the context."""
     with contextlib.ExitStack() as stack:
-      for rate in (self._window, self._whole, self._shown, self._shown_steps):
+      for rate in (self._window, self._whole, self._board, self._board_steps):
         stack.enter_context(rate.paused())
       yield
 
-  def window_rate(self) -> float:
-    """Images per second since it was last asked; the device must be done."""
-    return self._window.read()
+  def log(
+    self,
+    step: int,
+    num_steps: int,
+    metrics: Mapping[str, float],
+    skipped: Mapping[str, int],
+  ) -> None:
+    """Writes and prints metrics of the steps since the last call.
 
-  def seed_rates(self) -> dict[str, float]:
-    """Speed since it was last asked under the seed's names in TensorBoard."""
+    Args:
+      step: finished; the device must be done with it.
+      num_steps: of the run.
+      metrics: means over the steps.
+      skipped: how many steps, images or objects were skipped so far, by kind.
+    """
+    rate = self._window.read()
+    self.values = metrics
+    named = {**metrics, 'images_per_second': rate}
+    named |= {f'skipped_{kind}': n for kind, n in skipped.items() if n}
+    self._writer.scalars(step, {f'train/{k}': v for k, v in named.items()})
+    note = '' if self.is_warm() else ' (warm-up)'
+    self._writer.show(step, num_steps, metrics, rate, note)
+
+  def habana_rates(self) -> dict[str, float]:
+    """Speed since the last call under Habana's names in TensorBoard."""
     return {
-      'global_step/sec': self._shown_steps.read(),
-      'examples/sec': self._shown.read(),
+      'global_step/sec': self._board_steps.read(),
+      'examples/sec': self._board.read(),
     }
 
   def is_warm(self) -> bool:
@@ -125,8 +147,8 @@ class RunSummary:
     rate = self._whole.peek()
     seconds = self._clock() - self._start
     status = 'SUCCESS' if kind is None else f'FAILURE, {kind.__name__}'
-    if isinstance(error, stopping.Stopped):
-      status = 'STOPPED by SIGTERM; the same command goes on from here'
+    if isinstance(error, monitor.Stopped):
+      status = 'STOPPED by SIGTERM; the same command continues from here'
     self._writer.print('\n'.join(self._lines(status, rate, seconds)))
     if self._writer.enabled:
       log(
@@ -136,14 +158,14 @@ class RunSummary:
           'Total processed steps': self._steps,
           'Total_processing_time': seconds,
         },
-        seed_names.logged(self.values),
+        metric_names.logged(self.values),
       )
 
   def _lines(self, status, rate, seconds):
     span = datetime.timedelta(seconds=round(seconds))
     note = f'without the first {WARMUP_STEPS} steps'
     if not self.is_warm():
-      note = f'warm-up: a run is measured from step {WARMUP_STEPS + 1} on'
+      note = f'warm-up: throughput is measured from step {WARMUP_STEPS + 1} on'
     yield f'Training ended with status: {status}'
     yield f'  steps       {self._steps} in {span} (hours:minutes:seconds)'
     yield f'  throughput  {rate:.4g} images/s ({note})'
@@ -154,15 +176,15 @@ class RunSummary:
 def inference_lines(
   seconds: Sequence[float], batch_size: int
 ) -> tuple[list[str], dict[str, float]]:
-  """Speed of an evaluation in words, and for the log.
+  """Speed of an evaluation, as text and for the log.
 
   Args:
     seconds: of every batch; the first one compiles.
     batch_size: images of a batch.
 
   Returns:
-    lines: for people.
-    logged: under the seed's names; -1 while the warm-up lasts, as there.
+    Lines of text; numbers under Habana's names, -1 during the warm-up as
+    there.
   """
   logged = {
     'avg_inference_throughput': -1.0,
@@ -178,7 +200,7 @@ def inference_lines(
       _LATENCY_PERCENTS, np.percentile(steady, _LATENCY_PERCENTS)
     )
   )
-  # The seed leaves out the first hundred and the last, which it does not fill.
+  # Habana skips the first hundred, and the last, which is not full.
   after = np.asarray(seconds[WARMUP_STEPS:-1])
   if after.size:
     logged['avg_inference_throughput'] = float(np.mean(batch_size / after))
@@ -190,11 +212,11 @@ def inference_lines(
 
 
 def log(path: str | None, *entries: Mapping[str, float]) -> None:
-  """Appends entries to a file of JSON lines, in the form of dllogger.
+  """Appends entries to a file of JSON lines in the format of dllogger.
 
   Args:
     path: of the file; its folder is made if missing; None does nothing.
-    *entries: values by name; empty ones are left out.
+    *entries: values by name; empty ones are skipped.
   """
   if path is None:
     return
@@ -213,3 +235,56 @@ def log(path: str | None, *entries: Mapping[str, float]) -> None:
         'data': dict(entry),
       }
       file.write(json.dumps(line) + '\n')
+
+
+class Profile:
+  """Profiler trace of some steps for TensorBoard (xprof); a context manager."""
+
+  def __init__(self, workdir, steps: Sequence[int] | None):
+    """Prepares a trace.
+
+    Args:
+      workdir: `plugins/profile/TIME` is made in it.
+      steps: first and last step, counted from 1 in this process; None traces
+        nothing.
+
+    Raises:
+      UserError: the steps are not two numbers in order.
+    """
+    steps = tuple(steps or ())
+    if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
+      raise UserError(
+        'training.profile must be the first and the last step to trace, '
+        f'counted from 1, got {steps}.',
+        argument='training.profile',
+        given=steps,
+      )
+    self._workdir = str(workdir)
+    self._first, self._last = steps or (0, 0)
+    self._is_open = False
+
+  def before(self, step: int) -> None:
+    """Starts the trace before its first step."""
+    if step == self._first:
+      jax.profiler.start_trace(self._workdir)
+      self._is_open = True
+
+  def after(self, step: int, values) -> None:
+    """Ends the trace after its last step, once the device has done it."""
+    if self._is_open and step >= self._last:
+      jax.block_until_ready(values)
+      self._close()
+
+  def _close(self):
+    jax.profiler.stop_trace()
+    self._is_open = False
+    logging.info(
+      'profile written; view it with tensorboard --logdir %s', self._workdir
+    )
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *unused_error):
+    if self._is_open:
+      self._close()

@@ -1,9 +1,9 @@
-"""The terms of the training loss on the evaluation set.
+"""Validation losses: the terms of the training loss on the evaluation set.
 
-Every image counts as a batch of its own, and draws its anchors and RoIs by its
-id. So the means over the images depend neither on the batch size nor on how
-many devices and processes share the work, and differ between two evaluations by
-what was learnt alone. Nothing is updated; batch norm takes what it has stored.
+Every image counts as a batch of its own, and samples its anchors and RoIs by
+its id. So the means over the images depend neither on the batch size nor on how
+many devices and processes share the work, and two evaluations differ only by
+the parameters. Nothing is updated; batch norm takes what it has stored.
 """
 
 import dataclasses
@@ -35,26 +35,29 @@ class ValidationLosses:
     """
     self._mesh = mesh
     self._num_classes = model.num_classes
-    everywhere = sharding.replicated(mesh)
+    replicated = sharding.replicated(mesh)
     self._losses = jax.jit(
       functools.partial(image_losses, model),
       in_shardings=(
-        everywhere,
+        replicated,
         sharding.input_shardings(mesh),
         sharding.batch_sharding(mesh),
       ),
-      out_shardings=everywhere,
+      out_shardings=replicated,
     )
 
   def __call__(
-    self, variables, batches: Iterable[Mapping], feed: Callable[[int], None]
+    self,
+    variables,
+    batches: Iterable[Mapping],
+    heartbeat: Callable[[int], None],
   ) -> dict[str, float]:
     """Means over the images, the same on all hosts; {} without an image.
 
     Args:
       variables: of the model, whole on every device.
       batches: this host's, of `eval_batches` with instances.
-      feed: is told the number of every batch, from 1.
+      heartbeat: takes the number of every batch, from 1.
 
     Returns:
       The keys `scores.LOSSES`: the five terms, and their sum.
@@ -64,7 +67,7 @@ class ValidationLosses:
     """
     found, previous = {term: [] for term in scores.TERMS}, None
     for number, batch in enumerate(batches, start=1):
-      feed(number)
+      heartbeat(number)
       data_checks.check_batch_classes(batch, self._num_classes)
       losses = self._losses(
         variables,
@@ -98,7 +101,7 @@ def image_losses(
     model: to evaluate.
     variables: of the model.
     batch: `images`, `image_sizes`, `instances` and `valid`.
-    seeds: `[batch]` uint32, draw the anchors and RoIs of each image.
+    seeds: `[batch]` uint32, for the samples of anchors and RoIs of each image.
 
   Returns:
     `[batch]` float32 by term, and `valid` as it was given.

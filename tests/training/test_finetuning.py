@@ -15,7 +15,8 @@ from maskrcnn_jax.checkpoints import store
 from maskrcnn_jax.datasets import records
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.training import finetuning, pretrained, steps, train_step
+from maskrcnn_jax.training import finetuning, pretrained, train_step
+from maskrcnn_jax.training.options import TrainingOptions
 from maskrcnn_jax.weights import (
   coco_classes,
   load_report,
@@ -184,7 +185,7 @@ def test_records_without_objects_have_no_classes(source, tmp_path):
 
 
 def options(source, finetune=True):
-  return steps.TrainingOptions(1, pretrained=source, finetune=finetune)
+  return TrainingOptions(1, pretrained=source, finetune=finetune)
 
 
 def test_predictors_are_kept_for_the_same_classes_only(workdir, source):

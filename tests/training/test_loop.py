@@ -1,4 +1,4 @@
-"""The loop: a run end to end, resume, what stops it, what it leaves alone."""
+"""Training loop: a run end to end, resume, bad steps, SIGTERM, bad options."""
 
 import copy
 import json
@@ -13,11 +13,11 @@ from PIL import Image
 
 from maskrcnn_jax.checkpoints import store as checkpoint
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.evaluation import scoring
+from maskrcnn_jax.evaluation import scores, scoring
 from maskrcnn_jax.input_pipeline import batches as input_batches
-from maskrcnn_jax.training import evaluator, health, loop, stopping
+from maskrcnn_jax.training import evaluator, loop, monitor
 
-LOSSES = ('rpn_objectness', 'rpn_box', 'class', 'box', 'mask')
+METRIC = 'eval/mask_AP'
 
 
 pytestmark = pytest.mark.usefixtures('fast_compilation')
@@ -54,11 +54,11 @@ def test_a_run_reports_every_term(run):
   workdir, _ = run
   reported = lines(workdir, 'train/total_loss')
   assert sorted(reported) == [1, 2, 3, 4]
-  names = (*LOSSES, 'l2_loss', 'learning_rate', 'gradient_norm')
+  names = (*scores.TERMS, 'l2_loss', 'learning_rate', 'gradient_norm')
   for line in reported.values():
     assert all(np.isfinite(line[f'train/{name}']) for name in names)
     assert line['train/images_per_second'] > 0
-    total = sum(line[f'train/{name}'] for name in (*LOSSES, 'l2_loss'))
+    total = sum(line[f'train/{name}'] for name in (*scores.TERMS, 'l2_loss'))
     np.testing.assert_allclose(line['train/total_loss'], total, rtol=1e-5)
 
 
@@ -115,7 +115,7 @@ def test_a_finished_run_is_not_trained_again(run, config, capsys):
   workdir, _ = run
   before = sorted(p for p in workdir.rglob('*'))
   loop.train(config, workdir)
-  assert '4 of 4 steps: nothing to train' in capsys.readouterr().out
+  assert '4 of 4 steps' in capsys.readouterr().out
   assert sorted(p for p in workdir.rglob('*')) == before
 
 
@@ -147,8 +147,9 @@ def test_evaluation_in_processes_finds_the_same(run, config, scorer, capsys):
 
 
 def test_evaluation_needs_a_checkpoint(config, tmp_path):
-  with pytest.raises(FileNotFoundError, match='holds no checkpoint'):
+  with pytest.raises(FileNotFoundError) as error:
     loop.evaluate(config, tmp_path)
+  assert str(tmp_path) in str(error.value)
   assert not any(tmp_path.iterdir())
 
 
@@ -212,10 +213,10 @@ def test_a_step_that_is_not_finite_is_skipped_and_named(
     if line.startswith('WARNING: step')
   )
   ids = [1000 + i for i in range(config.input.batch_size)]
-  assert line.startswith('WARNING: step 3: loss term ')
+  assert line.startswith('WARNING: step 3: ')
   assert 'rpn_box is nan' in line
-  assert f'images {ids}. The update was skipped, 1 in a row' in line
-  assert line.endswith('First tensor that is not finite: images[0]')
+  assert str(ids) in line and '1 in a row' in line
+  assert line.endswith(' images[0]')
   reported = lines(tmp_path, 'train/total_loss')
   # The step counts, though its metrics are of no use.
   assert sorted(reported) == [1, 2, 4]
@@ -233,9 +234,9 @@ def test_bad_steps_in_a_row_rewind_to_the_last_checkpoint_and_other_data(
   config.training.max_bad_steps = 3
   loop.train(with_steps(config, 8), tmp_path)
   error = capsys.readouterr().err
-  assert error.count('The update was skipped') == 3
+  assert error.count('WARNING: step ') == 3
   # Checkpoints are written every two steps: the newest one is of step 4.
-  assert 'going back to step 4, and on with other data (salt 1)' in error
+  assert 'to step 4' in error and '(salt 1)' in error
   assert salts == [0, 0, 1]
   assert checkpoint.latest_step(tmp_path) == 8
   assert checkpoint.read_position(tmp_path)['salt'] == 1
@@ -251,13 +252,13 @@ def test_what_goes_wrong_with_other_data_too_stops_the_run(
   poison(monkeypatch, lambda step, salt: step >= 2)
   config.training.max_bad_steps = 2
   config.training.log_every_steps = 100
-  with pytest.raises(health.NonFiniteError) as error:
+  with pytest.raises(monitor.NonFiniteError) as error:
     loop.train(with_steps(config, 9), tmp_path)
+  assert error.value.item == 2
   message = str(error.value)
-  assert message.startswith('2 steps in a row were not finite, and so were')
-  assert 'step 3: loss term ' in message and 'step 4: loss term' in message
+  assert 'step 3: ' in message and 'step 4: ' in message
   assert str([1000 + i for i in range(size)]) in message
-  assert 'status: FAILURE, NonFiniteError' in capsys.readouterr().out
+  assert 'FAILURE, NonFiniteError' in capsys.readouterr().out
   assert checkpoint.latest_step(tmp_path) == 2
   variables, _ = checkpoint.restore(tmp_path)
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(variables))
@@ -271,7 +272,7 @@ def test_without_a_checkpoint_a_run_starts_anew_with_other_data(
   poison(monkeypatch, lambda step, salt: salt == 0)
   config.training.max_bad_steps = 1
   loop.train(with_steps(config, 2), tmp_path)
-  assert 'going back to step 0' in capsys.readouterr().err
+  assert 'to step 0' in capsys.readouterr().err
   position = checkpoint.read_position(tmp_path)
   assert position == {'examples': 2 * config.input.batch_size, 'salt': 1}
 
@@ -298,12 +299,12 @@ def test_termination_saves_and_the_same_command_goes_on(
   before = signal.getsignal(signal.SIGTERM)
   monkeypatch.setattr(input_batches, 'train_batches', terminating)
   config.training.checkpoint_every_steps = 100
-  with pytest.raises(stopping.Stopped) as stopped:
+  with pytest.raises(monitor.Stopped) as stopped:
     loop.train(config, tmp_path)
   assert stopped.value.code == 0
   assert signal.getsignal(signal.SIGTERM) == before
   shown = capsys.readouterr().out
-  assert 'STOPPED by SIGTERM; the same command goes on from here' in shown
+  assert 'STOPPED by SIGTERM' in shown
   assert checkpoint.latest_step(tmp_path) == 3
   monkeypatch.undo()
   loop.train(config, tmp_path)
@@ -318,14 +319,14 @@ def test_termination_during_an_evaluation_ends_at_once(
   config.evaluation.every_steps = 3
   config.training.checkpoint_every_steps = 100
 
-  def evaluator_that_is_terminated(self, step, variables, writer, feed):
+  def evaluator_that_is_terminated(self, step, variables, writer, heartbeat):
     signal.raise_signal(signal.SIGTERM)
     raise AssertionError('It went on.')
 
   monkeypatch.setattr(
     evaluator.Evaluator, '__call__', evaluator_that_is_terminated
   )
-  with pytest.raises(stopping.Stopped):
+  with pytest.raises(monitor.Stopped):
     loop.train_and_evaluate(config, tmp_path)
   assert checkpoint.latest_step(tmp_path) == 3  # What is evaluated is saved.
 
@@ -336,38 +337,87 @@ def test_a_run_compiles_once_per_canvas(config, tmp_path, capsys):
   config.training.log_every_steps = 100
   loop.train(with_steps(config, 6), tmp_path)
   errors = capsys.readouterr().err
-  assert errors.count('compiling the step for 64x32') == 1
-  assert errors.count('compiling the step for 32x64') == 1
+  assert errors.count(' 64x32') == errors.count(' 32x64') == 1
 
 
 @pytest.mark.parametrize(
-  'section, field, value, error',
+  'section, field, value, argument',
   [
-    ('input', 'file_pattern', 'none/*.tfrecord', 'none'),
-    ('input', 'batch_size', 0, r'input\.batch_size.*got 0'),
-    ('evaluation', 'file_pattern', 'none/*.tfrecord', 'none'),
-    ('evaluation', 'annotations_file', 'none.json', r'none\.json'),
-    ('evaluation', 'batch_size', 0, r'evaluation\.batch_size.*got 0'),
-    ('evaluation', 'scorer', 'coco', r"scorer must be .*, got 'coco'"),
-    ('evaluation', 'num_processes', -1, r'evaluation\.num_processes.*got -1'),
-    ('training', 'num_steps', 0, r'training\.num_steps.*got 0'),
-    ('model', 'num_classes', 2, r'category id 2.*ids may be 1 to 1'),
+    ('input', 'batch_size', 0, None),
+    ('evaluation', 'batch_size', 0, None),
+    ('evaluation', 'num_processes', -1, None),
+    ('evaluation', 'max_images', 0, None),
+    ('evaluation', 'max_detections', 10, None),
+    ('training', 'num_steps', 0, None),
+    ('training', 'profile', (2,), None),
+    ('model', 'num_classes', 2, None),
+    ('training', 'patience', 0, None),
+    ('training', 'keep_best', 'eval/AP60', None),
+    ('training', 'patience', 2, 'training.keep_best'),
   ],
 )
-def test_bad_input_is_found_before_the_first_step(
-  config, tmp_path, section, field, value, error
+def test_a_bad_option_is_found_before_the_first_step(
+  config, tmp_path, section, field, value, argument
 ):
-  config[section][field] = value
-  with pytest.raises((ValueError, FileNotFoundError), match=error):
+  with config.unlocked():
+    config[section][field] = value
+  with pytest.raises(UserError) as error:
     loop.train_and_evaluate(config, tmp_path / 'run')
+  assert error.value.argument == (argument or f'{section}.{field}')
+  if argument is None:
+    assert error.value.given == value
   assert not (tmp_path / 'run').exists()
 
 
-def test_a_misspelt_field_is_named(config, tmp_path):
+@pytest.mark.parametrize(
+  'changes, argument',
+  [
+    ({'keep_best': METRIC, 'patience': 2}, 'evaluation.every_steps'),
+    ({'keep_best': scores.LOSS}, 'evaluation.losses'),
+  ],
+)
+def test_contradictions_of_options_are_found_before_the_first_step(
+  config, tmp_path, changes, argument
+):
   with config.unlocked():
-    config.training.keep_checkpoint = 2
-  with pytest.raises(UserError, match='keep_checkpoint'):
+    config.training.update(changes)
+  if 'patience' not in changes:
+    config.evaluation.every_steps = 2
+  with pytest.raises(UserError) as error:
+    loop.train_and_evaluate(config, tmp_path / 'run')
+  assert error.value.argument == argument
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+  'section, field, value',
+  [
+    ('input', 'file_pattern', 'none/*.tfrecord'),
+    ('evaluation', 'file_pattern', 'none/*.tfrecord'),
+    ('evaluation', 'annotations_file', 'none.json'),
+    ('evaluation', 'scorer', 'coco'),
+  ],
+)
+def test_a_bad_input_is_named_before_the_first_step(
+  config, tmp_path, section, field, value
+):
+  config[section][field] = value
+  with pytest.raises((UserError, FileNotFoundError)) as error:
+    loop.train_and_evaluate(config, tmp_path / 'run')
+  assert value in str(error.value)
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+  'field, meant', [('num_step', 'num_steps'), ('keep_checkpoint', None)]
+)
+def test_a_misspelt_field_is_named(config, tmp_path, field, meant):
+  with config.unlocked():
+    config.training[field] = 2
+  with pytest.raises(UserError) as error:
     loop.train(config, tmp_path)
+  assert error.value.argument == f'training.{field}'
+  assert meant is None or f'{meant!r}' in str(error.value)
 
 
 def test_images_without_annotations_are_named(config, tmp_path):
@@ -378,18 +428,17 @@ def test_images_without_annotations_are_named(config, tmp_path):
   path = tmp_path / 'truth.json'
   path.write_text(json.dumps(truth))
   config.evaluation.annotations_file = str(path)
-  with pytest.raises(ValueError, match=r'2 images that are not in .*\[8, 9\]'):
+  with pytest.raises(UserError) as error:
     loop.train_and_evaluate(config, tmp_path / 'run')
+  assert error.value.path == str(path)
+  assert error.value.item == 8
+  assert '[8, 9]' in str(error.value)
 
 
 def test_a_class_that_the_model_lacks_names_the_image(config, tmp_path):
   config.model.num_classes = 2
-  with pytest.raises(ValueError, match=r'Image 8 has class 2'):
+  with pytest.raises(UserError) as error:
     loop.train(config, tmp_path)
-
-
-def test_misspelt_field_of_a_section_says_what_was_meant(config, tmp_path):
-  with config.unlocked():
-    config.training.num_step = 3
-  with pytest.raises(UserError, match=r"training has no .*'num_steps'"):
-    loop.train(config, tmp_path)
+  assert error.value.argument == 'model.num_classes'
+  assert error.value.item == 8
+  assert (error.value.given, error.value.wanted) == (2, 3)

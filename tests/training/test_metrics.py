@@ -1,4 +1,4 @@
-"""Metrics: lines that parse, rates without compilation, means of a window."""
+"""Metric writer: lines that parse, TensorBoard, the bar, means of a window."""
 
 import json
 
@@ -31,7 +31,7 @@ def test_one_object_a_line(tmp_path):
   ]
 
 
-def test_a_resumed_run_appends_after_a_torn_line(tmp_path):
+def test_a_resumed_run_appends_after_a_truncated_line(tmp_path):
   (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n{"step": 2, "tra')
   with metrics.MetricWriter(tmp_path, num_steps=4, first_step=1) as writer:
     writer.scalars(2, {'train/mask': 0.5})
@@ -46,7 +46,7 @@ def test_other_hosts_write_nothing(tmp_path, capsys):
     writer.advance(1)
     writer.show(1, 4, VALUES, rate=1.0)
     writer.board_scalars(1, {'loss': 1.0})
-    writer.hyperparameters({'model.dtype': 'float32'})
+    writer.hyperparameters({'model': {'dtype': 'float32'}})
     writer.print('text')
     assert list(writer.progress([1, 2])) == [1, 2]
     writer.flush()
@@ -69,9 +69,11 @@ def test_tensorboard_gets_scalars_and_pictures(tmp_path):
   assert b'eval/image' in events
 
 
-def test_tensorboard_gets_what_was_chosen(tmp_path):
+def test_tensorboard_gets_the_config(tmp_path):
   with metrics.MetricWriter(tmp_path) as writer:
-    writer.hyperparameters({'model.dtype': 'bfloat16', 'input.cache': None})
+    writer.hyperparameters(
+      {'model': {'dtype': 'bfloat16'}, 'input': {'cache': None}}
+    )
     writer.board_scalars(3, {'train/mask_loss': 0.5})
   events = b''.join(p.read_bytes() for p in tmp_path.glob('events.out.*'))
   for word in (b'_hparams_', b'model.dtype', b'bfloat16', b'train/mask_loss'):
@@ -105,5 +107,5 @@ def test_means_over_a_window():
     {'mask': jnp.float32(2.0), 'learning_rate': jnp.float32(0.25)},
   ]
   assert metrics.means(window) == {'mask': 1.5, 'learning_rate': 0.25}
-  with pytest.raises(ValueError, match='at least one step'):
+  with pytest.raises(ValueError, match='window'):
     metrics.means([])

@@ -1,4 +1,4 @@
-"""Losses on the evaluation set: of each image as of a batch of its own."""
+"""Validation losses: each image as a batch of its own."""
 
 import dataclasses
 
@@ -10,6 +10,7 @@ import tiny_model
 from eight_devices import run_on_eight
 
 from maskrcnn_jax.distributed import mesh as sharding
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.evaluation import scores
 from maskrcnn_jax.training import train_step, validation_losses
 
@@ -104,8 +105,10 @@ def test_a_class_that_the_model_lacks_is_named(sampled):
   losses = validation_losses.ValidationLosses(model, sharding.make_mesh(1))
   instances = {**batch['instances'], 'classes': np.full((3, 4), 9, np.int32)}
   wrong = {**batch, 'instances': instances, 'image_ids': np.arange(5, 8)}
-  with pytest.raises(ValueError, match='Image 5 has class 9'):
+  with pytest.raises(UserError) as error:
     losses(variables, [wrong], print)
+  assert error.value.argument == 'model.num_classes'
+  assert (error.value.item, error.value.wanted) == (5, 10)
 
 
 @pytest.mark.slow
@@ -156,7 +159,7 @@ for batch_size, runtime in (
   config.runtime = runtime
   evaluate = evaluator.Evaluator(config, folder)
   with metrics.MetricWriter(folder, enabled=False) as writer:
-    found = evaluate._find_losses(0, variables, writer, lambda _: None)
+    found = evaluate._validation_losses(0, variables, writer, lambda _: None)
   print(json.dumps(found), file=sys.stderr)
   if batch_size == 1:
     expected = found
