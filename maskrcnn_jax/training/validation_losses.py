@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from maskrcnn_jax.distributed import mesh as sharding
+from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.evaluation import scores
 from maskrcnn_jax.models import targets as targets_lib
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN, TrainOutputs
@@ -24,7 +24,7 @@ from maskrcnn_jax.training import data_checks, train_step
 
 
 class ValidationLosses:
-  """Computes them; keeps the compiled program between the calls."""
+  """Computes validation losses; keeps the compiled program between calls."""
 
   def __init__(self, model: MaskRCNN, mesh):
     """Compiles nothing yet.
@@ -35,13 +35,13 @@ class ValidationLosses:
     """
     self._mesh = mesh
     self._num_classes = model.num_classes
-    replicated = sharding.replicated(mesh)
+    replicated = mesh_lib.replicated(mesh)
     self._losses = jax.jit(
       functools.partial(image_losses, model),
       in_shardings=(
         replicated,
-        sharding.input_shardings(mesh),
-        sharding.batch_sharding(mesh),
+        mesh_lib.input_shardings(mesh),
+        mesh_lib.batch_sharding(mesh),
       ),
       out_shardings=replicated,
     )
@@ -71,8 +71,8 @@ class ValidationLosses:
       data_checks.check_batch_classes(batch, self._num_classes)
       losses = self._losses(
         variables,
-        sharding.put_batch(batch, self._mesh),
-        sharding.put_rows(_seeds(batch['image_ids']), self._mesh),
+        mesh_lib.put_batch(batch, self._mesh),
+        mesh_lib.put_rows(_seeds(batch['image_ids']), self._mesh),
       )
       # The device has work while the values before are fetched.
       _add(found, previous)

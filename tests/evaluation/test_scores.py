@@ -1,4 +1,4 @@
-"""Scores of a run: what is read of them, and which is the best."""
+"""Scores of a run: reading them, and the best step."""
 
 import json
 

@@ -1,8 +1,7 @@
-"""What it takes to repeat the `11_model` recordings.
+"""Recorded models (`11_model`): weights, inputs, and outputs by variant.
 
-Of a recorded model there is a manifest of its weights, the inputs, and per
-variant what came out. What was drawn at random there, sampled anchors and RoIs,
-is injected.
+A recording has a manifest of the weights, the inputs, and the outputs of each
+variant. Anchors and RoIs that were sampled at random in it are injected.
 """
 
 import dataclasses
@@ -27,7 +26,7 @@ from maskrcnn_jax.training import train_step as train_step_lib
 CONFIGS = {'hb': 'coco:habana_1x', 'nv': 'coco:nvidia_1x'}
 MANIFESTS = golden_files.files('11_model_*_manifest.npz')
 CASES = [(path, variant) for path in MANIFESTS for variant in CONFIGS]
-# Names of the losses there.
+# Names of the losses in the recordings.
 LOSSES = {
   'rpn_objectness': 'rpn_score_loss',
   'rpn_box': 'rpn_box_loss',
@@ -81,7 +80,7 @@ class Case:
 
 @flax.struct.dataclass
 class TrainInputs:
-  """What the training losses are made of.
+  """Inputs of the training losses.
 
   Attributes:
     images: `[batch, height, width, 3]`, not normalised.
@@ -136,7 +135,7 @@ def make_model(variant):
   config = load_config(CONFIGS[variant])
   model = MaskRCNN.from_config(config.model)
   if variant == 'nv':
-    # There all anchors of a level go through NMS. The config cuts them, for
+    # NVIDIA passes all anchors of a level to NMS. The config cuts them, for
     # memory; on this canvas all fit.
     model = model.clone(
       train_proposals=dataclasses.replace(
@@ -166,7 +165,7 @@ def make_instances(inputs):
 
 
 def make_rois(recorded):
-  """Recorded RoIs with foreground first, and where each of them was."""
+  """Recorded RoIs with foreground first, and the order that sorts them."""
   order = np.argsort(recorded['s_class_targets'] <= 0, axis=1, kind='stable')
 
   def reorder(name):
@@ -198,7 +197,7 @@ def make_rpn_targets(inputs, anchors):
 
 
 def make_train_inputs(case):
-  """What the recorded losses were made of."""
+  """Inputs of the recorded losses."""
   rois, _ = make_rois(case.files['train'])
   return TrainInputs(
     images=case.pixels,
@@ -214,7 +213,7 @@ def make_train_inputs(case):
 def training_losses(
   model: MaskRCNN, variables: dict[str, Any], inputs: TrainInputs
 ) -> tuple[dict[str, jax.Array], TrainOutputs]:
-  """Losses by name, and the outputs they are made of."""
+  """Losses by name, and the outputs of the model."""
   outputs = model.apply(
     variables,
     inputs.images,

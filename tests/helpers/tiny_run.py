@@ -1,4 +1,4 @@
-"""A data set and a config of a run as small as they can be."""
+"""A tiny data set and the config of a tiny run."""
 
 import json
 
@@ -14,7 +14,7 @@ SIZES = ((48, 64), (64, 40), (32, 32))
 
 
 def write_dataset(folder, num_images=3):
-  """Images with 1, 2 and 0 objects: record pattern and COCO json."""
+  """Writes images with 1, 2, 0 objects; returns record pattern, COCO json."""
   images, annotations, contents = [], [], []
   for index in range(num_images):
     size = SIZES[index % len(SIZES)]
@@ -50,7 +50,7 @@ def write_dataset(folder, num_images=3):
 
 
 def make_config(pattern, annotations_file):
-  """A model and a run as small as they can be."""
+  """The config of a tiny model and run."""
   devices = jax.device_count()
   proposals = {'pre_nms_top_k': 16, 'post_nms_top_k': 8}
   return ml_collections.ConfigDict(

@@ -1,4 +1,4 @@
-"""What tests of whole runs share: a data set, and programs compiled once."""
+"""Fixtures of whole runs: a data set, and programs compiled once."""
 
 import jax
 import pytest

@@ -1,7 +1,7 @@
-"""Three steps of the seed's recipe from imported weights, again in NumPy.
+"""Three steps of Habana's recipe from imported weights, repeated in NumPy.
 
-Gradients of the five losses are taken from JAX. What becomes of them is done
-twice: weight decay, doubled gradients of biases, momentum, the learning rate.
+Gradients of the five losses are taken from JAX. The update is computed twice:
+weight decay, doubled gradients of biases, momentum, the learning rate.
 """
 
 import jax
@@ -20,7 +20,7 @@ from maskrcnn_jax.weights import tensorflow as tensorflow_lib
 
 WIDTH = 8
 FROZEN = ('backbone/stem/', 'backbone/stage2/')
-# The seed's numbers.
+# Habana's numbers.
 DECAY = 1e-4
 MOMENTUM = 0.9
 
