@@ -74,6 +74,33 @@ def test_a_good_step_ends_the_row_and_progress_allows_another_rewind():
   watch.rewind(40)  # A later checkpoint: the run got on.
 
 
+def test_settled_steps_are_warned_of_and_end_at_a_rewind():
+  lines, located = [], []
+
+  def find(state, step, inputs):
+    located.append((state, step, inputs))
+    return 'images[0]'
+
+  watch = monitor.Monitor(2, find, lines.append)
+  ids = np.array([7, 8])
+  for step, finite in enumerate([True, False, True, False, False, True], 1):
+    loss = float(step) if finite else np.nan
+    metrics = values(loss, finite=np.array(finite))
+    watch.add(step, ids, f'inputs {step}', metrics)
+  assert watch.settle('a', lag=6) == []
+  (first,) = watch.settle('b', lag=4)
+  assert first == values(1.0)  # Without the flag.
+  assert located == [('b', 2, 'inputs 2')]
+  assert lines[0].startswith('WARNING: step 2: total_loss is nan')
+  assert '[7, 8]' in lines[0] and lines[0].endswith('images[0]')
+  # Step 6 is left where it is, as the run goes back.
+  assert watch.settle('c', lag=0) == [values(3.0)]
+  assert watch.must_rewind() and watch.num_skipped == 3
+  assert located[1:] == [('c', 4, 'inputs 4')]  # Not for a second in a row.
+  watch.rewind(0)
+  assert watch.settle('d', lag=0) == []
+
+
 def write_scores(folder, scores, name='eval/mask_AP', end='{"step": 9, "ev'):
   """Metrics of a run that was killed while it wrote a line."""
   lines = [json.dumps({'step': step, name: ap}) for step, ap in scores.items()]
