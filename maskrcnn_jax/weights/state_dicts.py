@@ -182,8 +182,8 @@ def infer_model(
       'box_channels': width('box_head/fc6'),
       'mask_channels': width('mask_head/deconv', axis=1),
     }
-  told = [f'model.{k}={v}' for k, v in sizes.items() if v is not None]
-  return InferredModel(form.config, [*form.overrides, *told], classes)
+  overrides = [f'model.{k}={v}' for k, v in sizes.items() if v is not None]
+  return InferredModel(form.config, [*form.overrides, *overrides], classes)
 
 
 def norm_kind(names: Collection[str], scope: str) -> str:
