@@ -24,7 +24,7 @@ ALLOWED = {
   'maskrcnn_jax/datasets': 'numpy pycocotools PIL tqdm yaml .tables',
   'maskrcnn_jax/datasets/records': 'numpy tensorflow',
   'maskrcnn_jax/datasets/tfds_features': 'numpy tensorflow_datasets',
-  'maskrcnn_jax/datasets/doctor/pictures': (
+  'maskrcnn_jax/datasets/doctor/page': (
     'numpy PIL .input_pipeline .structures .visualize'
   ),
   'maskrcnn_jax/input_pipeline': 'numpy absl tensorflow .datasets',

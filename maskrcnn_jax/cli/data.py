@@ -152,9 +152,9 @@ def _check_output(flag: str, path: str | None) -> None:
 
 
 def _page(found, config) -> str:
-  from maskrcnn_jax.datasets.doctor import page, pictures
+  from maskrcnn_jax.datasets.doctor import page
 
-  drawn = {'Findings': [*pictures.draw_findings(found)]}
+  drawn = {'Findings': [*page.draw_findings(found)]}
   pattern = None if config is None else config.input.get('file_pattern')
   has_records = pattern and not any(
     each.kind == 'no_records' and each.file == str(pattern)
@@ -162,9 +162,9 @@ def _page(found, config) -> str:
   )
   if has_records:
     names = found.splits[0].dataset.class_names
-    drawn['Training batches'] = [*pictures.draw_fed(config, names)]
+    drawn['Training batches'] = [*page.draw_batches(config, names)]
   for split in found.splits:
-    drawn[f'Samples of {split.name}'] = [*pictures.draw_samples(split)]
+    drawn[f'Samples of {split.name}'] = [*page.draw_samples(split)]
   return page.make_page(found, drawn)
 
 

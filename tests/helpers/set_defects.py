@@ -1,7 +1,7 @@
 """Defects of ids, image files and whole splits.
 
-`DEFECTS` says what is done to a sound set, and what must be found: kind,
-severity, what is named, words of the message, and kinds that come along.
+`DEFECTS` holds the change to a valid set and the expected finding: kind,
+severity, place, a value in the message if any, and kinds that may follow.
 """
 
 import shutil
@@ -167,13 +167,13 @@ DEFECTS = {
   ),
   'two categories of one id': (
     _repeat('train', 'categories'),
-    ('duplicate_category_id', 'error', 'file', 'twice'),
+    ('duplicate_category_id', 'error', 'file'),
   ),
   'two classes of one name': (
     lambda data: data.train['categories'].append(
       data.train['categories'][0] | {'id': 500}
     ),
-    ('duplicate_class_name', 'warning', 'file', 'are all called'),
+    ('duplicate_class_name', 'warning', 'file'),
   ),
   'unknown category': (
     change_object(category_id=999),
@@ -181,45 +181,45 @@ DEFECTS = {
   ),
   'reference to a category as a text': (
     _text_category,
-    ('unknown_category', 'error', 'object of json', 'without quotes'),
+    ('unknown_category', 'error', 'object of json'),
   ),
   'image id that is a text': (
     _rename_image,
-    ('image_id', 'error', 'renamed', 'must be an integer'),
+    ('image_id', 'error', 'renamed'),
   ),
   'two images of one id': (
     lambda data: data.train['images'].append(
       data.image | {'file_name': 'other.jpg'}
     ),
-    ('duplicate_image_id', 'error', 'image of json', 'twice'),
+    ('duplicate_image_id', 'error', 'image of json'),
   ),
   'one file as two images': (
     _copy_image(None),
-    ('duplicate_file', 'warning', 'copy', 'the same picture as image'),
+    ('duplicate_file', 'warning', 'copy'),
   ),
   'a picture that is there twice': (
     _copy_image('again.jpg'),
-    ('same_picture', 'warning', 'copied file', 'the same picture as image'),
+    ('same_picture', 'warning', 'copied file'),
   ),
   'image without a size': (
     _change_image(height=None),
-    ('image_entry', 'error', 'image of json', 'height must be a number'),
+    ('image_entry', 'error', 'image of json'),
   ),
   'missing file': (
     lambda data: data.image_path.unlink(),
-    ('missing_image', 'error', 'image of json', 'does not exist'),
+    ('missing_image', 'error', 'image of json'),
   ),
   'truncated file': (
     _replace_file(lambda path, x: path.write_bytes(x[: len(x) // 2])),
-    ('unusable_image', 'error', 'image', 'cannot be read'),
+    ('unusable_image', 'error', 'image'),
   ),
   'text file': (
     _replace_file(lambda path, _: path.write_text('no image')),
-    ('unusable_image', 'error', 'image', 'cannot be read'),
+    ('unusable_image', 'error', 'image'),
   ),
   'empty file': (
     _replace_file(lambda path, _: path.touch()),
-    ('unusable_image', 'error', 'image', 'cannot be read'),
+    ('unusable_image', 'error', 'image'),
   ),
   'file of another size': (
     _replace_file(lambda path, _: Image.new('RGB', (9, 5)).save(path)),
@@ -227,41 +227,41 @@ DEFECTS = {
   ),
   'turned by EXIF': (
     _replace_file(_turn),
-    ('rotation_ignored', 'note', 'image', 'EXIF rotation'),
+    ('rotation_ignored', 'note', 'image'),
   ),
   'file that is in no json': (
     lambda data: shutil.copy(
       data.image_path, data.image_path.with_name('extra.JPG')
     ),
-    ('image_not_listed', 'note', 'extra file', 'it is not used'),
+    ('image_not_listed', 'note', 'extra file'),
   ),
   'neither JPEG nor PNG': (
     _replace_file(_save_as_webp),
-    ('stored_as_png', 'note', 'image', 'neither JPEG nor PNG'),
+    ('stored_as_png', 'note', 'image'),
   ),
   'two annotations of one id': (
     _repeat('train', 'annotations'),
-    ('duplicate_annotation_id', 'error', 'object of json', 'twice'),
+    ('duplicate_annotation_id', 'error', 'object of json'),
   ),
   'object of an unknown image': (
     change_object(image_id=999),
-    ('unknown_image', 'warning', 'object of json', 'has no such image'),
+    ('unknown_image', 'warning', 'object of json'),
   ),
   'reference to an image as a text': (
     _text_image,
-    ('unknown_image', 'warning', 'object of json', 'without quotes'),
+    ('unknown_image', 'warning', 'object of json'),
   ),
   'annotation that is none': (
     lambda data: data.train['annotations'].append([1, 2]),
-    ('entry', 'error', 'file', 'must be an object'),
+    ('entry', 'error', 'file'),
   ),
   'image without objects': (
     lambda data: data.train['annotations'].clear(),
-    ('no_objects', 'error', 'file', 'nothing can be learnt'),
+    ('no_objects', 'error', 'file'),
   ),
   'mostly crowds': (
     _make_crowds('train', 1),
-    ('crowd_share', 'warning', 'file', 'objects are crowds'),
+    ('crowd_share', 'warning', 'file'),
     {'class_of_crowds'},
   ),
   'another name in val': (
@@ -270,7 +270,7 @@ DEFECTS = {
   ),
   'another id in val': (
     _move_in_val,
-    ('class_not_in_train', 'error', 'val', 'Give a class the same id'),
+    ('class_not_in_train', 'error', 'val'),
   ),
   'class without training': (
     _forget('train'),
@@ -278,11 +278,11 @@ DEFECTS = {
   ),
   'class without validation': (
     _forget('val'),
-    ('class_not_in_val', 'warning', 'val', 'it is learnt and never measured'),
+    ('class_not_in_val', 'warning', 'val'),
   ),
   'the same picture in train and val': (
     _leak,
-    ('image_in_both', 'warning', 'leak', 'learnt by heart'),
+    ('image_in_both', 'warning', 'leak'),
   ),
   'nothing but crowds in val': (
     _make_crowds('val', 0),
@@ -300,6 +300,6 @@ DEFECTS = {
   ),
   'more objects than COCO counts': (
     _repeat_object,
-    ('more_objects_than_counted', 'warning', 'first of val', 'no model can'),
+    ('more_objects_than_counted', 'warning', 'first of val'),
   ),
 }

@@ -1,1 +1,1 @@
-"""A data set is looked at before anything is trained on it."""
+"""Data set doctor: the checks behind the verb `check`."""

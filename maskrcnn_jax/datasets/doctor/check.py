@@ -1,21 +1,21 @@
-"""The doctor of a data set: all checks, of one split or of train and val."""
+"""Data set doctor: all checks of one split, or of train and val."""
 
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 
-from maskrcnn_jax.datasets.doctor import fit, listing, scores, splits, survey
-from maskrcnn_jax.datasets.doctor.survey import Split
+from maskrcnn_jax.datasets.doctor import config_checks, split, split_checks
+from maskrcnn_jax.datasets.doctor.split import Split
 from maskrcnn_jax.datasets.findings import SEVERITIES, Finding
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What was found.
+  """Findings of a data set.
 
   Attributes:
-    splits: that were read, training first.
-    findings: the worst first; of one kind together.
+    splits: training first.
+    findings: worst first, grouped by kind.
   """
 
   splits: Sequence[Split]
@@ -42,39 +42,41 @@ def check(
   """Reads and checks a data set; changes nothing.
 
   Args:
-    train: folder of the images and COCO json to train on.
-    val: the same to evaluate on, if there is one.
-    config: of a run that the data is for, if there is one.
+    train: folder of the images and COCO json of the training split.
+    val: the same of the validation split.
+    config: of a run on the data.
     num_workers: processes that read images; by default one per core.
 
   Raises:
     FileNotFoundError: there is no such folder.
-    ValueError: a file is no COCO file at all.
+    UserError: a file is no COCO file at all.
   """
-  read = [survey.survey('train', *train, num_workers)]
+  read = [split.read_split('train', *train, num_workers)]
   if val is not None:
-    read.append(survey.survey('val', *val, num_workers))
+    read.append(split.read_split('val', *val, num_workers))
   findings = []
-  for split in read:
-    findings += [*split.findings, *splits.check_split(split)]
-  findings += listing.check_listing(read)
-  counted = scores.COUNTED_DETECTIONS
+  for each in read:
+    findings += [*each.findings, *split_checks.check_split(each)]
+  findings += split_checks.check_listing(read)
+  counted = split_checks.COUNTED_DETECTIONS
   if config is not None:
     counted = config.get('evaluation', {}).get('max_detections', counted)
-  findings += scores.check_scores(read[-1], counted)
+  findings += split_checks.check_scores(read[-1], counted)
   if val is not None:
-    findings += splits.compare(*read)
+    findings += split_checks.compare(*read)
   if config is not None:
-    findings += fit.check_fit(config, read[0], read[1] if val else None)
+    findings += config_checks.check_config(
+      config, read[0], read[1] if val else None
+    )
   return Report(tuple(read), _sort(findings))
 
 
 def _sort(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-  """The worst kinds first, in each the worst; else as they were found."""
+  """Sorts kinds by their worst finding, and findings of a kind alike."""
   ranks = {}
-  for place, finding in enumerate(findings):
+  for index, finding in enumerate(findings):
     rank = SEVERITIES.index(finding.severity)
-    ranks[finding.kind] = min(ranks.get(finding.kind, (9, 0)), (rank, place))
+    ranks[finding.kind] = min(ranks.get(finding.kind, (9, 0)), (rank, index))
   return tuple(
     sorted(
       findings, key=lambda x: (ranks[x.kind], SEVERITIES.index(x.severity))

@@ -1,9 +1,9 @@
-"""What is wrong with one object of a COCO file.
+"""Checks of one object of a COCO file.
 
-`prepare` leaves out what it cannot use, by the same functions; further checks
-find what can be used and is most likely not what was meant. Their bounds leave
-COCO's annotations alone: among 1429 of them the box that fits its mask worst
-has an IoU of 0.62, and the area that is most wrong, of a crowd, is so by 1.8.
+`prepare` skips unusable objects by the same functions; further checks find
+usable objects that are most likely wrong. Their thresholds pass COCO's own
+annotations: among 1429 of them the lowest IoU of box and mask is 0.62, and the
+largest ratio of area to pixels of the mask, of a crowd, is 1.8.
 """
 
 import dataclasses
@@ -26,13 +26,13 @@ _SEVERITIES |= {'unusable_area': 'error', 'missing_crowd_flag': 'note'}
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CheckedObject:
-  """What is counted of an object that can be used.
+  """A usable object.
 
   Attributes:
     image_id: of its image.
     class_id: 1 or more.
-    is_crowd: it stands for several objects.
-    area: in pixels, as COCO's evaluation takes it: as annotated, else the box.
+    is_crowd: it is a group of objects.
+    area: in pixels, as in COCO's evaluation: annotated, else of the box.
     side: square root of the area of the box.
   """
 
@@ -46,7 +46,7 @@ class CheckedObject:
 def check_object(
   entry: dict, image: CocoImage, path: str
 ) -> tuple[CheckedObject | None, list[Finding]]:
-  """What is counted of an annotation, None if it is unusable; what was found.
+  """The object of an annotation, None if it is unusable; its findings.
 
   Args:
     entry: with a known image and class.
@@ -131,14 +131,14 @@ def _iou(box, other):
 
 
 def _box_remedy(box, image_size, around) -> str:
-  """What else the numbers may mean, if that fits the mask."""
+  """Suggests another box format, if that matches the mask."""
   a, b, c, d = box
   height, width = image_size
   meanings = {
     'corners x1, y1, x2, y2': (a, b, c, d),
     'y, x, height, width': (b, a, b + d, a + c),
     'centre, width and height': (a - c / 2, b - d / 2, a + c / 2, b + d / 2),
-    'shares of the image': (
+    'normalized coordinates': (
       a * width,
       b * height,
       (a + c) * width,
@@ -148,7 +148,7 @@ def _box_remedy(box, image_size, around) -> str:
   for words, corners in meanings.items():
     corners = np.array(corners, np.float64)
     if np.all(corners[2:] > corners[:2]) and _iou(corners, around) > 0.8:
-      return f'It fits as {words}: write x, y, width, height in pixels.'
+      return f'It matches as {words}: write x, y, width, height in pixels.'
   return 'Correct the box or the mask.'
 
 
@@ -208,21 +208,21 @@ def _polygon_problems(entry, image) -> Iterator[tuple[str, str]]:
 
 
 def _shape_problems(where, polygon, image) -> Iterator[tuple[str, str]]:
-  """Of a polygon with three corners or more."""
+  """Yields problems of a polygon with three corners or more."""
   crossing = masks.find_crossing(polygon)
   if crossing:
     yield (
       'crossing_polygon',
       f'{where} crosses itself near x {crossing[0]:.1f}, y {crossing[1]:.1f}: '
-      'what it surrounds twice is not in the mask. Redraw it.',
+      'the area it encloses twice is not in the mask. Redraw it.',
     )
   elif not masks.polygon_area(polygon):
     yield 'empty_polygon', f'{where} has no area. Remove it.'
   if max(polygon) <= 1.0:
     yield (
-      'polygon_in_shares',
-      f'{where} lies in the first pixel: its coordinates look like shares of '
-      'the image. Write pixels.',
+      'polygon_normalized',
+      f'{where} lies in the first pixel: its coordinates look normalized. '
+      'Write pixels.',
     )
   points = np.array(polygon, np.float64).reshape(-1, 2)
   beyond = np.max(
@@ -232,6 +232,6 @@ def _shape_problems(where, polygon, image) -> Iterator[tuple[str, str]]:
     yield (
       'polygon_outside_image',
       f'{where} reaches {beyond:.1f} pixels beyond the image of {image.width} '
-      f'x {image.height} (width x height). Clip it, or look whether it belongs '
+      f'x {image.height} (width x height). Clip it, or check if it belongs '
       'to another image.',
     )

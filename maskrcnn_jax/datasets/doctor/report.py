@@ -1,23 +1,28 @@
-"""A report as text for the terminal, and as JSON with every finding."""
+"""Reports as text for the terminal and as JSON, and statistics of splits."""
 
+import collections
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from maskrcnn_jax import tables
-from maskrcnn_jax.datasets.doctor import scores, summary
+from maskrcnn_jax.datasets.doctor import split_checks
 from maskrcnn_jax.datasets.doctor.check import Report
+from maskrcnn_jax.datasets.doctor.split import Split
 from maskrcnn_jax.datasets.findings import SEVERITIES
 
 MADE_BY = 'maskrcnn-jax check'
-_NAMED = 3  # Findings of a kind that are written out.
-_CLASS_ROWS = 100  # Of more classes half of them, and the rarest.
+_NAMED = 3  # Printed findings of a kind.
+_CLASS_ROWS = 100  # Of more classes the most frequent and the rarest.
 _BAR = 40  # Characters of the longest bar.
+# Sides in pixels where the bins of the histogram begin.
+_BINS = (0, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 def to_text(report: Report) -> str:
-  """The report for a terminal: numbers, findings, and how many there are."""
-  numbers = [summary.summarize(split) for split in report.splits]
+  """The report for a terminal: statistics, findings and their counts."""
+  numbers = [summarize(split) for split in report.splits]
   parts = [
     '\n'.join(describe(each) for each in numbers),
     tables.table(_shorten(class_rows(numbers))),
@@ -30,18 +35,18 @@ def to_text(report: Report) -> str:
 
 
 def to_json(report: Report) -> str:
-  """All numbers and all findings."""
+  """All statistics and findings."""
   content = {
     'made_by': MADE_BY,
     **{f'{name}s': report.count(name) for name in SEVERITIES},
-    'splits': [summary.summarize(split) for split in report.splits],
+    'splits': [summarize(split) for split in report.splits],
     'findings': [dataclasses.asdict(each) for each in report.findings],
   }
   return json.dumps(content, indent=1, default=str) + '\n'
 
 
 def verdict(report: Report) -> str:
-  """How many errors, warnings and notes there are."""
+  """Numbers of errors, warnings and notes."""
   counts = {name: report.count(name) for name in SEVERITIES}
   return ', '.join(
     f'{count} {name}{"" if count == 1 else "s"}'
@@ -50,7 +55,7 @@ def verdict(report: Report) -> str:
 
 
 def describe(numbers: Mapping) -> str:
-  """One line on a split."""
+  """A line of statistics of a split."""
   total = numbers['objects'] + numbers['crowds']
   share = 100 * numbers['crowds'] / max(total, 1)
   return (
@@ -91,7 +96,7 @@ def area_rows(numbers: Sequence[Mapping]) -> list[dict[str, str]]:
       )
       for split in numbers
     }
-    for name, words in scores.SIZE_WORDS.items()
+    for name, words in split_checks.SIZE_WORDS.items()
   ]
 
 
@@ -134,3 +139,56 @@ def _findings(report: Report) -> str:
   if any(len(found) > _NAMED for found in kinds.values()):
     lines += ['', '--html FILE or --json FILE names all of them.']
   return '\n'.join([tables.table(rows), *lines]) if rows else ''
+
+
+def summarize(split: Split) -> dict[str, Any]:
+  """Statistics of a split, ready for JSON.
+
+  Returns:
+    `name`, `annotations` (the json), `images`, `images_without_objects`,
+    `objects`, `crowds`; `classes`, a list of `id`, `name`, `objects`, `images`,
+    `crowds`; `areas`, objects by COCO's size; `box_sides`, objects by the
+    square root of the box's area, in bins `16-32`. Objects are usable ones
+    that are no crowds.
+  """
+  objects = [each for each in split.objects if not each.is_crowd]
+  crowds = collections.Counter(
+    each.class_id for each in split.objects if each.is_crowd
+  )
+  counts = collections.Counter(each.class_id for each in objects)
+  images = collections.Counter(
+    class_id for class_id, _ in {(x.class_id, x.image_id) for x in objects}
+  )
+  areas = collections.Counter(
+    split_checks.size_name(each.area) for each in objects
+  )
+  sides = collections.Counter(_bin(each.side) for each in objects)
+  num_images = len(split.dataset.images)
+  return {
+    'name': split.name,
+    'annotations': split.file,
+    'images': num_images,
+    'images_without_objects': num_images - len({x.image_id for x in objects}),
+    'objects': len(objects),
+    'crowds': crowds.total(),
+    'classes': [
+      {
+        'id': class_id,
+        'name': name,
+        'objects': counts[class_id],
+        'images': images[class_id],
+        'crowds': crowds[class_id],
+      }
+      for class_id, name in sorted(split.dataset.class_names.items())
+    ],
+    'areas': {name: areas[name] for name in split_checks.AREA_RANGES},
+    'box_sides': {name: sides[name] for name in map(_bin, _BINS)},
+  }
+
+
+def _bin(side: float) -> str:
+  """Name of the bin of a side."""
+  index = sum(side >= start for start in _BINS[1:])
+  if index + 1 == len(_BINS):
+    return f'{_BINS[index]}-'
+  return f'{_BINS[index]}-{_BINS[index + 1]}'

@@ -1,4 +1,4 @@
-"""Broken copies of sound sets, one defect each: every one is named."""
+"""Data sets with one defect each: the finding names it and its place."""
 
 import dataclasses
 import os
@@ -11,7 +11,7 @@ import set_defects
 
 from maskrcnn_jax.datasets.doctor import check
 
-# What may follow from a defect without being it.
+# Findings that may follow from a defect.
 _CONSEQUENCES = {
   'class_not_in_val',
   'class_only_in_val',
@@ -32,7 +32,7 @@ def test_every_finding_is_in_the_documentation():
 
 @pytest.fixture(scope='module', params=['drawn', 'coco-mini'])
 def sound(request, tmp_path_factory):
-  """A sound set and what is found in it."""
+  """A valid set and its findings."""
   folder = tmp_path_factory.mktemp(request.param)
   if request.param == 'drawn':
     data = data_sets.draw_set(folder)
@@ -57,15 +57,15 @@ def test_a_sound_set_has_no_error(sound):
 
 
 @pytest.mark.parametrize('name', DEFECTS)
-def test_a_defect_is_named(sound, name, tmp_path):
+def test_a_defect_is_found(sound, name, tmp_path):
   whole, known = sound
   data = whole.copy_to(tmp_path / 'set')
   place = _places(data)
-  change, (kind, severity, where, words), *others = DEFECTS[name]
+  change, (kind, severity, where, *values), *others = DEFECTS[name]
   change(data)
   data.write()
   report = _check(data)
-  # The folder is another one; what was found in the sound set may stay.
+  # Apart from the folder, the findings of the valid set are expected.
   before = {_without_folder(each, whole.folder) for each in known}
   new = [
     each
@@ -74,7 +74,7 @@ def test_a_defect_is_named(sound, name, tmp_path):
   ]
   (found, *_) = [each for each in new if each.kind == kind]
   assert found.severity == severity
-  assert words.lower() in found.message.lower()
+  assert all(value in found.message for value in values)
   file, image_id, annotation_id = place[where]
   assert found.file == str(file)
   assert found.annotation_id == annotation_id
@@ -87,7 +87,7 @@ def test_a_defect_is_named(sound, name, tmp_path):
 
 
 def _places(data):
-  """File, image id and annotation id that a finding must name."""
+  """Expected file, image id and annotation id by place."""
   train, val = data.folder / 'train.json', data.folder / 'val.json'
   path, image_id = data.image_path, data.image['id']
   first = next(
@@ -154,7 +154,7 @@ def test_what_coco_counts_is_counted_by_class(tmp_path):
   )
   data.write()
   (found,) = check.check(*args, num_workers=1).by_kind()[kind]
-  assert "has 101 objects of class 1 ('cat')" in found.message
+  assert "101 objects of class 1 ('cat')" in found.message
   assert '--config.evaluation.max_detections=101' in found.message
   config = {'evaluation': {'max_detections': 101}}
   assert kind not in check.check(*args, config, num_workers=1).by_kind()

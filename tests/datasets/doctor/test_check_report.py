@@ -1,3 +1,5 @@
+"""Reports of `check`: text, JSON and page."""
+
 import json
 
 import data_sets

@@ -1,3 +1,5 @@
+"""Checks of one object: box, mask, area and crowd flag."""
+
 import numpy as np
 import pytest
 
@@ -47,14 +49,14 @@ def test_a_class_may_differ_from_the_category():
     ([60, 20, 140, 50], 'corners x1, y1, x2, y2'),
     ([20, 60, 30, 80], 'y, x, height, width'),
     ([100, 35, 80, 30], 'centre, width and height'),
-    ([0.3, 0.2, 0.4, 0.3], 'shares of the image'),
+    ([0.3, 0.2, 0.4, 0.3], 'normalized coordinates'),
   ],
 )
-def test_boxes_in_other_words(box, words):
+def test_boxes_in_other_formats(box, words):
   _, found = objects.check_object(_entry(bbox=box), IMAGE, 'a.jpg')
   (finding,) = [each for each in found if each.kind == 'box_mask_mismatch']
-  assert f'It fits as {words}: write x, y, width, height' in finding.message
-  assert 'which spans [60.0, 20.0, 80.0, 30.0]' in finding.message
+  assert words in finding.message
+  assert '[60.0, 20.0, 80.0, 30.0]' in finding.message
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ def test_crowd_flags(flag, kinds):
   assert _kinds(iscrowd=flag) == kinds
 
 
-def test_box_and_mask_are_looked_at_both():
+def test_box_and_mask_are_both_checked():
   kinds = _kinds(bbox=[60, 20, 0, 30], segmentation=[[1, 2, 3]])
   assert kinds == ['zero_area_box', 'unusable_mask']
   kinds = _kinds(bbox=[60, 20, 141, 50])

@@ -1,3 +1,5 @@
+"""Pictures of the page: annotations and training batches."""
+
 import base64
 import io
 
@@ -8,7 +10,7 @@ from PIL import Image
 
 from maskrcnn_jax import input_pipeline, visualize
 from maskrcnn_jax.datasets import prepare
-from maskrcnn_jax.datasets.doctor import pictures, survey
+from maskrcnn_jax.datasets.doctor import page, split
 from maskrcnn_jax.structures import Instances
 
 NAMES = {1: 'cat', 2: 'dog'}
@@ -22,7 +24,7 @@ def drawn(tmp_path):
 
 
 def _read(data):
-  return survey.survey('train', *data.paths('train'), num_workers=1)
+  return split.read_split('train', *data.paths('train'), num_workers=1)
 
 
 def test_large_images_are_reduced_with_their_objects(drawn):
@@ -33,7 +35,7 @@ def test_large_images_are_reduced_with_their_objects(drawn):
   drawn.write()
   split = _read(drawn)
   image = next(x for x in split.dataset.images if x.width == 2560)
-  picture = pictures.draw_entries(split, image, [entry], ['cat'])
+  picture = page.draw_entries(split, image, [entry], ['cat'])
   assert picture.shape == (320, 640, 3)
   # From (640, 1280) to (1040, 2080), a quarter of that in the picture.
   is_red = picture[..., 0] > 50
@@ -42,21 +44,21 @@ def test_large_images_are_reduced_with_their_objects(drawn):
   assert not is_red[263:].any() and not is_red[:, 524:].any()
 
 
-def test_what_cannot_be_drawn_is_left_out(drawn):
+def test_invalid_objects_are_not_drawn(drawn):
   split = _read(drawn)
   image = split.dataset.images[0]
-  empty = pictures.draw_entries(split, image, [], [])
+  empty = page.draw_entries(split, image, [], [])
   for changes in (
     {'bbox': None},
     {'bbox': [1, 2, float('nan'), 3]},
     {'bbox': [1e300, -1e300, 1, 1], 'segmentation': []},
   ):
     entry = split.dataset.annotations[1][1] | changes
-    picture = pictures.draw_entries(split, image, [entry], [''])
+    picture = page.draw_entries(split, image, [entry], [''])
     assert np.mean(picture == empty) > 0.99
 
 
-def test_what_is_drawn_is_what_the_step_is_fed(drawn):
+def test_pictures_of_batches_show_the_inputs_of_the_step(drawn):
   """The same images, mirrored alike, with the same masks on the canvas."""
   for number in (1, 2, 3):  # Smooth, so that JPEG changes little.
     ramp = np.linspace(60, 200, 200)[None, :, None] + np.zeros((150, 1, 3))
@@ -73,7 +75,7 @@ def test_what_is_drawn_is_what_the_step_is_fed(drawn):
     'seed': 5,
     'num_threads': 1,
   }
-  drawn_pictures = list(pictures.draw_fed({'input': options}, NAMES))
+  drawn_pictures = list(page.draw_batches({'input': options}, NAMES))
   assert len(drawn_pictures) == 12
   batches = input_pipeline.train_batches(**options)
   rows = [

@@ -1,29 +1,29 @@
-"""What of a data set does not fit a config, and whether its records do."""
+"""Checks of a data set against a config and its record files."""
 
 import collections
 import os
 from collections.abc import Iterator, Mapping
 
-from maskrcnn_jax.datasets.doctor import splits
-from maskrcnn_jax.datasets.doctor.survey import Split
+from maskrcnn_jax.datasets.doctor import split_checks
+from maskrcnn_jax.datasets.doctor.split import Split
 from maskrcnn_jax.datasets.findings import Finding
 
 _LISTED_IDS = 5
 
 
-def check_fit(
+def check_config(
   config: Mapping, train: Split, val: Split | None
 ) -> Iterator[Finding]:
-  """Yields what does not fit.
+  """Yields findings on a data set and a config that do not match.
 
   Args:
-    config: of a run; what it lacks is the default, or not checked.
-    train: what is trained on.
-    val: what is evaluated on; None: not known.
+    config: of a run; missing fields have their default, or are not checked.
+    train: training split.
+    val: validation split; None: not known.
   """
   model, inputs = config.get('model', {}), config.get('input', {})
   evaluation = config.get('evaluation', {})
-  if model.get('num_classes'):  # Else it is for the run to find out.
+  if model.get('num_classes'):  # Else the run sets it.
     for split in filter(None, (train, val)):
       yield from _check_classes(split, model['num_classes'])
   yield from _check_crowded(
@@ -55,14 +55,14 @@ def check_fit(
 
 
 def _check_classes(split: Split, num_classes: int) -> Iterator[Finding]:
-  counts = splits.count_classes(split)
+  counts = split_checks.count_classes(split)
   wanted = max(split.dataset.class_names, default=0) + 1
   for class_id, name in split.dataset.class_names.items():
     if class_id >= num_classes:
       # An evaluation refuses such a class even if it has no object.
       is_error = counts[class_id] or split.name == 'val'
       message = (
-        f'class {class_id} ({name!r}, objects: {counts[class_id]}) is none of '
+        f'class {class_id} ({name!r}, objects: {counts[class_id]}) is not in '
         f'the model: model.num_classes is {num_classes}, so ids may be 1 to '
         f'{num_classes - 1}. Set --config.model.num_classes={wanted}.'
       )
@@ -77,8 +77,8 @@ def _check_classes(split: Split, num_classes: int) -> Iterator[Finding]:
   if split.name == 'train' and 1 < wanted < num_classes:
     message = (
       f'the largest class id is {wanted - 1}, model.num_classes is '
-      f'{num_classes}: the model has {num_classes - wanted} classes that '
-      f'nothing teaches it. --config.model.num_classes={wanted} would do.'
+      f'{num_classes}: the model has {num_classes - wanted} classes without '
+      f'training data. --config.model.num_classes={wanted} would do.'
     )
     yield Finding('unused_classes', split.file, None, None, message, 'note')
 

@@ -1,4 +1,4 @@
-"""Reads all images and objects of a split, and what is wrong with each."""
+"""A split of a data set, with the findings on its images and objects."""
 
 import dataclasses
 import functools
@@ -15,15 +15,15 @@ from maskrcnn_jax.datasets.findings import Finding
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """A split of a data set, read through.
+  """A split of a data set, read and checked entry by entry.
 
   Attributes:
     name: `train` or `val`.
     images_dir: folder of the images.
-    dataset: what can be used of the json.
-    objects: all that can be used.
-    digests: of the image files that can be used, by image id.
-    findings: on single entries of the json, images and objects.
+    dataset: the usable entries of the json.
+    objects: all usable objects.
+    digests: of the usable image files, by image id.
+    findings: on entries of the json, images and objects.
   """
 
   name: str
@@ -39,13 +39,13 @@ class Split:
     return self.dataset.annotations_file
 
 
-def survey(
+def read_split(
   name: str,
   images_dir: str | os.PathLike,
   annotations_file: str | os.PathLike,
   num_workers: int | None = None,
 ) -> Split:
-  """Reads a split.
+  """Reads and checks all images and objects of a split.
 
   Args:
     name: see `Split`.
@@ -55,7 +55,7 @@ def survey(
 
   Raises:
     FileNotFoundError: there is no such folder.
-    ValueError: the file is no COCO file at all.
+    UserError: the file is no COCO file at all.
   """
   images_dir = os.fspath(images_dir)
   if not os.path.isdir(images_dir):
@@ -91,8 +91,8 @@ def check_image(
     file: the json.
 
   Returns:
-    The digest of the file, None if it is unusable; the objects that can be
-    used, whatever the file is; what was found.
+    The digest of the file, None if it is unusable; the usable objects, even of
+    an unusable file; the findings.
   """
   path = os.path.join(images_dir, image.file_name)
   digest, checked, findings = None, [], []
