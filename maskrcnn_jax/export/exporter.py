@@ -91,7 +91,7 @@ def export(
 
   Raises:
     FileNotFoundError: there is no checkpoint.
-    CorruptCheckpointError: it is not what was saved.
+    CorruptCheckpointError: its checksums do not match.
     UserError: the output is not empty, a size does not fit the run, or this
       JAX cannot write a SavedModel that this TensorFlow can read.
   """

@@ -80,7 +80,7 @@ class Predictor:
 
     Raises:
       FileNotFoundError: there is no checkpoint.
-      CorruptCheckpointError: it is not what was saved.
+      CorruptCheckpointError: its checksums do not match.
       UserError: an argument is wrong, or the source is a file of weights.
     """
     # Not at the top: it loads TensorFlow, which `maskrcnn_jax.Predictor` alone

@@ -211,7 +211,7 @@ def merge(
   Args:
     parts: at least one, all in pixels of the same image, valid rows only.
     iou_threshold: see `ops.nms.nms`.
-    max_detections: keep only so many; None: all.
+    max_detections: largest number to keep; None: all.
   """
   union = jax.tree.map(lambda *x: np.concatenate(x), *parts)
   kept = []

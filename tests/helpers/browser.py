@@ -50,8 +50,8 @@ class Page:
   """One tab.
 
   Attributes:
-    errors: what the console, the script or the page's loading complained of.
-    requests: addresses that were asked for, without data within the page.
+    errors: messages of the console, of scripts and of failed requests.
+    requests: requested addresses, except `data:`.
   """
 
   def __init__(self, profile, size=(1280, 900)):
@@ -83,7 +83,7 @@ class Page:
       self._ask(f'{domain}.enable')
 
   def open(self, path):
-    """Opens a file and waits until it is loaded; forgets what was before."""
+    """Opens a file, waits until it is loaded, and clears the records."""
     for noted in (self.errors, self.requests, self.events):
       noted.clear()
     self._ask('Page.navigate', url=path.resolve().as_uri())
@@ -165,7 +165,7 @@ class Page:
     return answers[0]['result']
 
   def _wait(self, is_done, number=None, answers=None):
-    """Reads messages until something is so."""
+    """Reads messages until a condition holds."""
     end = time.monotonic() + _SECONDS
     while not is_done():
       left = end - time.monotonic()

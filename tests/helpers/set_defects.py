@@ -140,7 +140,7 @@ def _move_in_val(data):
       entry[key] = 777
 
 
-def _forget(split):
+def _remove_class(split):
   """A class that both splits have loses its objects in one of them."""
 
   def change(data):
@@ -273,11 +273,11 @@ DEFECTS = {
     ('class_not_in_train', 'error', 'val'),
   ),
   'class without training': (
-    _forget('train'),
+    _remove_class('train'),
     ('class_only_in_val', 'warning', 'val', 'its AP will be 0'),
   ),
   'class without validation': (
-    _forget('val'),
+    _remove_class('val'),
     ('class_not_in_val', 'warning', 'val'),
   ),
   'the same picture in train and val': (

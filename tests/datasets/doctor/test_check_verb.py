@@ -27,7 +27,7 @@ def _argv(data, *more):
   return ['check', f'--images={images}', f'--annotations={annotations}', *more]
 
 
-def test_exit_status_tells_of_errors(drawn, capsys):
+def test_exit_status(drawn, capsys):
   images, annotations = drawn.paths('val')
   val = [f'--val_images={images}', f'--val_annotations={annotations}']
   assert command.main(_argv(drawn, *val)) == 0
