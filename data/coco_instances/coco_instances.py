@@ -1,8 +1,8 @@
-"""Makes a TFDS directory of COCO 2017 with instance masks.
+"""Command that makes a TFDS directory of COCO 2017 with instance masks.
 
   python data/coco_instances/coco_instances.py --coco DIR --output DIR
 
-The first DIR was filled by data/download_and_preprocess_coco.sh (stages
+The first DIR is the output of data/download_and_preprocess_coco.sh (stages
 download and extract); the second becomes a TFDS directory with the splits
 `train` and `val`. `maskrcnn-jax prepare` makes the same records without TFDS.
 """

@@ -1,7 +1,7 @@
 """COCO 2017 with instance masks as a TFDS data set.
 
-TFDS's own `coco` has boxes only. Images are read and checked, and objects left
-out, as by `maskrcnn-jax prepare`: the same examples, in TFDS's files.
+TFDS's own `coco` has boxes only. Images and objects are checked as by
+`maskrcnn-jax prepare`: the same examples, in the files of TFDS.
 """
 
 import os

@@ -1,9 +1,9 @@
-"""Draws pictures of flat shapes, with the visible mask of every shape.
+"""Drawn pictures of flat shapes, with the visible mask of every shape.
 
 A picture is 128 x 128 pixels: one to eight shapes of 12 to 64 pixels on a
 textured ground, later shapes in front of earlier ones. Classes differ in
-outline only; colour, texture, size, rotation and place are drawn without
-looking at the class. A picture depends on (seed, index) alone.
+outline only; colour, texture, size, rotation and position are sampled
+independently of the class. A picture depends on (seed, index) alone.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ MAX_SHAPES = 8
 SMALLEST, LARGEST = 12, 64  # Longer side of a shape's box, in pixels.
 CLASS_NAMES = ('disc', 'square', 'triangle', 'cross')  # Ids 1, 2, 3, 4.
 
-# No shape may lose more than this to the shapes in front of it.
+# At least this much of a shape stays visible.
 _MIN_VISIBLE_SHARE = 0.3
 _MIN_VISIBLE_PIXELS = 30
 _SUPERSAMPLING = 4
 _TRIES = 8
-# Share of the shapes that are put beside an earlier one on purpose.
+# Fraction of the shapes that are placed near an earlier one on purpose.
 _CROWDING = 0.35
 _MIN_COLOUR_DISTANCE = 90.0
 
@@ -54,9 +54,9 @@ class Drawing:
 
   Attributes:
     image: `[SIZE, SIZE, 3]` uint8.
-    masks: `[num_shapes, SIZE, SIZE]` bool, what is visible of every shape.
+    masks: `[num_shapes, SIZE, SIZE]` bool, the visible part of every shape.
     classes: `[num_shapes]` int64, 1..len(CLASS_NAMES).
-    whole_areas: `[num_shapes]` int64, their pixels if nothing covered them.
+    whole_areas: `[num_shapes]` int64, pixels including covered ones.
   """
 
   image: np.ndarray

@@ -1,8 +1,7 @@
-"""Pictures of shapes as examples of a data set and as COCO annotations."""
+"""Pictures of shapes as examples and as COCO annotations."""
 
 import drawing
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from maskrcnn_jax.datasets import masks
 from maskrcnn_jax.datasets.examples import ImageExample
@@ -41,7 +40,6 @@ def coco_annotations(seed: int, count: int) -> dict:
     picture = drawing.draw(seed, index)
     for mask, class_id in zip(picture.masks, picture.classes.tolist()):
       y1, x1, y2, x2 = (int(side) for side in drawing.tight_box(mask))
-      rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
       objects.append(
         {
           'id': len(objects) + 1,
@@ -50,10 +48,7 @@ def coco_annotations(seed: int, count: int) -> dict:
           'bbox': [x1, y1, x2 - x1, y2 - y1],
           'area': int(np.count_nonzero(mask)),
           'iscrowd': 0,
-          'segmentation': {
-            'size': rle['size'],
-            'counts': rle['counts'].decode(),
-          },
+          'segmentation': masks.encode_run_lengths(mask),
         }
       )
   categories = [

@@ -1,4 +1,6 @@
-"""Makes the shapes data set: `python data/shapes/shapes.py --output DIR`.
+"""Command that makes the shapes data set.
+
+  python data/shapes/shapes.py --output DIR
 
 DIR becomes a TFDS directory with the splits `train` and `val`, and holds
 `annotations_val.json` for pycocotools. Nothing is downloaded.
@@ -43,7 +45,12 @@ def _parse(arguments):
   add('--output', type=pathlib.Path, required=True, help='folder to make')
   add('--train', type=_positive, default=8000, help='training pictures')
   add('--val', type=_positive, default=500, help='validation pictures')
-  add('--seed', type=int, default=0, help='of train; val takes the next one')
+  add(
+    '--seed',
+    type=int,
+    default=0,
+    help='random seed of train; val: + 1',
+  )
   add('--workers', type=_positive, default=os.cpu_count(), help='processes')
   return parser.parse_args(arguments)
 

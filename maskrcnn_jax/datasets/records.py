@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 # Only in records of annotations that number categories from 0.
-_CATEGORY_ID = 'image/object/class/category_id'
+_CATEGORY_ID = 'object/class/category_id'
 _BOX_SIDES = ('ymin', 'xmin', 'ymax', 'xmax')
 _FEATURES = {
   'image/encoded': tf.io.FixedLenFeature([], tf.string),
@@ -86,42 +86,38 @@ def encode_record(example: ImageExample) -> bytes:
   """Serializes an example."""
   sizes = np.array([example.height, example.width] * 2, np.float64)
   fractions = (example.boxes / sizes).T
-  features = {
-    'image/height': [example.height],
-    'image/width': [example.width],
-    'image/filename': [example.filename],
-    'image/source_id': [str(example.image_id)],
-    'image/key/sha256': [hashlib.sha256(example.encoded).hexdigest()],
-    'image/encoded': [example.encoded],
-    # Whatever the bytes are, as the reference does: readers may expect it.
-    'image/format': ['jpeg'],
-    'image/caption': example.captions,
-    'image/object/class/label': example.classes.tolist(),
-    'image/object/class/text': example.class_names,
-    'image/object/is_crowd': example.is_crowd.astype(int).tolist(),
-    'image/object/area': example.areas.astype(float).tolist(),
-    'image/object/mask': example.masks,
-  } | {
-    f'image/object/bbox/{side}': values.tolist()
-    for side, values in zip(_BOX_SIDES, fractions)
+  integers = {
+    'height': [example.height],
+    'width': [example.width],
+    'object/class/label': example.classes.tolist(),
+    'object/is_crowd': example.is_crowd.astype(int).tolist(),
   }
   if example.category_ids is not None:
-    features[_CATEGORY_ID] = example.category_ids.tolist()
-  floats = {f'image/object/bbox/{side}' for side in _BOX_SIDES}
-  floats.add('image/object/area')
-  integers = {'image/height', 'image/width', 'image/object/class/label'}
-  integers |= {'image/object/is_crowd', _CATEGORY_ID}
+    integers[_CATEGORY_ID] = example.category_ids.tolist()
+  floats = {'object/area': example.areas.astype(float).tolist()} | {
+    f'object/bbox/{side}': values.tolist()
+    for side, values in zip(_BOX_SIDES, fractions)
+  }
+  texts = {
+    'filename': [example.filename],
+    'source_id': [str(example.image_id)],
+    'key/sha256': [hashlib.sha256(example.encoded).hexdigest()],
+    # Whatever the bytes are, as the reference does: readers may expect it.
+    'format': ['jpeg'],
+    'caption': example.captions,
+    'object/class/text': example.class_names,
+  }
+  encoded = {k: [text.encode() for text in v] for k, v in texts.items()}
+  encoded |= {'encoded': [example.encoded], 'object/mask': example.masks}
   message = tf.train.Example()
-  for name, values in features.items():
-    feature = message.features.feature[name]
-    if name in floats:
-      feature.float_list.value.extend(values)
-    elif name in integers:
-      feature.int64_list.value.extend(values)
-    else:
-      feature.bytes_list.value.extend(
-        value.encode() if isinstance(value, str) else value for value in values
-      )
+  for kind, features in (
+    ('int64_list', integers),
+    ('float_list', floats),
+    ('bytes_list', encoded),
+  ):
+    for name, values in features.items():
+      feature = message.features.feature[f'image/{name}']
+      getattr(feature, kind).value.extend(values)
   return message.SerializeToString(deterministic=True)
 
 
@@ -287,7 +283,7 @@ def read_objects(index: RecordIndex, row: int) -> list[RecordedObject]:
   names = [text.decode() for text in texts]
   num_objects = len(parsed['classes'])
   names += [''] * (num_objects - len(names))
-  category_ids = features[_CATEGORY_ID].int64_list.value
+  category_ids = features[f'image/{_CATEGORY_ID}'].int64_list.value
   category_ids = category_ids or parsed['classes'].numpy().tolist()
   return [
     RecordedObject(

@@ -118,15 +118,15 @@ def test_a_second_run_leaves_it_and_others_are_refused(
   before = {path: path.stat().st_mtime_ns for path in made.iterdir()}
   assert coco_instances.main([*arguments, str(made)]) == 0
   assert before == {path: path.stat().st_mtime_ns for path in made.iterdir()}
-  assert 'already' in capsys.readouterr().out
+  assert str(made) in capsys.readouterr().out
   assert coco_instances.main([*arguments, str(tmp_path)]) == 1
-  assert 'name a new folder' in capsys.readouterr().err
+  assert f'--output {tmp_path}' in capsys.readouterr().err
 
 
-def test_what_is_missing_is_named(coco, tmp_path, capsys):
+def test_a_missing_file_is_named(coco, tmp_path, capsys):
   arguments = ['--coco', str(tmp_path), '--output', str(tmp_path / 'out')]
   assert coco_instances.main(arguments) == 1
-  assert 'instances_train2017.json cannot be read' in capsys.readouterr().err
+  assert 'instances_train2017.json' in capsys.readouterr().err
   assert not (tmp_path / 'out').exists()
 
 
@@ -147,5 +147,5 @@ def test_an_unreadable_image_is_named(coco, tmp_path, capsys):
   Image.fromarray(np.zeros((8, 8), np.uint8)).save(bad)
   arguments = ['--coco', tmp_path, '--output', tmp_path / 'o', '--workers', 1]
   assert coco_instances.main(list(map(str, arguments))) == 1
-  assert '000000000201.jpg, image 201: is 8 x 8' in capsys.readouterr().err
+  assert '000000000201.jpg, image 201' in capsys.readouterr().err
   assert not (tmp_path / 'o').exists()

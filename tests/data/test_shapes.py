@@ -1,4 +1,7 @@
+"""The shapes data set: pictures, records and annotations."""
+
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -26,7 +29,7 @@ def test_pictures_are_as_described(drawings):
     assert each.image.shape == (128, 128, 3) and each.image.dtype == np.uint8
     assert 1 <= len(each.classes) <= 8
     assert each.masks.shape == (len(each.classes), 128, 128)
-    assert not (each.masks.sum(axis=0) > 1).any()  # What is visible, once.
+    assert not (each.masks.sum(axis=0) > 1).any()  # No overlap.
   classes = np.concatenate([each.classes for each in drawings])
   counts = np.bincount(classes, minlength=5)
   assert len(counts) == len(drawing.CLASS_NAMES) + 1 == 5
@@ -87,15 +90,10 @@ def test_a_picture_depends_on_seed_and_index_alone():
 def _run(*arguments):
   command = [sys.executable, str(FOLDER / 'shapes.py'), *map(str, arguments)]
   root = str(FOLDER.parents[1])
+  env = os.environ | {'PYTHONPATH': root}
   return subprocess.run(
-    command, cwd=root, env=_environment(root), capture_output=True, text=True
+    command, cwd=root, env=env, capture_output=True, text=True
   )
-
-
-def _environment(root):
-  import os
-
-  return os.environ | {'PYTHONPATH': root}
 
 
 @pytest.mark.slow
@@ -122,7 +120,7 @@ def test_command_writes_a_tfds_directory(tmp_path):
   # Asked for again, it stays; asked for otherwise, it is refused.
   assert _run('--output', output, *sizes).returncode == 0
   refused = _run('--output', output)
-  assert refused.returncode == 1 and 'name a new folder' in refused.stderr
+  assert refused.returncode == 1 and str(output) in refused.stderr
 
   import tensorflow_datasets as tfds
 

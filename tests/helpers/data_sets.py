@@ -1,4 +1,4 @@
-"""Small COCO data sets on disk, sound and deliberately broken.
+"""Small COCO data sets on disk, valid ones and ones to break.
 
 A set is a folder with `train`, `val`, `train.json` and `val.json`.
 """
@@ -19,7 +19,7 @@ _COCO_IMAGES = 4
 
 @dataclasses.dataclass
 class DataSet:
-  """A set that can be changed before it is written.
+  """A data set that can be changed before it is written.
 
   Attributes:
     folder: of the set.
@@ -43,7 +43,7 @@ class DataSet:
 
   @property
   def victim(self) -> dict:
-    """The annotation of train that is broken: large, far from the corner."""
+    """The annotation of train to break: large, far from the corner."""
     fits = [
       each
       for each in self.train['annotations']
@@ -53,7 +53,7 @@ class DataSet:
 
   @property
   def shared_class(self) -> int:
-    """A class that both splits have objects of."""
+    """A class with objects in both splits."""
     classes = [
       {each['category_id'] for each in content['annotations']}
       for content in (self.train, self.val)
@@ -62,7 +62,7 @@ class DataSet:
 
   @property
   def image(self) -> dict:
-    """The image that the victim is on."""
+    """The image of the victim."""
     wanted = self.victim['image_id']
     return next(x for x in self.train['images'] if x['id'] == wanted)
 
@@ -81,7 +81,7 @@ class DataSet:
 
 
 def draw_set(folder: pathlib.Path) -> DataSet:
-  """A sound set of drawn rectangles."""
+  """A valid set of drawn rectangles."""
   contents = {}
   for name, first in (('train', 1), ('val', 101)):
     (folder / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Small record files for tests, drawn from a seed."""
+"""Small record files for tests, from a random seed."""
 
 import io
 
