@@ -1,15 +1,15 @@
-"""Draws how far the losses of runs are from those of the first one.
+"""Drift: relative difference of the losses of runs from those of the first.
 
-python docs/plot_drift.py OUTPUT.png WORKDIR WORKDIR ... (needs matplotlib)
+python docs/plot_drift.py OUTPUT.png WORKDIR WORKDIR ...
 """
 
 import json
 import pathlib
 import sys
 
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
-_FLOOR = 1e-8  # Equal losses, on an axis of logarithms.
+_FLOOR = 1e-8  # Drawn for equal losses, since the axis is logarithmic.
 
 
 def losses(workdir):
@@ -23,21 +23,20 @@ def losses(workdir):
 def main(output, first, *others):
   """Draws the figure; prints the largest difference of each run."""
   expected = losses(first)
-  plt.figure(figsize=(5, 2.8))
+  figure = Figure((5, 2.8), dpi=90, layout='tight')
+  axes = figure.subplots()
   for workdir, style in zip(others, ('o-', 'x--', '+:')):
     actual = losses(workdir)
     drift = [abs(actual[step] / expected[step] - 1) for step in expected]
     print(f'{workdir}: at most {max(drift):.1e}')
     name = pathlib.Path(workdir).name
-    plt.semilogy(
+    axes.semilogy(
       [*expected], [max(x, _FLOOR) for x in drift], style, label=name
     )
-  plt.axhline(1e-2, color='grey', linewidth=0.5)
-  plt.xlabel('step')
-  plt.ylabel('relative difference of the loss')
-  plt.legend()
-  plt.tight_layout()
-  plt.savefig(output, dpi=90)
+  axes.axhline(1e-2, color='grey', linewidth=0.5)
+  axes.set(xlabel='step', ylabel='relative difference of the loss')
+  axes.legend()
+  figure.savefig(output)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Markdown tables that also line up in a terminal."""
+"""Markdown tables whose columns line up in a terminal."""
 
 from collections.abc import Sequence
 

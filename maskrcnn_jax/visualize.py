@@ -1,4 +1,4 @@
-"""Draws detections and ground truth over images.
+"""Pictures of detections and ground truth over images.
 
 Boxes are continuous: an edge at x1 lies between the pixels x1 - 1 and x1. Masks
 of detections cover the pixels that evaluation counts.
@@ -7,19 +7,18 @@ of detections cover the pixels that evaluation counts.
 import colorsys
 import functools
 import os
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax import files
 from maskrcnn_jax.evaluation import mask_pasting
 from maskrcnn_jax.structures import Detections, Instances
 
-# Share of the colour in the inside of a mask.
+# Share of the color inside a mask.
 OPACITY = 0.4
-# Pictures of smaller images are enlarged to about this many pixels.
+# Smaller images are enlarged to about this many pixels.
 _PICTURE_SIDE = 512
 
 ClassNames = Mapping[int, str] | Sequence[str] | None
@@ -38,17 +37,13 @@ def draw(
     image: `[height, width, 3]`, 0..255.
     detections: of one image (`Detections.image`), in pixels of this image.
     class_names: name of each class by its number; the number by default.
-    min_score: detections below are left out.
-    enlarge: times that the picture is larger than the image; labels then cover
-      less of a small image.
+    min_score: detections below are not drawn.
+    enlarge: factor of enlargement; labels then cover less of a small image.
 
   Returns:
     `[height * enlarge, width * enlarge, 3]` uint8.
   """
-  keep = np.asarray(detections.valid) & (
-    np.asarray(detections.scores) >= min_score
-  )
-  rows = np.flatnonzero(keep)
+  rows = np.flatnonzero(detections.valid & (detections.scores >= min_score))
   rows = rows[np.argsort(-detections.scores[rows], kind='stable')]
   boxes = detections.boxes[rows]
 
@@ -68,7 +63,7 @@ def draw(
 
 
 def enlargement(image_size: tuple[int, int]) -> int:
-  """How much an image (height, width) is enlarged for its labels to fit."""
+  """Factor by which to enlarge an image (height, width) to fit its labels."""
   return max(1, _PICTURE_SIDE // max(image_size))
 
 
@@ -84,7 +79,7 @@ def draw_instances(
     image: `[height, width, 3]`, 0..255, the whole canvas.
     instances: of one image, without a batch axis.
     class_names: name of each class by its number; the number by default.
-    enlarge: times that the picture is larger than the image.
+    enlarge: see `draw`.
 
   Returns:
     `[height * enlarge, width * enlarge, 3]` uint8.
@@ -106,11 +101,12 @@ def draw_instances(
 def uncrop_masks(
   masks: np.ndarray, boxes: np.ndarray, canvas: tuple[int, int]
 ) -> np.ndarray:
-  """Masks of the size of the canvas, from the cuts that a batch holds.
+  """Masks of the size of the canvas from the mask crops of a batch.
 
-  The inverse of the cut that the input pipeline makes: the first and the last
-  sample of a side lie on the edges of the box, measured on a grid of
-  `length - 1` steps for a canvas of `length` pixels.
+  The inverse of `mask_crops.crop_masks` of the input pipeline, which is not the
+  inverse of pasting: the first and the last sample of a side lie on the edges
+  of the box, measured on a grid of `length - 1` steps for a canvas of `length`
+  pixels.
 
   Args:
     masks: `[n, size, size]`, uint8 0..255 or float 0..1.
@@ -121,29 +117,29 @@ def uncrop_masks(
     `[n, height, width]` bool.
   """
   whole = np.iinfo(masks.dtype).max if masks.dtype.kind == 'u' else 1.0
-  uncut = np.zeros((len(masks), *canvas), bool)
-  for image, mask, box in zip(uncut, masks, boxes):
+  images = np.zeros((len(masks), *canvas), bool)
+  for image, mask, box in zip(images, masks, boxes):
     top, rows = _samples(box[0], box[2], canvas[0], mask.shape[0])
     left, columns = _samples(box[1], box[3], canvas[1], mask.shape[1])
     values = _resize_bilinear(mask.astype(np.float32) / whole, rows, columns)
     image[top : top + len(rows), left : left + len(columns)] = values >= 0.5
-  return uncut
+  return images
 
 
 def _resize_bilinear(mask, rows, columns):
   """`[h, w]` samples of a mask at rows `[h]` and columns `[w]`.
 
-  Coordinate 0 is the centre of the first cell; beyond the centres of the border
+  Coordinate 0 is the center of the first cell; beyond the centers of the border
   cells the border repeats.
   """
-  lower, upper, weights = _neighbours(columns, mask.shape[1])
+  lower, upper, weights = _neighbors(columns, mask.shape[1])
   mask = mask[:, lower] * (1 - weights) + mask[:, upper] * weights
-  lower, upper, weights = _neighbours(rows, mask.shape[0])
+  lower, upper, weights = _neighbors(rows, mask.shape[0])
   weights = weights[:, None]
   return mask[lower] * (1 - weights) + mask[upper] * weights
 
 
-def _neighbours(positions, length):
+def _neighbors(positions, length):
   """Indices of the cells beside each position, and the second one's weight."""
   lower = np.clip(np.floor(positions), 0, length - 1)
   weights = np.clip(positions - lower, 0, 1).astype(np.float32)
@@ -152,7 +148,7 @@ def _neighbours(positions, length):
 
 
 def _samples(start, stop, length, num_samples):
-  """First pixel of a box along one side, and each pixel's place in the cut."""
+  """First pixel of a box along one side; its pixels, in cells of the crop."""
   grid = (length - 1) / length
   first = max(int(np.ceil(start * grid - 0.5)), 0)
   last = min(int(np.floor(stop * grid + 0.5)), length - 1)
@@ -162,7 +158,7 @@ def _samples(start, stop, length, num_samples):
 
 
 def _name(class_id, class_names):
-  """The name of a class, or its number where it has none."""
+  """Name of a class, or its number if it has none."""
   class_id = int(class_id)
   if isinstance(class_names, Mapping):
     return str(class_names.get(class_id, class_id))
@@ -183,8 +179,8 @@ def draw_objects(
   Args:
     image: see `draw`.
     boxes: `[n, 4]` in pixels of the image.
-    mask_of: makes the mask of a row, `[height, width]` bool: all masks of a
-      large image at once would take gigabytes. None: there are none.
+    mask_of: returns the mask of a row, `[height, width]` bool; one at a time,
+      since all masks of a large image would take gigabytes. None: no masks.
     labels: n texts.
     enlarge: see `draw`.
 
@@ -205,15 +201,15 @@ def draw_objects(
 
 
 def _thickness(picture_size, boxes):
-  """Of the lines of boxes: still seen where a large picture is shown small."""
+  """Thickness of the lines of boxes, visible also if the picture is shrunk."""
   short_side = min(picture_size)
   if short_side < 400:
     return 1
-  return max(2, round(min(short_side / 400, _usual_side(boxes) / 20)))
+  return max(2, round(min(short_side / 400, _typical_side(boxes) / 20)))
 
 
-def _usual_side(boxes):
-  """The short side of an ordinary box of a picture; large if it has none."""
+def _typical_side(boxes):
+  """Median of the short sides of the boxes of a picture; inf without boxes."""
   if not len(boxes):
     return np.inf
   return np.median(np.min(boxes[:, 2:] - boxes[:, :2], axis=1))
@@ -225,8 +221,8 @@ def _enlarge(array, times):
 
 
 def _color(index):
-  """The colour of an instance; neighbours in the order differ most."""
-  # Steps of the golden ratio never come back near a hue that is in use.
+  """Color of an instance; successive ones differ most."""
+  # Steps of the golden ratio never return close to an earlier hue.
   hue = (index * 0.61803399) % 1.0
   saturation, value = ((0.9, 1.0), (0.6, 1.0), (0.9, 0.75))[index % 3]
   rgb = colorsys.hsv_to_rgb(hue, saturation, value)
@@ -234,7 +230,7 @@ def _color(index):
 
 
 def _draw_mask(picture, mask, color, enlarge=1, border=1):
-  """Blends the colour into the mask, and draws its border pixels solid."""
+  """Blends a color into the mask, with solid border pixels."""
   rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
   if not rows.size:
     return
@@ -252,7 +248,7 @@ def _draw_mask(picture, mask, color, enlarge=1, border=1):
 
 
 def _erode(mask):
-  """The pixels whose four neighbours are in the mask too."""
+  """Pixels of the mask whose four neighbors are in it too."""
   padded = np.pad(mask, 1)
   return (
     mask
@@ -262,10 +258,7 @@ def _erode(mask):
 
 
 def _draw_box(picture, box, color, thickness):
-  """Draws the edges; a line of 2 has its middle on the edge.
-
-  A line of 1 lies inside the box.
-  """
+  """Draws the edges: lines of 2 are centered on them, lines of 1 inside."""
   y1, x1, y2, x2 = np.rint(box).astype(int)
   outside = thickness // 2
   inside = thickness - outside
@@ -282,12 +275,12 @@ def _draw_box(picture, box, color, thickness):
 
 
 def _draw_labels(picture, boxes, labels, colors):
-  """Writes each label at its box, where no better one's label stands.
+  """Writes each label at its box, away from the labels of better ones.
 
-  Where many small objects crowd a large picture, the labels are small too.
+  Labels of small objects in a large picture are small too.
   """
   height, width = picture.shape[:2]
-  size = min(min(height, width) / 45, _usual_side(boxes) / 4)
+  size = min(min(height, width) / 45, _typical_side(boxes) / 4)
   font = _font(max(11, round(size)))
   canvas = Image.fromarray(picture)
   pen = ImageDraw.Draw(canvas)
@@ -296,9 +289,9 @@ def _draw_labels(picture, boxes, labels, colors):
     left, _, right, bottom = font.getbbox(label, anchor='la')
     extent = (bottom + 3, right - left + 4)
     taken.append(_place_label(box, extent, (height, width), taken))
-  # Where there is no room, the better ones stay to be read.
-  for place, label, color in reversed([*zip(taken, labels, colors)]):
-    y1, x1, y2, x2 = place
+  # Without enough room, better labels cover the others.
+  for position, label, color in reversed([*zip(taken, labels, colors)]):
+    y1, x1, y2, x2 = position
     fill = tuple(np.rint(color).astype(int).tolist())
     pen.rectangle((x1, y1, x2 - 1, y2 - 1), fill=fill)
     luminance = np.dot(color, (0.299, 0.587, 0.114))
@@ -308,18 +301,18 @@ def _draw_labels(picture, boxes, labels, colors):
 
 
 def _place_label(box, size, picture_size, taken):
-  """The first place by the box that is free: `(y1, x1, y2, x2)` in pixels."""
+  """First free position beside the box, `(y1, x1, y2, x2)` in pixels."""
   y1, x1, y2, _ = np.rint(box).astype(int).tolist()
   left = max(min(x1, picture_size[1] - size[1]), 0)
-  places = []
-  # Above the box, in its top, under it, in its bottom.
+  candidates = []
+  # Above the box, at its inner top, below it, at its inner bottom.
   for top in (y1 - size[0], y1, y2, y2 - size[0]):
     top = max(min(top, picture_size[0] - size[0]), 0)
-    places.append((top, left, top + size[0], left + size[1]))
-  for place in places:
-    if not any(_overlap(place, other) for other in taken):
-      return place
-  return places[0]
+    candidates.append((top, left, top + size[0], left + size[1]))
+  for candidate in candidates:
+    if not any(_overlap(candidate, other) for other in taken):
+      return candidate
+  return candidates[0]
 
 
 def _overlap(a, b):
@@ -329,12 +322,12 @@ def _overlap(a, b):
 
 @functools.cache
 def _font(size):
-  """The font that comes with Pillow."""
+  """Pillow's own font."""
   return ImageFont.load_default(size)
 
 
 def grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
-  """One picture of several, row by row, on white.
+  """Several pictures in one, row by row, on white.
 
   Args:
     pictures: `[h, w, 3]` uint8 each; sizes may differ.
@@ -344,10 +337,7 @@ def grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
     `[height, width, 3]` uint8.
   """
   if not pictures or columns < 1:
-    raise UserError(
-      f'grid needs pictures and columns, got {len(pictures)} pictures and '
-      f'columns={columns}.'
-    )
+    raise ValueError(f'{len(pictures)} pictures in {columns} columns.')
   gap = 4
   rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
   heights = [max(picture.shape[0] for picture in row) for row in rows]
@@ -367,6 +357,5 @@ def grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
 
 def save_png(path: str | os.PathLike, picture: np.ndarray) -> None:
   """Writes a `[height, width, 3]` uint8 picture; makes a missing folder."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  Image.fromarray(picture).save(path, format='PNG')
+  with files.replaced(path) as unfinished:
+    Image.fromarray(picture).save(unfinished, format='PNG')

@@ -20,7 +20,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
   assert os.listdir(path.parent) == ['a.txt']
 
 
-def test_a_link_is_replaced_and_not_written_through(tmp_path):
+def test_a_link_is_replaced_instead_of_followed(tmp_path):
   other = tmp_path / 'other'
   other.write_text('theirs')
   link = tmp_path / 'link'

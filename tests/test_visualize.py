@@ -1,4 +1,4 @@
-"""Pictures, pixel by pixel."""
+"""Drawn pictures, pixel by pixel."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def test_thin_lines_lie_inside_the_box():
   assert not picture[..., 1:].any()
 
 
-def test_thick_lines_have_their_middle_on_the_edge():
+def test_thick_lines_are_centered_on_the_edge():
   picture = np.zeros((50, 60, 3), np.uint8)
   box = np.array([10, 20, 30, 45])
   visualize._draw_box(picture, box, np.array([255, 0, 0]), 2)
@@ -95,24 +95,24 @@ def test_mask_is_blended_with_a_solid_border():
   assert picture[1, 4].tolist() == [100, 100, 100]
 
 
-def _cut(mask, box, size):
+def _crop(mask, box, size):
   """Values of `tf.image.crop_and_resize` for a box over the canvas."""
-  places = []
+  positions = []
   for start, stop, length in zip(box[:2], box[2:], mask.shape):
     grid = (length - 1) / length
-    places.append(np.linspace(start * grid, stop * grid, size))
-  return visualize._resize_bilinear(mask.astype(np.float32), *places)
+    positions.append(np.linspace(start * grid, stop * grid, size))
+  return visualize._resize_bilinear(mask.astype(np.float32), *positions)
 
 
-def test_instances_come_back_from_their_cuts():
+def test_masks_are_recovered_from_their_crops():
   masks = np.zeros((2, 96, 128), bool)
   masks[0, 10:50, 20:90] = True
   masks[0, 10:30, 20:40] = False
   rows, columns = np.mgrid[:96, :128] + 0.5
   masks[1] = (rows - 70) ** 2 + (columns - 100) ** 2 < 20**2
   boxes = np.array([[10, 20, 50, 90], [50, 80, 90, 120]], np.float32)
-  cuts = np.stack([_cut(m, b, 112) for m, b in zip(masks, boxes)])
-  for values in (cuts, np.rint(cuts * 255).astype(np.uint8)):
+  crops = np.stack([_crop(m, b, 112) for m, b in zip(masks, boxes)])
+  for values in (crops, np.rint(crops * 255).astype(np.uint8)):
     back = visualize.uncrop_masks(values, boxes, (96, 128))
     assert (back != masks).sum() <= 0.01 * masks.sum()
 
@@ -128,7 +128,7 @@ def test_resize_keeps_a_plane():
   )
 
 
-def test_draw_instances_leaves_padding_out():
+def test_draw_instances_skips_padding():
   image = np.zeros((64, 64, 3), np.uint8)
   instances = Instances(
     boxes=np.float32([[8, 8, 40, 40], [0, 0, 0, 0]]),
@@ -176,7 +176,7 @@ def test_labels_of_small_objects_are_small():
   assert label_height(few) <= 2 * 20
 
 
-def test_where_there_is_no_room_the_better_label_stays():
+def test_without_room_the_better_label_is_on_top():
   # The picture is one label high: both have to stand in the same place.
   picture = np.zeros((14, 60, 3), np.uint8)
   boxes = np.float32([[0, 0, 14, 30], [0, 2, 14, 32]])
@@ -216,7 +216,7 @@ def test_grid():
   assert (sheet == 7).sum() == 3 * (30 + 24 + 18)
   assert (sheet[12:, :9] == 7).all()
   assert visualize.grid(pictures[:1], columns=4).shape == (5, 6, 3)
-  with pytest.raises(ValueError, match='got 0 pictures'):
+  with pytest.raises(ValueError):
     visualize.grid([], columns=2)
 
 

@@ -1,4 +1,4 @@
-"""Drawn records through the real pipeline to losses and gradients."""
+"""Properties of random records from the input pipeline to the losses."""
 
 import hypothesis
 import jax
@@ -73,7 +73,7 @@ def usable_areas(image):
 
 
 def assert_objects_are_conserved(batch, counts, images):
-  """Every object is kept, counted as a fault, a crowd, or one too many."""
+  """Every object is kept, counted as a fault, a crowd, or above the limit."""
   kept, faults, too_many = 0, sum(counts.values()), 0
   pixels = np.prod(target_cases.CANVAS)
   for row, image_id in enumerate(batch['image_ids']):
@@ -93,7 +93,7 @@ def assert_objects_are_conserved(batch, counts, images):
 
 
 def make_case(batch, seed):
-  """What `target_cases.run` takes."""
+  """A case for `target_cases.run`."""
   rng = np.random.default_rng(seed)
   candidates = target_cases.NUM_PROPOSALS + MAX_INSTANCES
   outputs = jax.tree.map(
@@ -111,7 +111,7 @@ def make_case(batch, seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('family', target_cases.FAMILIES)
-def test_drawn_records_train_as_they_should(family, tmp_path):
+def test_records_become_finite_losses_and_gradients(family, tmp_path):
   @hypothesis.settings(hypothesis.settings.get_profile('many'), max_examples=8)
   @hypothesis.given(st.tuples(objects(), objects()), st.integers(0, 1000))
   def holds(images, seed):

@@ -1,4 +1,4 @@
-"""What holds from the heads' outputs to the losses, for whatever is drawn.
+"""Properties from the heads' outputs to the losses, on random cases.
 
 The shapes are fixed, so that each family is compiled once. Every property is
 checked with few examples, and with many in the slow tests.
@@ -20,7 +20,7 @@ TERMS = {'rpn_objectness', 'rpn_box', 'class', 'box', 'mask'}
   params=['few', pytest.param('many', marks=pytest.mark.slow)],
 )
 def check(request):
-  """Runs a property on drawn cases, and whatever else it needs."""
+  """Runs a property on random cases and values of further strategies."""
   profile = hypothesis.settings.get_profile(request.param)
 
   def run(holds, *strategies):
@@ -49,7 +49,7 @@ def test_everything_is_finite(family, check):
   check(holds)
 
 
-def test_an_image_that_does_not_count_teaches_nothing(family, check):
+def test_an_invalid_image_has_no_targets_and_no_gradient(family, check):
   def holds(case):
     case['valid'] = np.array([False, True])
     found = target_cases.run(family, case)
@@ -57,7 +57,7 @@ def test_an_image_that_does_not_count_teaches_nothing(family, check):
     for part in (found['rpn'].matched, found['rois'], found['gradients']):
       for value in jax.tree.leaves(part):
         assert not np.any(value[0])
-    # Nor does it change what the other one teaches.
+    # Nor does it change the losses of the other one.
     other = dict(case)
     other['instances'] = jax.tree.map(
       lambda x: np.stack([np.zeros_like(x[0]), x[1]]), case['instances']
@@ -109,7 +109,7 @@ def test_proposals_lie_in_the_image_best_first(family, check):
     limits = np.tile(limits, 2)[:, None]
     assert np.all((proposals.boxes >= 0) & (proposals.boxes <= limits))
     assert np.all((proposals.scores >= 0) & (proposals.scores <= 1))
-    # Those that are not valid come last and are zeros.
+    # Invalid ones come last and are zeros.
     assert np.all(np.diff(proposals.scores, axis=1) <= 0)
     assert np.all(np.diff(proposals.valid.astype(int), axis=1) <= 0)
     assert not np.any(proposals.boxes[~proposals.valid])
@@ -176,7 +176,7 @@ def test_targets_are_in_their_ranges(family, check):
 
 
 def test_padding_changes_nothing(family, check):
-  """Values of rows that are not valid are never looked at."""
+  """Values of invalid rows have no effect."""
 
   def holds(case, number):
     expected = target_cases.run(family, case)
@@ -192,11 +192,11 @@ def test_padding_changes_nothing(family, check):
 
     filled = jax.tree.map(fill, instances).replace(valid=valid)
     found = target_cases.run(family, case | {'instances': filled})
-    # A RoI that is padding points to row 0.
+    # Padded RoIs point to row 0.
     real = expected['rois'].first(expected['masks'].shape[1]).classes > 0
     for result in (found, expected):
       result['masks'] = np.where(real[..., None, None], result['masks'], 0)
-      # Labels of candidates that are no candidates.
+      # Labels of invalid candidates.
       result['candidate_labels'] = np.where(
         result['candidate_valid'], result['candidate_labels'], 0
       )
@@ -209,7 +209,7 @@ def test_padding_changes_nothing(family, check):
 
 
 def test_order_of_the_instances_changes_nothing(family, check):
-  """Nor where padding lies among them."""
+  """Nor does the position of padding among them."""
 
   def holds(case, number):
     expected = target_cases.run(family, case)
@@ -239,7 +239,7 @@ def ious_with_instances(case, row, boxes):
 
 
 def assert_same_deltas(family, case, found, expected, row):
-  """Deltas may only differ where several instances claim the anchor."""
+  """Deltas differ only where several instances match an anchor equally."""
   model = target_cases.make_model(family)
   anchors = model.anchor_boxes(target_cases.CANVAS)
   anchors = np.concatenate([anchors[level] for level in sorted(anchors)])
@@ -254,7 +254,7 @@ def assert_same_deltas(family, case, found, expected, row):
 
 
 def assert_same_rois(case, found, expected, order, row):
-  """The same boxes are drawn; each has an instance it overlaps as much."""
+  """The same boxes are sampled, each with an instance of the same IoU."""
   rois, other = (
     jax.tree.map(lambda x: x[row], result['rois'])
     for result in (found, expected)
