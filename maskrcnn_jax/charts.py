@@ -18,6 +18,7 @@ import numpy as np
 
 from maskrcnn_jax import files
 from maskrcnn_jax.evaluation import scores
+from maskrcnn_jax.tables import number
 
 # Okabe and Ito's colors, which color-blind readers can tell apart.
 BLUE, SKY, GREEN, ORANGE = '#0072b2', '#56b4e9', '#009e73', '#e69f00'
@@ -175,7 +176,7 @@ def _draw_bars(axis, bars):
   rows = np.arange(len(bars))
   values = [bar.value or 0.0 for bar in bars]
   drawn = axis.barh(rows, values, 0.7, color=[bar.color for bar in bars])
-  texts = ['-' if b.value is None else f'{b.value:.3g}' for b in bars]
+  texts = [number(bar.value) for bar in bars]
   axis.bar_label(drawn, texts, padding=4)
   limits = [(row, b.limit) for row, b in enumerate(bars) if b.limit is not None]
   for row, limit in limits:

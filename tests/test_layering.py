@@ -17,7 +17,7 @@ ALLOWED = {
   'maskrcnn_jax': (
     'numpy PIL ml_collections .evaluation.mask_pasting .structures'
   ),
-  'maskrcnn_jax/charts': 'numpy matplotlib .evaluation.scores',
+  'maskrcnn_jax/charts': 'numpy matplotlib .evaluation.scores .tables',
   'maskrcnn_jax/structures': 'jax numpy flax.struct',
   'maskrcnn_jax/ops': 'jax numpy',
   'maskrcnn_jax/models': 'jax numpy flax optax .ops .structures',

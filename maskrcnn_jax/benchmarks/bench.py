@@ -32,14 +32,17 @@ _MAX_BATCHES = 8
 
 
 def bench(
-  config: Any, options: BenchOptions, output: str, is_real: bool = False
+  config: Any,
+  options: BenchOptions,
+  output: str | None = None,
+  is_real: bool = False,
 ) -> dict[str, Any]:
   """Measures, prints tables, and writes `bench.json` and `bench.png`.
 
   Args:
     config: a ConfigDict with the sections `model` and `input`.
     options: see `BenchOptions`.
-    output: folder, made if missing.
+    output: folder, made if missing; None: nothing is written.
     is_real: whether images are of the config's records; else they are random.
 
   Returns:
@@ -55,8 +58,7 @@ def bench(
       given=jax.process_count(),
       wanted=1,
     )
-  folder = pathlib.Path(output)
-  if (folder / 'bench.json').exists():
+  if output and pathlib.Path(output, 'bench.json').exists():
     raise FileExistsError(
       f'{output} holds the results of an earlier run; choose another --output.'
     )
@@ -75,17 +77,18 @@ def bench(
       result[name] = _measure(name, config, subject, other, options)
       result['machine']['other_cpus'][name] = load.read()
       # Written at once: the next one may take minutes, or fail.
-      _write(result, folder)
+      _write(result, output)
     result['memory'] = {'ours': machine.peak_memory()}
     if other:
       result['memory']['torchvision'] = other.ask('memory')['peak']
   result['peaks'] = machine.highest(result['peaks'], machine.measure_peaks())
   result['machine']['load_after'] = os.getloadavg()[0]
   machine.add_floors(result)
-  _write(result, folder)
+  _write(result, output)
   print(report.text(result))
-  report.draw(result, folder / 'bench.png')
-  logging.info('wrote bench.json and bench.png to %s', output)
+  if output:
+    report.draw(result, pathlib.Path(output, 'bench.png'))
+    logging.info('wrote bench.json and bench.png to %s', output)
   return result
 
 
@@ -133,5 +136,7 @@ def _describe(subject, options) -> dict[str, Any]:
   }
 
 
-def _write(result, folder) -> None:
-  files.write_text(folder / 'bench.json', json.dumps(result, indent=2) + '\n')
+def _write(result, output) -> None:
+  if output:
+    text = json.dumps(result, indent=2) + '\n'
+    files.write_text(pathlib.Path(output, 'bench.json'), text)

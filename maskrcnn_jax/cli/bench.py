@@ -38,7 +38,8 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
       help=f'number of {words} rounds (default: %(default)s)',
     )
   parser.add_argument(
-    '--output', required=True, help='new folder for bench.json and bench.png'
+    '--output',
+    help='new folder for bench.json and bench.png (default: tables only)',
   )
 
 
