@@ -6,7 +6,7 @@ import jax
 import pytest
 from eight_devices import NUM_DEVICES, check_same, compare, run_on_eight
 
-from maskrcnn_jax.distributed import mesh as sharding
+from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.errors import UserError
 
 # Of the largest entry of each array.
@@ -54,26 +54,26 @@ def test_devices_send_sums_and_scores_only(compared):
 
 
 PLACE = """
-mesh = sharding.make_mesh()
+mesh = mesh_lib.make_mesh()
 batch = tiny_model.make_batch((0, 1, 2, 3, 4, 0, 1, 2))
 batch['image_ids'] = np.arange(8)
 batch['scales'] = np.ones([8, 2], np.float32)
-placed = sharding.put_batch(batch, mesh)
+placed = mesh_lib.put_batch(batch, mesh)
 same = jax.tree.map(
   lambda x, y: bool(np.array_equal(x, y)), placed, {k: batch[k] for k in placed}
 )
 try:
-  sharding.put_batch(jax.tree.map(lambda x: x[:6], batch), mesh)
+  mesh_lib.put_batch(jax.tree.map(lambda x: x[:6], batch), mesh)
 except ValueError as error:
   fields = error.argument, error.given, error.wanted
 draw = lambda key: jax.random.uniform(key, (8, 5))
 draws = [
   jax.device_get(
-    jax.jit(draw, out_shardings=sharding.batch_sharding(mesh))(
+    jax.jit(draw, out_shardings=mesh_lib.batch_sharding(mesh))(
       jax.random.key(3)
     )
   ).tolist()
-  for mesh in (sharding.make_mesh(1), mesh)
+  for mesh in (mesh_lib.make_mesh(1), mesh)
 ]
 print(json.dumps({
   'keys': sorted(placed),
@@ -112,10 +112,10 @@ def test_draws_do_not_depend_on_the_number_of_devices(placed):
 
 
 def test_a_mesh_has_all_devices_or_the_first_ones():
-  assert sharding.make_mesh().size == jax.device_count()
-  assert sharding.make_mesh(1).size == 1
+  assert mesh_lib.make_mesh().size == jax.device_count()
+  assert mesh_lib.make_mesh(1).size == 1
   for num_devices in (0, jax.device_count() + 1):
     with pytest.raises(UserError) as error:
-      sharding.make_mesh(num_devices)
+      mesh_lib.make_mesh(num_devices)
     assert error.value.argument == 'num_devices'
     assert error.value.given == num_devices

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from eight_devices import check_same, compare, run_on_eight
 
-from maskrcnn_jax.distributed import mesh as sharding
+from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.distributed import model_sharding
 from maskrcnn_jax.models import mask_rcnn
 
@@ -147,9 +147,9 @@ batch = tiny_model.make_batch((2, 3), canvas=(192, 64))
 state, _ = tiny_model.make_state(model, batch)
 results = []
 for spatial in (1, 2):
-  mesh = sharding.make_mesh(2 * spatial, spatial)
-  everywhere = sharding.replicated(mesh)
-  inputs = sharding.input_shardings(mesh)
+  mesh = mesh_lib.make_mesh(2 * spatial, spatial)
+  everywhere = mesh_lib.replicated(mesh)
+  inputs = mesh_lib.input_shardings(mesh)
   detect = quick.jit(
     functools.partial(
       train_step.detect, model_sharding.shard_model(model, mesh)
@@ -157,8 +157,8 @@ for spatial in (1, 2):
     in_shardings=(everywhere, inputs['images'], inputs['image_sizes']),
     out_shardings=everywhere,
   )
-  placed = sharding.put_batch(batch, mesh)
-  variables = sharding.put_replicated(state.variables(), mesh)
+  placed = mesh_lib.put_batch(batch, mesh)
+  variables = mesh_lib.put_replicated(state.variables(), mesh)
   detections = detect(variables, placed['images'], placed['image_sizes'])
   results.append({
     'classes': detections.classes.tolist(),
@@ -190,9 +190,9 @@ def refused(function, *args):
     return [error.argument, error.given, error.wanted, str(error)]
 
 
-mesh = sharding.make_mesh(8, 4)
+mesh = mesh_lib.make_mesh(8, 4)
 batch = tiny_model.make_batch((1, 2), canvas=(128, 64))
-placed = sharding.put_batch(batch, mesh)
+placed = mesh_lib.put_batch(batch, mesh)
 config = {
   'runtime': {'spatial': 4},
   'input': {'canvases': ((128, 64), (832, 1344))},
@@ -210,10 +210,10 @@ print(json.dumps({
   'rows': [
     shard.data.shape[0] for shard in placed['valid'].addressable_shards
   ],
-  'three': refused(sharding.make_mesh, 8, 3),
-  'canvas': refused(sharding.config_mesh, config),
-  'low': refused(sharding.check_canvas, (64, 64), sharding.make_mesh(2, 2)),
-  'batch': refused(sharding.put_batch, tiny_model.make_batch((1,)), mesh),
+  'three': refused(mesh_lib.make_mesh, 8, 3),
+  'canvas': refused(mesh_lib.config_mesh, config),
+  'low': refused(mesh_lib.check_canvas, (64, 64), mesh_lib.make_mesh(2, 2)),
+  'batch': refused(mesh_lib.put_batch, tiny_model.make_batch((1,)), mesh),
   'batch_size': refused(data_checks.check_batch_size, 'input', 3, mesh),
 }))
 """
@@ -250,9 +250,9 @@ def test_an_uneven_split_is_refused(placed):
 
 def test_one_device_adds_no_constraint():
   model = mask_rcnn.MaskRCNN()
-  mesh = sharding.make_mesh(1)
+  mesh = mesh_lib.make_mesh(1)
   assert model_sharding.shard_model(model, mesh) == model
-  for kind in sharding.SHARD_STATE:
+  for kind in mesh_lib.SHARD_STATE:
     laid_out = model_sharding.shard_model(model, mesh, kind)
     assert hash(laid_out) == hash(model_sharding.shard_model(model, mesh, kind))
   array = np.ones(3)

@@ -73,8 +73,8 @@ def megabytes(tree, shardings):
 
 
 sizes = {}
-for kind in sharding.SHARD_STATE:
-  shardings = sharding.state_shardings(state, sharding.make_mesh(), kind)
+for kind in mesh_lib.SHARD_STATE:
+  shardings = mesh_lib.state_shardings(state, mesh_lib.make_mesh(), kind)
   sizes[kind] = [
     megabytes(state.params, shardings.params),
     megabytes(state.opt_state, shardings.opt_state),
@@ -112,23 +112,23 @@ config = {'model': {}}
 
 
 def place(state, num_devices, kind):
-  mesh = sharding.make_mesh(num_devices)
-  return sharding.put(state, sharding.state_shardings(state, mesh, kind, 64))
+  mesh = mesh_lib.make_mesh(num_devices)
+  return mesh_lib.put(state, mesh_lib.state_shardings(state, mesh, kind, 64))
 
 
 saved = place(state, 8, 'all')
-with checkpoint.CheckpointWriter(arguments[0]) as writer:
+with store.CheckpointWriter(arguments[0]) as writer:
   writer.save(1, saved, {'examples': 8, 'salt': 0}, config, {})
 report = []
 for num_devices, kind in arguments[1]:
   target = place(jax.tree.map(jax.numpy.zeros_like, state), num_devices, kind)
-  restored = checkpoint.restore_latest(arguments[0], target, config).state
+  restored = store.restore_latest(arguments[0], target, config).state
   jax.tree.map(np.testing.assert_array_equal, restored, state)
   assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(
     lambda x: x.sharding, target
   )
   report.append({k: [*x.sharding.spec] for k, x in restored.params.items()})
-variables, _ = checkpoint.restore(arguments[0])
+variables, _ = store.restore(arguments[0])
 jax.tree.map(np.testing.assert_array_equal, variables, state.variables())
 print(json.dumps(report))
 """

@@ -21,7 +21,7 @@ import jax
 import pytest
 import tiny_checkpoint
 
-from maskrcnn_jax.checkpoints import store as checkpoint
+from maskrcnn_jax.checkpoints import store
 
 # Every number of devices divides it.
 WIDTH = 8 * 1024
@@ -36,8 +36,8 @@ def state_of(step):
 def save_for_ever(workdir, told):
   """Saves step after step, telling each, until a signal comes."""
   signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-  first = checkpoint.latest_step(workdir) or 0
-  with checkpoint.CheckpointWriter(workdir, keep=2) as writer:
+  first = store.latest_step(workdir) or 0
+  with store.CheckpointWriter(workdir, keep=2) as writer:
     for step in range(first + 1, first + 10_000):
       save(writer, step, state_of(step))
       told.value = step
@@ -88,11 +88,11 @@ def _restore_and_save(workdir, num_devices, layout):
     state_of(0),
   )
   config = tiny_checkpoint.make_config()
-  restored = checkpoint.restore_latest(workdir, fresh, config)
+  restored = store.restore_latest(workdir, fresh, config)
   step, state = (restored.step, restored.state) if restored else (0, fresh)
   for x, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(fresh)):
     assert x.sharding == wanted.sharding
-  with checkpoint.CheckpointWriter(workdir) as writer:
+  with store.CheckpointWriter(workdir) as writer:
     save(writer, step + 1, state)
 
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import tiny_checkpoint
 
-from maskrcnn_jax.checkpoints import store as checkpoint
+from maskrcnn_jax.checkpoints import store
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import train_step
 
@@ -19,12 +19,12 @@ _SHARPER = {
 
 
 def write(workdir, config, step=4, seed=0, classes=None, variables=None):
-  """Writes `config.json` and one checkpoint.
+  """Writes `config.json` and one store.
 
   Args:
     workdir: to be made.
     config: of `tiny_run.make_config`.
-    step: of the checkpoint.
+    step: of the store.
     seed: of the weights.
     classes: names by number; by default `CLASSES`.
     variables: of the model; by default drawn.
@@ -39,8 +39,8 @@ def write(workdir, config, step=4, seed=0, classes=None, variables=None):
     opt_state=(),
     **jax.tree.map(jax.numpy.asarray, variables),
   )
-  checkpoint.claim_workdir(workdir, config)
-  with checkpoint.CheckpointWriter(workdir) as writer:
+  store.claim_workdir(workdir, config)
+  with store.CheckpointWriter(workdir) as writer:
     writer.save(
       step, state, tiny_checkpoint.POSITION, config, classes or CLASSES
     )

@@ -1,4 +1,4 @@
-"""Runs scripts where the CPU shows itself as eight devices."""
+"""Scripts that run with eight CPU devices."""
 
 import json
 import os
@@ -19,22 +19,22 @@ import tiny_model
 from maskrcnn_jax.models import mask_rcnn
 from maskrcnn_jax.ops import cpu_convolution
 from maskrcnn_jax.training import data_checks
-from maskrcnn_jax.checkpoints import store as checkpoint
+from maskrcnn_jax.checkpoints import store
 from maskrcnn_jax.training import evaluator
-from maskrcnn_jax.distributed import mesh as sharding
+from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.distributed import model_sharding
 from maskrcnn_jax.training import train_step
 arguments = [json.loads(text) for text in sys.argv[1:]]
 """
 
-# A step on one device, then on each of some meshes; of each of these the
-# largest difference in every metric, gradient, parameter and statistic.
+# A step on one device and on each of some meshes: the largest differences in
+# every metric, gradient, parameter and statistic.
 _COMPARE = r"""
 options, counts, canvas, meshes = arguments
 if any(mesh.get('spatial', 1) > 1 for mesh in meshes):
-  # The CPU's gradient of a 1x1 kernel gathers the maps that devices share,
-  # that of GPUs and TPUs does not: these are what shares images for a gain, so
-  # what is sent, and that it is right, is looked at in their form.
+  # The CPU's gradient of a 1x1 kernel gathers the maps that devices share; the
+  # form for GPUs and TPUs does not. Only there does sharing images pay, so that
+  # form is tested here.
   cpu_convolution.product_kernel_gradient = functools.partial(
     jnp.einsum, '...i,...o->io'
   )
@@ -50,9 +50,9 @@ poison['images'][0, 0, 0] = np.nan
 SMALLEST = 64  # Entries of an array that is split.
 
 
-def place(shardings):
-  # Copied, since the step takes it over.
-  return sharding.put(jax.tree.map(lambda x: x.copy(), state), shardings)
+def put(shardings):
+  # A copy, since the step is given its memory.
+  return mesh_lib.put(jax.tree.map(lambda x: x.copy(), state), shardings)
 
 
 def same(*trees):
@@ -61,23 +61,23 @@ def same(*trees):
 
 
 def step(num_devices, spatial=1, shard_state='none'):
-  mesh = sharding.make_mesh(num_devices, spatial)
-  everywhere = sharding.replicated(mesh)
-  shardings = sharding.state_shardings(state, mesh, shard_state, SMALLEST)
+  mesh = mesh_lib.make_mesh(num_devices, spatial)
+  everywhere = mesh_lib.replicated(mesh)
+  shardings = mesh_lib.state_shardings(state, mesh, shard_state, SMALLEST)
   laid_out = model_sharding.shard_model(model, mesh, shard_state, SMALLEST)
   step = jax.jit(
     functools.partial(train_step.train_step, laid_out, optimizer),
-    in_shardings=(shardings, sharding.input_shardings(mesh), everywhere),
+    in_shardings=(shardings, mesh_lib.input_shardings(mesh), everywhere),
     out_shardings=(shardings, everywhere),
     donate_argnums=0,
   )
   key = jax.device_put(jax.random.key(1), everywhere)
-  inputs = place(shardings), sharding.put_batch(batch, mesh), key
+  inputs = put(shardings), mesh_lib.put_batch(batch, mesh), key
   # Not quick.jit: sums that are not vectorised lose digits.
   compiled = step.lower(*inputs).compile()
   results = compiled(*inputs)
   momentum = jax.tree.leaves(results[0].opt_state)
-  poisoned = place(shardings), sharding.put_batch(poison, mesh), key
+  poisoned = put(shardings), mesh_lib.put_batch(poison, mesh), key
   unchanged, _ = compiled(*poisoned)
   return {
     'results': jax.device_get(results),
@@ -119,10 +119,10 @@ print(json.dumps({
 
 
 def run_on_eight(script, *args):
-  """What a script prints, as JSON.
+  """JSON that a script prints.
 
   Args:
-    script: finds `jax`, `np`, `tiny_model`, `sharding` and `train_step`.
+    script: may use `jax`, `np`, `tiny_model`, `mesh_lib` and `train_step`.
     args: become its `arguments`, in the types of JSON.
   """
   paths = [
@@ -160,10 +160,10 @@ def compare(options, counts, canvas, meshes):
     metrics: of one device.
     optimizer_bytes: of one device.
     reports: for each mesh `differences` of every array of the results, as a
-      part of its largest entry; `donated`, `kept` and `skipped`, whether the
-      state was taken over, has its shardings still, and stays as it is if the
-      loss is not finite; `optimizer_bytes` of each device; and `collectives` of
-      the program, lines of HLO.
+      part of its largest entry; `donated`, `kept` and `skipped`: the state was
+      donated, keeps its shardings, and is unchanged if the loss is not finite;
+      `optimizer_bytes` of each device; and `collectives` of the program, lines
+      of HLO.
   """
   return run_on_eight(_COMPARE, options, counts, canvas, meshes)
 

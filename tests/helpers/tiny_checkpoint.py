@@ -7,7 +7,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from maskrcnn_jax.checkpoints import store as checkpoint
+from maskrcnn_jax.checkpoints import store
 
 POSITION = {'examples': 24, 'salt': 1}
 CLASSES = {1: 'disc', 7: 'star'}
@@ -53,7 +53,7 @@ def make_config(depth=18, num_steps=10):
 
 def save(workdir, steps=(4,), config=None, keep=3, **kwargs):
   """Saves states that differ in their step alone."""
-  with checkpoint.CheckpointWriter(workdir, keep) as writer:
+  with store.CheckpointWriter(workdir, keep) as writer:
     for step in steps:
       state = make_state(step=step, **kwargs)
       writer.save(step, state, POSITION, config or make_config(), CLASSES)

@@ -119,9 +119,9 @@ params = {'kernel': jax.numpy.ones((3, 3, 8, 16)), 'bias': jax.numpy.ones(16)}
 state = train_state.start_average(
   train_state.TrainState(jax.numpy.int32(0), params, {}, {'trace': params})
 )
-mesh = sharding.make_mesh()
-for kind in sharding.SHARD_STATE:
-  shardings = sharding.state_shardings(state, mesh, kind, smallest=64)
+mesh = mesh_lib.make_mesh()
+for kind in mesh_lib.SHARD_STATE:
+  shardings = mesh_lib.state_shardings(state, mesh, kind, smallest=64)
   assert shardings.ema == shardings.params, kind
 assert shardings.ema['kernel'].spec[3] == 'data'
 print(0)
