@@ -1,16 +1,21 @@
-"""The README's example runs, and its links lead somewhere."""
+"""The README's examples run, and its links lead somewhere."""
 
 import pathlib
 import re
 import subprocess
 import sys
 
+import drawn_checkpoint
 import numpy as np
 import pytest
 import quick
+from PIL import Image
+
+from maskrcnn_jax.config import load_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
+EXAMPLES = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
 
 
 def test_links_lead_somewhere():
@@ -25,8 +30,20 @@ def test_links_lead_somewhere():
 
 
 @pytest.mark.slow
+def test_prediction_example(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  drawn_checkpoint.write(tmp_path / 'local/demo', load_config('shapes'))
+  Image.new('RGB', (90, 70), 'teal').save('photo.jpg')
+  names = {}
+  with quick.compilation():
+    exec(EXAMPLES[0], names)
+  assert names['picture'].shape == (70, 90, 3)
+  assert names['detections'].masks.ndim == 3
+
+
+@pytest.mark.slow
 def test_notebook_example(tmp_path, monkeypatch):
-  (code,) = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
+  _, code = EXAMPLES
   assert 'range(200)' in code
   monkeypatch.chdir(tmp_path)
   command = [sys.executable, ROOT / 'data/shapes/shapes.py']
