@@ -48,3 +48,19 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
   """
   near = difflib.get_close_matches(given, list(known), n=1)
   return f'; did you mean {near[0]!r}?' if near else '.'
+
+
+def invalid(argument: str, given: Any, wanted: str) -> UserError:
+  """Error of an invalid value: `ARGUMENT must be WANTED, got GIVEN.`
+
+  Args:
+    argument: name of the argument, the flag or the config field.
+    given: its value.
+    wanted: description of the valid values, such as `at least 1`.
+  """
+  return UserError(
+    f'{argument} must be {wanted}, got {given!r}.',
+    argument=argument,
+    given=given,
+    wanted=wanted,
+  )
