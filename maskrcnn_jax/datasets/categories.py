@@ -6,9 +6,10 @@ of the annotations, or one more where those count from 0.
 
 import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from maskrcnn_jax.datasets import record_file, record_index
+from maskrcnn_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,9 @@ class Category:
 
   name: str
   category_id: int
+
+
+Classes = Mapping[int, Category]  # By class id.
 
 
 def class_offset(category_ids: Iterable[int]) -> int:
@@ -53,3 +57,77 @@ def read_from_records(
             category_ids[index] if index < len(category_ids) else class_id,
           )
   return dict(sorted(found.items()))
+
+
+def names_of(classes: Classes) -> dict[int, str]:
+  """Names by class id; the id as a text where a class has no name."""
+  return {k: v.name or str(k) for k, v in classes.items()}
+
+
+def category_ids(classes: Classes) -> dict[int, int]:
+  """Category id by class id, of classes whose category id differs."""
+  return {k: v.category_id for k, v in classes.items() if v.category_id != k}
+
+
+def saved_classes(classes: Classes) -> dict[int, str | dict]:
+  """Classes in the form that `CheckpointWriter.save` takes."""
+  different = category_ids(classes)
+  return {
+    class_id: {'name': name, 'category_id': different[class_id]}
+    if class_id in different
+    else name
+    for class_id, name in names_of(classes).items()
+  }
+
+
+def check_same_classes(
+  wanted: Classes, given: Classes, source, argument: str, path
+) -> None:
+  """Raises if two sets of classes contradict each other.
+
+  Names are compared without case; a class without a name contradicts nothing,
+  nor does one that the other side does not have.
+
+  Args:
+    wanted: classes of the training set.
+    given: classes of the validation set.
+    source: what `wanted` was read from.
+    argument: config field of the validation set.
+    path: of the validation set.
+
+  Raises:
+    UserError: an id has two names, or a name has two ids; `item` is the id in
+      `given`, `given` its name there, `wanted` the name in `wanted`, or None
+      where the training set does not have the id.
+  """
+  named = [(known_name(k, wanted), k) for k in reversed(wanted)]
+  ids = {name.casefold(): k for name, k in named if name}
+  for class_id in given:
+    name, expected = known_name(class_id, given), known_name(class_id, wanted)
+    if not name:
+      continue
+    same_name = ids.get(name.casefold(), class_id)
+    if expected and expected.casefold() != name.casefold():
+      trained = f'{source} has it as {expected!r}'
+    elif not expected and same_name != class_id:
+      trained = f'{source} has {name!r} as class {same_name}'
+    else:
+      continue
+    raise UserError(
+      f'{argument}: {path} has class {class_id} as {name!r}, and {trained}. '
+      'Number the categories of the validation set as those of the training '
+      'set, and prepare it again.',
+      argument=argument,
+      path=path,
+      item=class_id,
+      given=name,
+      wanted=expected or None,
+    )
+
+
+def known_name(class_id: int, classes: Classes) -> str:
+  """Name of a class; '' where it is not known or is only its number."""
+  each = classes.get(class_id)
+  if each is None or each.name in (str(class_id), str(each.category_id)):
+    return ''
+  return each.name.strip()

@@ -19,13 +19,14 @@ from maskrcnn_jax.checkpoints import store
 from maskrcnn_jax.datasets import coco_json, ground_truth, records
 from maskrcnn_jax.datasets.categories import (
   Category,
+  Classes,
+  check_same_classes,
   class_offset,
+  known_name,
   read_from_records,
 )
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.errors import UserError
-
-Classes = Mapping[int, Category]
 
 
 def run_classes(config, workdir) -> dict[int, Category]:
@@ -65,7 +66,7 @@ def training_classes(config) -> dict[int, Category]:
   check_validation_classes(config, classes, pattern)
   file = config.get('evaluation', {}).get('annotations_file')
   annotated = annotated_classes(file)
-  unnamed = [k for k in classes if not _name(k, classes)]
+  unnamed = [k for k in classes if not known_name(k, classes)]
   if unnamed:
     names = f'names are taken from {file}'
     logging.warning(
@@ -98,27 +99,6 @@ def checkpoint_classes(
   }
 
 
-def names_of(classes: Classes) -> dict[int, str]:
-  """Names by class id; the id as a text where a class has no name."""
-  return {k: v.name or str(k) for k, v in classes.items()}
-
-
-def category_ids(classes: Classes) -> dict[int, int]:
-  """Category id by class id, of classes whose category id differs."""
-  return {k: v.category_id for k, v in classes.items() if v.category_id != k}
-
-
-def saved_classes(classes: Classes) -> dict[int, str | dict]:
-  """Classes in the form that `CheckpointWriter.save` takes."""
-  different = category_ids(classes)
-  return {
-    class_id: {'name': name, 'category_id': different[class_id]}
-    if class_id in different
-    else name
-    for class_id, name in names_of(classes).items()
-  }
-
-
 def check_validation_classes(config, wanted: Classes, source) -> None:
   """Compares the validation set, where it is there, with trained classes.
 
@@ -128,7 +108,7 @@ def check_validation_classes(config, wanted: Classes, source) -> None:
     source: what they were read from, for the error.
 
   Raises:
-    UserError: see `check_same_classes`.
+    UserError: see `categories.check_same_classes`.
   """
   evaluation = config.get('evaluation', {})
   file = evaluation.get('annotations_file')
@@ -143,59 +123,6 @@ def check_validation_classes(config, wanted: Classes, source) -> None:
   check_same_classes(
     wanted, recorded, source, 'evaluation.file_pattern', pattern
   )
-
-
-def check_same_classes(
-  wanted: Classes, given: Classes, source, argument: str, path
-) -> None:
-  """Raises if two sets of classes contradict each other.
-
-  Names are compared without case; a class without a name contradicts nothing,
-  nor does one that the other side does not have.
-
-  Args:
-    wanted: classes of the training set.
-    given: classes of the validation set.
-    source: what `wanted` was read from.
-    argument: config field of the validation set.
-    path: of the validation set.
-
-  Raises:
-    UserError: an id has two names, or a name has two ids; `item` is the id in
-      `given`, `given` its name there, `wanted` the name in `wanted`, or None
-      where the training set does not have the id.
-  """
-  named = [(_name(k, wanted), k) for k in reversed(wanted)]
-  ids = {name.casefold(): k for name, k in named if name}
-  for class_id in given:
-    name, expected = _name(class_id, given), _name(class_id, wanted)
-    if not name:
-      continue
-    same_name = ids.get(name.casefold(), class_id)
-    if expected and expected.casefold() != name.casefold():
-      trained = f'{source} has it as {expected!r}'
-    elif not expected and same_name != class_id:
-      trained = f'{source} has {name!r} as class {same_name}'
-    else:
-      continue
-    raise UserError(
-      f'{argument}: {path} has class {class_id} as {name!r}, and {trained}. '
-      'Number the categories of the validation set as those of the training '
-      'set, and prepare it again.',
-      argument=argument,
-      path=path,
-      item=class_id,
-      given=name,
-      wanted=expected or None,
-    )
-
-
-def _name(class_id: int, classes: Classes) -> str:
-  """Name of a class; '' where it is not known or is only its number."""
-  each = classes.get(class_id)
-  if each is None or each.name in (str(class_id), str(each.category_id)):
-    return ''
-  return each.name.strip()
 
 
 def write_annotations(

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from maskrcnn_jax import charts, visualize
+from maskrcnn_jax.datasets import categories
 from maskrcnn_jax.distributed import collectives, model_sharding
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.evaluation import (
@@ -76,8 +77,8 @@ class Evaluator:
     self._log_file = config.training.get('log_file')
     self._input = config.input
     classes = data_checks.annotated_classes(self._annotations_file)
-    self._names = data_checks.names_of(classes)
-    self._category_ids = data_checks.category_ids(classes)
+    self._names = categories.names_of(classes)
+    self._category_ids = categories.category_ids(classes)
     self._losses = None
     if self.options.losses:
       self._losses = validation_losses.ValidationLosses(model, self._mesh)

@@ -176,7 +176,7 @@ def _count_classes(config) -> int:
       argument='model.num_classes',
       path=config.input.file_pattern,
     )
-  names = data_checks.names_of(classes)
+  names = categories.names_of(classes)
   listed = ', '.join(f'{i} {names[i]}' for i in sorted(names))
   number = max(names) + 1
   logging.info('model.num_classes is %d: 0 background, %s', number, listed)

@@ -14,6 +14,7 @@ import jax
 
 from maskrcnn_jax import charts
 from maskrcnn_jax.checkpoints import store
+from maskrcnn_jax.datasets import categories
 from maskrcnn_jax.distributed import collectives, model_sharding
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.distributed.watchdog import Watchdog
@@ -199,7 +200,7 @@ def train_and_evaluate(
       # Save, and try again before long after a full disk.
       if save or (log and not is_saved):
         is_saved = saver.save(
-          step, state, position, config, data_checks.saved_classes(classes)
+          step, state, position, config, categories.saved_classes(classes)
         )
       if (is_last or stop) and not is_saved:
         raise _disk_full(workdir, step)
@@ -314,7 +315,7 @@ def _start(
   restored = store.restore_latest(workdir, state, config)
   if restored:
     return restored, ''
-  names, load_report = data_checks.names_of(classes), ''
+  names, load_report = categories.names_of(classes), ''
   if training.pretrained:
     state, load_report = pretrained.start_from(
       training.pretrained, fresh, finetuning.load_options(training, names)

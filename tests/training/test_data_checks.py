@@ -8,7 +8,7 @@ import pytest
 import tiny_run
 
 from maskrcnn_jax.checkpoints import store
-from maskrcnn_jax.datasets import examples, records
+from maskrcnn_jax.datasets import categories, examples, records
 from maskrcnn_jax.datasets.categories import Category
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.training import data_checks, finetuning, loop
@@ -53,17 +53,17 @@ def classes_of(names):
 def test_annotated_ids_from_1_are_classes(tmp_path):
   path = write_annotations(tmp_path / 'a.json', {2: 'n2', 5: 'n5'})
   found = data_checks.annotated_classes(path)
-  assert data_checks.names_of(found) == {2: 'n2', 5: 'n5'}
-  assert data_checks.category_ids(found) == {}
-  assert data_checks.saved_classes(found) == {2: 'n2', 5: 'n5'}
+  assert categories.names_of(found) == {2: 'n2', 5: 'n5'}
+  assert categories.category_ids(found) == {}
+  assert categories.saved_classes(found) == {2: 'n2', 5: 'n5'}
 
 
 def test_annotated_ids_from_0_are_one_less_than_classes(tmp_path):
   path = write_annotations(tmp_path / 'a.json', {0: 'n0', 4: 'n4'})
   found = data_checks.annotated_classes(path)
-  assert data_checks.names_of(found) == {1: 'n0', 5: 'n4'}
-  assert data_checks.category_ids(found) == {1: 0, 5: 4}
-  saved = data_checks.saved_classes(found)
+  assert categories.names_of(found) == {1: 'n0', 5: 'n4'}
+  assert categories.category_ids(found) == {1: 0, 5: 4}
+  saved = categories.saved_classes(found)
   assert saved[5] == {'name': 'n4', 'category_id': 4}
 
 
@@ -122,7 +122,7 @@ def test_records_and_annotations_must_agree_on_names(tmp_path):
 )
 def test_validation_classes_must_be_those_of_training(given, item, wanted):
   def check():
-    data_checks.check_same_classes(
+    categories.check_same_classes(
       classes_of({1: 'red', 2: 'blue'}),
       classes_of(given),
       'train',
@@ -142,7 +142,7 @@ def test_validation_classes_must_be_those_of_training(given, item, wanted):
 
 
 def test_unnamed_training_classes_contradict_nothing():
-  data_checks.check_same_classes(
+  categories.check_same_classes(
     classes_of({1: '', 2: ''}), classes_of({1: 'red'}), 'train', 'x', 'y'
   )
 
@@ -160,7 +160,7 @@ def test_annotations_complete_the_classes_of_records(tmp_path, caplog):
   )
   config = run_config(own, str(tmp_path / 'none'), path)
   found = data_checks.training_classes(config)
-  assert data_checks.saved_classes(found) == {
+  assert categories.saved_classes(found) == {
     1: {'name': 'Cat', 'category_id': 0},  # As in training.
     2: {'name': 'n1', 'category_id': 1},
     4: {'name': 'cow', 'category_id': 3},
@@ -174,7 +174,7 @@ def test_classes_without_any_names_have_their_numbers(tmp_path, caplog):
   own = write_records(tmp_path / 'own', [2, 5], ['', 'cow'])
   config = run_config(own, own, None)
   found = data_checks.training_classes(config)
-  assert data_checks.saved_classes(found) == {2: '2', 5: 'cow'}
+  assert categories.saved_classes(found) == {2: '2', 5: 'cow'}
   (record,) = caplog.records
   assert '[2]' in record.getMessage() and own in record.getMessage()
 
