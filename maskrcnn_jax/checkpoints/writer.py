@@ -134,13 +134,17 @@ class CheckpointWriter:
   def __enter__(self):
     return self
 
-  def __exit__(self, error_type, *unused_error):
+  def __exit__(self, error_type, error, unused_traceback):
+    if jax.process_count() > 1 and error and collectives.is_loss(str(error)):
+      # The save would wait for the lost process until JAX ends this one, which
+      # could then not name it.
+      return
     failure = None
     with deferred_signals():
       try:
         self._manager.wait_until_finished()
-      except Exception as error:
-        failure = self._save_error(error)
+      except Exception as save_error:
+        failure = self._save_error(save_error)
       # Not `_settle`: an error may have brought this process here alone.
       self._close()
     if failure and error_type is None:

@@ -26,6 +26,8 @@ ADVICE = (
   'Start the same command again in all processes to go on from the last '
   'checkpoint.'
 )
+# Words in errors of collectives and of JAX's coordination service.
+_LOST = ('Gloo', 'NCCL', 'UNAVAILABLE', 'heartbeat')
 _NAMES = 'maskrcnn_jax/processes'
 _STATUSES = 'maskrcnn_jax/statuses'
 _BARRIERS = 'maskrcnn_jax/barriers'
@@ -104,6 +106,11 @@ def barrier() -> None:
 
 
 _barriers = itertools.count()  # Names must differ, and be alike everywhere.
+
+
+def is_loss(message: str) -> bool:
+  """Whether an error says that another process is gone."""
+  return any(word in message for word in _LOST)
 
 
 def _gather_texts(text: str) -> list[str]:

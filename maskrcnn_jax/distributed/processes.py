@@ -19,8 +19,6 @@ _LOCAL_NAMES = (launcher.LOCAL_HOST, 'localhost')
 _STDOUT, _STDERR = 1, 2
 _DELAY_SECONDS = 3  # See `end_job`.
 _HEARTBEAT_SECONDS = 100  # JAX's own.
-# Words in errors of collectives and of JAX's coordination service.
-_LOST = ('Gloo', 'NCCL', 'UNAVAILABLE', 'heartbeat')
 
 
 def start(section: Mapping[str, Any]) -> int:
@@ -174,7 +172,7 @@ def end_job(message: str, code: int, expected: bool = True) -> None:
   if launch is None or launch.num_processes == 1:
     return
   # Any error may be due to the loss of another process.
-  lost = any(word in message for word in _LOST)
+  lost = collectives.is_loss(message)
   expected = expected and not lost
   seconds = _DELAY_SECONDS * ((launch.rank > 0) + 2 * (not expected))
   if lost:
