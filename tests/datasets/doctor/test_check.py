@@ -4,10 +4,9 @@ import dataclasses
 import os
 import pathlib
 
+import data_defects
 import data_sets
-import object_defects
 import pytest
-import set_defects
 
 from maskrcnn_jax.datasets.doctor import check
 
@@ -20,13 +19,12 @@ _CONSEQUENCES = {
   'few_objects',
   'image_without_objects',
 }
-DEFECTS = object_defects.DEFECTS | set_defects.DEFECTS
 
 
 def test_every_finding_is_in_the_documentation():
-  text = pathlib.Path(__file__).parents[3].joinpath('data', 'README.md')
-  text = text.read_text(encoding='utf-8')
-  kinds = {expected[0] for _, expected, *_ in DEFECTS.values()} | _CONSEQUENCES
+  page = pathlib.Path(__file__).parents[3] / 'data' / 'README.md'
+  text = page.read_text(encoding='utf-8')
+  kinds = {kind for _, kind, *_ in data_defects.DEFECTS} | _CONSEQUENCES
   assert not [kind for kind in kinds if f'`{kind}`' not in text]
 
 
@@ -56,12 +54,15 @@ def test_a_sound_set_has_no_error(sound):
   assert not [str(each) for each in findings if each.severity == 'error']
 
 
-@pytest.mark.parametrize('name', DEFECTS)
-def test_a_defect_is_found(sound, name, tmp_path):
+@pytest.mark.parametrize(
+  'defect', data_defects.DEFECTS, ids=lambda defect: defect[1]
+)
+def test_a_defect_is_found(sound, defect, tmp_path):
   whole, known = sound
   data = whole.copy_to(tmp_path / 'set')
-  place = _places(data)
-  change, (kind, severity, where, *values), *others = DEFECTS[name]
+  places = _places(data)
+  where, kind, change, *more = defect
+  value, *others = more or ['']
   change(data)
   data.write()
   report = _check(data)
@@ -73,30 +74,29 @@ def test_a_defect_is_found(sound, name, tmp_path):
     if _without_folder(each, data.folder) not in before
   ]
   (found, *_) = [each for each in new if each.kind == kind]
+  severity = 'warning'
+  for each, kinds in data_defects.SEVERITIES.items():
+    severity = each if kind in kinds.split() else severity
   assert found.severity == severity
-  assert all(value in found.message for value in values)
-  file, image_id, annotation_id = place[where]
+  assert value in found.message
+  file, image_id, annotation_id = places[where]
   assert found.file == str(file)
   assert found.annotation_id == annotation_id
   if kind != 'unknown_image':  # That names the image which is not there.
     assert found.image_id == image_id
-  expected = {kind, *_CONSEQUENCES}.union(*others)
-  assert {each.kind for each in new} <= expected
+  assert {each.kind for each in new} <= {kind, *_CONSEQUENCES, *others}
   assert report.count('error') == sum(x.severity == 'error' for x in new)
   assert (report.count('error') > 0) == (severity == 'error')
 
 
 def _places(data):
   """Expected file, image id and annotation id by place."""
-  train, val = data.folder / 'train.json', data.folder / 'val.json'
+  (_, train), (val_images, val) = data.paths('train'), data.paths('val')
   path, image_id = data.image_path, data.image['id']
-  first = next(
-    x
-    for x in data.val['images']
-    if x['id'] == data.val['annotations'][0]['image_id']
-  )
+  first_id = data.val['annotations'][0]['image_id']
+  first = next(x for x in data.val['images'] if x['id'] == first_id)
   return {
-    'file': (train, None, None),
+    'train': (train, None, None),
     'val': (val, None, None),
     'image': (path, image_id, None),
     'image of json': (train, image_id, None),
@@ -106,12 +106,8 @@ def _places(data):
     'copy': (path, 987654, None),
     'copied file': (path.with_name('again.jpg'), 987654, None),
     'extra file': (path.with_name('extra.JPG'), None, None),
-    'leak': (data.folder / 'val' / 'same.jpg', 987654, None),
-    'first of val': (
-      data.folder / 'val' / first['file_name'],
-      first['id'],
-      None,
-    ),
+    'leak': (val_images / 'same.jpg', 987654, None),
+    'first of val': (val_images / first['file_name'], first['id'], None),
   }
 
 
@@ -162,39 +158,34 @@ def test_what_coco_counts_is_counted_by_class(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  'folder, names, splits, counts, kinds',
+  'folder, images, names, counts, kinds',
   [
     (
-      'coco-mini',
-      'instances_{}2017',
-      ('train2017', 'val2017'),
+      *('coco-mini', '{}2017', 'instances_{}2017'),
       [(90, 850, 13), (60, 555, 11)],
       {'crossing_polygon': 2, 'image_without_objects': 2},
     ),
-    (
-      'nuclei-dsb2018',
-      'instances_{}',
-      ('train', 'val'),
-      [(80, 3294, 0), (20, 728, 0)],
-      {'more_objects_than_counted': 2, 'empty_area_range': 1},
-    ),
-    (
-      'nuclei-dsb2018',
-      'instances_{}_rle',
-      ('train', 'val'),
-      [(80, 3294, 0), (20, 728, 0)],
-      {'more_objects_than_counted': 2, 'empty_area_range': 1},
+    *(
+      (
+        *('nuclei-dsb2018', '{}', f'instances_{{}}{form}'),
+        [(80, 3294, 0), (20, 728, 0)],
+        {'more_objects_than_counted': 2, 'empty_area_range': 1},
+      )
+      for form in ('', '_rle')
     ),
   ],
 )
-def test_whole_real_sets_are_sound(folder, names, splits, counts, kinds):
+def test_whole_real_sets_are_sound(folder, images, names, counts, kinds):
   root = os.environ.get('MASKRCNN_TEST_DATA')
   if not root:
     pytest.skip('MASKRCNN_TEST_DATA names no folder.')
   folder = pathlib.Path(root) / folder
   train, val = (
-    (folder / images, folder / 'annotations' / f'{names.format(name)}.json')
-    for images, name in zip(splits, ('train', 'val'))
+    (
+      folder / images.format(split),
+      folder / 'annotations' / f'{names.format(split)}.json',
+    )
+    for split in ('train', 'val')
   )
   report = check.check(train, val)
   found = {kind: len(each) for kind, each in report.by_kind().items()}
