@@ -1,1 +1,1 @@
-"""What a data set is on disk: COCO annotations and records."""
+"""Data sets of users: labels, images and masks, record files, checks."""

@@ -169,7 +169,7 @@ def find_missing(
   message = (
     f'{path} does not exist. Add the file or remove the image from the JSON.'
   )
-  return Finding('missing_image', file, image.image_id, None, message, 'error')
+  return Finding('missing_image', file, message, 'error', image.image_id)
 
 
 def is_number(value: Any) -> bool:
@@ -214,7 +214,7 @@ def _parse_categories(content, file, findings) -> dict[int, Category]:
       'has a category 0: class ids start at 1 (0 is the background), so class '
       'i is category i - 1. Results carry the category ids of the file.'
     )
-    findings.append(Finding('ids_from_0', file, None, None, message, 'note'))
+    findings.append(Finding('ids_from_0', file, message, 'note'))
   return found
 
 
@@ -330,7 +330,7 @@ def _objects(content, name, file, findings) -> Iterator[dict]:
         f'entry {number} (from 0) of {name!r} must be an object, got '
         f'{str(entry)[:40]!r}. Remove it.'
       )
-      findings.append(Finding('entry', file, None, None, message, 'error'))
+      findings.append(Finding('entry', file, message, 'error'))
 
 
 def _ids(content, name) -> set:

@@ -132,13 +132,11 @@ def read_image(
     encoded, note = images.read_image(path, image.height, image.width)
   except ValueError as error:
     message = f'{error}. Replace the file or remove it from the JSON.'
-    kind = 'unusable_image'
-    return None, Finding(kind, path, image.image_id, None, message, 'error')
+    what = 'unusable_image', path, message, 'error'
+    return None, Finding(*what, image.image_id)
   if note is None:
     return encoded, None
-  return encoded, Finding(
-    note, path, image.image_id, None, _NOTES[note], 'note'
-  )
+  return encoded, Finding(note, path, _NOTES[note], 'note', image.image_id)
 
 
 def _read_object(entry, image):

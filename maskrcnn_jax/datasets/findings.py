@@ -17,19 +17,19 @@ class Finding:
   Attributes:
     kind: a short name to count by, such as `zero_area_box`.
     file: the annotation or image file.
-    image_id: id of the image, or None.
-    annotation_id: id of the object, or None.
     message: what is wrong and how to correct it.
     severity: `error` (nothing is written), `warning` (the object is skipped, or
       kept and most likely wrong) or `note` (nothing is lost).
+    image_id: id of the image, or None.
+    annotation_id: id of the object, or None.
   """
 
   kind: str
   file: str
-  image_id: Any
-  annotation_id: Any
   message: str
   severity: str = 'warning'
+  image_id: Any = None
+  annotation_id: Any = None
 
   def __str__(self) -> str:
     place = [self.file]
@@ -41,13 +41,7 @@ class Finding:
 
 
 class InvalidEntryError(Exception):
-  """An entry, line or object that cannot be used; it becomes a finding.
-
-  Attributes:
-    kind: see `Finding`.
-    message: see `Finding`.
-    severity: see `Finding`.
-  """
+  """An unusable entry, line or object, with the fields of its `Finding`."""
 
   def __init__(self, kind: str, message: str, severity: str = 'error'):
     super().__init__(message)
@@ -57,19 +51,12 @@ class InvalidEntryError(Exception):
     self, file: str, image_id: Any = None, annotation_id: Any = None
   ) -> Finding:
     """The finding at a place."""
-    return Finding(
-      self.kind, file, image_id, annotation_id, self.message, self.severity
-    )
+    what = self.kind, file, self.message, self.severity
+    return Finding(*what, image_id, annotation_id)
 
 
 class InvalidDataError(UserError):
-  """A data set with errors.
-
-  `path` and `item` are those of the first error.
-
-  Attributes:
-    findings: the errors.
-  """
+  """A data set with errors, its `findings`; `path` and `item` of the first."""
 
   def __init__(self, errors: Sequence[Finding]):
     lines = [f'  {error.kind}: {error}' for error in errors[:_LISTED_ERRORS]]
@@ -77,12 +64,11 @@ class InvalidDataError(UserError):
       lines.append(f'  and {len(errors) - _LISTED_ERRORS} more.')
     noun = 'error' if len(errors) == 1 else 'errors'
     first = errors[0]
+    ids = [x for x in (first.image_id, first.annotation_id) if x is not None]
     super().__init__(
       '\n'.join([f'{len(errors)} {noun} in the data:', *lines]),
       path=first.file,
-      item=first.image_id
-      if first.annotation_id is None
-      else first.annotation_id,
+      item=ids[-1] if ids else None,
     )
     self.findings = tuple(errors)
 

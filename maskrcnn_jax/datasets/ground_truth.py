@@ -32,18 +32,18 @@ def coco_from_records(
     size = int(index.heights[row]), int(index.widths[row])
     images.append({'id': image_id, 'height': size[0], 'width': size[1]})
     for each in records.read_objects(index, row):
-      category_id = each.category_id
-      names.setdefault(category_id, each.class_name or str(category_id))
-      offset = each.class_id - category_id
-      mask = _decode_mask(each.mask, size, image_id)
+      category_id = each['category_id']
+      names.setdefault(category_id, each['name'] or str(category_id))
+      offset = each['class_id'] - category_id
+      mask = _decode_mask(each['mask'], size, image_id)
       annotations.append(
         {
           'id': len(annotations) + 1,
           'image_id': image_id,
           'category_id': category_id,
-          'bbox': _xywh(each.box, size),
-          'area': each.area,
-          'iscrowd': each.is_crowd,
+          'bbox': _xywh(each['box'], size),
+          'area': each['area'],
+          'iscrowd': int(each['is_crowd']),
           'segmentation': masks.encode_run_lengths(mask),
         }
       )

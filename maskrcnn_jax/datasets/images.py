@@ -87,14 +87,37 @@ def read_image(
 
 def _fit(encoded, image, size, path):
   orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-  stored = image.size[::-1]
-  if stored == size:
-    if image.format not in KEPT_FORMATS:
-      return _encode(to_rgb(image), 'PNG'), 'stored_as_png'
-    return encoded, None if orientation == 1 else 'rotation_ignored'
-  if orientation in _TRANSPOSED and stored == size[::-1]:
+  if is_turned(image.size[::-1], orientation, size, path):
     upright = to_rgb(ImageOps.exif_transpose(image))
     return _encode(upright, 'JPEG'), 'stored_upright'
+  if image.format not in KEPT_FORMATS:
+    return _encode(to_rgb(image), 'PNG'), 'stored_as_png'
+  return encoded, None if orientation == 1 else 'rotation_ignored'
+
+
+def is_turned(
+  stored: tuple[int, int],
+  orientation: int,
+  size: tuple[int, int] | None,
+  path: str | os.PathLike | None = None,
+) -> bool:
+  """Whether the EXIF orientation of an image is applied.
+
+  Args:
+    stored: (height, width) of the pixels in the file.
+    orientation: by EXIF; 1 if there is none.
+    size: (height, width) that the annotations give; None: not known.
+    path: of the file, for the error.
+
+  Raises:
+    UserError: neither the stored nor the upright image has the size.
+  """
+  if size is None:
+    return orientation in range(2, 9)
+  if stored == size:
+    return False
+  if orientation in _TRANSPOSED and stored == size[::-1]:
+    return True
   raise UserError(
     f'is {stored[0]} x {stored[1]} (height x width), the JSON says {size[0]} x '
     f'{size[1]}',

@@ -19,7 +19,7 @@ from maskrcnn_jax import files
 from maskrcnn_jax.datasets import coco_json, examples, workers
 from maskrcnn_jax.datasets.findings import Finding, raise_errors
 from maskrcnn_jax.datasets.formats import convert
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import UserError, invalid
 
 _IMAGES_PER_FILE = 500
 _SUFFIX = '.tfrecord'
@@ -49,9 +49,9 @@ class Summary:
   seconds: float
   annotations_file: str | None = None
 
-  def counts(self) -> dict[str, int]:
+  def counts(self) -> collections.Counter:
     """Number of findings by kind."""
-    return dict(collections.Counter(each.kind for each in self.findings))
+    return collections.Counter(each.kind for each in self.findings)
 
   def __str__(self) -> str:
     lines = [
@@ -96,7 +96,7 @@ def prepare(
     captions_file: COCO captions JSON.
     image_ids: ids of the images to write, in the order of the JSON; None: all.
     data_format: one of `convert.FORMATS`.
-    classes: names of other formats' classes, see `class_names.read`.
+    classes: names of other formats' classes, see `convert.read_class_names`.
 
   Raises:
     FileExistsError: there are files of that name.
@@ -121,11 +121,7 @@ def prepare(
     written_json = os.path.join(folder, f'instances_{name}.json')
     _require_absent([written_json])
     content, found = convert.to_coco(
-      data_format,
-      images_dir,
-      annotations_file,
-      classes,
-      functools.partial(_map_names, num_workers=num_workers),
+      data_format, images_dir, annotations_file, classes, num_workers
     )
     dataset = coco_json.parse(content, written_json, images_dir, found)
   raise_errors(dataset.findings)
@@ -187,12 +183,6 @@ def make_examples(
   return workers.map_images(make, tasks, len(dataset.images), num_workers)
 
 
-def _map_names(function, names: Sequence[str], num_workers) -> Iterator:
-  """Results of a function for names, in order, by several processes."""
-  tasks = ((name,) for name in names)
-  return workers.map_images(function, tasks, len(names), num_workers)
-
-
 def _select(dataset, image_ids):
   """The data set with some of its images only."""
   wanted = set(image_ids)
@@ -214,11 +204,7 @@ def _stem(output_pattern):
   pattern = os.fspath(output_pattern)
   stem = pattern.removesuffix(_SUFFIX).removesuffix('*').removesuffix('-')
   if not os.path.basename(stem) or glob.has_magic(stem):
-    raise UserError(
-      f'output_pattern must be like DIR/train-*{_SUFFIX}, got {pattern!r}.',
-      argument='output_pattern',
-      given=pattern,
-    )
+    raise invalid('output_pattern', pattern, f'like DIR/train-*{_SUFFIX}')
   return stem
 
 
@@ -227,11 +213,7 @@ def _name_files(stem, num_images, num_shards):
   if num_shards is None:
     num_shards = -(-num_images // _IMAGES_PER_FILE)
   if num_shards < 1:
-    raise UserError(
-      f'num_shards must be 1 or more, got {num_shards}.',
-      argument='num_shards',
-      given=num_shards,
-    )
+    raise invalid('num_shards', num_shards, '1 or more')
   _require_absent(sorted(glob.glob(f'{glob.escape(stem)}-*-of-*{_SUFFIX}')))
   num_shards = min(num_shards, num_images)
   return [

@@ -7,7 +7,6 @@ under the same names, so a TFDS directory is read by the same functions.
 """
 
 import contextlib
-import dataclasses
 import errno
 import hashlib
 import os
@@ -37,7 +36,7 @@ __all__ = [
 ]
 
 # Only in records of annotations that number categories from 0.
-_CATEGORY_ID = 'object/class/category_id'
+_CATEGORY_IDS = 'object/class/category_id'
 _BOX_SIDES = ('ymin', 'xmin', 'ymax', 'xmax')
 _FEATURES = {
   'image/encoded': tf.io.FixedLenFeature([], tf.string),
@@ -59,29 +58,6 @@ _FEATURES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class RecordedObject:
-  """An object of a record.
-
-  Attributes:
-    class_id: 1 or more.
-    class_name: empty if the record has none.
-    category_id: of the annotations that the record was made from.
-    box: `(y1, x1, y2, x2)` as fractions of height and width.
-    is_crowd: 0 or 1.
-    area: in pixels.
-    mask: PNG file of the full image.
-  """
-
-  class_id: int
-  class_name: str
-  category_id: int
-  box: tuple[float, float, float, float]
-  is_crowd: int
-  area: float
-  mask: bytes
-
-
 def encode_record(example: ImageExample) -> bytes:
   """Serializes an example."""
   sizes = np.array([example.height, example.width] * 2, np.float64)
@@ -93,7 +69,7 @@ def encode_record(example: ImageExample) -> bytes:
     'object/is_crowd': example.is_crowd.astype(int).tolist(),
   }
   if example.category_ids is not None:
-    integers[_CATEGORY_ID] = example.category_ids.tolist()
+    integers[_CATEGORY_IDS] = example.category_ids.tolist()
   floats = {'object/area': example.areas.astype(float).tolist()} | {
     f'object/bbox/{side}': values.tolist()
     for side, values in zip(_BOX_SIDES, fractions)
@@ -270,30 +246,30 @@ def read_record(index: RecordIndex, row: int) -> bytes:
   return record
 
 
-def read_objects(index: RecordIndex, row: int) -> list[RecordedObject]:
+def read_objects(index: RecordIndex, row: int) -> list[dict]:
   """Reads the objects of a row's record, crowds included.
+
+  Returns:
+    `class_id`, `category_id` of the annotations that the record was made from,
+    `name` of the class ('' if the record has none), `box` as fractions
+    `(y1, x1, y2, x2)`, `is_crowd`, `area` in pixels and `mask`, a PNG file.
 
   Raises:
     UserError: the record is corrupt; names file, byte and image.
   """
   record = read_record(index, row)
-  parsed = parse_record(tf.constant(record))
+  parsed = {k: v.numpy() for k, v in parse_record(tf.constant(record)).items()}
   features = tf.train.Example.FromString(record).features.feature
-  texts = features['image/object/class/text'].bytes_list.value
-  names = [text.decode() for text in texts]
-  num_objects = len(parsed['classes'])
-  names += [''] * (num_objects - len(names))
-  category_ids = features[f'image/{_CATEGORY_ID}'].int64_list.value
-  category_ids = category_ids or parsed['classes'].numpy().tolist()
-  return [
-    RecordedObject(
-      class_id=int(parsed['classes'][i]),
-      class_name=names[i],
-      category_id=int(category_ids[i]),
-      box=tuple(parsed['boxes'][i].numpy().tolist()),
-      is_crowd=int(parsed['is_crowd'][i]),
-      area=float(parsed['area'][i]),
-      mask=parsed['masks'][i].numpy(),
-    )
-    for i in range(num_objects)
-  ]
+  names = features['image/object/class/text'].bytes_list.value
+  class_ids = parsed['classes'].tolist()
+  columns = {
+    'class_id': class_ids,
+    'category_id': features[f'image/{_CATEGORY_IDS}'].int64_list.value
+    or class_ids,
+    'name': [x.decode() for x in names] + [''] * (len(class_ids) - len(names)),
+    'box': parsed['boxes'].tolist(),
+    'is_crowd': parsed['is_crowd'].tolist(),
+    'area': parsed['area'].tolist(),
+    'mask': parsed['masks'],
+  }
+  return [dict(zip(columns, values)) for values in zip(*columns.values())]

@@ -202,7 +202,13 @@ def read(
     encoded = pathlib.Path(path).read_bytes()
     if not encoded:
       raise UserError('is empty', path=path)
-    return _turn(*_decode(encoded), size)
+    pixels, orientation = _decode(encoded)
+    size = None if size is None else tuple(size)
+    if not images.is_turned(pixels.shape[:2], orientation, size):
+      return pixels
+    image = Image.fromarray(pixels)
+    image.getexif()[ExifTags.Base.Orientation] = orientation
+    return np.asarray(ImageOps.exif_transpose(image))
   except UserError as error:
     error.path = os.fspath(path)
     raise
@@ -246,26 +252,3 @@ def _decoding_errors():
   # Pillow's forty or so formats raise all kinds on corrupt files.
   except Exception as error:
     raise UserError(f'cannot be decoded ({error})') from error
-
-
-def _turn(pixels, orientation: int, size) -> np.ndarray:
-  """The pixels, upright or as stored, whichever has the size."""
-  stored = pixels.shape[:2]
-  if size is None:
-    is_turned = orientation in range(2, 9)
-  elif tuple(size) == stored:
-    is_turned = False
-  elif tuple(size) == stored[::-1] and orientation in range(5, 9):
-    is_turned = True
-  else:
-    raise UserError(
-      f'is {stored[0]} x {stored[1]} (height x width), the json says '
-      f'{size[0]} x {size[1]}',
-      given=stored,
-      wanted=tuple(size),
-    )
-  if not is_turned:
-    return pixels
-  image = Image.fromarray(pixels)
-  image.getexif()[ExifTags.Base.Orientation] = orientation
-  return np.asarray(ImageOps.exif_transpose(image))

@@ -55,7 +55,10 @@ def test_category_ids_that_differ_are_kept(tmp_path):
   }
   index = records.index_records(path)
   objects = records.read_objects(index, 0)
-  assert [(x.class_id, x.category_id) for x in objects] == [(1, 0), (5, 4)]
+  assert [(x['class_id'], x['category_id']) for x in objects] == [
+    (1, 0),
+    (5, 4),
+  ]
   # Nothing else of the pipeline sees them.
   parsed = records.parse_record(records.read_record(index, 0))
   assert parsed['classes'].numpy().tolist() == [1, 5]

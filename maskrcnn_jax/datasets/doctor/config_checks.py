@@ -1,10 +1,9 @@
 """Checks of a data set against a config and its record files."""
 
 import collections
-import os
 from collections.abc import Iterator, Mapping
 
-from maskrcnn_jax.datasets.doctor import split_checks
+from maskrcnn_jax.datasets import record_index
 from maskrcnn_jax.datasets.doctor.split import Split
 from maskrcnn_jax.datasets.findings import Finding
 
@@ -40,22 +39,14 @@ def check_config(
     model.get('detections', {}).get('max_detections', 100),
     'not all of them can be found',
   )
-  yield from _check_records(
-    train, 'input', inputs.get('file_pattern'), inputs.get('split'), 'warning'
-  )
+  yield from _check_records(train, 'input', inputs, 'warning')
   if val is not None:
     # An evaluation refuses records that its annotations lack.
-    yield from _check_records(
-      val,
-      'evaluation',
-      evaluation.get('file_pattern'),
-      evaluation.get('split'),
-      'error',
-    )
+    yield from _check_records(val, 'evaluation', evaluation, 'error')
 
 
 def _check_classes(split: Split, num_classes: int) -> Iterator[Finding]:
-  counts = split_checks.count_classes(split)
+  counts = split.count_classes()
   wanted = max(split.dataset.class_names, default=0) + 1
   for class_id, name in split.dataset.class_names.items():
     if class_id >= num_classes:
@@ -66,21 +57,15 @@ def _check_classes(split: Split, num_classes: int) -> Iterator[Finding]:
         f'the model: model.num_classes is {num_classes}, so ids may be 1 to '
         f'{num_classes - 1}. Set --config.model.num_classes={wanted}.'
       )
-      yield Finding(
-        'class_beyond_model',
-        split.file,
-        None,
-        None,
-        message,
-        'error' if is_error else 'warning',
-      )
+      severity = 'error' if is_error else 'warning'
+      yield split.finding('class_beyond_model', message, severity)
   if split.name == 'train' and 1 < wanted < num_classes:
     message = (
       f'the largest class id is {wanted - 1}, model.num_classes is '
       f'{num_classes}: the model has {num_classes - wanted} classes without '
       f'training data. --config.model.num_classes={wanted} would do.'
     )
-    yield Finding('unused_classes', split.file, None, None, message, 'note')
+    yield split.finding('unused_classes', message, 'note')
 
 
 def _check_crowded(split, kind, field, most, words) -> Iterator[Finding]:
@@ -91,47 +76,43 @@ def _check_crowded(split, kind, field, most, words) -> Iterator[Finding]:
   for image in split.dataset.images:
     count = counts[image.image_id]
     if count > most:
-      path = os.path.join(split.images_dir, image.file_name)
       message = (
         f'has {count} objects, {field} is {most}: {words}. Set '
         f'--config.{field}={largest}, which fits all images.'
       )
-      yield Finding(kind, path, image.image_id, None, message)
+      yield split.finding(kind, message, image=image)
 
 
 def _check_records(
-  split: Split, section: str, pattern, tfds_split, severity: str
+  split: Split, section: str, options: Mapping, severity: str
 ) -> Iterator[Finding]:
+  pattern, field = options.get('file_pattern'), f'{section}.file_pattern'
   if not pattern:
     return
-  from maskrcnn_jax.datasets import record_index
-
-  field = f'{section}.file_pattern'
   try:
-    index = record_index.index_records(pattern, tfds_split)
+    index = record_index.index_records(pattern, options.get('split'))
   except (ValueError, OSError) as error:
     message = (
       f'{field}: {error} Make records with maskrcnn-jax prepare, or set '
       f'--config.{field}.'
     )
-    yield Finding('no_records', str(pattern), None, None, message)
+    yield Finding('no_records', str(pattern), message)
     return
   listed = {image.image_id for image in split.dataset.images}
   recorded = set(index.image_ids.tolist())
-  for kind, ids, words, how in (
-    (
-      'record_without_image',
+  kinds = {
+    'record_without_image': (
       recorded - listed,
       f'images of {field} are not in {split.file}',
       severity,
     ),
-    (
-      'image_without_record',
+    'image_without_record': (
       listed - recorded,
       f'images of {split.file} are not in {field}',
       'warning',
     ),
-  ):
+  }
+  for kind, (ids, words, how) in kinds.items():
     if ids:
       first = ', '.join(map(str, sorted(ids)[:_LISTED_IDS]))
       more = ', ..' if len(ids) > _LISTED_IDS else ''
@@ -139,4 +120,4 @@ def _check_records(
         f'{len(ids)} {words} (ids {first}{more}). Run maskrcnn-jax prepare '
         'again, or name the records of this json.'
       )
-      yield Finding(kind, str(pattern), None, None, message, how)
+      yield Finding(kind, str(pattern), message, how)

@@ -64,15 +64,9 @@ def check_object(
   problems += _box_problems(entry, mask)
   problems += _field_problems(entry, mask)
   problems += _polygon_problems(entry, image)
+  ids = image.image_id, entry.get('id')
   findings = [
-    Finding(
-      kind,
-      path,
-      image.image_id,
-      entry.get('id'),
-      message,
-      _SEVERITIES.get(kind, 'warning'),
-    )
+    Finding(kind, path, message, _SEVERITIES.get(kind, 'warning'), *ids)
     for kind, message in problems
   ]
   if box is None or mask is None:

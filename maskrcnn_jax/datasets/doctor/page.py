@@ -4,7 +4,6 @@ import base64
 import dataclasses
 import html
 import io
-import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -231,8 +230,9 @@ def draw_entries(
   Returns:
     `[height, width, 3]` uint8, reduced if it is large, enlarged if small.
   """
-  path = os.path.join(split.images_dir, image.file_name)
-  encoded, _ = images.read_image(path, image.height, image.width)
+  encoded, _ = images.read_image(
+    split.image_path(image), image.height, image.width
+  )
   with Image.open(io.BytesIO(encoded)) as opened:
     pixels = images.to_rgb(opened)
   scale = min(_SIDE / max(image.height, image.width), 1.0)
@@ -275,8 +275,8 @@ def _find(report, file, image_id):
     return None
   for split in report.splits:
     for image in split.dataset.images:
-      path = os.path.join(split.images_dir, image.file_name)
-      if image.image_id == image_id and file in (path, split.file):
+      files = split.image_path(image), split.file
+      if image.image_id == image_id and file in files:
         return (split, image) if image_id in split.digests else None
   return None
 

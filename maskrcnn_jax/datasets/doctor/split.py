@@ -1,5 +1,6 @@
 """A split of a data set, with the findings on its images and objects."""
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -38,6 +39,29 @@ class Split:
     """The json."""
     return self.dataset.annotations_file
 
+  def image_path(self, image: CocoImage) -> str:
+    """Path of the file of an image."""
+    return os.path.join(self.images_dir, image.file_name)
+
+  def count_classes(self) -> collections.Counter:
+    """Number of objects of every class id, without crowds."""
+    return collections.Counter(
+      each.class_id for each in self.objects if not each.is_crowd
+    )
+
+  def finding(
+    self,
+    kind: str,
+    message: str,
+    severity: str = 'warning',
+    image: CocoImage | None = None,
+  ) -> Finding:
+    """A finding on the json, or on an image."""
+    if image is None:
+      return Finding(kind, self.file, message, severity)
+    path = self.image_path(image)
+    return Finding(kind, path, message, severity, image.image_id)
+
 
 def read_split(
   name: str,
@@ -51,7 +75,7 @@ def read_split(
     name: see `Split`.
     images_dir: folder that the json's file names are relative to.
     annotations_file: COCO instances json.
-    num_workers: processes; by default one per core.
+    num_workers: processes; None: one per core.
 
   Raises:
     FileNotFoundError: there is no such folder.
@@ -84,28 +108,18 @@ def check_image(
 ) -> tuple[bytes | None, list[CheckedObject], list[Finding]]:
   """Reads an image and its objects.
 
-  Args:
-    image: its entry.
-    entries: its annotations.
-    images_dir: folder of the images.
-    file: the json.
-
   Returns:
     The digest of the file, None if it is unusable; the usable objects, even of
     an unusable file; the findings.
   """
   path = os.path.join(images_dir, image.file_name)
-  digest, checked, findings = None, [], []
-  missing = coco_json.find_missing(image, images_dir, file)
-  if missing is None:
+  encoded, finding = None, coco_json.find_missing(image, images_dir, file)
+  if finding is None:
     encoded, finding = examples.read_image(image, path)
-    findings += [] if finding is None else [finding]
-    if encoded is not None:
-      digest = hashlib.sha256(encoded).digest()
-  else:
-    findings.append(missing)
+  findings, checked = [finding] if finding else [], []
   for entry in entries:
     usable, problems = objects.check_object(entry, image, path)
     findings += problems
     checked += [] if usable is None else [usable]
+  digest = hashlib.sha256(encoded).digest() if encoded is not None else None
   return digest, checked, findings

@@ -28,22 +28,15 @@ _MOST_CROWDS = 0.5
 _NAMELESS = {'entry', 'image_entry', 'image_id', 'duplicate_image_id'}
 
 
-def count_classes(split: Split) -> collections.Counter:
-  """Number of objects of every class, without crowds."""
-  return collections.Counter(
-    each.class_id for each in split.objects if not each.is_crowd
-  )
-
-
 def check_split(split: Split) -> Iterator[Finding]:
   """Yields findings on a split as a whole."""
   if not split.dataset.images:
     message = 'the json lists no usable image.'
-    yield _finding('no_images', split, message, 'error')
+    yield split.finding('no_images', message, 'error')
   yield from _check_names(split)
   yield from _check_files(split)
   yield from _check_amounts(split)
-  counts = count_classes(split)
+  counts = split.count_classes()
   crowds = {each.class_id for each in split.objects if each.is_crowd}
   for class_id, name in split.dataset.class_names.items():
     count, what = counts[class_id], f'class {class_id} ({name!r})'
@@ -52,25 +45,25 @@ def check_split(split: Split) -> Iterator[Finding]:
         f'all objects of {what} are crowds: it is not trained, and has no AP. '
         'Set iscrowd to 0 for single objects.'
       )
-      yield _finding('class_of_crowds', split, message)
+      yield split.finding('class_of_crowds', message)
     elif split.name == 'train' and not count:
       message = (
         f'{what} has no object. Add some, or take it out of the categories.'
       )
-      yield _finding('class_without_objects', split, message)
+      yield split.finding('class_without_objects', message)
     elif split.name == 'train' and count < FEW_OBJECTS:
       message = (
         f'{what} has fewer than {FEW_OBJECTS} objects ({count}), hardly enough '
         'to train it.'
       )
-      yield _finding('few_objects', split, message, 'note')
+      yield split.finding('few_objects', message, 'note')
 
 
 def compare(train: Split, val: Split) -> Iterator[Finding]:
   """Yields differences between training and validation."""
   trained, evaluated = train.dataset.class_names, val.dataset.class_names
   train_ids = {name: class_id for class_id, name in trained.items()}
-  train_counts, val_counts = count_classes(train), count_classes(val)
+  train_counts, val_counts = train.count_classes(), val.count_classes()
   for class_id, name in evaluated.items():
     what = f'class {class_id} ({name!r})'
     hint = 'Give a class the same id and name in both.'
@@ -78,14 +71,14 @@ def compare(train: Split, val: Split) -> Iterator[Finding]:
       hint = f'In {train.file} {name!r} has the id {train_ids[name]}. {hint}'
     if class_id in trained and trained[class_id] != name:
       message = f'{what} is {trained[class_id]!r} in {train.file}. {hint}'
-      yield _finding('class_name_differs', val, message, 'error')
+      yield val.finding('class_name_differs', message, 'error')
     elif class_id not in trained:
       severity = 'error' if val_counts[class_id] else 'warning'
       message = f'{what} is not in {train.file}: its AP will be 0. {hint}'
-      yield _finding('class_not_in_train', val, message, severity)
+      yield val.finding('class_not_in_train', message, severity)
     elif val_counts[class_id] and not train_counts[class_id]:
       message = f'{what} has no object in {train.file}: its AP will be 0.'
-      yield _finding('class_only_in_val', val, message)
+      yield val.finding('class_only_in_val', message)
   for class_id, name in trained.items():
     if train_counts[class_id] and not val_counts[class_id]:
       message = (
@@ -93,45 +86,7 @@ def compare(train: Split, val: Split) -> Iterator[Finding]:
         f'({train_counts[class_id]}) and none here: it is trained but never '
         'evaluated. Move some of its images.'
       )
-      yield _finding('class_not_in_val', val, message)
-  yield from _check_leaks(train, val)
-
-
-def _finding(kind, split, message, severity='warning'):
-  return Finding(kind, split.file, None, None, message, severity)
-
-
-def _check_names(split: Split) -> Iterator[Finding]:
-  ids = collections.defaultdict(list)
-  for class_id, name in split.dataset.class_names.items():
-    ids[name].append(class_id)
-  for name, same in ids.items():
-    if len(same) > 1:
-      message = f'the classes {same} are all called {name!r}. Rename or join.'
-      yield _finding('duplicate_class_name', split, message)
-
-
-def _check_files(split: Split) -> Iterator[Finding]:
-  """Yields images that are listed twice."""
-  by_name, by_digest = {}, {}
-  for image in split.dataset.images:
-    path = os.path.join(split.images_dir, image.file_name)
-    other = by_name.setdefault(image.file_name, image)
-    kind = 'duplicate_file' if other is not image else None
-    if kind is None and image.image_id in split.digests:
-      digest = split.digests[image.image_id]
-      other = by_digest.setdefault(digest, image)
-      kind = 'same_picture' if other is not image else None
-    if kind:
-      message = (
-        f'is the same picture as image {other.image_id} ({other.file_name}), '
-        'so objects annotated in one are background in the other. Keep one of '
-        'them, with all objects.'
-      )
-      yield Finding(kind, path, image.image_id, None, message)
-
-
-def _check_leaks(train: Split, val: Split) -> Iterator[Finding]:
+      yield val.finding('class_not_in_val', message)
   names = {image.image_id: image.file_name for image in train.dataset.images}
   seen = {digest: image_id for image_id, digest in train.digests.items()}
   for image in val.dataset.images:
@@ -141,8 +96,34 @@ def _check_leaks(train: Split, val: Split) -> Iterator[Finding]:
         f'is also image {other} of {train.file} ({names[other]}): the model is '
         'evaluated on an image it was trained on. Remove it from one of them.'
       )
-      path = os.path.join(val.images_dir, image.file_name)
-      yield Finding('image_in_both', path, image.image_id, None, message)
+      yield val.finding('image_in_both', message, image=image)
+
+
+def _check_names(split: Split) -> Iterator[Finding]:
+  ids = collections.defaultdict(list)
+  for class_id, name in split.dataset.class_names.items():
+    ids[name].append(class_id)
+  for name, same in ids.items():
+    if len(same) > 1:
+      message = f'the classes {same} are all called {name!r}. Rename or join.'
+      yield split.finding('duplicate_class_name', message)
+
+
+def _check_files(split: Split) -> Iterator[Finding]:
+  """Yields images that are listed twice."""
+  by_name, by_digest = {}, {}
+  for image in split.dataset.images:
+    kind, other = 'duplicate_file', by_name.setdefault(image.file_name, image)
+    if other is image and image.image_id in split.digests:
+      digest = split.digests[image.image_id]
+      kind, other = 'same_picture', by_digest.setdefault(digest, image)
+    if other is not image:
+      message = (
+        f'is the same picture as image {other.image_id} ({other.file_name}), '
+        'so objects annotated in one are background in the other. Keep one of '
+        'them, with all objects.'
+      )
+      yield split.finding(kind, message, image=image)
 
 
 def _check_amounts(split: Split) -> Iterator[Finding]:
@@ -153,31 +134,28 @@ def _check_amounts(split: Split) -> Iterator[Finding]:
     message = (
       'there is no usable object: nothing can be trained, and every AP is -1.'
     )
-    yield _finding('no_objects', split, message, 'error')
+    yield split.finding('no_objects', message, 'error')
     return
   if not with_objects:
     message = (
       'all objects are crowds, which are neither trained on nor evaluated: '
       'every AP is -1. Set iscrowd to 0 for single objects.'
     )
-    yield _finding('all_crowd', split, message, 'error')
+    yield split.finding('all_crowd', message, 'error')
     return
   if num_crowds > _MOST_CROWDS * len(split.objects):
     message = (
       f'{num_crowds} of {len(split.objects)} objects are crowds, which are not '
       'trained on. Set iscrowd to 0 for single objects.'
     )
-    yield _finding('crowd_share', split, message)
+    yield split.finding('crowd_share', message)
   for image in split.dataset.images:
     if image.image_id not in with_objects:
-      path = os.path.join(split.images_dir, image.file_name)
       message = (
         'has no object to train on: all of it counts as background. Remove it '
         'if it is not annotated yet.'
       )
-      yield Finding(
-        'image_without_objects', path, image.image_id, None, message, 'note'
-      )
+      yield split.finding('image_without_objects', message, 'note', image)
 
 
 def size_name(area: float) -> str:
@@ -208,13 +186,12 @@ def check_scores(
         f'no object is {SIZE_WORDS[name]}: AP{name[0]} and AR{name[0]} are -1, '
         'shown as n/a, whatever the model.'
       )
-      yield Finding('empty_area_range', split.file, None, None, message, 'note')
+      yield split.finding('empty_area_range', message, 'note')
   counts = collections.Counter((x.image_id, x.class_id) for x in objects)
   crowded = {k: n for k, n in counts.items() if n > max_detections}
   most = max(counts.values())
-  names = {image.image_id: image.file_name for image in split.dataset.images}
+  images = {image.image_id: image for image in split.dataset.images}
   for (image_id, class_id), count in crowded.items():
-    path = os.path.join(split.images_dir, names[image_id])
     class_name = split.dataset.class_names[class_id]
     message = (
       f'has {count} objects of class {class_id} ({class_name!r}), but only the '
@@ -222,7 +199,9 @@ def check_scores(
       f'model can find all. Set --config.evaluation.max_detections={most}, or '
       'cut the image into parts.'
     )
-    yield Finding('more_objects_than_counted', path, image_id, None, message)
+    yield split.finding(
+      'more_objects_than_counted', message, image=images[image_id]
+    )
 
 
 def check_listing(splits: Sequence[Split]) -> Iterator[Finding]:
@@ -247,17 +226,13 @@ def check_listing(splits: Sequence[Split]) -> Iterator[Finding]:
     }
     endings = {os.path.splitext(name)[1].lower() for name in listed} - {''}
     jsons = ' or '.join(split.file for split in same)
-    for path in _walk(folder):
-      ending = os.path.splitext(path)[1].lower()
-      if ending in endings and os.path.relpath(path, folder) not in listed:
-        message = (
-          f'is not in {jsons}, so it is not used. Add it there, if only as an '
-          'image without objects, or move it away.'
-        )
-        yield Finding('image_not_listed', path, None, None, message, 'note')
-
-
-def _walk(folder) -> Iterator[str]:
-  for root, folders, names in os.walk(folder):
-    folders.sort()
-    yield from (os.path.join(root, name) for name in sorted(names))
+    for root, subfolders, names in os.walk(folder):
+      subfolders.sort()
+      for path in (os.path.join(root, name) for name in sorted(names)):
+        ending = os.path.splitext(path)[1].lower()
+        if ending in endings and os.path.relpath(path, folder) not in listed:
+          message = (
+            f'is not in {jsons}, so it is not used. Add it there, if only as '
+            'an image without objects, or move it away.'
+          )
+          yield Finding('image_not_listed', path, message, 'note')

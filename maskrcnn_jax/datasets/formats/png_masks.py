@@ -17,11 +17,11 @@ from pycocotools import mask as coco_mask
 
 from maskrcnn_jax.datasets import images, masks
 from maskrcnn_jax.datasets.findings import Finding
-from maskrcnn_jax.datasets.formats import folders
-from maskrcnn_jax.datasets.formats.folders import ImageLabels, LabelledImage
+from maskrcnn_jax.datasets.formats.labels import ImageLabels, LabelledImage
 from maskrcnn_jax.errors import UserError
 
 CLASS_FACTOR = 1000
+FOLDER = 'masks'  # Name of folders of masks beside folders of images.
 
 
 def read_instances(image: LabelledImage) -> ImageLabels:
@@ -39,8 +39,10 @@ def read_instances(image: LabelledImage) -> ImageLabels:
     return _unusable(image, 'unusable_mask', str(mask_path), f'{error}.')
   objects, findings = [], []
   for number in np.unique(numbers[numbers > 0]).tolist():
-    category_id = _category(number, image.class_names)
-    if category_id is not None:
+    category_id = number // CLASS_FACTOR
+    if len(image.class_names) == 1:
+      (category_id,) = image.class_names
+    if category_id in image.class_names:
       objects.append(_make_object(numbers == number, category_id))
       continue
     known = ', '.join(f'{i} {text}' for i, text in image.class_names.items())
@@ -48,9 +50,7 @@ def read_instances(image: LabelledImage) -> ImageLabels:
       f'the number {number} is of no class ({known}): with several classes it '
       f'is {CLASS_FACTOR} times the class plus the number of the object.'
     )
-    findings.append(
-      Finding('category_id', str(mask_path), None, None, message, 'error')
-    )
+    findings.append(Finding('category_id', str(mask_path), message, 'error'))
   return ImageLabels(image.name, numbers.shape, objects, findings)
 
 
@@ -75,9 +75,8 @@ def read_objects(image: LabelledImage) -> ImageLabels:
     for mask_path in sorted(inner.glob('*.png')):
       kind, message = 'empty_mask', 'the mask has no pixel.'
       try:
-        mask = (
-          _read_numbers(mask_path, image.sizes if size is None else (size,)) > 0
-        )
+        sizes = image.sizes if size is None else (size,)
+        mask = _read_numbers(mask_path, sizes) > 0
       except ValueError as error:
         kind, message = 'unusable_mask', f'{error}.'
       else:
@@ -85,7 +84,7 @@ def read_objects(image: LabelledImage) -> ImageLabels:
         if mask.any():
           objects.append(_make_object(mask, category_id))
           continue
-      findings.append(Finding(kind, str(mask_path), None, None, message))
+      findings.append(Finding(kind, str(mask_path), message))
   return ImageLabels(image.name, size or image.sizes[0], objects, findings)
 
 
@@ -93,10 +92,10 @@ def _mask_folders(name, labels_dir) -> list[pathlib.Path]:
   """Possible folders of the masks of an image, the likeliest first."""
   root, path = pathlib.Path(labels_dir), pathlib.PurePath(name)
   own = root / path.parent / path.stem
-  found = [own / folders.MASKS, own]
+  found = [own / FOLDER, own]
   if path.parent.name == 'images':
-    found.append(root / path.parent.parent / folders.MASKS)
-  return [*found, root / path.stem / folders.MASKS, root / path.stem]
+    found.append(root / path.parent.parent / FOLDER)
+  return [*found, root / path.stem / FOLDER, root / path.stem]
 
 
 def _stray_masks(folder, class_names) -> list[Finding]:
@@ -108,7 +107,7 @@ def _stray_masks(folder, class_names) -> list[Finding]:
     f'{folder}/CLASS/*.png is wanted.'
   )
   return [
-    Finding('category_id', str(path), None, None, message, 'error')
+    Finding('category_id', str(path), message, 'error')
     for path in sorted(folder.rglob('*.png'))
     if path.parent.name not in class_names.values()
   ]
@@ -143,13 +142,6 @@ def _read_numbers(path, sizes) -> np.ndarray:
   return numbers
 
 
-def _category(number, class_names) -> int | None:
-  if len(class_names) == 1:
-    return next(iter(class_names))
-  category_id = number // CLASS_FACTOR
-  return category_id if category_id in class_names else None
-
-
 def _make_object(mask, category_id) -> dict:
   segmentation = masks.encode_run_lengths(mask)
   return {
@@ -161,5 +153,5 @@ def _make_object(mask, category_id) -> dict:
 
 
 def _unusable(image, kind, path, message) -> ImageLabels:
-  finding = Finding(kind, path, None, None, message, 'error')
+  finding = Finding(kind, path, message, 'error')
   return ImageLabels(image.name, None, (), (finding,))

@@ -8,7 +8,7 @@ import numpy as np
 
 from maskrcnn_jax.datasets import masks
 from maskrcnn_jax.datasets.findings import Finding, InvalidEntryError
-from maskrcnn_jax.datasets.formats.folders import ImageLabels, LabelledImage
+from maskrcnn_jax.datasets.formats.labels import ImageLabels, LabelledImage
 
 # Programs that write these files round, some of them over the border.
 _TOLERANCE = 0.01
@@ -20,7 +20,7 @@ def read_polygons(image: LabelledImage) -> ImageLabels:
   label = image.find_label('.txt')
   if label is None:
     message = f'has no text file in {image.labels_dir}: no objects.'
-    finding = Finding('no_label_file', image.path, None, None, message, 'note')
+    finding = Finding('no_label_file', image.path, message, 'note')
     return ImageLabels(image.name, size, (), (finding,))
   objects, findings = [], []
   text = label.read_text(encoding='utf-8', errors='replace')

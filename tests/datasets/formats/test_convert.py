@@ -11,7 +11,7 @@ from maskrcnn_jax.cli import main as command
 from maskrcnn_jax.datasets import categories, ground_truth, prepare, records
 from maskrcnn_jax.datasets.categories import Category
 from maskrcnn_jax.datasets.findings import InvalidDataError
-from maskrcnn_jax.datasets.formats import class_names
+from maskrcnn_jax.datasets.formats import convert
 from maskrcnn_jax.errors import UserError
 
 
@@ -156,16 +156,16 @@ def test_names_are_found_or_given(tmp_path, name, text, expected):
   folder = tmp_path / 'labels' / 'train'
   folder.mkdir(parents=True)
   with pytest.raises(UserError) as error:
-    class_names.read('yolo', folder, None)
+    convert.read_class_names('yolo', folder, None)
   assert (error.value.argument, error.value.path) == ('classes', str(folder))
   (tmp_path / name).write_text(text)
-  assert class_names.read('yolo', folder, None) == expected
+  assert convert.read_class_names('yolo', folder, None) == expected
   path = str(tmp_path / name)
-  assert class_names.read('yolo', '.', path) == expected
+  assert convert.read_class_names('yolo', '.', path) == expected
   moved = {number + 1: text for number, text in expected.items()}
-  assert class_names.read('instance_png', '.', path) == moved
-  assert class_names.read('yolo', '.', 'a, b') == {0: 'a', 1: 'b'}
-  assert class_names.read('object_png', '.', None) == {1: 'object'}
+  assert convert.read_class_names('instance_png', '.', path) == moved
+  assert convert.read_class_names('yolo', '.', 'a, b') == {0: 'a', 1: 'b'}
+  assert convert.read_class_names('object_png', '.', None) == {1: 'object'}
 
 
 @pytest.mark.parametrize(
