@@ -89,45 +89,41 @@ print(number, jax.process_index(), jax.device_count(), jax.local_device_count())
 """
 
 
-def test_processes_started_by_hand_join():
-  script = ('bash', LAUNCH / 'multihost.sh')
-  address = f'127.0.0.1:{free_port()}'
+def check_two_join(*commands):
+  """Runs the two processes of a job; returns the output of process 1."""
   processes = [
     subprocess.Popen(
-      [*script, address, '2', str(index), sys.executable, '-c', JOIN],
+      list(map(str, command)),
       env=environment(),
       stdout=subprocess.PIPE,
       text=True,
     )
-    for index in (0, 1)
+    for command in commands
   ]
   first, second = [p.communicate(timeout=120)[0] for p in processes]
   assert first.split() == ['2', '0', '2', '1']
-  assert second == ''  # Process 0 alone prints.
+  return second
+
+
+def test_processes_started_by_hand_join():
+  address = f'127.0.0.1:{free_port()}'
+  script = ('bash', LAUNCH / 'multihost.sh', address, 2)
+  python = (sys.executable, '-c', JOIN)
+  second = check_two_join((*script, 0, *python), (*script, 1, *python))
+  assert second == ''
 
 
 def test_the_config_can_describe_a_job():
-  sections = [
-    {
-      'backend': 'cpu',
-      'coordinator_address': f'localhost:{free_port()}',
-      'num_processes': 2,
-      'process_id': index,
-    }
+  section = {
+    'backend': 'cpu',
+    'coordinator_address': f'localhost:{free_port()}',
+    'num_processes': 2,
+  }
+  codes = [
+    JOIN.replace("{'backend': 'cpu'}", repr({**section, 'process_id': index}))
     for index in (0, 1)
   ]
-  sections[1]['coordinator_address'] = sections[0]['coordinator_address']
-  processes = [
-    subprocess.Popen(
-      [sys.executable, '-c', JOIN.replace("{'backend': 'cpu'}", repr(section))],
-      env=environment(),
-      stdout=subprocess.PIPE,
-      text=True,
-    )
-    for section in sections
-  ]
-  first, _ = [p.communicate(timeout=120)[0] for p in processes]
-  assert first.split() == ['2', '0', '2', '1']
+  check_two_join(*((sys.executable, '-c', code) for code in codes))
 
 
 def test_simulated_hosts_join():
