@@ -7,21 +7,20 @@ A config may start from a shipped one, as `configs/shapes.py` does.
 """
 
 import ast
+import contextlib
 import copy
 import functools
 import importlib.util
 import logging
 import pathlib
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
 from maskrcnn_jax.errors import UserError, did_you_mean
 
-# Other spellings of a value.
-_BOOLS = {'true': 'True', 'false': 'False'}
 # Names of the types in error messages.
 _WANTED = {
   bool: 'true or false',
@@ -32,7 +31,8 @@ _WANTED = {
   list: 'a list',
 }
 
-# Former -> present path of a field, for saved configs and for hints.
+# Former -> present path of a field, for saved configs and for hints. The value
+# 'ties' is now 'all'.
 RENAMED_FIELDS = {
   'model.anchors.octaves': 'model.anchors.scales_per_octave',
   'model.anchors.aspects': 'model.anchors.aspect_ratios',
@@ -46,8 +46,6 @@ RENAMED_FIELDS = {
   'model.sampling.mask_pool_size': 'model.sampling.num_mask_rois',
   'model.sampling.mask_pool_group': 'model.sampling.num_mask_rois',
 }
-# Former -> present value of these fields.
-_RENAMED_VALUES = {'ties': 'all'}
 
 
 def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,9 +66,7 @@ def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
       section = section.get(name) or {}
     if leaf in section:
       value = section.pop(leaf)
-      if isinstance(value, str):
-        value = _RENAMED_VALUES.get(value, value)
-      section[present.rpartition('.')[2]] = value
+      section[present.rpartition('.')[2]] = 'all' if value == 'ties' else value
       _log_once(f'The saved config has {former}, which is now {present}.')
   return config
 
@@ -86,8 +82,7 @@ def load_config(name: str, overrides: Sequence[str] = ()):
   The learning rate follows the batch size, see `apply_linear_rule`.
 
   Args:
-    name: `shapes`, `coco:habana_1x`, or the path of a config file, also with
-      `:variant`.
+    name: see `find_config`.
     overrides: see `apply_overrides`.
 
   Returns:
@@ -98,7 +93,8 @@ def load_config(name: str, overrides: Sequence[str] = ()):
     UserError: the file fails, or there is no such variant, field or value.
   """
   path, variant = find_config(name)
-  config = _run_file(path, lambda: _get_config(path, variant))
+  with _errors_of_file(path):
+    config = _get_config(path, variant)
   config.lock()
   apply_overrides(config, overrides)
   given = {override.partition('=')[0] for override in overrides}
@@ -110,8 +106,6 @@ def _get_config(path: pathlib.Path, variant: str) -> ml_collections.ConfigDict:
   spec = importlib.util.spec_from_file_location(f'config_{path.stem}', path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  if not hasattr(module, 'get_config'):
-    raise UserError(f'{path} must define get_config(variant).', path=path)
   variants = getattr(module, 'VARIANTS', {})
   if variant and variant not in variants:
     raise UserError(
@@ -132,10 +126,11 @@ def _get_config(path: pathlib.Path, variant: str) -> ml_collections.ConfigDict:
   return config
 
 
-def _run_file(path: pathlib.Path, function: Callable[[], Any]) -> Any:
-  """Calls a function; an error of the config file becomes a `UserError`."""
+@contextlib.contextmanager
+def _errors_of_file(path: pathlib.Path) -> Iterator[None]:
+  """Turns errors of a config file into a `UserError` with its line."""
   try:
-    return function()
+    yield
   except UserError:
     raise
   except Exception as error:
@@ -153,10 +148,9 @@ def _run_file(path: pathlib.Path, function: Callable[[], Any]) -> Any:
 
 
 def apply_linear_rule(config, rate_is_given: bool = False) -> None:
-  """Scales the learning rates with the batch size, and logs it.
+  """Scales both learning rates with the batch size, and logs it.
 
-  The rate and that of the start of the warm-up are proportional to the batch
-  size (Goyal et al. 2017). The number of steps does not change.
+  The linear rule of Goyal et al. 2017; the number of steps does not change.
 
   Args:
     config: changed in place; `optimizer.tuned_batch_size` becomes the batch.
@@ -167,11 +161,10 @@ def apply_linear_rule(config, rate_is_given: bool = False) -> None:
   batch_size = config.get('input', {}).get('batch_size')
   if not tuned or not batch_size or tuned == batch_size:
     return
-  ratio = linear_ratio(config, batch_size)
   optimizer.tuned_batch_size = batch_size
   if rate_is_given:
     return
-  rate = optimizer.learning_rate
+  ratio, rate = batch_size / tuned, optimizer.learning_rate
   for name in ('learning_rate', 'warmup_learning_rate'):
     if name in optimizer:
       optimizer[name] *= ratio
@@ -197,7 +190,8 @@ def find_config(name: str) -> tuple[pathlib.Path, str]:
   """Path of a config file, and the variant, '' if none is named.
 
   Args:
-    name: a path or the name of a shipped config, with an optional `:variant`.
+    name: a path or the name of a shipped config, with an optional `:variant`,
+      such as `shapes` or `coco:habana_1x`.
 
   Raises:
     FileNotFoundError: there is no such config.
@@ -216,7 +210,7 @@ def find_config(name: str) -> tuple[pathlib.Path, str]:
 
 
 def apply_overrides(config: ml_collections.ConfigDict, overrides) -> None:
-  """Sets fields of a config from texts such as `training.num_steps=100`.
+  """Sets fields of a config from texts `section.field=value`.
 
   A value is read with the type of the field: `true` or `false`, a number, a
   tuple such as `128,128` or `((128,128),)`, a text, or `None`. A field of no
@@ -224,7 +218,7 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides) -> None:
 
   Args:
     config: changed in place; may be locked.
-    overrides: texts `section.field=value`.
+    overrides: such as `training.num_steps=100`.
 
   Raises:
     UserError: there is no such field, or the value is of another type.
@@ -235,21 +229,19 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides) -> None:
       raise UserError(
         f'{override!r} must be section.field=value.', argument=field
       )
-    *parents, leaf = field.split('.')
-    section = config
-    for depth, name in enumerate(parents):
+    current = config
+    for depth, name in enumerate(field.split('.')):
+      section = current
       _check_field(section, name, field, depth)
-      section = section[name]
-    _check_field(section, leaf, field, len(parents))
-    current = section[leaf]
+      current = section[name]
     if isinstance(current, Mapping | ml_collections.ConfigDict):
-      names = [f'{field}.{name}' for name in sorted(current)]
+      names = tuple(f'{field}.{name}' for name in sorted(current))
       raise UserError(
         f'{field} is a section; set one of its fields: {", ".join(names)}.',
         argument=field,
-        wanted=tuple(names),
+        wanted=names,
       )
-    section[leaf] = _parse(text, current, section.get_type(leaf), field)
+    section[name] = _parse(text, current, section.get_type(name), field)
 
 
 def _shipped_configs() -> dict[str, pathlib.Path]:
@@ -272,17 +264,15 @@ def _check_field(section, name: str, field: str, depth: int) -> None:
   if name in section:
     return
   if field in RENAMED_FIELDS:
-    present = RENAMED_FIELDS[field]
-    raise UserError(
-      f'{field} is now {present}.', argument=field, wanted=present
+    wanted = RENAMED_FIELDS[field]
+    message = f'{field} is now {wanted}.'
+  else:
+    wanted = tuple(sorted(f'{where}.{each}'.lstrip('.') for each in section))
+    message = (
+      f'There is no field {name!r} in {where or "the config"}'
+      f'{did_you_mean(name, section)} Fields: {", ".join(wanted)}.'
     )
-  names = sorted(f'{where}.{each}' if where else each for each in section)
-  raise UserError(
-    f'There is no field {name!r} in {where or "the config"}'
-    f'{did_you_mean(name, section)} Fields: {", ".join(names)}.',
-    argument=field,
-    wanted=tuple(names),
-  )
+  raise UserError(message, argument=field, wanted=wanted)
 
 
 def _parse(text: str, current: Any, kind: type, field: str):
@@ -292,32 +282,28 @@ def _parse(text: str, current: Any, kind: type, field: str):
   if kind is str:
     return text
   try:
-    value = ast.literal_eval(_BOOLS.get(text, text))
+    value = ast.literal_eval({'true': 'True', 'false': 'False'}.get(text, text))
   except (ValueError, SyntaxError):
     value = text
-  if kind is type(None):
-    return value
   return _convert(value, kind, current, field)
 
 
 def _convert(value: Any, kind: type, like: Any, field: str):
   """The value in that type, with items like those of `like`."""
+  if kind in (type(value), type(None)) and kind not in (tuple, list):
+    return value
   if kind is float and type(value) is int:
     return float(value)
   if kind is int and type(value) is float and value.is_integer():
     return int(value)
   if kind in (tuple, list) and isinstance(value, tuple | list):
     item = like[0] if like else None
-    if item is None:
-      return kind(value)
     return kind(_convert(x, type(item), item, field) for x in value)
-  if kind is not type(value):
-    example = '' if like is None else f' like {like!r}'
-    raise UserError(
-      f'{field} must be {_WANTED.get(kind, kind.__name__)}{example}, '
-      f'got {value!r}.',
-      argument=field,
-      given=value,
-      wanted=kind,
-    )
-  return value
+  example = '' if like is None else f' like {like!r}'
+  raise UserError(
+    f'{field} must be {_WANTED.get(kind, kind.__name__)}{example}, '
+    f'got {value!r}.',
+    argument=field,
+    given=value,
+    wanted=kind,
+  )

@@ -8,7 +8,9 @@ from maskrcnn_jax.benchmarks.options import SUBJECTS, BenchOptions
 from maskrcnn_jax.cli import command_line
 
 
-def _add_flags(parser: argparse.ArgumentParser) -> None:
+def add_verbs(add_verb) -> None:
+  """Adds the verb, see `main`."""
+  parser = add_verb('bench', _run, 'measure speed, also against torchvision')
   default = BenchOptions()
   command_line.add_config(parser)
   parser.add_argument(
@@ -62,10 +64,3 @@ def _run(args: argparse.Namespace) -> None:
 
   is_real = 'input.file_pattern' in command_line.overridden(args)
   bench.bench(config, options, args.output, is_real=is_real)
-
-
-VERBS = (
-  command_line.Verb(
-    'bench', 'measure speed, also against torchvision', _add_flags, _run
-  ),
-)

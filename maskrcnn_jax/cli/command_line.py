@@ -5,7 +5,6 @@ A `UserError` or `OSError` ends a command with its message and exit code 2;
 """
 
 import argparse
-import dataclasses
 import logging
 import os
 import re
@@ -21,23 +20,6 @@ from maskrcnn_jax.errors import UserError
 _OVERRIDE = re.compile(r'--config\.([^=]+)(=.*)?$', re.DOTALL)
 
 
-@dataclasses.dataclass(frozen=True)
-class Verb:
-  """A verb of `maskrcnn-jax`.
-
-  Attributes:
-    name: on the command line.
-    help: one line for `--help`.
-    add_flags: adds its flags to a parser.
-    run: does the work; may return an exit code.
-  """
-
-  name: str
-  help: str
-  add_flags: Callable[[argparse.ArgumentParser], None]
-  run: Callable[[argparse.Namespace], int | None]
-
-
 def add_config(
   parser: argparse.ArgumentParser, required: bool = True, note: str = ''
 ) -> None:
@@ -45,7 +27,7 @@ def add_config(
 
   Args:
     parser: of the verb.
-    required: the verb needs a config.
+    required: False if the verb does without a config.
     note: meaning of a missing config, for the help.
   """
   parser.add_argument(
@@ -65,9 +47,6 @@ def add_config(
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
   """Separates `--config.a.b=v` and `--config.a.b v` from other arguments.
-
-  Args:
-    argv: arguments.
 
   Returns:
     Texts `a.b=v`, and the other arguments.
@@ -98,7 +77,7 @@ def overridden(args: argparse.Namespace) -> set[str]:
 def given(args: argparse.Namespace, **names: str) -> dict[str, Any]:
   """Keyword arguments for the flags that were given.
 
-  The defaults of the others stay with the function that takes them.
+  The function that takes them has the defaults of the others.
 
   Args:
     args: parsed flags; None where a flag was not given.
@@ -109,7 +88,7 @@ def given(args: argparse.Namespace, **names: str) -> dict[str, Any]:
 
 
 def flag_type(parse: Callable[[str], Any], wanted: str) -> Callable[[str], Any]:
-  """An argparse type that says what is wanted.
+  """An argparse type whose error says what is wanted.
 
   Args:
     parse: converts the text; raises ValueError if it cannot.
@@ -120,9 +99,8 @@ def flag_type(parse: Callable[[str], Any], wanted: str) -> Callable[[str], Any]:
     try:
       return parse(text)
     except ValueError:
-      raise argparse.ArgumentTypeError(
-        f'must be {wanted}, got {text!r}.'
-      ) from None
+      message = f'must be {wanted}, got {text!r}.'
+      raise argparse.ArgumentTypeError(message) from None
 
   return convert
 

@@ -10,13 +10,33 @@ from maskrcnn_jax.errors import UserError
 _HEAD_BYTES = 4096  # Start of a file in which `check` leaves its mark.
 
 
-def _add_prepare_flags(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument('--images', required=True, help='folder of the images')
-  parser.add_argument(
-    '--annotations',
-    required=True,
-    help='COCO json, or the folder of PNG or text files of another format',
+def add_verbs(add_verb) -> None:
+  """Adds the verbs, see `main`."""
+  prepare = add_verb(
+    'prepare', _prepare, 'convert images and annotations to record files'
   )
+  check = add_verb('check', _check, 'find errors in a data set')
+  command_line.add_config(check, required=False)
+  for parser, annotations in (
+    (
+      prepare,
+      'COCO json, or the folder of PNG or text files of another format',
+    ),
+    (check, 'COCO json'),
+  ):
+    parser.add_argument('--images', required=True, help='folder of the images')
+    parser.add_argument('--annotations', required=True, help=annotations)
+    parser.add_argument(
+      '--num_workers',
+      type=command_line.POSITIVE,
+      metavar='N',
+      help='number of worker processes',
+    )
+  _add_prepare_flags(prepare)
+  _add_check_flags(check)
+
+
+def _add_prepare_flags(parser) -> None:
   parser.add_argument(
     '--format',
     metavar='NAME',
@@ -42,28 +62,9 @@ def _add_prepare_flags(parser: argparse.ArgumentParser) -> None:
     help='convert only these images',
   )
   parser.add_argument('--num_shards', type=int, help='number of record files')
-  _add_num_workers(parser)
 
 
-def _prepare(args: argparse.Namespace) -> None:
-  from maskrcnn_jax.datasets import prepare
-
-  options = command_line.given(
-    args,
-    num_shards='num_shards',
-    num_workers='num_workers',
-    captions_file='captions',
-    image_ids='image_ids',
-    data_format='format',
-    classes='classes',
-  )
-  print(prepare.prepare(args.images, args.annotations, args.output, **options))
-
-
-def _add_check_flags(parser: argparse.ArgumentParser) -> None:
-  command_line.add_config(parser, required=False)
-  parser.add_argument('--images', required=True, help='folder of the images')
-  parser.add_argument('--annotations', required=True, help='COCO json')
+def _add_check_flags(parser) -> None:
   parser.add_argument(
     '--val_annotations',
     metavar='FILE',
@@ -83,16 +84,21 @@ def _add_check_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--json', metavar='FILE', help='file to write: all findings and statistics'
   )
-  _add_num_workers(parser)
 
 
-def _add_num_workers(parser):
-  parser.add_argument(
-    '--num_workers',
-    type=command_line.POSITIVE,
-    metavar='N',
-    help='number of worker processes',
+def _prepare(args: argparse.Namespace) -> None:
+  from maskrcnn_jax.datasets import prepare
+
+  options = command_line.given(
+    args,
+    num_shards='num_shards',
+    num_workers='num_workers',
+    captions_file='captions',
+    image_ids='image_ids',
+    data_format='format',
+    classes='classes',
   )
+  print(prepare.prepare(args.images, args.annotations, args.output, **options))
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -105,8 +111,8 @@ def _check(args: argparse.Namespace) -> int:
     raise UserError(
       f'--config.{args.override[0]} needs --config.', argument='--config'
     )
-  for flag, path in (('--html', args.html), ('--json', args.json)):
-    _check_output(flag, path)
+  _check_output('--html', args.html)
+  _check_output('--json', args.json)
   config = None
   if args.config:
     from maskrcnn_jax import config as config_lib
@@ -166,16 +172,3 @@ def _page(found, config) -> str:
   for split in found.splits:
     drawn[f'Samples of {split.name}'] = [*page.draw_samples(split)]
   return page.make_page(found, drawn)
-
-
-VERBS = (
-  command_line.Verb(
-    'prepare',
-    'convert images and annotations to record files',
-    _add_prepare_flags,
-    _prepare,
-  ),
-  command_line.Verb(
-    'check', 'find errors in a data set', _add_check_flags, _check
-  ),
-)

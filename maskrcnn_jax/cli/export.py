@@ -19,7 +19,13 @@ def add_source(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def _add_flags(parser: argparse.ArgumentParser) -> None:
+def add_verbs(add_verb) -> None:
+  """Adds the verb, see `main`."""
+  parser = add_verb(
+    'export',
+    _run,
+    'write StableHLO or SavedModel programs that run without this package',
+  )
   add_source(parser)
   parser.add_argument(
     '--output',
@@ -83,13 +89,8 @@ def _run(args: argparse.Namespace) -> None:
   )
   if args.batch_size != 'any':
     chosen |= command_line.given(args, batch_size='batch_size')
-  print(
-    exporter.export(
-      args.workdir or args.checkpoint,
-      args.output,
-      exporter.ExportOptions(**chosen),
-    )
-  )
+  options = exporter.ExportOptions(**chosen)
+  print(exporter.export(args.workdir or args.checkpoint, args.output, options))
 
 
 def _canvases(text: str) -> tuple[tuple[int, int], ...]:
@@ -99,13 +100,3 @@ def _canvases(text: str) -> tuple[tuple[int, int], ...]:
 
 def _batch_size(text: str) -> int | str:
   return text if text == 'any' else command_line.number(int, 1)(text)
-
-
-VERBS = (
-  command_line.Verb(
-    'export',
-    'write StableHLO or SavedModel programs that run without this package',
-    _add_flags,
-    _run,
-  ),
-)

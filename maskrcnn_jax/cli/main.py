@@ -1,7 +1,7 @@
 """The `maskrcnn-jax` command: parses a verb with its flags and runs it.
 
-The files beside this one describe the verbs. They import heavy modules when a
-verb runs, so `--help` is instant.
+The files beside this one add the verbs. They import heavy modules when a verb
+runs, so `--help` is instant.
 """
 
 import argparse
@@ -19,16 +19,6 @@ from maskrcnn_jax.cli import (
   weights,
 )
 from maskrcnn_jax.errors import UserError, did_you_mean
-
-VERBS = (
-  *data.VERBS,
-  *train.VERBS,
-  *weights.VERBS,
-  *predict.VERBS,
-  *export.VERBS,
-  *plan.VERBS,
-  *bench.VERBS,
-)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -89,15 +79,19 @@ def _parser() -> _Parser:
   parser.verbs = parser.add_subparsers(
     dest='verb', metavar='VERB', required=True
   )
-  for verb in VERBS:
-    flags = parser.verbs.add_parser(
-      verb.name, help=verb.help, description=verb.help, allow_abbrev=False
+
+  def add_verb(name, run, words):
+    verb = parser.verbs.add_parser(
+      name, help=words, description=words, allow_abbrev=False
     )
-    flags.set_defaults(run=verb.run)
-    flags.add_argument(
+    verb.set_defaults(run=run)
+    verb.add_argument(
       '--debug', action='store_true', help='show the traceback of an error'
     )
-    verb.add_flags(flags)
+    return verb
+
+  for group in (data, train, weights, predict, export, plan, bench):
+    group.add_verbs(add_verb)
   return parser
 
 

@@ -5,7 +5,11 @@ import argparse
 from maskrcnn_jax.cli import command_line
 
 
-def _add_flags(parser: argparse.ArgumentParser) -> None:
+def add_verbs(add_verb) -> None:
+  """Adds the verb, see `main`."""
+  parser = add_verb(
+    'plan', _run, 'compile the training step ahead of time for other devices'
+  )
   command_line.add_config(parser)
   parser.add_argument(
     '--topology',
@@ -46,13 +50,3 @@ def _run(args: argparse.Namespace) -> None:
     args.output,
     'optimizer.learning_rate' in command_line.overridden(args),
   )
-
-
-VERBS = (
-  command_line.Verb(
-    'plan',
-    'compile the training step ahead of time for other devices',
-    _add_flags,
-    _run,
-  ),
-)

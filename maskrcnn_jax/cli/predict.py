@@ -9,7 +9,9 @@ from maskrcnn_jax.errors import UserError
 TTA_SCALES = (0.8, 1.0, 1.25)
 
 
-def _add_flags(parser: argparse.ArgumentParser) -> None:
+def add_verbs(add_verb) -> None:
+  """Adds the verb, see `main`."""
+  parser = add_verb('predict', _run, 'detect objects in image files')
   export.add_source(parser)
   parser.add_argument(
     '--images',
@@ -136,10 +138,3 @@ def _tile(args):
     flag = f'--tile_{next(iter(options))}'
     raise UserError(f'{flag} needs --tile.', argument=flag)
   return None
-
-
-VERBS = (
-  command_line.Verb(
-    'predict', 'detect objects in image files', _add_flags, _run
-  ),
-)

@@ -5,7 +5,13 @@ import argparse
 from maskrcnn_jax.cli import command_line
 
 
-def _add_import_flags(parser: argparse.ArgumentParser) -> None:
+def add_verbs(add_verb) -> None:
+  """Adds the verbs, see `main`."""
+  parser = add_verb(
+    'import_weights',
+    _import,
+    'convert weights of other programs to a checkpoint',
+  )
   command_line.add_config(
     parser, required=False, note=' (default: chosen from the weights)'
   )
@@ -19,20 +25,9 @@ def _add_import_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--output', required=True, metavar='DIR', help='workdir to create'
   )
-
-
-def _import(args: argparse.Namespace) -> None:
-  _use_the_cpu()
-  from maskrcnn_jax.training import pretrained
-
-  print(
-    pretrained.import_weights(
-      args.source, args.output, args.config, args.override
-    )
+  parser = add_verb(
+    'export_weights', _export, "convert a checkpoint to torchvision's weights"
   )
-
-
-def _add_export_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--checkpoint',
     required=True,
@@ -47,6 +42,13 @@ def _add_export_flags(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def _import(args: argparse.Namespace) -> None:
+  _use_the_cpu()
+  from maskrcnn_jax.training.pretrained import import_weights
+
+  print(import_weights(args.source, args.output, args.config, args.override))
+
+
 def _export(args: argparse.Namespace) -> None:
   _use_the_cpu()
   from maskrcnn_jax.export import state_dict
@@ -59,19 +61,3 @@ def _use_the_cpu():
   from maskrcnn_jax.distributed import backends
 
   backends.pick_backend('cpu')
-
-
-VERBS = (
-  command_line.Verb(
-    'import_weights',
-    'convert weights of other programs to a checkpoint',
-    _add_import_flags,
-    _import,
-  ),
-  command_line.Verb(
-    'export_weights',
-    "convert a checkpoint to torchvision's weights",
-    _add_export_flags,
-    _export,
-  ),
-)

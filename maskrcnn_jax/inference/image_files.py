@@ -65,23 +65,16 @@ def list_images(
   found = [x for x in find(paths) if inside not in x.resolve().parents]
   if not found:
     raise FileNotFoundError(f'--images holds nothing but --output {output}.')
-  class_names = {}
-  ids_and_sizes = [(number, None) for number in range(1, len(found) + 1)]
+  class_names, ids, sizes = {}, range(1, len(found) + 1), [None] * len(found)
   if annotations is not None:
     dataset = coco_json.load(annotations, lists=('images', 'categories'))
-    class_names = dataset.class_names
-    ids_and_sizes = [
-      (image.image_id, (image.height, image.width))
-      for image in _match(found, dataset)
-    ]
+    class_names, entries = dataset.class_names, _match(found, dataset)
+    ids = [entry.image_id for entry in entries]
+    sizes = [(entry.height, entry.width) for entry in entries]
   common = os.path.commonpath([os.path.abspath(x.parent) for x in found])
-  files = [
-    ImageFile(path, image_id, size, picture, os.path.relpath(path, common))
-    for path, (image_id, size), picture in zip(
-      found, ids_and_sizes, picture_names(found)
-    )
-  ]
-  return files, class_names
+  names = [os.path.relpath(path, common) for path in found]
+  rows = zip(found, ids, sizes, picture_names(found), names)
+  return [ImageFile(*row) for row in rows], class_names
 
 
 def find(paths: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
@@ -93,15 +86,16 @@ def find(paths: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
       folders.
 
   Raises:
-    FileNotFoundError: one of them is no file, folder or pattern that matches;
-      or a folder holds no image.
+    FileNotFoundError: one of them is no file, no folder with images and no
+      pattern that matches.
   """
   found = {}
   for path in paths:
     files = list(_expand(path))
     if not files:
       raise FileNotFoundError(
-        f'{path} holds no image file ({", ".join(images.ENDINGS)}).'
+        f'{path} is no file, no folder with images '
+        f'({", ".join(images.ENDINGS)}) and no pattern that matches.'
       )
     for file in files:
       found.setdefault(os.path.abspath(file), file)
@@ -110,20 +104,13 @@ def find(paths: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
 
 def _expand(path) -> Iterator[pathlib.Path]:
   named = pathlib.Path(path)
-  if named.is_dir():
-    yield from images.find_in_folder(named)
-    return
-  if named.exists():
-    yield named
-    return
-  matches = sorted(glob.glob(os.fspath(path), recursive=True))
-  if not matches:
-    raise FileNotFoundError(
-      f'{path} is no file or folder, and no file matches it as a pattern.'
-    )
-  for match in map(pathlib.Path, matches):
+  # A file's own name may look like a pattern.
+  matches = [named]
+  if not named.exists():
+    matches = map(pathlib.Path, sorted(glob.glob(str(path), recursive=True)))
+  for match in matches:
     if match.is_dir():
-      yield from _expand(match)
+      yield from images.find_in_folder(match)
     else:
       yield match
 
@@ -190,9 +177,8 @@ def read(
 
   Args:
     path: of the file.
-    size: (height, width) that the image has in a data set: the EXIF orientation
-      is applied only if the image then has this size, as in `prepare`. None: it
-      is applied.
+    size: (height, width) of the image by its annotations; the EXIF orientation
+      is applied if the image then has this size, as in `prepare`. None: always.
 
   Raises:
     UserError: the file is no image, corrupt, larger than `MAX_PIXELS` or not of

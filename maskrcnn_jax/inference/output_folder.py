@@ -22,11 +22,7 @@ _OWN_NAMES = re.compile(
 
 
 class OutputFolder:
-  """A folder to write into.
-
-  Attributes:
-    path: of the folder.
-  """
+  """A folder to write into, at `path`."""
 
   def __init__(self, path: str | os.PathLike, names: Iterable[str]):
     """Checks that the folder is free for these files; changes nothing.
@@ -74,22 +70,14 @@ class OutputFolder:
     return [x for x in names if isinstance(x, str) and _OWN_NAMES.fullmatch(x)]
 
   def claim(self, summary: Mapping[str, Any]) -> None:
-    """Lists the files of this run, and removes those of an earlier one.
-
-    Args:
-      summary: further entries of `predict.json`.
-    """
+    """Lists the files of this run, and `summary`; removes the earlier ones."""
     self.path.mkdir(parents=True, exist_ok=True)
     self._write_list(summary, {*self._old, *self._names})
     for name in self._old:
       (self.path / name).unlink(missing_ok=True)
 
   def finish(self, summary: Mapping[str, Any]) -> None:
-    """Lists the files that were written.
-
-    Args:
-      summary: further entries of `predict.json`.
-    """
+    """Lists the files that were written, and `summary`."""
     written = [x for x in self._names if (self.path / x).exists()]
     self._write_list(summary, written)
 

@@ -112,8 +112,8 @@ def predict(
       total=len(files), unit='image', disable=not sys.stderr.isatty()
     ) as bar,
   ):
-    found = _detect_all(predictor, _read_all(files, pool, skipped))
-    for file, output in _write_all(found, pool, write):
+    images = _read_all(files, pool, skipped)
+    for file, output in _detect_all(predictor, images, pool, write):
       outputs[file] = output
       bar.update(len(outputs) + len(skipped) - bar.n)
   outputs = [outputs[file] for file in files if file in outputs]
@@ -153,9 +153,11 @@ def _read_all(files, pool, skipped: dict) -> Iterator[tuple]:
     yield file, image
 
 
-def _detect_all(predictor, images) -> Iterator[tuple]:
-  """Yields (file, pixels, detections), in the order they are found."""
-  waiting = {}
+def _detect_all(
+  predictor, images, pool, write
+) -> Iterator[tuple[ImageFile, _Output]]:
+  """Yields (file, output) for (file, pixels), in the order they are found."""
+  waiting, writing = {}, collections.deque()
 
   def pixels():
     for index, (file, image) in enumerate(images):
@@ -163,13 +165,7 @@ def _detect_all(predictor, images) -> Iterator[tuple]:
       yield image
 
   for index, found in predictor.stream(pixels()):
-    yield *waiting.pop(index), found
-
-
-def _write_all(images, pool, write) -> Iterator[tuple[ImageFile, _Output]]:
-  """Yields (file, output) for (file, pixels, detections), in order."""
-  writing = collections.deque()
-  for file, image, found in images:
+    file, image = waiting.pop(index)
     writing.append((file, pool.submit(write, file, image, found)))
     ahead = 0 if image.size > 3 * _LARGE else 2 * _WORKERS
     while len(writing) > ahead:
@@ -230,11 +226,7 @@ def draw(
 
 
 def _write_summaries(
-  folder: pathlib.Path,
-  outputs: Sequence[_Output],
-  class_names: Mapping[int, str],
-  category_ids: Mapping[int, int],
-  min_score: float,
+  folder, outputs, class_names, category_ids, min_score
 ) -> None:
   """Writes `detections.json`, `images.json` and `index.html`."""
   results = [result for output in outputs for result in output.results]
@@ -256,8 +248,8 @@ def _write_summaries(
 
 
 def _print_summary(folder, outputs, skipped, min_score) -> None:
-  results = [result for output in outputs for result in output.results]
-  count = sum(result['score'] >= min_score for result in results)
+  scores = [result['score'] for output in outputs for result in output.results]
+  count = sum(score >= min_score for score in scores)
   print(
     f'{len(outputs)} images with {count} objects of score {min_score:g} or '
     f'more: open {folder / "index.html"}'

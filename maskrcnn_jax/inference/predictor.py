@@ -12,7 +12,7 @@ import numpy as np
 
 from maskrcnn_jax.checkpoints import store
 from maskrcnn_jax.distributed import mesh as mesh_lib
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import UserError, invalid
 from maskrcnn_jax.inference import views as views_lib
 from maskrcnn_jax.inference.views import TileOptions, View
 from maskrcnn_jax.models import override
@@ -26,21 +26,17 @@ _AHEAD = 1
 
 @dataclasses.dataclass
 class _Image:
-  """An image whose views are being detected.
-
-  Attributes:
-    index: of the image.
-    size: (height, width).
-    views: all of its views.
-    is_tiled: it is larger than a tile.
-    found: detections in pixels of the image, by number of the view.
-  """
+  """An image whose views are being detected."""
 
   index: int
-  size: tuple[int, int]
+  size: tuple[int, int]  # (height, width)
   views: Sequence[View]
-  is_tiled: bool
+  # In pixels of the image, by number of the view.
   found: dict[int, Detections] = dataclasses.field(default_factory=dict)
+
+  @property
+  def is_tiled(self) -> bool:
+    return any(view.is_cut_out for view in self.views)
 
 
 class Predictor:
@@ -162,12 +158,10 @@ class Predictor:
 
   def _rows(self, images) -> Iterator[tuple[_Image, int, dict]]:
     """Yields the views of all images: image, number of the view, inputs."""
-    for index, image in enumerate(images):
-      image = _as_rgb(image)
-      views = list(self._views(image))
-      is_tiled = any(view.is_cut_out for view in views)
-      image = _Image(index, image.shape[:2], views, is_tiled)
-      for number, view in enumerate(views):
+    for index, pixels in enumerate(images):
+      pixels = _as_rgb(pixels)
+      image = _Image(index, pixels.shape[:2], list(self._views(pixels)))
+      for number, view in enumerate(image.views):
         yield image, number, self._fit(view)
 
   def _views(self, image) -> Iterator[View]:
@@ -231,17 +225,9 @@ class Predictor:
 
 def _check_arguments(source, batch_size, scales) -> None:
   if batch_size < 1:
-    raise UserError(
-      f'batch_size must be at least 1, got {batch_size}.',
-      argument='batch_size',
-      given=batch_size,
-    )
+    raise invalid('batch_size', batch_size, 'at least 1')
   if not scales or min(scales) <= 0:
-    raise UserError(
-      f'scales must be numbers above 0, got {scales}.',
-      argument='scales',
-      given=scales,
-    )
+    raise invalid('scales', scales, 'numbers above 0')
   for suffix in ('', '.index'):
     if os.path.isfile(f'{source}{suffix}'):
       raise UserError(

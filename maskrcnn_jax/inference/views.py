@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import invalid
 from maskrcnn_jax.evaluation import coco_results
 from maskrcnn_jax.ops import nms as nms_ops
 from maskrcnn_jax.structures import Detections
@@ -53,24 +53,12 @@ class TileOptions:
 
   def __post_init__(self):
     if self.size is not None and self.size < 32:
-      raise UserError(
-        f'tile.size must be at least 32, got {self.size}.',
-        argument='tile.size',
-        given=self.size,
-      )
+      raise invalid('tile.size', self.size, 'at least 32')
     if self.levels is not None and self.levels < 0:
-      raise UserError(
-        f'tile.levels must be 0 or more, or None, got {self.levels}.',
-        argument='tile.levels',
-        given=self.levels,
-      )
+      raise invalid('tile.levels', self.levels, '0 or more, or None')
     if not 0 < 2 * self.margin <= self.overlap <= 0.75:
-      raise UserError(
-        'tile.overlap must be at most 0.75 and at least twice tile.margin, got '
-        f'overlap={self.overlap} and margin={self.margin}.',
-        argument='tile.overlap',
-        given=self.overlap,
-      )
+      wanted = f'at most 0.75 and at least twice tile.margin={self.margin}'
+      raise invalid('tile.overlap', self.overlap, wanted)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,10 +92,7 @@ class View:
     return self.pixels[:, ::-1] if self.mirrored else self.pixels
 
   def to_image(
-    self,
-    found: Detections,
-    scales: np.ndarray,
-    image_size: tuple[int, int],
+    self, found: Detections, scales: np.ndarray, image_size: tuple[int, int]
   ) -> Detections:
     """Detections in pixels of the image, without those that a side cuts.
 
@@ -158,7 +143,7 @@ def cut_tiles(
   Args:
     image: `[height, width, 3]` uint8.
     tile: (height, width) of a tile.
-    options: see there.
+    options: overlap, margin and levels.
   """
   for level in itertools.count():
     height, width = image.shape[:2]
@@ -187,9 +172,9 @@ def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
   """Starts of tiles along one side: as few as overlap enough, evenly spaced.
 
   Args:
-    length: of the image.
-    tile: length of a tile.
-    overlap: share of `tile` that neighbours share at least.
+    length: of the image, in pixels.
+    tile: of a tile, in pixels.
+    overlap: smallest overlap of neighbours, as a share of `tile`.
   """
   if length <= tile:
     return [0]
@@ -217,10 +202,10 @@ def merge(
   kept = []
   for label in np.unique(union.classes):
     rows = np.flatnonzero(union.classes == label)
-    kept.append(
+    kept.extend(
       rows[_keep(union.boxes[rows], union.scores[rows], iou_threshold)]
     )
-  rows = np.sort(np.concatenate(kept)) if kept else np.zeros(0, int)
+  rows = np.sort(np.array(kept, int))
   rows = rows[np.argsort(-union.scores[rows], kind='stable')][:max_detections]
   return jax.tree.map(lambda x: x[rows], union)
 

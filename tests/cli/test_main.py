@@ -30,6 +30,7 @@ VERBS = [
 ]
 RUN = ['train', '--config=shapes', '--workdir=w']
 PREPARE = ['prepare', '--images=a', '--annotations=b', '--output=c']
+PREDICT = ['predict', '--workdir=w', '--images=i', '--output=o']
 
 
 def test_help_is_instant_and_lists_the_verbs():
@@ -44,7 +45,7 @@ def test_help_is_instant_and_lists_the_verbs():
     [sys.executable, '-c', code], capture_output=True, text=True, check=True
   )
   assert 'HEAVY set()' in shown.stdout
-  assert [verb.name for verb in command.VERBS] == VERBS
+  assert list(command._parser().verbs.choices) == VERBS
   assert set(VERBS) <= set(shown.stdout.split())
 
 
@@ -99,6 +100,12 @@ def test_help_states_the_default_of_the_function(verb, flag, value, capsys):
     ),
     (['export', '--workdir=w', '--output=o', '--canvas=8x'], "got '8x'"),
     ([*PREPARE, '--config.input.flip=true'], 'input.flip=true'),
+    ([*PREDICT, '--min_score=2'], '--min_score'),
+    ([*PREDICT, '--batch_size=0'], '--batch_size'),
+    ([*PREDICT, '--tile=big'], '--tile'),
+    ([*PREDICT, '--tile_levels=-1'], '--tile_levels'),
+    ([*PREDICT, '--tta=1,x'], '--tta'),
+    ([*PREDICT, '--checkpoint=x'], '--workdir'),
   ],
 )
 def test_a_misspelt_command_line_exits_with_2(argv, known, capsys):
@@ -139,7 +146,7 @@ def test_weights_that_do_not_exist(tmp_path, capsys):
   assert command.main([*argv, f'--source={tmp_path}/resnet5.pth']) == 2
   error = capsys.readouterr().err
   assert error.startswith('maskrcnn-jax import_weights: ')
-  assert f'{tmp_path}/resnet50.pth?' in error
+  assert f'{tmp_path}/resnet5.pth' in error and "'resnet50.pth'?" in error
   assert command.main([*argv, f'--source={tmp_path}/resnet50.pth']) == 2
   assert f'{tmp_path}/resnet50.pth' in capsys.readouterr().err
   assert not (tmp_path / 'run').exists()

@@ -9,27 +9,20 @@ import browser
 import numpy as np
 import pytest
 from browser import needs_chromium
+from found import make_found
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from maskrcnn_jax import visualize
 from maskrcnn_jax.inference import browse
-from maskrcnn_jax.structures import Detections
 
 NAMES = {1: 'disc', 2: '</script><b>star & "co"'}
 
 
-def make_found(boxes, scores, classes, masks=None):
-  count = len(scores)
-  if masks is None:
-    masks = np.ones((count, 28, 28), np.float32)
-  return Detections(
-    boxes=np.asarray(boxes, np.float32).reshape(-1, 4),
-    scores=np.asarray(scores, np.float32),
-    classes=np.asarray(classes, np.int32),
-    masks=masks,
-    valid=np.ones(count, bool),
-  )
+def make_solid(boxes, scores, classes):
+  """Detections whose masks fill their boxes."""
+  masks = np.ones((len(boxes), 28, 28), np.float32)
+  return make_found(boxes, scores, classes, masks)
 
 
 def grey(height=60, width=80, value=120):
@@ -62,7 +55,7 @@ class _Scripts(html.parser.HTMLParser):
 
 
 def test_an_entry():
-  found = make_found(
+  found = make_solid(
     [[12, 16, 36, 64], [0, 0, 6, 8], [0, 0, 60, 80]],
     [0.9, 0.87654, 0.3],
     [1, 2, 1],
@@ -80,16 +73,14 @@ def test_an_entry():
   assert mask[6:18, 8:32].all() and mask.sum() <= 14 * 26
 
 
-def test_small_images_and_models_without_masks():
-  found = make_found([[0, 0, 1, 1]], [0.9], [1]).replace(masks=None)
-  entry = browse.make_entry('a', grey(1, 1), found, 640, 0.0)
-  assert (entry['height'], entry['width']) == (1, 1)
+@pytest.mark.parametrize(
+  'size, reduced', [((1, 1), (1, 1)), ((2, 3000), (1, 640))]
+)
+def test_a_small_side_keeps_a_pixel(size, reduced):
+  found = make_found([[0, 0, 1, 1]])  # Of a model without masks.
+  entry = browse.make_entry('a', grey(*size), found, 640, 0.0)
+  assert (entry['height'], entry['width']) == reduced
   assert entry['found'][0]['mask'] is None
-
-
-def test_a_long_image_keeps_a_pixel():
-  entry = browse.make_entry('a', grey(2, 3000), make_found([], [], []), 640, 0)
-  assert (entry['height'], entry['width']) == (1, 640)
 
 
 def test_pages_of_many_images_have_smaller_pictures():
@@ -98,7 +89,7 @@ def test_pages_of_many_images_have_smaller_pictures():
 
 
 def test_the_page_holds_all_data_and_makes_no_requests():
-  found = make_found([[12, 16, 36, 64]], [0.9], [2])
+  found = make_solid([[12, 16, 36, 64]], [0.9], [2])
   entries = [
     browse.make_entry(name, grey(value=value), found, 640, 0.0)
     for name, value in (('<i>a.jpg', 10), ('</script>b.jpg', 200))
@@ -130,10 +121,10 @@ def opened(tmp_path_factory):
   """
   folder = tmp_path_factory.mktemp('page')
   kinds = (
-    make_found([[5, 5, 25, 25], [30, 40, 50, 70]], [0.95, 0.6], [1, 1]),
-    make_found([[5, 5, 25, 25], [30, 40, 50, 70]], [0.9, 0.8], [1, 2]),
-    make_found([[10, 10, 40, 60]], [0.35], [2]),
-    make_found([], [], []),
+    make_solid([[5, 5, 25, 25], [30, 40, 50, 70]], [0.95, 0.6], [1, 1]),
+    make_solid([[5, 5, 25, 25], [30, 40, 50, 70]], [0.9, 0.8], [1, 2]),
+    make_solid([[10, 10, 40, 60]], [0.35], [2]),
+    make_solid([], [], []),
   )
   entries = [
     browse.make_entry(f'image-{i}.jpg', grey(), kinds[i % 4], 640, 0.0)
@@ -170,16 +161,19 @@ def set_value(page, selector, value):
   )
 
 
-def pixel(page, selector, x, y):
-  """The colour `[r, g, b]` at a share of the width and height of a canvas."""
-  return page.run(
-    f"""(() => {{
-      const canvas = document.querySelector({json.dumps(selector)});
-      const pen = canvas.getContext('2d');
-      const place = [canvas.width * {x}, canvas.height * {y}].map(Math.floor);
-      return [...pen.getImageData(...place, 1, 1).data].slice(0, 3);
-    }})()"""
-  )
+def pixel(selector, x, y):
+  """Script for `[r, g, b]` at a share of the width and height of a canvas."""
+  return f"""(() => {{
+    const canvas = document.querySelector({json.dumps(selector)});
+    const pen = canvas.getContext('2d');
+    const place = [canvas.width * {x}, canvas.height * {y}].map(Math.floor);
+    return [...pen.getImageData(...place, 1, 1).data].slice(0, 3);
+  }})()"""
+
+
+def assert_pixel(page, selector, x, y, expected):
+  color = page.run(pixel(selector, x, y))
+  np.testing.assert_allclose(color, expected, atol=4)
 
 
 def drawn(page, selector):
@@ -189,12 +183,15 @@ def drawn(page, selector):
   )
 
 
+def in_browser(test):
+  return needs_chromium(pytest.mark.slow(test))
+
+
 FIRST = 'figure:not([hidden]) canvas'
 LARGE = '#stage canvas'
 
 
-@needs_chromium
-@pytest.mark.slow
+@in_browser
 def test_the_page_works_in_a_browser(page):
   # A slider at 0.5: 30 images have 15 * (2 + 2) objects.
   assert shown(page) == (30, '30 of 60 images, 60 objects')
@@ -231,24 +228,16 @@ def test_the_page_works_in_a_browser(page):
   assert page.errors == []
 
 
-@needs_chromium
-@pytest.mark.slow
+@in_browser
 def test_pictures_are_drawn_only_while_in_view(page):
   drawn(page, FIRST)
   # Inside the mask of the first disc: the colour of `visualize` over grey.
   color = visualize._color(0)
   blended = 0.6 * 120 + 0.4 * color
-  np.testing.assert_allclose(pixel(page, FIRST, 0.2, 0.25), blended, atol=4)
-  np.testing.assert_allclose(pixel(page, FIRST, 0.9, 0.1), 120, atol=4)
+  assert_pixel(page, FIRST, 0.2, 0.25, blended)
+  assert_pixel(page, FIRST, 0.9, 0.1, 120)
   page.click('#masks')
-  page.wait(
-    """(() => {
-      const canvas = document.querySelector('figure:not([hidden]) canvas');
-      const place = [canvas.width / 5, canvas.height / 4].map(Math.floor);
-      const color = canvas.getContext('2d').getImageData(...place, 1, 1).data;
-      return Math.abs(color[0] - 120) < 5;
-    })()"""
-  )
+  page.wait(f'Math.abs({pixel(FIRST, 0.2, 0.25)}[0] - 120) < 5')
   page.click('#masks')
   # A canvas out of view is released, and drawn again when it is back.
   width = f'document.querySelector({json.dumps(FIRST)}).width'
@@ -265,8 +254,7 @@ def test_pictures_are_drawn_only_while_in_view(page):
   assert page.errors == []
 
 
-@needs_chromium
-@pytest.mark.slow
+@in_browser
 def test_masks_are_read_as_pycocotools_reads_them(page):
   rng = np.random.default_rng(0)
   for shape, share in (((7, 5), 0.5), ((600, 40), 0.001), ((300, 500), 0.9)):
@@ -280,8 +268,7 @@ def test_masks_are_read_as_pycocotools_reads_them(page):
     )
 
 
-@needs_chromium
-@pytest.mark.slow
+@in_browser
 def test_an_image_is_enlarged(page):
   page.click('figure:not([hidden]) button')
   drawn(page, LARGE)
@@ -297,9 +284,7 @@ def test_an_image_is_enlarged(page):
   width = page.run(f"document.querySelector('{LARGE}').width")
   assert width > 500
   color = visualize._color(1)
-  np.testing.assert_allclose(
-    pixel(page, LARGE, 0.7, 0.7), 0.6 * 120 + 0.4 * color, atol=4
-  )
+  assert_pixel(page, LARGE, 0.7, 0.7, 0.6 * 120 + 0.4 * color)
   page.press('ArrowRight')
   page.wait("document.querySelector('#title').textContent === 'image-1.jpg'")
   page.click('#next')
@@ -315,8 +300,7 @@ def test_an_image_is_enlarged(page):
   assert len(page.requests) == 1 and page.requests[0].startswith('file:')
 
 
-@needs_chromium
-@pytest.mark.slow
+@in_browser
 def test_the_driver_notices_errors(tmp_path):
   """Without this, an empty list of errors would prove nothing."""
   broken = tmp_path / 'broken.html'

@@ -30,48 +30,28 @@ def save(path, pixels=None, mode='RGB', **options):
 
 
 @pytest.mark.parametrize(
-  'name, mode',
+  'ending, modes',
   [
-    ('a.jpg', 'RGB'),
-    ('a.jpg', 'L'),
-    ('a.jpg', 'CMYK'),
-    ('a.png', 'RGB'),
-    ('a.png', 'RGBA'),
-    ('a.png', 'LA'),
-    ('a.png', 'L'),
-    ('a.png', 'P'),
-    ('a.png', '1'),
+    ('jpg', 'RGB L CMYK'),
+    ('png', 'RGB RGBA LA L P 1'),
+    ('bmp', 'RGB'),
+    ('gif', 'P'),
+    ('tif', 'RGB CMYK L'),
+    ('webp', 'RGBA'),
+    ('ppm', 'RGB'),
+    ('tga', 'RGB'),
   ],
 )
-def test_jpeg_and_png_have_the_pixels_of_records(tmp_path, name, mode):
-  save(tmp_path / name, mode=mode)
-  encoded, _ = images.read_image(tmp_path / name, 40, 56)
-  pixels = image_files.read(tmp_path / name)
-  assert pixels.dtype == np.uint8
-  np.testing.assert_array_equal(
-    pixels, tf.io.decode_image(encoded, channels=3, expand_animations=False)
-  )
-
-
-@pytest.mark.parametrize(
-  'name, mode',
-  [
-    ('a.bmp', 'RGB'),
-    ('a.gif', 'P'),
-    ('a.tif', 'RGB'),
-    ('a.tif', 'CMYK'),
-    ('a.tif', 'L'),
-    ('a.webp', 'RGBA'),
-    ('a.ppm', 'RGB'),
-    ('a.tga', 'RGB'),
-  ],
-)
-def test_other_formats_have_the_pixels_of_records(tmp_path, name, mode):
-  save(tmp_path / name, mode=mode)
-  encoded, _ = images.read_image(tmp_path / name, 40, 56)
-  np.testing.assert_array_equal(
-    image_files.read(tmp_path / name), tf.io.decode_png(encoded, channels=3)
-  )
+def test_files_have_the_pixels_of_records(tmp_path, ending, modes):
+  for mode in modes.split():
+    path = tmp_path / f'{mode}.{ending}'
+    save(path, mode=mode)
+    encoded, _ = images.read_image(path, 40, 56)
+    pixels = image_files.read(path)
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(
+      pixels, tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    )
 
 
 @pytest.mark.parametrize('name', ['a.png', 'a.tif'])
@@ -192,17 +172,18 @@ def test_corrupt_exif_is_ignored(tmp_path):
   assert image_files.read(tmp_path / 'a.jpg').shape == (40, 56, 3)
 
 
+def touch(folder, *names):
+  for name in names:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).touch()
+  return folder
+
+
 @pytest.fixture
 def folder(tmp_path):
   """A folder of empty files of many kinds."""
-  names = (
-    *('b.jpg', 'a.PNG', 'notes.txt', '.hidden.jpg', 'sub/c.jpeg', 'sub/d.json'),
-    'sub/deep/e.tiff',
-  )
-  for name in names:
-    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / name).touch()
-  return tmp_path
+  names = ('b.jpg', 'a.PNG', 'notes.txt', '.hidden.jpg', 'sub/c.jpeg')
+  return touch(tmp_path, *names, 'sub/d.json', 'sub/deep/e.tiff')
 
 
 def found(folder, *paths):
@@ -210,52 +191,44 @@ def found(folder, *paths):
   return [file.relative_to(folder).as_posix() for file in files]
 
 
-def test_a_folder_gives_the_images_below_it(folder):
-  everything = ['a.PNG', 'b.jpg', 'sub/c.jpeg', 'sub/deep/e.tiff']
-  assert found(folder, '') == everything
-  assert found(folder, 'sub') == everything[2:]
+@pytest.mark.parametrize(
+  'paths, expected',
+  [
+    # Folders.
+    ([''], ['a.PNG', 'b.jpg', 'sub/c.jpeg', 'sub/deep/e.tiff']),
+    (['sub'], ['sub/c.jpeg', 'sub/deep/e.tiff']),
+    # Files of any ending, also with names that look like patterns.
+    (['notes.txt', 'b.jpg'], ['notes.txt', 'b.jpg']),
+    (['sub/x[1].gif'], ['sub/x[1].gif']),
+    # Patterns.
+    (['*.jpg'], ['b.jpg']),
+    (['**/*.j*'], ['b.jpg', 'sub/c.jpeg', 'sub/d.json']),
+    (['s*'], ['sub/c.jpeg', 'sub/deep/e.tiff']),
+    # Each image once.
+    (
+      ['b.jpg', '', 'sub/../b.jpg'],
+      ['b.jpg', 'a.PNG', 'sub/c.jpeg', 'sub/deep/e.tiff'],
+    ),
+  ],
+)
+def test_find(folder, paths, expected):
+  if '[' in paths[0]:
+    touch(folder, *paths)
+  assert found(folder, *paths) == expected
 
 
-def test_named_files_may_have_any_ending(folder):
-  assert found(folder, 'notes.txt', 'b.jpg') == ['notes.txt', 'b.jpg']
-
-
-def test_patterns(folder):
-  assert found(folder, '*.jpg') == ['b.jpg']
-  assert found(folder, '**/*.j*') == ['b.jpg', 'sub/c.jpeg', 'sub/d.json']
-  assert found(folder, 's*') == ['sub/c.jpeg', 'sub/deep/e.tiff']
-
-
-def test_every_image_once(folder):
-  assert found(folder, 'b.jpg', '', 'sub/../b.jpg')[0] == 'b.jpg'
-  assert len(found(folder, 'b.jpg', '', 'sub/../b.jpg')) == 4
-
-
-def test_a_file_whose_name_looks_like_a_pattern(folder):
-  (folder / 'x[1].jpg').touch()
-  assert found(folder, 'x[1].jpg') == ['x[1].jpg']
-
-
-@pytest.mark.parametrize('path', ['none.jpg', '*.webp', 'nowhere/'])
-def test_paths_that_match_nothing(folder, path):
-  with pytest.raises(FileNotFoundError, match=re.escape(path.rstrip('/'))):
-    found(folder, path)
-
-
-def test_a_folder_without_images(folder):
+@pytest.mark.parametrize('path', ['none.jpg', '*.webp', 'nowhere/', 'empty'])
+def test_paths_without_images(folder, path):
   (folder / 'empty').mkdir()
-  with pytest.raises(FileNotFoundError, match='empty'):
-    found(folder, 'b.jpg', 'empty')
+  with pytest.raises(FileNotFoundError, match=re.escape(path.rstrip('/'))):
+    found(folder, 'b.jpg', path)
 
 
 @pytest.fixture(scope='module')
 def photos(tmp_path_factory):
   """A folder of empty files."""
-  folder = tmp_path_factory.mktemp('photos')
-  for name in ('a.jpg', 'b.png', 'cut.jpg', 'sub/a.png', 'notes.txt'):
-    (folder / name).parent.mkdir(exist_ok=True)
-    (folder / name).touch()
-  return folder
+  names = ('a.jpg', 'b.png', 'cut.jpg', 'sub/a.png', 'notes.txt')
+  return touch(tmp_path_factory.mktemp('photos'), *names)
 
 
 def test_ids_without_annotations_count_from_1(photos):

@@ -6,11 +6,11 @@ import shutil
 
 import drawn_checkpoint
 import example_records
-import jax
 import numpy as np
 import pytest
 import tiny_run
 from eight_devices import NUM_DEVICES, run_on_eight
+from tiny_checkpoint import assert_same
 
 import maskrcnn_jax
 from maskrcnn_jax.errors import UserError
@@ -20,7 +20,6 @@ from maskrcnn_jax.inference.predictor import Predictor
 from maskrcnn_jax.training import loop
 
 CANVASES = ((64, 96), (96, 64))
-FIELDS = ('boxes', 'scores', 'classes', 'masks', 'valid')
 
 
 @pytest.fixture(scope='module')
@@ -61,11 +60,6 @@ def draw_images(*sizes):
   return [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
 
 
-def assert_same(one, other):
-  for name in FIELDS:
-    np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
-
-
 def assert_close(one, other):
   """All but the last digits."""
   np.testing.assert_array_equal(one.classes, other.classes)
@@ -93,11 +87,9 @@ def test_detections_are_those_of_an_evaluation_bit_for_bit(
       found, 7 + index, images[index].shape[:2]
     )
   assert len(results) >= 25
-  assert in_order(results) == in_order(expected)
-
-
-def in_order(results):
-  return sorted(results, key=lambda x: (x['image_id'], -x['score']))
+  for each in (results, expected):
+    each.sort(key=lambda x: (x['image_id'], -x['score']))
+  assert results == expected
 
 
 @pytest.mark.slow
@@ -174,7 +166,12 @@ def test_arrays_that_are_no_images(pairs, shape, dtype):
 
 @pytest.mark.parametrize(
   'argument, value',
-  [('batch_size', 0), ('scales', ()), ('scales', (1.0, -1.0))],
+  [
+    ('batch_size', 0),
+    ('num_devices', 10**6),
+    ('scales', ()),
+    ('scales', (1.0, -1.0)),
+  ],
 )
 def test_wrong_options(workdir, argument, value):
   with pytest.raises(UserError) as error:
@@ -202,13 +199,10 @@ def test_the_newest_checkpoint_of_a_workdir(config, tmp_path):
   assert Predictor(tmp_path / 'run').class_names == {1: 'new'}
 
 
-def test_the_name_in_the_package(workdir):
+def test_the_name_in_the_package(pairs):
   assert maskrcnn_jax.Predictor is Predictor
-  predictor = maskrcnn_jax.Predictor(workdir, batch_size=2)
   (image,) = draw_images((50, 70))
-  picture = maskrcnn_jax.draw(
-    image, predictor(image), predictor.class_names, 0.2
-  )
+  picture = maskrcnn_jax.draw(image, pairs(image), pairs.class_names, 0.2)
   assert picture.shape == image.shape and (picture != image).any()
 
 
@@ -274,13 +268,11 @@ def test_tiles_give_the_detections_of_images_of_their_own(workdir, pairs):
   assert len(tiles) == 2 * 3 + 2 + 1
   # Every detection is one that a tile has as an image of its own, moved.
   seen = [pairs(np.ascontiguousarray(tile.pixels)) for tile in tiles]
-  known = np.concatenate(
-    [
-      (one.boxes + np.tile(tile.start, 2)) * tile.reduced
-      for one, tile in zip(seen, tiles)
-    ]
-  )
-  known = np.minimum(known, [100, 150, 100, 150])
+  known = [
+    (one.boxes + np.tile(tile.start, 2)) * tile.reduced
+    for one, tile in zip(seen, tiles)
+  ]
+  known = np.minimum(np.concatenate(known), [100, 150, 100, 150])
   distances = np.abs(known[None] - found.boxes[:, None]).max(axis=-1)
   assert distances.min(axis=1).max() < 1e-3
   assert len(found.scores) >= 3 and found.scores.min() >= 0.3
@@ -318,8 +310,3 @@ def test_devices_share_a_batch(workdir):
     for a, b in zip(one, other):
       np.testing.assert_allclose(a['score'], b['score'], atol=1e-5)
       np.testing.assert_allclose(a['bbox'], b['bbox'], atol=1e-3)
-
-
-def test_more_devices_than_there_are(workdir):
-  with pytest.raises(UserError, match='num_devices'):
-    Predictor(workdir, num_devices=len(jax.devices()) + 1)

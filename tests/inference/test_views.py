@@ -1,31 +1,20 @@
 """Views: tiles cover the image, each object is whole in one; merging is NMS."""
 
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 import slow_boxes
+from found import make_found
 from PIL import Image
+from tiny_checkpoint import assert_same
 
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.inference import views
-from maskrcnn_jax.structures import Detections
 
 OPTIONS = views.TileOptions()
 ONE = np.ones(2, np.float32)
-
-
-def make_found(boxes, scores=None, classes=None, masks=None):
-  """Detections without padding, by default each of a class of its own."""
-  boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
-  count = len(boxes)
-  scores = np.linspace(0.9, 0.1, count) if scores is None else scores
-  classes = np.arange(1, count + 1) if classes is None else classes
-  return Detections(
-    boxes=boxes,
-    scores=np.asarray(scores, np.float32),
-    classes=np.asarray(classes, np.int32),
-    masks=masks,
-    valid=np.ones(count, bool),
-  )
 
 
 def blank(height, width):
@@ -115,12 +104,8 @@ def test_a_view_without_detections():
 def test_augment():
   view = views.View(blank(5, 6), start=(1, 2))
   found = list(views.augment(view, (1.0, 2.0), mirror=True))
-  assert [(v.scale, v.mirrored) for v in found] == [
-    (1.0, False),
-    (1.0, True),
-    (2.0, False),
-    (2.0, True),
-  ]
+  expected = [(1.0, False), (1.0, True), (2.0, False), (2.0, True)]
+  assert [(v.scale, v.mirrored) for v in found] == expected
   assert {v.start for v in found} == {(1, 2)}
   assert list(views.augment(view, (1.0,), mirror=False)) == [view]
 
@@ -161,10 +146,8 @@ def test_a_small_image_is_one_view_of_itself():
 def test_tiles_hold_the_pixels_at_their_start():
   image = np.random.default_rng(0).integers(0, 256, (131, 150, 3), np.uint8)
   levels = {1: image}
-  for reduced in (2, 4):
-    levels[reduced] = np.asarray(
-      Image.fromarray(levels[reduced // 2]).reduce(2)
-    )
+  for n in (2, 4):
+    levels[n] = np.asarray(Image.fromarray(levels[n // 2]).reduce(2))
   tiles = list(views.cut_tiles(image, (50, 60), OPTIONS))
   for tile in tiles:
     (top, left), (height, width) = tile.start, tile.pixels.shape[:2]
@@ -190,10 +173,10 @@ def test_halving_is_the_mean_of_four_pixels():
 
 
 def test_number_of_levels():
-  image = np.zeros((131, 150, 3), np.uint8)
   for levels in (0, 1, 2, 7):
     options = views.TileOptions(levels=levels)
-    seen = {t.reduced for t in views.cut_tiles(image, (50, 60), options)}
+    tiles = views.cut_tiles(blank(131, 150), (50, 60), options)
+    seen = {tile.reduced for tile in tiles}
     assert seen == {1, 2, 4} - {2 << i for i in range(levels, 3)}
 
 
@@ -230,47 +213,29 @@ def draw_objects(rng, image_size, count, sides):
 
 def test_short_objects_are_whole_in_the_image_itself():
   rng = np.random.default_rng(5)
-  image = np.zeros((700, 900, 3), np.uint8)
-  tile = (160, 192)
+  size, tile = (700, 900), (160, 192)
   least = min(tile) * (OPTIONS.overlap - 2 * OPTIONS.margin)
-  objects = draw_objects(rng, image.shape[:2], 500, (2, least))
+  objects = draw_objects(rng, size, 500, (2, least))
   found = set()
-  for view in views.cut_tiles(image, tile, OPTIONS):
+  for view in views.cut_tiles(blank(*size), tile, OPTIONS):
     if view.reduced == 1:
       seen = perfect(view, objects, seen_share=1.0)
-      back = view.to_image(seen, np.ones(2, np.float32), image.shape[:2])
-      found |= set(back.classes.tolist())
+      found |= set(view.to_image(seen, ONE, size).classes.tolist())
   assert found == set(range(1, 501))
 
 
 def test_every_object_is_found_once_and_whole():
-  rng = np.random.default_rng(6)
-  image = np.zeros((700, 1100, 3), np.uint8)
-  objects = draw_objects(rng, image.shape[:2], 200, (16, 900))
-  parts = [
-    view.to_image(
-      perfect(view, objects), np.ones(2, np.float32), image.shape[:2]
-    )
-    for view in views.cut_tiles(image, (160, 192), OPTIONS)
-  ]
+  size = (700, 1100)
+  objects = draw_objects(np.random.default_rng(6), size, 200, (16, 900))
+  tiles = list(views.cut_tiles(blank(*size), (160, 192), OPTIONS))
+  parts = [tile.to_image(perfect(tile, objects), ONE, size) for tile in tiles]
   merged = views.merge(parts, 0.5)
   order = np.argsort(merged.classes)
   assert merged.classes[order].tolist() == list(range(1, 201))
   np.testing.assert_allclose(merged.boxes[order], objects, atol=1e-3)
-
-
-def test_without_margins_objects_are_found_in_pieces():
-  image = np.zeros((700, 1100, 3), np.uint8)
-  rng = np.random.default_rng(6)
-  objects = draw_objects(rng, image.shape[:2], 200, (16, 900))
-  parts = []
-  for view in views.cut_tiles(image, (160, 192), OPTIONS):
-    bare = views.View(view.pixels, view.start, view.reduced)
-    parts.append(
-      bare.to_image(
-        perfect(view, objects), np.ones(2, np.float32), image.shape[:2]
-      )
-    )
+  # Without margins they are found in pieces.
+  tiles = [dataclasses.replace(x, margins=(0.0,) * 4) for x in tiles]
+  parts = [tile.to_image(perfect(tile, objects), ONE, size) for tile in tiles]
   assert len(views.merge(parts, 0.5).classes) > 250
 
 
@@ -301,16 +266,14 @@ def draw_found(rng, count, num_classes=3, side=60):
   )
 
 
-def slow_merge(parts, threshold):
-  """Rows of the union that greedy NMS within each class keeps, best first."""
-  boxes, scores, classes = (
-    np.concatenate([getattr(part, name) for part in parts])
-    for name in ('boxes', 'scores', 'classes')
-  )
+def slow_merge(union, threshold):
+  """Rows that greedy NMS within each class keeps, best first."""
   kept = []
-  for label in set(classes.tolist()):
-    kept += slow_boxes.greedy_nms(boxes, scores, classes == label, threshold)
-  return sorted(kept, key=lambda row: -scores[row])
+  for label in set(union.classes.tolist()):
+    kept += slow_boxes.greedy_nms(
+      union.boxes, union.scores, union.classes == label, threshold
+    )
+  return sorted(kept, key=lambda row: -union.scores[row])
 
 
 def test_the_best_view_of_an_object_is_kept_with_its_mask():
@@ -330,26 +293,17 @@ def test_merging_is_nms_within_each_class_over_the_union():
   rng = np.random.default_rng(1)
   for threshold in (0.3, 0.5):
     parts = [draw_found(rng, count) for count in (13, 0, 30, 1)]
-    merged = views.merge(parts, threshold)
-    rows = slow_merge(parts, threshold)
-    for name in ('boxes', 'scores', 'classes', 'masks'):
-      union = np.concatenate([getattr(p, name) for p in parts])
-      np.testing.assert_array_equal(getattr(merged, name), union[rows])
-    assert merged.valid.all() and len(merged.valid) == len(rows)
+    union = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    rows = slow_merge(union, threshold)
+    expected = jax.tree.map(lambda x, rows=rows: x[rows], union)
+    assert_same(views.merge(parts, threshold), expected)
 
 
 def test_merging_again_changes_nothing():
   merged = views.merge([draw_found(np.random.default_rng(2), 40)], 0.5)
-  again = views.merge([merged, merged], 0.5)
-  for name in ('boxes', 'scores', 'classes', 'masks'):
-    np.testing.assert_array_equal(getattr(again, name), getattr(merged, name))
-
-
-def test_max_detections():
-  part = draw_found(np.random.default_rng(3), 40)
-  whole = views.merge([part], 0.5)
-  few = views.merge([part], 0.5, max_detections=4)
-  np.testing.assert_array_equal(few.scores, whole.scores[:4])
+  assert_same(views.merge([merged, merged], 0.5), merged)
+  few = views.merge([merged], 0.5, max_detections=4)
+  np.testing.assert_array_equal(few.scores, merged.scores[:4])
 
 
 def test_merging_without_detections_or_masks():
