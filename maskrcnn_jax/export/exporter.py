@@ -14,7 +14,7 @@ import tqdm
 
 from maskrcnn_jax import __version__, files
 from maskrcnn_jax.checkpoints import store
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import UserError, invalid
 from maskrcnn_jax.export import description, program
 from maskrcnn_jax.input_pipeline import transforms
 from maskrcnn_jax.models import override
@@ -51,25 +51,12 @@ class ExportOptions:
     if self.image_dtype not in (None, *transforms.IMAGE_DTYPES):
       _check_names('image_dtype', (self.image_dtype,), transforms.IMAGE_DTYPES)
     if self.batch_size is not None and self.batch_size < 1:
-      raise UserError(
-        f'--batch_size must be 1 or more, got {self.batch_size}.',
-        argument='batch_size',
-        given=self.batch_size,
-      )
+      raise invalid('batch_size', self.batch_size, 'at least 1')
     canvases = self.canvases or ()
-    names = ','.join(map(_size_name, canvases))
     if any(side < 32 or side % 32 for canvas in canvases for side in canvas):
-      raise UserError(
-        f'--canvas must be multiples of 32 pixels, got {names}.',
-        argument='canvas',
-        given=canvases,
-      )
+      raise invalid('canvas', canvases, 'multiples of 32 pixels')
     if len({*canvases}) < len(canvases):
-      raise UserError(
-        f'--canvas must name every size once, got {names}.',
-        argument='canvas',
-        given=canvases,
-      )
+      raise invalid('canvas', canvases, 'different sizes')
 
 
 def export(
@@ -211,21 +198,9 @@ def _summary(output: pathlib.Path) -> str:
 
 
 def _name(canvas):
-  return f'detect_{_size_name(canvas)}'
-
-
-def _size_name(size: tuple[int, int]) -> str:
-  """A size as in `832x1344`."""
-  return 'x'.join(map(str, size))
+  return 'detect_{}x{}'.format(*canvas)
 
 
 def _check_names(flag: str, names: Sequence[str], known: Sequence[str]) -> None:
-  unknown = [name for name in names if name not in known]
-  if unknown or not names or len({*names}) < len(names):
-    raise UserError(
-      f'--{flag} must be some of {", ".join(known)}, each once, got '
-      f'{",".join(names)}.',
-      argument=flag,
-      given=names,
-      wanted=known,
-    )
+  if not names or {*names} - {*known} or len({*names}) < len(names):
+    raise invalid(flag, names, f'some of {", ".join(known)}, each once')

@@ -1,6 +1,7 @@
 """SavedModels for TensorFlow, from the same programs."""
 
 import os
+import types
 from collections.abc import Mapping
 
 import jax
@@ -12,12 +13,8 @@ from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.input_pipeline import reader
 
 
-def check() -> None:
-  """Raises `UserError` if this JAX cannot write SavedModels."""
-  _jax2tf()
-
-
-def _jax2tf():
+def check() -> types.ModuleType:
+  """The module `jax2tf`; raises `UserError` if this JAX has none."""
   try:
     from jax.experimental import jax2tf
   except ImportError as error:
@@ -71,7 +68,7 @@ def _signature(program, module, names):
     height, width = images.shape[1:3]
     shapes = [None, f'batch, {height}, {width}, 3', 'batch, 2']
     batch = None
-  call = _jax2tf().convert(
+  call = check().convert(
     program.call,
     polymorphic_shapes=shapes,
     with_gradient=False,

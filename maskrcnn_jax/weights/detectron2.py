@@ -21,6 +21,7 @@ _UNUSED_LOGIT = -1e4
 # Names in models of Detectron 1, which differ in more than names.
 _DETECTRON = ('fpn_inner_', 'conv_rpn_', 'bbox_pred_')
 _CAFFE2_CONV = 'res2_0_branch2a_w'
+_CAFFE2_BRANCH = 'res{stage}_{block}_branch'
 _CAFFE2_LEAVES = {
   'kernel': 'w',
   'scale': 's',
@@ -43,7 +44,7 @@ def find_format(names: Collection[str]) -> Format | None:
       kind='backbone',
       # Detectron2 converted these from torchvision's.
       config='coco:torchvision',
-      name=_backbone_name,
+      name=state_dicts.namer(_backbone(''), 'Detectron2'),
       is_layer=lambda name: name.startswith(('stem.conv1.', 'res')),
       overrides=_norm_overrides(names, 'stem.conv1.norm'),
     )
@@ -55,10 +56,19 @@ def find_format(names: Collection[str]) -> Format | None:
       'RoIAlign differ; Detectron2 has models of the same size.'
     )
   is_group = 'res2_0_branch2a_gn_s' in names
+  norm = 'gn' if is_group else 'bn'
+  patterns = state_dicts.backbone_patterns(
+    'conv1',
+    'conv1_gn' if is_group else 'res_conv1_bn',
+    f'{_CAFFE2_BRANCH}2{{letter}}',
+    f'{_CAFFE2_BRANCH}2{{letter}}_{norm}',
+    f'{_CAFFE2_BRANCH}1',
+    f'{_CAFFE2_BRANCH}1_{norm}',
+  )
   return Format(
     kind='backbone',
     config='coco:detectron2',
-    name=lambda path: _caffe2_name(path, 'gn' if is_group else 'bn'),
+    name=state_dicts.namer(patterns, 'Caffe2', _CAFFE2_LEAVES, '_'),
     is_layer=lambda name: name.startswith(('conv1_w', 'res')),
     has_statistics='res2_0_branch2a_bn_rm' in names,
     overrides=_group_overrides() if is_group else (),
@@ -121,7 +131,7 @@ def _model_format(names) -> Format:
   return Format(
     kind='model',
     config='coco:detectron2',
-    name=lambda path: _model_name(path, num_rpn),
+    name=state_dicts.namer((*_backbone(_BODY), *_heads(num_rpn)), 'Detectron2'),
     arrange=order_classes,
     num_classes=lambda rows: (
       coco_classes.NUM_CLASSES if rows == len(coco_classes.NAMES) + 1 else rows
@@ -149,42 +159,15 @@ def _group_overrides() -> list[str]:
   ]
 
 
-def _backbone_name(path, prefix='') -> str:
-  parts = state_dicts.parse_backbone(path, 'Detectron2')
-  number = parts['number'] or 1
-  layer = {
-    'conv': f'conv{number}',
-    'norm': f'conv{number}.norm',
-    'shortcut_conv': 'shortcut',
-    'shortcut_norm': 'shortcut.norm',
-  }[parts['layer']]
-  block = 'stem'
-  if parts['stage']:
-    block = f'res{parts["stage"]}.{int(parts["block"]) - 1}'
-  return f'{prefix}{block}.{layer}.{state_dicts.LEAVES[parts["leaf"]]}'
-
-
-def _caffe2_name(path, norm) -> str:
-  parts = state_dicts.parse_backbone(path, 'Caffe2')
-  leaf = _CAFFE2_LEAVES[parts['leaf']]
-  if not parts['stage']:
-    if parts['layer'] == 'conv':
-      return f'conv1_{leaf}'
-    return f'res_conv1_bn_{leaf}' if norm == 'bn' else f'conv1_gn_{leaf}'
-  branch = '1'
-  if not parts['layer'].startswith('shortcut'):
-    branch = f'2{"abc"[int(parts["number"]) - 1]}'
-  if parts['layer'].endswith('norm'):
-    branch += f'_{norm}'
-  block = f'res{parts["stage"]}_{int(parts["block"]) - 1}'
-  return f'{block}_branch{branch}_{leaf}'
-
-
-def _model_name(path, num_rpn) -> str:
-  """Detectron2's name of a variable; `num_rpn` convolutions are in the RPN."""
-  if path.startswith('backbone/'):
-    return _backbone_name(path, _BODY)
-  return state_dicts.rename(path, _heads(num_rpn), 'Detectron2')
+def _backbone(prefix):
+  return state_dicts.backbone_patterns(
+    f'{prefix}stem.conv1',
+    f'{prefix}stem.conv1.norm',
+    prefix + 'res{stage}.{block}.conv{conv}',
+    prefix + 'res{stage}.{block}.conv{conv}.norm',
+    prefix + 'res{stage}.{block}.shortcut',
+    prefix + 'res{stage}.{block}.shortcut.norm',
+  )
 
 
 def _heads(num_rpn):

@@ -130,15 +130,9 @@ class LoadReport:
 
 
 def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
-  """Arrays by name.
-
-  Args:
-    variables: nested dicts of arrays by collection.
-  """
+  """Arrays by name, of nested dicts of arrays by collection."""
   return {
-    '/'.join(path): leaf
-    for tree in variables.values()
-    for path, leaf in _leaves(tree)
+    name: leaf for tree in variables.values() for name, leaf in _leaves(tree)
   }
 
 
@@ -147,18 +141,7 @@ def load_variables(
   weights: Weights,
   options: LoadOptions = STRICT,
 ) -> tuple[dict[str, Any], LoadReport]:
-  """Variables with the tensors of a weight file.
-
-  Args:
-    variables: nested dicts of arrays, or `jax.ShapeDtypeStruct`s, by
-      collection.
-    weights: tensors of the file.
-    options: how much of the model they must cover.
-
-  Returns:
-    variables: the same structure, with float32 NumPy arrays where loaded and
-      the given arrays elsewhere.
-    report: what was loaded and what was not.
+  """Variables with the tensors of a weight file; see `external.load`.
 
   Raises:
     UserError: an array is missing, has another shape or is not of a float
@@ -186,7 +169,7 @@ def load_variables(
     raise _misfit(weights, ours, errors, layers)
   loaded = {k: v for k, v in weights.names.items() if k not in mismatched}
   filled = {
-    collection: _replace(tree, (), {k: weights.arrays[k] for k in loaded})
+    collection: _replace(tree, '', {k: weights.arrays[k] for k in loaded})
     for collection, tree in variables.items()
   }
   folded = [name for name in weights.folded if name in loaded]
@@ -263,22 +246,19 @@ def _common_prefix(names: Sequence[str]) -> str:
   return ''.join(letter for letter, _ in same)
 
 
-def _leaves(tree, path=()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _leaves(tree, prefix='') -> Iterator[tuple[str, Any]]:
   for key, value in tree.items():
     if isinstance(value, Mapping):
-      yield from _leaves(value, (*path, key))
+      yield from _leaves(value, f'{prefix}{key}/')
     else:
-      yield (*path, key), value
+      yield prefix + key, value
 
 
-def _replace(tree, path, arrays):
-  result = {}
+def _replace(tree, prefix, arrays):
+  result = dict(tree)
   for key, value in tree.items():
-    inner = (*path, key)
     if isinstance(value, Mapping):
-      result[key] = _replace(value, inner, arrays)
-    elif '/'.join(inner) in arrays:
-      result[key] = np.array(arrays['/'.join(inner)], np.float32, order='C')
-    else:
-      result[key] = value
+      result[key] = _replace(value, f'{prefix}{key}/', arrays)
+    elif (array := arrays.get(prefix + key)) is not None:
+      result[key] = np.array(array, np.float32, order='C')
   return result

@@ -4,7 +4,9 @@ Today's form is a zip with the bytes of every storage and one small pickle; the
 form before 2020 is a sequence of pickles followed by the storages.
 """
 
+import functools
 import io
+import os
 import pathlib
 import pickle
 import struct
@@ -34,8 +36,8 @@ def read_zip(archive: zipfile.ZipFile, path: str) -> tuple[Any, Memory]:
   Raises:
     UserError: the file is corrupt, or not from PyTorch.
   """
-  names = archive.namelist()
-  pickled = [name for name in names if name.endswith('data.pkl')]
+  sizes = {x.filename: x.file_size for x in archive.infolist()}
+  pickled = [name for name in sizes if name.endswith('data.pkl')]
   if len(pickled) != 1:
     raise UserError(
       f'{path} is a zip file of neither PyTorch nor NumPy: it has '
@@ -43,19 +45,28 @@ def read_zip(archive: zipfile.ZipFile, path: str) -> tuple[Any, Memory]:
       path=path,
     )
   root = pickled[0].removesuffix('data.pkl')
-  found = safe_pickle.load(io.BytesIO(archive.read(pickled[0])), path)
-  is_big = (
-    f'{root}byteorder' in names and archive.read(f'{root}byteorder') == b'big'
+
+  @functools.cache
+  def read(name, size):
+    # Decompression stops at `size`, whatever the header says.
+    with archive.open(name) as file:
+      return file.read(size)
+
+  # PyTorch does not compress, so a larger pickle is a bomb.
+  if sizes[pickled[0]] > os.path.getsize(path):
+    raise UserError(f'{path}: {pickled[0]} is larger than the file.', path=path)
+  found = safe_pickle.load(
+    io.BytesIO(read(pickled[0], sizes[pickled[0]])), path
   )
-  memories = {}
+  order = f'{root}byteorder'
+  is_big = order in sizes and read(order, len('little')) == b'big'
 
   def memory(storage):
     name = f'{root}data/{storage.key}'
-    if name not in names:
+    if name not in sizes:
       raise UserError(f'the storage {name} is missing')
-    if name not in memories:
-      memories[name] = archive.read(name)
-    return _elements(memories[name], storage, is_big)
+    _check_size(sizes[name], storage)
+    return _elements(read(name, sizes[name]), storage, is_big)
 
   return found, memory
 
@@ -119,13 +130,17 @@ def _storages(found):
       left += part.values() if isinstance(part, dict) else part
 
 
-def _elements(data: bytes, storage: safe_pickle.Storage, is_big) -> np.ndarray:
+def _check_size(size: int, storage: safe_pickle.Storage) -> None:
   wanted = storage.size * storage.dtype.itemsize
-  if len(data) != wanted:
+  if size != wanted:
     raise UserError(
-      f'the storage {storage.key} has {len(data)} bytes, wanted {wanted}; the '
+      f'the storage {storage.key} has {size} bytes, wanted {wanted}; the '
       'file may be corrupt or truncated'
     )
+
+
+def _elements(data: bytes, storage: safe_pickle.Storage, is_big) -> np.ndarray:
+  _check_size(len(data), storage)
   memory = np.frombuffer(data, storage.dtype)
   return memory.byteswap() if is_big else memory
 

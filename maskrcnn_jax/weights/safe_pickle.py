@@ -2,11 +2,14 @@
 
 A pickle is a program that names functions and calls them. This unpickler gives
 it harmless replacements for the few names that PyTorch tensors, NumPy arrays
-and containers consist of, and refuses the file at the first other name.
+and containers consist of, and refuses the file at the first other name. Before
+that, the size of its objects is estimated, since a pickle of 200 bytes can hold
+a key that takes years to hash. Errors do not print values, which may be as big.
 """
 
 import dataclasses
 import pickle
+import pickletools
 from typing import Any, BinaryIO
 
 import ml_dtypes
@@ -29,36 +32,45 @@ _STORAGES = {
 }
 # Kinds of NumPy types that an array may have.
 _KINDS = 'biuf'
+# Opcodes that keep the top of the stack, fetch what was kept, and change the
+# container below their items.
+_PUT = ('PUT', 'BINPUT', 'LONG_BINPUT', 'MEMOIZE')
+_GET = ('GET', 'BINGET', 'LONG_BINGET')
+_FILL = ('APPEND', 'APPENDS', 'SETITEM', 'SETITEMS', 'ADDITEMS', 'BUILD')
+_CONTAINERS = (pickletools.pylist, pickletools.pydict, pickletools.pyset)
+# Objects handled per byte of a pickle; real files stay below 1.
+_MAX_COST = 100
+# NumPy's limit.
+_MAX_RANK = 64
 
 
 class UnsafePickleError(UserError):
   """A pickle names something besides tensors and containers: `item`."""
 
 
+def _refuse_state(self, state):
+  raise UserError('tensor that is changed after it was made')
+
+
 @dataclasses.dataclass(frozen=True)
 class Storage:
-  """Memory of tensors, stored elsewhere in the file.
+  """Memory of tensors, stored under `key` elsewhere in the file.
 
-  Attributes:
-    dtype: type of its elements.
-    key: its name in the file.
-    size: number of elements.
+  `size` is the number of elements.
   """
 
   dtype: np.dtype
   key: str
   size: int
 
+  __setstate__ = _refuse_state
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class LazyTensor:
   """Tensor whose storage has not been read yet.
 
-  Attributes:
-    storage: memory that it is a view of.
-    offset: of its first element.
-    shape: of the tensor.
-    strides: in elements.
+  `offset` and `strides` are in elements of the storage.
   """
 
   storage: Storage
@@ -66,22 +78,18 @@ class LazyTensor:
   shape: tuple[int, ...]
   strides: tuple[int, ...]
 
-  def view(self, memory: np.ndarray) -> np.ndarray:
-    """The tensor, copied from its storage.
+  __setstate__ = _refuse_state
 
-    Args:
-      memory: elements of the storage, `[size]`.
+  def view(self, memory: np.ndarray) -> np.ndarray:
+    """The tensor, copied from the elements of its storage, `[size]`.
 
     Raises:
       UserError: the tensor does not lie within its storage.
     """
     numbers = (self.offset, *self.shape, *self.strides)
     whole = all(isinstance(x, int) and x >= 0 for x in numbers)
-    if not whole or len(self.shape) != len(self.strides):
-      raise UserError(
-        f'The tensor has offset {self.offset}, shape {self.shape} and strides '
-        f'{self.strides}.'
-      )
+    if not whole or not len(self.shape) == len(self.strides) <= _MAX_RANK:
+      raise UserError('The tensor has an invalid offset, shape or strides.')
     count = int(np.prod(self.shape, dtype=object))
     last = self.offset + sum(
       (size - 1) * stride for size, stride in zip(self.shape, self.strides)
@@ -119,11 +127,7 @@ class _Array:
 
 
 def load(file: BinaryIO, source: str) -> Any:
-  """Reads the next object of a file.
-
-  Args:
-    file: open for reading; left after the object.
-    source: path of the file, for errors.
+  """The next object of a file, which is left after it; `source` is its path.
 
   Returns:
     Numbers, strings and containers, `LazyTensor` for PyTorch tensors, and NumPy
@@ -133,9 +137,9 @@ def load(file: BinaryIO, source: str) -> Any:
     UnsafePickleError: the file holds anything else; nothing of it was run.
     UserError: the file is corrupt.
   """
-  unpickler = _Unpickler(file, source)
   try:
-    return _unwrapped(unpickler.load(), {})
+    _check_cost(file)
+    return _unwrapped(_Unpickler(file, source).load(), {})
   except UnsafePickleError:
     raise
   # A corrupt pickle can fail in any way.
@@ -145,6 +149,50 @@ def load(file: BinaryIO, source: str) -> Any:
       f'{type(error).__name__}: {error}',
       path=source,
     ) from error
+
+
+def _check_cost(file):
+  """Refuses a pickle that would need far more time or memory than its size.
+
+  Follows the stack with a cell for every object: the number of objects in it,
+  each counted as often as it is reached, which bounds the time to hash or copy
+  it; and whether it is a list, dict or set. Those count as one within others,
+  as they cannot be hashed.
+  """
+  start, cost, stack, memo = file.tell(), 0, [], {}
+  for opcode, argument, position in pickletools.genops(file):
+    size = position - start
+    if opcode.name in _PUT:
+      index = len(memo) if argument is None else argument
+      # The unpickler allocates a table up to the largest index.
+      if index > size:
+        raise UserError(f'number {index} at byte {size}')
+      memo[index] = stack[-1]
+      continue
+    if opcode.name in _GET:
+      stack.append(memo[argument])
+      continue
+    items, below = [], opcode.stack_before
+    if pickletools.markobject in below:
+      while (item := stack.pop()) is not None:
+        items.append(item)
+      below = below[: below.index(pickletools.markobject)]
+    items += [stack.pop() for _ in below]
+    filled = items.pop() if opcode.name in _FILL else None
+    weight = sum(1 if is_container else n for n, is_container in items)
+    cost += sum(n for n, _ in items)
+    if cost > _MAX_COST * (size + _MAX_COST):
+      raise UserError(f'objects that contain each other, at byte {size}')
+    if filled:
+      filled[0] += weight
+      stack.append(filled)
+    elif opcode.name == 'MARK':
+      stack.append(None)
+    else:
+      if isinstance(argument, str | bytes):
+        weight += len(argument) // _MAX_COST
+      stack += [[1 + weight, x in _CONTAINERS] for x in opcode.stack_after]
+  file.seek(start)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -175,13 +223,14 @@ class _Unpickler(pickle.Unpickler):
       isinstance(pid, tuple)
       and len(pid) in (5, 6)
       and pid[0] == 'storage'
+      and isinstance(pid[1], str)
       and pid[1] in _STORAGES
       and isinstance(pid[2], str)
       and isinstance(pid[4], int)
       and (len(pid) == 5 or pid[5] is None)
     ):
       return Storage(_STORAGES[pid[1]], pid[2], pid[4])
-    raise UserError(f'unknown storage {str(pid)[:80]}')
+    raise UserError('unknown storage')
 
 
 def _replacements() -> dict[tuple[str, str], Any]:
@@ -224,10 +273,10 @@ def _rebuild_tensor(storage, offset, shape, strides, *unused):
 class _Dtype:
   """Replacement for a NumPy type; numbers only."""
 
-  def __init__(self, text, *unused):
-    self.dtype = np.dtype(str(text))
+  def __init__(self, name, *unused):
+    self.dtype = np.dtype(name if isinstance(name, str) else object)
     if self.dtype.kind not in _KINDS:
-      raise UserError(f'array of {text}, wanted numbers')
+      raise UserError(f'array of {self.dtype.name}, wanted numbers')
 
   def __setstate__(self, state):
     if state[1] in ('<', '>'):
@@ -254,23 +303,18 @@ def _scalar(dtype, data):
 
 def _encode(text, encoding):
   if encoding not in ('latin1', 'latin-1'):
-    raise UserError(f'bytes encoded as {encoding}')
+    raise UserError('bytes that are not encoded as latin1')
   return text.encode('latin1')
 
 
 def _unwrapped(found, done):
-  """Tree with NumPy arrays in place of their replacements.
-
-  Args:
-    found: the unpickled tree, which may hold a container more than once.
-    done: results by the id of the container; None while it is being unwrapped.
-  """
+  """Tree with NumPy arrays; `done` are results by the id of the container."""
   if isinstance(found, _Array):
     return found.value
   if not isinstance(found, dict | list | tuple):
     return found
   if id(found) not in done:
-    done[id(found)] = None
+    done[id(found)] = None  # While its content is unwrapped.
     if isinstance(found, dict):
       result = {key: _unwrapped(x, done) for key, x in found.items()}
     else:

@@ -198,48 +198,58 @@ def norm_kind(names: Collection[str], scope: str) -> str:
   return 'batch' if f'{scope}.num_batches_tracked' in names else 'frozen'
 
 
-def parse_backbone(path: str, system: str) -> re.Match:
-  """Our name of a backbone variable, in named groups.
-
-  Groups: `stage` and `block` (None in the stem), `layer` (`conv`, `norm`,
-  `shortcut_conv`, `shortcut_norm`), `number` and `leaf`.
+def backbone_patterns(*names: str) -> Sequence[tuple[str, Callable]]:
+  """Patterns for `namer` of the layers of a ResNet.
 
   Args:
-    path: our name.
-    system: whose names are asked for, for the error.
-
-  Raises:
-    UserError: the variable is not of a ResNet.
+    names: of the stem's convolution and norm, then of a convolution, norm,
+      shortcut's convolution and norm of a block, where `{stage}` counts from 2,
+      `{layer}` and `{conv}` from 1, `{block}` from 0 and `{letter}` from a.
   """
-  match = re.fullmatch(
-    r'backbone/(?:stem|stage(?P<stage>\d)/block(?P<block>\d+))/'
-    r'(?P<layer>shortcut_conv|shortcut_norm|conv|norm)(?P<number>\d?)/'
-    r'(?P<leaf>\w+)',
-    path,
+  block = r'backbone/stage(\d)/block(\d+)/'
+
+  def replacement(name):
+    return lambda match: name.format(
+      stage=match[1],
+      layer=int(match[1]) - 1,
+      block=int(match[2]) - 1,
+      conv=match[3],
+      letter='abc'[int(match[3] or 1) - 1],
+    )
+
+  ours = (r'conv(\d)', r'norm(\d)', 'shortcut_conv()', 'shortcut_norm()')
+  return (
+    ('backbone/stem/conv', names[0]),
+    ('backbone/stem/norm', names[1]),
+    *((block + x, replacement(name)) for x, name in zip(ours, names[2:])),
   )
-  if match is None:
-    raise UserError(f'{path} has no name in {system}.', item=path)
-  return match
 
 
-def rename(
-  path: str, patterns: Sequence[tuple[str, str | Callable]], system: str
-) -> str:
-  """Name of a head's variable, by the first pattern that matches its layer.
+def namer(
+  patterns: Sequence[tuple[str, str | Callable]],
+  system: str,
+  leaves: Mapping[str, str] = LEAVES,
+  separator: str = '.',
+) -> Callable[[str], str]:
+  """Function from our name of a variable to that of another system.
+
+  It raises `UserError` if no pattern matches.
 
   Args:
-    path: our name.
-    patterns: of our layer, and the replacement.
+    patterns: of our layers, each with its replacement; the first match counts.
     system: whose names they are, for the error.
-
-  Raises:
-    UserError: no pattern matches.
+    leaves: our names of variables in a layer -> theirs.
+    separator: between layer and leaf.
   """
-  layer, _, leaf = path.rpartition('/')
-  for pattern, theirs in patterns:
-    if re.fullmatch(pattern, layer):
-      return f'{re.sub(pattern, theirs, layer)}.{LEAVES[leaf]}'
-  raise UserError(f'{path} has no name in {system}.', item=path)
+
+  def name(path):
+    layer, _, leaf = path.rpartition('/')
+    for pattern, theirs in patterns:
+      if re.fullmatch(pattern, layer):
+        return re.sub(pattern, theirs, layer) + separator + leaves[leaf]
+    raise UserError(f'{path} has no name in {system}.', item=path)
+
+  return name
 
 
 def from_torch(name: str, array: np.ndarray, channels: int) -> np.ndarray:

@@ -52,20 +52,13 @@ def load(
   variables: Mapping[str, Any],
   options: load_report.LoadOptions = load_report.STRICT,
 ) -> tuple[dict[str, Any], load_report.LoadReport]:
-  """Variables with the tensors of a TensorFlow checkpoint.
+  """Variables with the tensors of a TensorFlow checkpoint; see `external.load`.
 
   Args:
     prefix: of the checkpoint, such as `resnet/model.ckpt-112603`; or a folder
       whose file `checkpoint` names it.
     variables: as in `external.load`.
     options: how much of the model the checkpoint must cover.
-
-  Returns:
-    As `external.load`.
-
-  Raises:
-    UserError: there is no such checkpoint, it cannot be read, or it does not
-      fit the model.
   """
   checkpoint = _open(prefix)
   ours = load_report.flatten(variables)

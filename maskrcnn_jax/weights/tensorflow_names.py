@@ -10,7 +10,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Collection, Iterator
 
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.weights import state_dicts
 
 _CONV = re.compile(
   r'backbone/(?:stem|stage(\d)/block(\d+))/(?:conv(\d?)|shortcut_conv)/kernel'
@@ -35,6 +35,9 @@ _HEADS = (
   (r'mask_head/conv(\d+)', lambda m: f'mask_head/mask-conv-l{int(m[1]) - 1}'),
   (r'mask_head/deconv', 'mask_head/conv5-mask'),
   (r'mask_head/mask_logits', 'mask_head/mask_fcn_logits'),
+)
+_head_name = state_dicts.namer(
+  _HEADS, 'TensorFlow checkpoints', {'kernel': 'kernel', 'bias': 'bias'}, '/'
 )
 _HEAD_SCOPES = ('fpn/', 'rpn_head/', 'box_head/', 'mask_head/')
 _TRAINING_STATE = re.compile(
@@ -107,12 +110,16 @@ class Layout:
     Raises:
       UserError: a variable has no name in TensorFlow checkpoints.
     """
-    names = dict(self._backbone_names(paths))
+    names, scope = {}, self.backbone_scope
+    for position in _convs(paths):
+      conv, norm = position.ours()
+      their_conv, their_norm = self.convolution(position)
+      names[f'{conv}/kernel'] = f'{scope}{their_conv}/kernel'
+      for leaf, theirs in _NORM.items():
+        names[f'{norm}/{leaf}'] = f'{scope}{their_norm}/{theirs}'
     for path in paths:
-      if path.startswith('backbone/'):
-        if path not in names:
-          raise _nameless(path)
-      elif self.kind == 'model':
+      is_wanted = self.kind == 'model' or path.startswith('backbone/')
+      if is_wanted and path not in names:
         names[path] = self.model_scope + _head_name(path)
     return names
 
@@ -124,17 +131,6 @@ class Layout:
       return True
     heads = tuple(self.model_scope + scope for scope in _HEAD_SCOPES)
     return self.kind == 'model' and name.startswith(heads)
-
-  def _backbone_names(self, paths) -> Iterator[tuple[str, str]]:
-    for position in _convs(paths):
-      conv, norm = position.ours()
-      their_conv, their_norm = self.convolution(position)
-      yield f'{conv}/kernel', f'{self.backbone_scope}{their_conv}/kernel'
-      for leaf, their_leaf in _NORM.items():
-        yield (
-          f'{norm}/{leaf}',
-          f'{self.backbone_scope}{their_norm}/{their_leaf}',
-        )
 
 
 def find_layout(names: Collection[str]) -> Layout | None:
@@ -208,18 +204,6 @@ def _nvidia_mask_rcnn(conv):
 
 def _numbered(name, index):
   return f'{name}_{index}' if index else name
-
-
-def _head_name(path):
-  module, _, leaf = path.rpartition('/')
-  for pattern, theirs in _HEADS:
-    if re.fullmatch(pattern, module):
-      return f'{re.sub(pattern, theirs, module)}/{leaf}'
-  raise _nameless(path)
-
-
-def _nameless(path) -> UserError:
-  return UserError(f'{path} has no name in TensorFlow checkpoints.', item=path)
 
 
 # Pattern of a name that only this layout has, with its scopes.

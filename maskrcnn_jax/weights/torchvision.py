@@ -35,7 +35,7 @@ def find_format(names: Collection[str]) -> Format | None:
     return Format(
       kind='backbone',
       config='coco:torchvision',
-      name=lambda path: _backbone_name(path, ''),
+      name=state_dicts.namer(_backbone(''), 'torchvision'),
       is_layer=lambda name: name.startswith(('conv1.', 'bn1.', 'layer')),
     )
   return None
@@ -55,14 +55,13 @@ def state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     UserError: a variable has no name in torchvision.
   """
   ours = load_report.flatten(variables)
-  num_convs = sum(
-    re.fullmatch(r'box_head/conv\d+/kernel', path) is not None for path in ours
-  )
+  convs = [x for x in ours if re.fullmatch(r'box_head/conv\d+/kernel', x)]
+  name_of = _model_namer(len(convs))
   channels = state_dicts.roi_channels(ours)
   trainable = load_report.flatten({'params': variables['params']})
   tensors = {}
   for path, array in ours.items():
-    name = _model_name(path, num_convs)
+    name = name_of(path)
     array = np.asarray(array, np.float32)
     tensors[name] = state_dicts.to_torch(path, array, channels)
     # Scale and bias of trainable batch norm are parameters.
@@ -76,12 +75,12 @@ def state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def _model_format(names) -> Format:
   num_convs = len([x for x in names if _CONVOLUTIONS.fullmatch(x)])
   is_old = _OLD in names
+  name_of = _model_namer(num_convs)
 
   def name(path):
-    theirs = _model_name(path, num_convs)
-    if is_old:
-      for pattern, old in _OLD_NAMES:
-        theirs = re.sub(f'^{pattern}', old, theirs)
+    theirs = name_of(path)
+    for pattern, old in _OLD_NAMES if is_old else ():
+      theirs = re.sub(f'^{pattern}', old, theirs)
     return theirs
 
   overrides = []
@@ -103,34 +102,29 @@ def _model_format(names) -> Format:
       'model.backbone.group_channels=1',
       'model.backbone.frozen_stages=0',
     ]
-  is_second = num_convs > 0
   return Format(
     kind='model',
-    config='coco:torchvision_v2' if is_second else 'coco:torchvision',
+    config='coco:torchvision_v2' if num_convs else 'coco:torchvision',
     name=name,
     overrides=overrides,
   )
 
 
-def _backbone_name(path, prefix) -> str:
-  parts = state_dicts.parse_backbone(path, 'torchvision')
-  layer = {
-    'conv': f'conv{parts["number"] or 1}',
-    'norm': f'bn{parts["number"] or 1}',
-    'shortcut_conv': 'downsample.0',
-    'shortcut_norm': 'downsample.1',
-  }[parts['layer']]
-  if parts['stage']:
-    block = f'layer{int(parts["stage"]) - 1}.{int(parts["block"]) - 1}'
-    layer = f'{block}.{layer}'
-  return f'{prefix}{layer}.{state_dicts.LEAVES[parts["leaf"]]}'
+def _backbone(prefix):
+  return state_dicts.backbone_patterns(
+    f'{prefix}conv1',
+    f'{prefix}bn1',
+    prefix + 'layer{layer}.{block}.conv{conv}',
+    prefix + 'layer{layer}.{block}.bn{conv}',
+    prefix + 'layer{layer}.{block}.downsample.0',
+    prefix + 'layer{layer}.{block}.downsample.1',
+  )
 
 
-def _model_name(path, num_convs) -> str:
-  """torchvision's name of a variable; `num_convs` are in the box head."""
-  if path.startswith('backbone/'):
-    return _backbone_name(path, _BODY)
-  return state_dicts.rename(path, _heads(num_convs), 'torchvision')
+def _model_namer(num_convs):
+  """Namer of whole models; `num_convs` convolutions are in the box head."""
+  patterns = (*_backbone(_BODY), *_heads(num_convs))
+  return state_dicts.namer(patterns, 'torchvision')
 
 
 def _heads(num_convs):

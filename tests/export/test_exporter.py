@@ -124,7 +124,7 @@ def test_a_missing_checkpoint(tmp_path, capsys):
   ],
 )
 def test_wrong_options(argument, options):
-  with pytest.raises(UserError, match=f'--{argument}') as error:
+  with pytest.raises(UserError, match=argument) as error:
     exporter.ExportOptions(**options)
   assert error.value.argument == argument
 

@@ -13,6 +13,7 @@ import pickletools
 import shutil
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 
 import ml_dtypes
@@ -256,8 +257,46 @@ def test_object_arrays_are_not_unpickled(tmp_path):
   refused(tmp_path / 'weights.npz')
   path = tmp_path / 'weights.pkl'
   path.write_bytes(pickle.dumps({'weight': np.array([None])}))
-  assert 'O8' in str(refused(path))
+  assert 'object' in str(refused(path))
   assert not (tmp_path / 'executed').exists()
+
+
+# A tuple of 2^25 paths; the unpickler would be done with it in a second.
+TUPLES = b')q\0' + b''.join(b'h%c\x86q%c' % (i, i + 1) for i in range(25))
+
+
+@pytest.mark.parametrize(
+  'program',
+  [
+    b'}' + TUPLES + b'Ns',
+    b'cbuiltins\nfrozenset\n(]' + TUPLES + b'atR',
+    b'cnumpy\ndtype\n' + TUPLES + b'\x85R',
+    TUPLES + b'Q',
+    b'Nr\xff\xff\xff\x02',  # The memo would have 50 million rows.
+  ],
+  ids=['key', 'set', 'dtype', 'storage', 'memo'],
+)
+@pytest.mark.parametrize('container', ['pkl', 'zip', 'legacy'])
+def test_pickles_of_enormous_objects(tmp_path, program, container):
+  path = tmp_path / 'weights.pth'
+  path.write_bytes(containers(b'\x80\2' + program + b'.')[container])
+  assert 'at byte' in str(refused(path))
+
+
+def test_a_storage_larger_than_declared_is_not_read(tmp_path):
+  path = tmp_path / 'weights.pth'
+  with (
+    zipfile.ZipFile(FILES / 'torch_zip.pth') as source,
+    zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as target,
+  ):
+    for name in source.namelist():
+      is_first = name.endswith('/data/0')
+      target.writestr(name, bytes(2**25) if is_first else source.read(name))
+  tracemalloc.start()
+  error = refused(path)
+  assert tracemalloc.get_traced_memory()[1] < 2**20
+  tracemalloc.stop()
+  assert error.item == 'plain' and str(2**25) in str(error)
 
 
 def test_containers_in_many_places(tmp_path):
