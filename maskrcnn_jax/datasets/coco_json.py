@@ -8,10 +8,10 @@ ambiguous is an error; an object that cannot be used is skipped with a warning.
 import collections
 import dataclasses
 import json
-import math
 import os
 import pathlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from maskrcnn_jax.datasets.categories import Category, class_offset
@@ -69,13 +69,13 @@ def load(
   captions_file: str | os.PathLike | None = None,
   lists: Sequence[str] = LISTS,
 ) -> CocoDataset:
-  """Reads a COCO file without errors.
+  """Reads a COCO file, which must have no error.
 
   Args:
     annotations_file: COCO JSON.
     images_dir: if given, every image file must exist there.
     captions_file: COCO JSON whose annotations hold a `caption`.
-    lists: top-level lists to read. The files of COCO's test images have no
+    lists: top-level lists to read; those of COCO's test images have no
       `annotations`.
 
   Raises:
@@ -94,8 +94,8 @@ def inspect(
   lists: Sequence[str] = LISTS,
 ) -> CocoDataset:
   """Reads what can be used of a COCO file, errors as findings; see `load`."""
-  content = read_lists(annotations_file, lists)
-  return parse(content, os.fspath(annotations_file), images_dir)
+  file = os.fspath(annotations_file)
+  return parse(read_lists(file, lists), file, images_dir)
 
 
 def parse(
@@ -156,13 +156,7 @@ def read_lists(
 def find_missing(
   image: CocoImage, images_dir: str | os.PathLike, file: str
 ) -> Finding | None:
-  """The finding on an image whose file does not exist, else None.
-
-  Args:
-    image: the image entry.
-    images_dir: folder that its file name is relative to.
-    file: the COCO file.
-  """
+  """The finding on an image of a COCO file whose own file is missing."""
   path = os.path.join(images_dir, image.file_name)
   if os.path.isfile(path):
     return None
@@ -174,12 +168,8 @@ def find_missing(
 
 def is_number(value: Any) -> bool:
   """Whether a JSON value is a number that is finite as a float."""
-  if isinstance(value, bool) or not isinstance(value, (int, float)):
-    return False
-  try:
-    return math.isfinite(value)
-  except OverflowError:  # A JSON may hold integers of any length.
-    return False
+  # A JSON may hold integers of any length.
+  return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def is_box(value: Any) -> bool:
@@ -256,16 +246,13 @@ def _parse_image(entry, found) -> CocoImage:
 
 def _check_id(given, what, name, low, high) -> None:
   """Raises if the id of a category or an image is not an integer in a range."""
-  if _is_int(given, low, high):
-    return
-  remedy = f'Renumber all, here and as {what}_id of every annotation.'
-  if isinstance(given, str):
-    remedy = _integer_instead(given, f'{what}_id')
-  raise InvalidEntryError(
-    f'{what}_id',
-    f'{what} id {given!r} ({name!r}) must be an integer from {low} to {high}. '
-    f'{remedy}',
-  )
+  if not _is_int(given, low, high):
+    remedy = f'Renumber all, here and as {what}_id of every annotation.'
+    raise InvalidEntryError(
+      f'{what}_id',
+      f'{what} id {given!r} ({name!r}) must be an integer from {low} to '
+      f'{high}. {_integer_instead(given, f"{what}_id", remedy)}',
+    )
 
 
 def _group(content, file, images, categories, findings):
@@ -303,21 +290,20 @@ def _group(content, file, images, categories, findings):
 
 def _check_references(image_id, category_id, images, known) -> None:
   """Raises if an annotation refers to an unknown image or category."""
+  remedy = 'Correct the annotation or add what it refers to.'
   if image_id not in images:
-    message = f'the JSON has no such image. {_remedy(image_id, images)}'
+    remedy = _integer_instead(image_id, 'image_id', remedy)
+    message = f'the JSON has no such image. {remedy}'
     raise InvalidEntryError('unknown_image', message, 'warning')
-  if isinstance(category_id, str):
-    message = f'category_id {category_id!r} is a string. '
-    message += _integer_instead(category_id, 'category_id')
-    raise InvalidEntryError('unknown_category', message)
   if type(category_id) is not int or category_id not in known:
     ids = [str(each) for each in sorted(known)]
     ids = ids if len(ids) < 12 else [*ids[:10], '..', ids[-1]]
-    message = (
+    raise InvalidEntryError(
+      'unknown_category',
       f'category_id {category_id!r} is not among the categories '
-      f'({", ".join(ids)}). {_remedy(category_id, known)}'
+      f'({", ".join(ids)}). '
+      f'{_integer_instead(category_id, "category_id", remedy)}',
     )
-    raise InvalidEntryError('unknown_category', message)
 
 
 def _objects(content, name, file, findings) -> Iterator[dict]:
@@ -347,22 +333,11 @@ def _is_int(value, low, high) -> bool:
   return type(value) is int and low <= value <= high
 
 
-def _integer_instead(given: str, key: str) -> str:
-  """The remedy for an id that is a string."""
-  given = given.strip()
-  if given.isdecimal():
-    return (
-      f'Write {int(given)} without quotes, here and as {key!r} of every '
-      'annotation.'
-    )
-  return (
-    f'Give each entry an integer, here and as {key!r} of every annotation; a '
-    'name belongs in another field.'
-  )
-
-
-def _remedy(given, known: Collection[int]) -> str:
-  """The remedy for an id that is not known."""
-  if isinstance(given, str) and given.isdecimal() and int(given) in known:
-    return f'It is a string: write {int(given)} without quotes.'
-  return 'Correct the annotation or add what it refers to.'
+def _integer_instead(given, key: str, remedy: str) -> str:
+  """The remedy for an id that is a string; else another remedy."""
+  if not isinstance(given, str):
+    return remedy
+  text, value = f'here and as {key!r} of every annotation', given.strip()
+  if value.isdecimal():
+    return f'Write {int(value)} without quotes, {text}.'
+  return f'Give each entry an integer, {text}; a name belongs in another field.'

@@ -46,7 +46,7 @@ class ImageExample:
     is_crowd: `[n]` bool.
     areas: `[n]` float64, pixels as annotated.
     masks: `n` PNG files of the full image, values 0 and 1.
-    captions: captions of the image.
+    captions: of the image.
     category_ids: `[n]` int64, of the annotations; None where they equal the
       classes.
   """
@@ -76,11 +76,11 @@ def make_example(
   """Reads an image and the masks of its objects.
 
   Args:
-    image: the image entry.
+    image: its file name is relative to `images_dir`.
     entries: its annotations, of classes among `class_names`.
-    captions: captions of the image.
+    captions: of the image.
     class_names: names by class id.
-    images_dir: folder that `image.file_name` is relative to.
+    images_dir: folder of the images.
 
   Returns:
     The example, None if the image cannot be used, and the findings.
@@ -122,12 +122,7 @@ def make_example(
 def read_image(
   image: CocoImage, path: str
 ) -> tuple[bytes | None, Finding | None]:
-  """The bytes that a record stores, None if unusable, and the finding, if any.
-
-  Args:
-    image: the image entry.
-    path: path of its file.
-  """
+  """The bytes that a record stores, or None, and the finding, if any."""
   try:
     encoded, note = images.read_image(path, image.height, image.width)
   except ValueError as error:

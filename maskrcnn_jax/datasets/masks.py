@@ -39,8 +39,8 @@ def decode_segmentation(
   Args:
     segmentation: polygons (a list of flat lists x, y, x, y, ...) or run lengths
       (a dict with `size` and `counts`, a list or COCO's compressed string).
-    height: of the image.
-    width: of the image.
+    height: height of the image.
+    width: width of the image.
 
   Raises:
     UserError: it is neither, or does not fit the image.

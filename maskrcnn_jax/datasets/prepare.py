@@ -15,6 +15,8 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from maskrcnn_jax import files
 from maskrcnn_jax.datasets import coco_json, examples, workers
 from maskrcnn_jax.datasets.findings import Finding, raise_errors
@@ -134,24 +136,21 @@ def prepare(
     )
   paths = _name_files(stem, len(dataset.images), num_shards)
   findings = list(dataset.findings)
-  counts = collections.Counter()
+  counts = np.zeros(4, int)  # Of images, empty ones, objects and crowds.
   made = make_examples(dataset, images_dir, num_workers)
   with records.open_writers(paths) as writers:
     for writer, (example, found) in zip(itertools.cycle(writers), made):
       findings += found
       if example is not None:
         writer.write(records.encode_record(example))
-        _count(example, counts)
+        objects = len(example.classes)
+        counts += (1, not objects, objects, example.is_crowd.sum())
     raise_errors(findings)
     if content:
       files.write_text(written_json, json.dumps(content))
   seconds = time.monotonic() - start
   return Summary(
-    tuple(paths),
-    findings=findings,
-    seconds=seconds,
-    annotations_file=written_json,
-    **counts,
+    tuple(paths), *counts.tolist(), findings, seconds, written_json
   )
 
 
@@ -160,13 +159,7 @@ def make_examples(
   images_dir: str | os.PathLike,
   num_workers: int | None = None,
 ) -> Iterator[tuple[examples.ImageExample | None, list[Finding]]]:
-  """Yields what `examples.make_example` returns, in the order of the JSON.
-
-  Args:
-    dataset: the images and their annotations.
-    images_dir: folder of the images.
-    num_workers: processes; by default one per core.
-  """
+  """Yields what `examples.make_example` returns, in the order of the JSON."""
   tasks = (
     (
       image,
@@ -229,11 +222,3 @@ def _require_absent(paths):
       f'{present[0]} exists ({len(present)} such files): remove it or choose '
       'another output_pattern.'
     )
-
-
-def _count(example, counts):
-  """Adds an image to the counts, which are named as in `Summary`."""
-  counts['num_images'] += 1
-  counts['num_empty'] += len(example.classes) == 0
-  counts['num_objects'] += len(example.classes)
-  counts['num_crowd'] += int(example.is_crowd.sum())

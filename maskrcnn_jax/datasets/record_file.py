@@ -6,7 +6,6 @@ endian), the length's masked CRC-32C (4), the record, its CRC (4). A record is a
 memory, so that only the frames and a few small features leave the disk.
 """
 
-import contextlib
 import mmap
 import os
 import struct
@@ -16,6 +15,7 @@ from maskrcnn_jax.errors import UserError
 
 _HEADER_BYTES, _FOOTER_BYTES = 12, 4
 FRAME_BYTES = _HEADER_BYTES + _FOOTER_BYTES
+_REMEDY = 'Prepare or copy it again.'
 
 
 def scan(path: str) -> Iterator[tuple[int, int, int, int, int]]:
@@ -25,10 +25,8 @@ def scan(path: str) -> Iterator[tuple[int, int, int, int, int]]:
     UserError: the file is truncated or corrupt, or a record lacks its size, its
       id or the masks of its objects; names file and byte.
   """
-  with _mapped(path) as data:
-    for begin, end in _records(data, path):
-      sizes = _read_sizes(data, begin, end, path)
-      yield begin - _HEADER_BYTES, end - begin, *sizes
+  for data, offset, length, features in _records(path):
+    yield offset, length, *_read_sizes(data, features, path, offset)
 
 
 def scan_objects(
@@ -41,55 +39,55 @@ def scan_objects(
   Raises:
     UserError: the file is truncated or corrupt; names file and byte.
   """
-  with _mapped(path) as data:
-    for begin, end in _records(data, path):
-      features = _parse_features(data, begin, end, path)
-      labels, names, categories = (
-        list(_values(data, *features.get(f'image/object/class/{x}', (0, 0))))
-        for x in ('label', 'text', 'category_id')
-      )
-      yield labels, [x.decode(errors='replace') for x in names], categories
+  for data, _, _, features in _records(path):
+    labels, names, categories = (
+      list(_values(data, *features.get(f'image/object/class/{x}', (0, 0))))
+      for x in ('label', 'text', 'category_id')
+    )
+    yield labels, [x.decode(errors='replace') for x in names], categories
 
 
-@contextlib.contextmanager
-def _mapped(path: str) -> Iterator[bytes | mmap.mmap]:
-  """The content of a file, mapped into memory."""
-  with open(path, 'rb') as file:
-    if not os.path.getsize(path):  # Empty files cannot be mapped.
-      yield b''
-      return
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-      yield data
+def _records(path):
+  """Yields the mapped file, and offset, length and features of every record.
 
-
-def _records(data, path) -> Iterator[tuple[int, int]]:
-  """Yields begin and end of every record."""
-  offset, size = 0, len(data)
-  while offset < size:
-    begin = offset + _HEADER_BYTES
-    header = data[offset:begin]
-    if len(header) < _HEADER_BYTES:
-      raise _error(
-        f'is truncated: {len(header)} bytes are left where a record should '
-        'begin. Prepare or copy it again.',
-        *(path, offset),
-      )
-    length, crc = struct.unpack('<QI', header)
-    if crc != masked_crc32c(header[:8]):
-      raise _error(
-        'is corrupt, compressed or not a TFRecord file: the checksum of the '
-        'record length is wrong. Prepare or copy it again.',
-        *(path, offset),
-      )
-    end = begin + length
-    if end + _FOOTER_BYTES > size:
-      raise _error(
-        f'is truncated: a record of {length} bytes begins there, and '
-        f'{max(size - begin, 0)} bytes follow. Prepare or copy it again.',
-        *(path, offset),
-      )
-    yield begin, end
-    offset = end + _FOOTER_BYTES
+  Features are begin and end in the file by name.
+  """
+  size, offset = os.path.getsize(path), 0
+  if not size:  # Empty files cannot be mapped.
+    return
+  with (
+    open(path, 'rb') as file,
+    mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+  ):
+    while offset < size:
+      begin = offset + _HEADER_BYTES
+      header = data[offset:begin]
+      if begin > size:
+        problem = (
+          f'is truncated: {len(header)} bytes are left where a record should '
+          'begin.'
+        )
+        raise _error(f'{problem} {_REMEDY}', path, offset)
+      length, crc = struct.unpack('<QI', header)
+      end = begin + length
+      if crc != masked_crc32c(header[:8]):
+        problem = (
+          'is corrupt, compressed or not a TFRecord file: the checksum of the '
+          'record length is wrong.'
+        )
+        raise _error(f'{problem} {_REMEDY}', path, offset)
+      if end + _FOOTER_BYTES > size:
+        problem = (
+          f'is truncated: a record of {length} bytes begins there, and '
+          f'{size - begin} bytes follow.'
+        )
+        raise _error(f'{problem} {_REMEDY}', path, offset)
+      try:
+        features = dict(_features(data, begin, end))
+      except (IndexError, ValueError) as error:
+        raise _error('is not a tf.train.Example.', path, offset) from error
+      yield data, offset, length, features
+      offset = end + _FOOTER_BYTES
 
 
 def _error(message, path, offset, image_id=None) -> UserError:
@@ -120,19 +118,8 @@ def masked_crc32c(data: bytes) -> int:
   return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def _parse_features(data, begin, end, path) -> dict[str, tuple[int, int]]:
-  """Begin and end of a record's features by name."""
-  try:
-    return dict(_features(data, begin, end))
-  except (IndexError, ValueError) as error:
-    offset = begin - _HEADER_BYTES
-    raise _error('is not a tf.train.Example.', path, offset) from error
-
-
-def _read_sizes(data, begin, end, path):
+def _read_sizes(data, features, path, offset):
   """Image id, height and width; checks that objects have masks."""
-  features = _parse_features(data, begin, end, path)
-  offset = begin - _HEADER_BYTES
   numbers = []
   for name in ('image/source_id', 'image/height', 'image/width'):
     value = _first(data, *features.get(name, (0, 0)))
@@ -149,11 +136,11 @@ def _read_sizes(data, begin, end, path):
     for name in ('class/label', 'mask')
   )
   if labels is not None and masks is None:
-    raise _error(
+    message = (
       f'(image {numbers[0]}) has objects and no image/object/mask. Prepare the '
-      'records with masks.',
-      *(path, offset, numbers[0]),
+      'records with masks.'
     )
+    raise _error(message, path, offset, numbers[0])
   return numbers
 
 
@@ -184,16 +171,11 @@ def _fields(data, position, end):
 
 def _features(data, begin, end):
   """Yields name and (begin, end) of every feature of a tf.train.Example."""
-  for _, features_begin, features_end in _fields(data, begin, end):
-    for _, entry_begin, entry_end in _fields(
-      data, features_begin, features_end
-    ):
-      entry = {
-        number: (first, last)
-        for number, first, last in _fields(data, entry_begin, entry_end)
-      }
-      first, last = entry[1]
-      yield data[first:last].decode(), entry.get(2, (0, 0))
+  for _, *features in _fields(data, begin, end):
+    for _, *entry in _fields(data, *features):
+      found = {number: place for number, *place in _fields(data, *entry)}
+      first, last = found[1]
+      yield data[first:last].decode(), found.get(2, (0, 0))
 
 
 def _first(data, begin, end):

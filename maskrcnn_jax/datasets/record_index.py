@@ -3,6 +3,7 @@
 Needs no TensorFlow.
 """
 
+import contextlib
 import dataclasses
 import glob
 import hashlib
@@ -80,9 +81,12 @@ def index_records(
   """
   files = find_files(file_pattern, split)
   cache = _cache_path(files)
-  index = _load(files, cache)
-  if index is not None:
-    return index
+  # Without a cache that can be read, the files are.
+  with (
+    contextlib.suppress(OSError, ValueError, KeyError, EOFError),
+    np.load(cache, allow_pickle=False) as columns,
+  ):
+    return RecordIndex(files, **{name: columns[name] for name in _COLUMNS})
   rows = [
     (file_index, *row)
     for file_index, path in enumerate(files)
@@ -95,7 +99,13 @@ def index_records(
     for (name, dtype), column in zip(_COLUMNS.items(), zip(*rows))
   }
   if len(rows) >= _CACHED_FROM_RECORDS:
-    _save(columns, cache)
+    # A folder that cannot be written gets no cache.
+    with (
+      contextlib.suppress(OSError),
+      files_lib.replaced(cache) as path,
+      path.open('wb') as stream,
+    ):
+      np.savez_compressed(stream, **columns)
   return RecordIndex(files, **columns)
 
 
@@ -162,22 +172,19 @@ def _tfds_files(folder, split):
   template = entry.get(
     'filepathTemplate', '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
   )
-  num_shards = len(entry['shardLengths'])
-  return [
-    str(folder / _tfds_name(template, described['name'], split, k, num_shards))
-    for k in range(num_shards)
+  total = f'{len(entry["shardLengths"]):05d}'
+  names = [
+    template.format(
+      DATASET=described['name'],
+      SPLIT=split,
+      FILEFORMAT='tfrecord',
+      SHARD_INDEX=f'{shard:05d}',
+      NUM_SHARDS=total,
+      SHARD_X_OF_Y=f'{shard:05d}-of-{total}',
+    )
+    for shard in range(int(total))
   ]
-
-
-def _tfds_name(template, name, split, shard, num_shards):
-  return template.format(
-    DATASET=name,
-    SPLIT=split,
-    FILEFORMAT='tfrecord',
-    SHARD_INDEX=f'{shard:05d}',
-    NUM_SHARDS=f'{num_shards:05d}',
-    SHARD_X_OF_Y=f'{shard:05d}-of-{num_shards:05d}',
-  )
+  return [str(folder / name) for name in names]
 
 
 def _cache_path(files):
@@ -187,21 +194,3 @@ def _cache_path(files):
   key = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
   digest = hashlib.sha256(json.dumps([_VERSION, key]).encode()).hexdigest()
   return pathlib.Path(root) / 'maskrcnn_jax' / f'index-{digest[:32]}.npz'
-
-
-def _load(files, cache):
-  """The cached index, or None if there is none that can be read."""
-  try:
-    with np.load(cache, allow_pickle=False) as columns:
-      return RecordIndex(files, **{name: columns[name] for name in _COLUMNS})
-  except (OSError, ValueError, KeyError, EOFError):
-    return None
-
-
-def _save(columns, cache):
-  """Caches the index; does nothing where the folder cannot be written."""
-  try:
-    with files_lib.replaced(cache) as path, path.open('wb') as stream:
-      np.savez_compressed(stream, **columns)
-  except OSError:
-    return

@@ -20,20 +20,9 @@ from tensorflow.python.lib.io import tf_record
 from maskrcnn_jax import files
 from maskrcnn_jax.datasets import record_file
 from maskrcnn_jax.datasets.examples import ImageExample
-from maskrcnn_jax.datasets.record_index import RecordIndex, index_records
+from maskrcnn_jax.datasets.record_index import RecordIndex as RecordIndex
+from maskrcnn_jax.datasets.record_index import index_records as index_records
 from maskrcnn_jax.errors import UserError
-
-__all__ = [
-  'RecordIndex',
-  'encode_record',
-  'index_records',
-  'open_writers',
-  'parse_record',
-  'read_objects',
-  'read_record',
-  'record_at',
-  'write_records',
-]
 
 # Only in records of annotations that number categories from 0.
 _CATEGORY_IDS = 'object/class/category_id'

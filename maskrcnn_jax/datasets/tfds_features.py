@@ -17,12 +17,7 @@ _BOX_SIDES = ('ymin', 'xmin', 'ymax', 'xmax')
 def features(
   height: int | None = None, width: int | None = None
 ) -> tfds.features.FeaturesDict:
-  """The features of a TFDS builder.
-
-  Args:
-    height: of all images; None if it varies.
-    width: of all images; None if it varies.
-  """
+  """The features of a TFDS builder, for images of one or any size."""
   text, image = tfds.features.Text(), tfds.features.Image
   content = {
     'encoded': image(shape=(height, width, 3), encoding_format='jpeg'),

@@ -31,11 +31,8 @@ def map_images(
   import tqdm
 
   num_workers = min(num_workers or os.cpu_count() or 1, -(-total // _CHUNK))
-  chunks = _run_chunks(
-    functools.partial(_call_all, function),
-    iter(tasks),
-    num_workers,
-  )
+  call = functools.partial(_call_all, function)
+  chunks = _run_chunks(call, iter(tasks), num_workers)
   with tqdm.tqdm(total=total, unit='image', disable=None) as bar:
     for chunk in chunks:
       for result in chunk:

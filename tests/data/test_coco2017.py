@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.util
-import io
 import json
 import os
 import pathlib
@@ -12,24 +11,22 @@ import subprocess
 import sys
 import time
 
+import coco2017
 import coco_archives
+import curl
+import example_records
 import file_server
 import golden_files
 import pytest
 import small_disk
 import tensorflow as tf
-from PIL import Image
 
 from maskrcnn_jax.datasets import records
 from maskrcnn_jax.errors import UserError
 
-FOLDER = pathlib.Path(__file__).parents[2] / 'data'
-SCRIPT = FOLDER / 'download_and_preprocess_coco.sh'
-sys.path.insert(0, str(FOLDER))
-
-import coco2017  # noqa: E402
-import curl  # noqa: E402
-
+SCRIPT = pathlib.Path(coco2017.__file__).with_name(
+  'download_and_preprocess_coco.sh'
+)
 pytestmark = pytest.mark.skipif(
   not all(map(shutil.which, coco2017._PROGRAMS)), reason='needs curl and unzip'
 )
@@ -236,29 +233,10 @@ def test_train_writes_the_records_of_the_reference(
     encoded = recorded[f'coco_image_bytes_{row}'].tobytes()
     (images / entry['file_name']).write_bytes(encoded)
   _main(tmp_path, 'train')
+  pattern = f'{tmp_path}/train-?????-of-0000{len(entries)}.tfrecord'
   theirs = str(recording).replace('_expected.npz', '.tfrecord')
-  ours = _features(f'{tmp_path}/train-?????-of-0000{len(entries)}.tfrecord')
-  assert ours == _features(theirs)
-
-
-def _features(pattern):
-  """All features of every record by image id, with masks decoded."""
-  index = records.index_records(pattern)
-  found = {}
-  for row, image_id in enumerate(index.image_ids):
-    record = records.read_record(index, row)
-    features = tf.train.Example.FromString(record).features.feature
-    values = {
-      name: (kind, list(getattr(feature, kind).value))
-      for name, feature in features.items()
-      for kind in [feature.WhichOneof('kind')]
-    }
-    kind, masks = values['image/object/mask']
-    # The same pixels, compressed by another program.
-    opened = [Image.open(io.BytesIO(mask)) for mask in masks]
-    pixels = [(x.mode, x.size, x.tobytes()) for x in opened]
-    found[int(image_id)] = values | {'image/object/mask': (kind, pixels)}
-  return found
+  ours, theirs = map(example_records.features, (pattern, theirs))
+  assert ours == theirs
 
 
 def test_a_table_with_a_bad_line_is_named(server, tmp_path, monkeypatch):
@@ -371,10 +349,7 @@ def test_sizes_and_checksums_are_those_of_tensorflow_datasets(tmp_path):
     assert (archive.size, archive.digest) == published[archive.url]
 
 
-def test_the_script_takes_the_interpreter_that_is_named(tmp_path):
-  environment = os.environ | {'PYTHON': str(tmp_path / 'none')}
-  command = ['bash', str(SCRIPT), str(tmp_path)]
-  done = subprocess.run(
-    command, env=environment, capture_output=True, text=True
-  )
+def test_the_script_takes_the_interpreter_that_is_named(tmp_path, monkeypatch):
+  monkeypatch.setenv('PYTHON', str(tmp_path / 'none'))
+  done = _script(tmp_path)
   assert done.returncode == 1 and str(tmp_path / 'none') in done.stderr

@@ -2,26 +2,20 @@
 
 import io
 import json
-import pathlib
 import shutil
-import sys
 import zipfile
 
 import coco_archives
+import coco_instances
+import coco_instances_dataset_builder
+import example_records
 import numpy as np
 import pytest
-import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from maskrcnn_jax.datasets import prepare, records
+from maskrcnn_jax.datasets import prepare
 from maskrcnn_jax.input_pipeline import batches
-
-FOLDER = pathlib.Path(__file__).parents[2] / 'data' / 'coco_instances'
-sys.path.insert(0, str(FOLDER))
-
-import coco_instances  # noqa: E402
-import coco_instances_dataset_builder  # noqa: E402
 
 
 @pytest.fixture(scope='module')
@@ -44,24 +38,6 @@ def made(coco, tmp_path_factory):
   return output
 
 
-def _features(pattern):
-  """All features of every record by image id."""
-  index = records.index_records(pattern)
-  found = {}
-  for row, image_id in enumerate(index.image_ids):
-    record = records.read_record(index, row)
-    features = tf.train.Example.FromString(record).features.feature
-    found[int(image_id)] = {
-      name: [
-        *feature.bytes_list.value,
-        *feature.float_list.value,
-        *feature.int64_list.value,
-      ]
-      for name, feature in features.items()
-    }
-  return found
-
-
 @pytest.mark.parametrize('split', ['train', 'val'])
 def test_equals_what_prepare_writes(coco, made, tmp_path, split):
   annotations = coco / 'annotations'
@@ -72,8 +48,10 @@ def test_equals_what_prepare_writes(coco, made, tmp_path, split):
     num_workers=1,
     captions_file=annotations / f'captions_{split}2017.json',
   )
-  expected = _features(f'{tmp_path}/records-*')
-  found = _features(f'{made}:{split}')
+  expected, found = (
+    example_records.features(pattern, decoded=False)
+    for pattern in (f'{tmp_path}/records-*', f'{made}:{split}')
+  )
   assert len(found) == coco_archives.NUM_IMAGES[split]
   assert found == expected
 

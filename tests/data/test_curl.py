@@ -1,20 +1,14 @@
 """Single files over a connection that breaks, lies or is refused."""
 
 import hashlib
-import pathlib
 import shutil
-import sys
 
+import curl
 import file_server
 import numpy as np
 import pytest
 
 from maskrcnn_jax.errors import UserError
-
-FOLDER = pathlib.Path(__file__).parents[2] / 'data'
-sys.path.insert(0, str(FOLDER))
-
-import curl  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not shutil.which('curl'), reason='needs curl')
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -28,9 +22,15 @@ def server(monkeypatch):
     yield served
 
 
-def _file(server, folder, size=None, digest=SHA256):
+def _file(server, folder, size=None, digest=SHA256, part=None, there=None):
+  """A file of which a part, or all, may be there."""
   path = folder / 'deep' / 'b.bin'
-  return curl.File(f'{server.url}/a/b.bin', path, size, digest)
+  file = curl.File(f'{server.url}/a/b.bin', path, size, digest)
+  for path, content in ((file.part, part), (file.path, there)):
+    if content is not None:
+      path.parent.mkdir(exist_ok=True)
+      path.write_bytes(content)
+  return file
 
 
 def _download(file):
@@ -59,10 +59,7 @@ def test_waits_for_a_busy_server(server, tmp_path):
 @pytest.mark.parametrize('size', [None, len(CONTENT)])
 @pytest.mark.parametrize('there', [CONTENT[:1234], CONTENT, CONTENT + b'more'])
 def test_continues_from_an_earlier_run(server, tmp_path, there, size):
-  file = _file(server, tmp_path, size)
-  file.part.parent.mkdir()
-  file.part.write_bytes(there)
-  _download(file)
+  _download(_file(server, tmp_path, size, part=there))
   if len(there) == 1234:
     assert _ranges(server) == ['bytes=1234-']
 
@@ -75,20 +72,19 @@ def test_starts_again_where_the_server_does_not_resume(server, tmp_path):
 
 def test_gives_up_after_tries_without_progress(server, tmp_path):
   server.refusals['a/b.bin'] = [503] * 100
-  file = _file(server, tmp_path)
-  file.part.parent.mkdir()
-  file.part.write_bytes(CONTENT[:1000])
+  file = _file(server, tmp_path, part=CONTENT[:1000])
   with pytest.raises(UserError, match=str(file.part)):
     curl.download([file])
   assert file.part.read_bytes() == CONTENT[:1000]
   assert len(server.requests) == 6
 
 
-def test_a_second_download_makes_no_request(server, tmp_path):
-  file = _file(server, tmp_path)
-  _download(file)
+def test_a_file_that_is_right_makes_no_request(server, tmp_path):
+  _download(_file(server, tmp_path))
   server.requests.clear()
-  _download(file)
+  _download(_file(server, tmp_path))
+  (tmp_path / 'b').mkdir()
+  _download(_file(server, tmp_path / 'b', there=CONTENT))  # The user's own.
   assert not server.requests
 
 
@@ -112,21 +108,11 @@ def test_a_wrong_answer_is_downloaded_again(server, tmp_path):
 
 
 def test_a_wrong_file_of_the_user_is_set_aside(server, tmp_path):
-  file = _file(server, tmp_path)
-  file.path.parent.mkdir()
   for count in (1, 2):
-    file.path.write_bytes(b'mine')
+    file = _file(server, tmp_path, there=b'mine')
     _download(file)
     kept = sorted(file.path.parent.glob('b.bin.bad*'))
     assert [path.read_bytes() for path in kept] == [b'mine'] * count
-
-
-def test_a_right_file_of_the_user_is_taken(server, tmp_path):
-  file = _file(server, tmp_path)
-  file.path.parent.mkdir()
-  file.path.write_bytes(CONTENT)
-  _download(file)
-  assert not server.requests
 
 
 def test_another_size_than_expected_is_refused_at_once(server, tmp_path):

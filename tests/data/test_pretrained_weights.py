@@ -9,19 +9,18 @@ import sys
 import time
 import zipfile
 
+import extract_backbone
 import file_server
 import numpy as np
 import pooch
+import pretrained_weights
 import pytest
 import tensorflow as tf
 import tensorflow_checkpoint
 
-FOLDER = pathlib.Path(__file__).parents[2] / 'data'
-SCRIPT = FOLDER / 'download_pretrained_weights.sh'
-sys.path.insert(0, str(FOLDER))
-
-import extract_backbone  # noqa: E402
-import pretrained_weights  # noqa: E402
+SCRIPT = pathlib.Path(pretrained_weights.__file__).with_name(
+  'download_pretrained_weights.sh'
+)
 
 RESNET = 'retinanet/resnet50-checkpoint-2018-02-07/model.ckpt-112603'
 VARIABLES = 'mask-rcnn/1555659850/variables/variables'

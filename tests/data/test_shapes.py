@@ -6,17 +6,15 @@ import pathlib
 import subprocess
 import sys
 
+import drawing
+import examples as shapes_examples
 import numpy as np
 import pytest
 from pycocotools import coco
 
 from maskrcnn_jax.datasets import records
 
-FOLDER = pathlib.Path(__file__).parents[2] / 'data' / 'shapes'
-sys.path.insert(0, str(FOLDER))
-
-import drawing  # noqa: E402
-import examples as shapes_examples  # noqa: E402
+FOLDER = pathlib.Path(drawing.__file__).parent
 
 
 @pytest.fixture(scope='module')

@@ -1,29 +1,11 @@
 """Categories of records, read without their images."""
 
-import numpy as np
 import pytest
+from example_records import example
 
-from maskrcnn_jax.datasets import categories, examples, records
+from maskrcnn_jax.datasets import categories, records
 from maskrcnn_jax.datasets.categories import Category
 from maskrcnn_jax.errors import UserError
-
-
-def example(image_id, classes, names, category_ids=None):
-  count = len(classes)
-  return examples.ImageExample(
-    encoded=b'image',
-    filename='a.jpg',
-    image_id=image_id,
-    height=20,
-    width=30,
-    boxes=np.tile([[1.0, 2.0, 9.0, 8.0]], (count, 1)).reshape(-1, 4),
-    classes=np.array(classes, np.int64),
-    class_names=names,
-    is_crowd=np.zeros(count, bool),
-    areas=np.ones(count),
-    masks=[b'mask'] * count,
-    category_ids=None if category_ids is None else np.array(category_ids),
-  )
 
 
 def write(path, *contents):

@@ -1,9 +1,8 @@
 """Ground truth of records against the JSON that they were made from."""
 
 import json
-import os
-import pathlib
 
+import data_sets
 import example_records
 import numpy as np
 import pytest
@@ -65,11 +64,8 @@ def test_a_mask_of_another_size_names_the_image(tmp_path):
   assert (error.value.given, error.value.wanted) == ((4, 6), (40, 60))
 
 
-@pytest.mark.skipif(
-  'MASKRCNN_TEST_DATA' not in os.environ, reason='needs MASKRCNN_TEST_DATA'
-)
 def test_real_objects_keep_their_pixels(tmp_path):
-  coco = pathlib.Path(os.environ['MASKRCNN_TEST_DATA']) / 'coco-mini'
+  coco = data_sets.real('coco-mini')
   original = coco / 'annotations' / 'instances_val2017.json'
   content = json.loads(original.read_text())
   image_ids = [image['id'] for image in content['images'][:6]]

@@ -16,10 +16,9 @@ def _save(path, size=(40, 30), mode='RGB', orientation=None, **options):
   width, height = size
   pixels = np.full((height, width), 200, np.uint8)
   pixels[:, : width // 2] = 20
-  exif = Image.Exif()
   if orientation is not None:
-    exif[0x0112] = orientation
-    options['exif'] = exif
+    options['exif'] = Image.Exif()
+    options['exif'][0x0112] = orientation
   Image.fromarray(pixels).convert(mode).save(path, **options)
   return path.read_bytes()
 
@@ -27,13 +26,8 @@ def _save(path, size=(40, 30), mode='RGB', orientation=None, **options):
 @pytest.mark.parametrize(
   'name, mode',
   [
-    ('a.jpg', 'RGB'),
-    ('a.jpg', 'L'),
-    ('a.jpg', 'CMYK'),
-    ('a.png', 'RGBA'),
-    ('a.png', 'L'),
-    ('a.png', 'P'),
-    ('a.png', '1'),
+    *(('a.jpg', mode) for mode in ('RGB', 'L', 'CMYK')),
+    *(('a.png', mode) for mode in ('RGBA', 'L', 'P', '1')),
   ],
 )
 def test_usual_files_are_kept_byte_for_byte(tmp_path, name, mode):
@@ -81,18 +75,16 @@ def test_size_mismatch_gives_both_sizes(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['a.jpg', 'a.png'])
-def test_truncated_file_cannot_be_read(tmp_path, name):
+def test_truncated_or_missing_file_cannot_be_read(tmp_path, name):
   content = _save(tmp_path / name)
   for share in (0.0, 0.3, 0.7):
     (tmp_path / name).write_bytes(content[: int(share * len(content))])
     with pytest.raises(UserError) as error:
       images.read_image(tmp_path / name, 30, 40)
     assert error.value.path == str(tmp_path / name)
-
-
-def test_missing_file_cannot_be_read(tmp_path):
-  with pytest.raises(UserError, match=r'none\.jpg'):
-    images.read_image(tmp_path / 'none.jpg', 30, 40)
+  (tmp_path / name).unlink()
+  with pytest.raises(UserError, match=name):
+    images.read_image(tmp_path / name, 30, 40)
 
 
 def test_images_of_a_folder(tmp_path):

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 
+import data_sets
 import numpy as np
 import pytest
 from PIL import Image
@@ -35,6 +36,11 @@ def _write_set(folder, objects, num_images=5, height=20, width=30):
   content['categories'] = [{'id': 3, 'name': 'cat'}]
   (folder / 'a.json').write_text(json.dumps(content))
   return folder, folder / 'a.json', folder / 'out' / 'train-*.tfrecord'
+
+
+def _counts(summary):
+  names = ('num_images', 'num_empty', 'num_objects', 'num_crowd')
+  return tuple(getattr(summary, name) for name in names)
 
 
 def _parsed(files):
@@ -71,10 +77,7 @@ def test_unusable_objects_are_skipped_and_counted(tmp_path):
     'unusable_mask': 1,
     'unknown_image': 1,
   }
-  assert summary.num_images == 5
-  assert summary.num_empty == 4
-  assert summary.num_objects == 4
-  assert summary.num_crowd == 1
+  assert _counts(summary) == (5, 4, 4, 1)
   first = _parsed(summary.files)[0]
   np.testing.assert_array_equal(first['classes'], [3, 3, 3, 3])
   np.testing.assert_array_equal(first['is_crowd'], [0, 0, 0, 1])
@@ -166,19 +169,11 @@ def test_captions_are_stored(tmp_path):
   ],
 )
 def test_real_images(tmp_path, folder, images, annotations, counts):
-  root = os.environ.get('MASKRCNN_TEST_DATA')
-  if not root:
-    pytest.skip('MASKRCNN_TEST_DATA names no folder.')
-  folder = pathlib.Path(root) / folder
+  folder = data_sets.real(folder)
   file = folder / 'annotations' / f'{annotations}.json'
   summary = prepare.prepare(folder / images, file, tmp_path / 'out')
   assert not summary.findings
-  assert counts == (
-    summary.num_images,
-    summary.num_empty,
-    summary.num_objects,
-    summary.num_crowd,
-  )
+  assert counts == _counts(summary)
   truth = coco.COCO(file)
   for parsed in _parsed(summary.files):
     entries = truth.imgToAnns[int(parsed['image_id'])]
@@ -191,7 +186,7 @@ def test_takes_some_images_only(tmp_path):
   paths = _write_set(tmp_path, [_object(1, image_id=2), _object(2, image_id=4)])
   summary = prepare.prepare(*paths, num_workers=1, image_ids=[4, 1])
   assert [int(x['image_id']) for x in _parsed(summary.files)] == [1, 4]
-  assert (summary.num_images, summary.num_objects) == (2, 1)
+  assert _counts(summary) == (2, 1, 1, 0)
   with pytest.raises(UserError) as error:
     prepare.prepare(*paths[:2], tmp_path / 'other', image_ids=[4, 7])
   assert (error.value.argument, error.value.item) == ('image_ids', 7)

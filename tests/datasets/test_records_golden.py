@@ -2,8 +2,8 @@
 
 import io
 import json
-import pathlib
 
+import example_records
 import golden_files
 import numpy as np
 import pytest
@@ -42,13 +42,8 @@ def test_parses_the_records_of_the_reference(recording):
     height, width = want['hw']
     assert (parsed['height'], parsed['width']) == (height, width)
     assert (index.heights[row], index.widths[row]) == (height, width)
-    for ours, theirs in (
-      ('boxes', 'boxes'),
-      ('classes', 'classes'),
-      ('is_crowd', 'is_crowd'),
-      ('area', 'area'),
-    ):
-      np.testing.assert_array_equal(parsed[ours], want[theirs])
+    for name in ('boxes', 'classes', 'is_crowd', 'area'):
+      np.testing.assert_array_equal(parsed[name], want[name])
     image = tf.io.decode_image(parsed['encoded'], channels=3)
     np.testing.assert_array_equal(image, want['image'])
     masks = [
@@ -76,28 +71,9 @@ def test_prepares_the_records_of_the_reference(recording, tmp_path):
     num_workers=1,
     captions_file=tmp_path / 'captions.json',
   )
-  theirs, ours = (_read_features(file) for file in (path, summary.files[0]))
-  assert len(ours) == len(theirs)
-  for row, (our, their) in enumerate(zip(ours, theirs)):
-    assert our.keys() == their.keys()
-    for name in our.keys() - {'image/object/mask'}:
-      assert our[name] == their[name], (row, name)
-    kind, masks = our['image/object/mask']
-    assert kind == their['image/object/mask'][0]
-    assert len(masks) == len(their['image/object/mask'][1])
-    for our_mask, their_mask in zip(masks, their['image/object/mask'][1]):
-      opened = [Image.open(io.BytesIO(each)) for each in (our_mask, their_mask)]
-      assert opened[0].mode == opened[1].mode
-      np.testing.assert_array_equal(*(np.asarray(each) for each in opened))
-
-
-def _read_features(path: pathlib.Path):
-  """Kind and values of every feature, record by record."""
-  found = []
-  for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-    features = tf.train.Example.FromString(record).features.feature
-    found.append({})
-    for name, feature in features.items():
-      kind = feature.WhichOneof('kind')
-      found[-1][name] = kind, list(getattr(feature, kind).value)
-  return found
+  ours, theirs = map(example_records.features, (summary.files[0], str(path)))
+  assert list(ours) == list(theirs)
+  for image_id, our in ours.items():
+    assert our.keys() == theirs[image_id].keys()
+    for name, values in our.items():
+      assert values == theirs[image_id][name], (image_id, name)

@@ -11,6 +11,7 @@ import pathlib
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 # Few and small images of coco-mini, crowds and several polygons among them.
@@ -127,11 +128,18 @@ def rectangle(annotation_id, image_id, class_id, x, y, side) -> dict:
   }
 
 
-def link_coco(root: pathlib.Path, folder: pathlib.Path) -> DataSet:
+def real(name: str) -> pathlib.Path:
+  """The folder of a real set in `MASKRCNN_TEST_DATA`; skips without it."""
+  if not os.environ.get('MASKRCNN_TEST_DATA'):
+    pytest.skip('MASKRCNN_TEST_DATA names no folder.')
+  return pathlib.Path(os.environ['MASKRCNN_TEST_DATA']) / name
+
+
+def link_coco(folder: pathlib.Path) -> DataSet:
   """A few images of coco-mini, crowds among them, as links."""
-  contents = {}
+  root, contents = real('coco-mini'), {}
   for name in ('train', 'val'):
-    file = root / 'coco-mini' / 'annotations' / f'instances_{name}2017.json'
+    file = root / 'annotations' / f'instances_{name}2017.json'
     content = json.loads(file.read_text())
     crowded = {x['image_id'] for x in content['annotations'] if x['iscrowd']}
     plain = {x['image_id'] for x in content['annotations']} - crowded
@@ -145,6 +153,6 @@ def link_coco(root: pathlib.Path, folder: pathlib.Path) -> DataSet:
     contents[name] = content | {'images': images, 'annotations': objects}
     (folder / name).mkdir(parents=True)
     for image in images:
-      source = root / 'coco-mini' / f'{name}2017' / image['file_name']
+      source = root / f'{name}2017' / image['file_name']
       os.link(source, folder / name / image['file_name'])
   return DataSet(folder, **contents)

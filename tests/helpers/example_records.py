@@ -6,22 +6,20 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from maskrcnn_jax.datasets import records
+from maskrcnn_jax.datasets import examples, records
 from maskrcnn_jax.input_pipeline import mask_crops
 
 
-def png(array):
+def png(array, kind='PNG', **options):
   """PNG bytes of a uint8 array."""
   stream = io.BytesIO()
-  Image.fromarray(array).save(stream, 'PNG')
+  Image.fromarray(array).save(stream, kind, **options)
   return stream.getvalue()
 
 
 def jpeg(array):
   """JPEG bytes of a uint8 array."""
-  stream = io.BytesIO()
-  Image.fromarray(array).save(stream, 'JPEG', quality=95)
-  return stream.getvalue()
+  return png(array, 'JPEG', quality=95)
 
 
 def rectangles(height, width, count, seed=0):
@@ -97,3 +95,48 @@ def write(path, sizes, first=0):
     contents.append(record(jpeg(image), 2**24 + i, size, boxes, masks))
   records.write_records(path, contents)
   return str(path)
+
+
+def example(image_id, classes=(1, 2), names='ab', category_ids=None):
+  """An example of 6 x 8 pixels whose objects all have the same box and mask."""
+  count = len(classes)
+  mask = np.zeros((6, 8), np.uint8)
+  mask[1:4, 2:6] = 1
+  return examples.ImageExample(
+    encoded=png(np.zeros((6, 8, 3), np.uint8)),
+    filename=f'{image_id}.png',
+    image_id=image_id,
+    height=6,
+    width=8,
+    boxes=np.tile([[1.0, 2.0, 4.0, 6.0]], (count, 1)).reshape(-1, 4),
+    classes=np.array(classes, np.int64),
+    class_names=names,
+    is_crowd=np.zeros(count, bool),
+    areas=np.full(count, 12.0),
+    masks=[png(mask)] * count,
+    category_ids=None if category_ids is None else np.array(category_ids),
+  )
+
+
+def features(pattern, decoded=True):
+  """All features of every record, by image id.
+
+  Args:
+    pattern: of the record files.
+    decoded: kind and values of each, masks as mode, size and pixels; if not,
+      only the values, masks as PNG files.
+  """
+  index = records.index_records(pattern)
+  found = {}
+  for row, image_id in enumerate(index.image_ids.tolist()):
+    record = records.read_record(index, row)
+    content = tf.train.Example.FromString(record).features.feature
+    each = found[image_id] = {}
+    for name, feature in content.items():
+      kind = feature.WhichOneof('kind')
+      values = list(getattr(feature, kind).value) if kind else []
+      if decoded and name == 'image/object/mask':
+        opened = [Image.open(io.BytesIO(mask)) for mask in values]
+        values = [(x.mode, x.size, x.tobytes()) for x in opened]
+      each[name] = (kind, values) if decoded else values
+  return found

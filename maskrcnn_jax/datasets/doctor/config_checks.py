@@ -13,12 +13,9 @@ _LISTED_IDS = 5
 def check_config(
   config: Mapping, train: Split, val: Split | None
 ) -> Iterator[Finding]:
-  """Yields findings on a data set and a config that do not match.
+  """Yields findings on splits that do not match the config of a run.
 
-  Args:
-    config: of a run; missing fields have their default, or are not checked.
-    train: training split.
-    val: validation split; None: not known.
+  Missing fields of the config have their default, or are not checked.
   """
   model, inputs = config.get('model', {}), config.get('input', {})
   evaluation = config.get('evaluation', {})

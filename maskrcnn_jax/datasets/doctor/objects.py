@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
 from maskrcnn_jax.datasets import coco_json, examples, masks
 from maskrcnn_jax.datasets.coco_json import CocoImage
@@ -49,18 +50,19 @@ def check_object(
   """The object of an annotation, None if it is unusable; its findings.
 
   Args:
-    entry: with a known image and class.
-    image: its image.
-    path: of the image's file, for messages.
+    entry: annotation of a known class.
+    image: that it belongs to.
+    path: of the image, for messages.
   """
-  found, problems = {}, []
-  for name, read in (('box', examples.read_box), ('mask', examples.read_mask)):
+  found, problems = [], []
+  for read in (examples.read_box, examples.read_mask):
     try:
-      found[name] = read(entry, image)
+      found.append(read(entry, image))
     except InvalidEntryError as error:
+      found.append(None)
       message = f'{error.message} Skipped. Correct or remove it.'
       problems.append((error.kind, message))
-  box, mask = found.get('box'), found.get('mask')
+  box, mask = found
   problems += _box_problems(entry, mask)
   problems += _field_problems(entry, mask)
   problems += _polygon_problems(entry, image)
@@ -96,32 +98,25 @@ def _box_problems(entry, mask) -> Iterator[tuple[str, str]]:
     )
   if mask is None or width <= 0 or height <= 0:
     return
-  around = _bounds(mask)
-  corners = np.array([x, y, x + width, y + height], np.float64)
-  iou = _iou(corners, around)
-  if np.max(np.abs(corners - around)) > _BOX_SLACK and iou < _BOX_IOU:
-    spans = [*around[:2].tolist(), *(around[2:] - around[:2]).tolist()]
+  around = coco_mask.toBbox(coco_mask.encode(np.asfortranarray(mask, np.uint8)))
+  iou = _iou(box, around)
+  if _largest_difference(box, around) > _BOX_SLACK and iou < _BOX_IOU:
     yield (
       'box_mask_mismatch',
-      f'the box {box} is not around its mask, which spans {spans} (IoU '
-      f'{iou:.2f}). {_box_remedy(box, mask.shape, around)}',
+      f'the box {box} is not around its mask, which spans {around.tolist()} '
+      f'(IoU {iou:.2f}). {_box_remedy(box, mask.shape, around)}',
     )
 
 
-def _bounds(mask):
-  """`[4]` float64 (x1, y1, x2, y2) around the pixels of a mask."""
-  rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-  return np.array(
-    [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float64
-  )
+def _iou(box, other) -> float:
+  """IoU of two boxes x, y, width, height."""
+  return float(coco_mask.iou([list(box)], [other], [0])[0, 0])
 
 
-def _iou(box, other):
-  """IoU of two boxes (x1, y1, x2, y2) with an area."""
-  sides = np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])
-  both = np.prod(np.maximum(sides, 0.0))
-  areas = np.prod(box[2:] - box[:2]) + np.prod(other[2:] - other[:2])
-  return float(both / (areas - both))
+def _largest_difference(box, other) -> float:
+  """Largest difference of an edge of two boxes x, y, width, height."""
+  first = np.subtract(box[:2], other[:2], dtype=np.float64)
+  return np.max(np.abs([first, first + box[2:] - other[2:]]))
 
 
 def _box_remedy(box, image_size, around) -> str:
@@ -129,19 +124,13 @@ def _box_remedy(box, image_size, around) -> str:
   a, b, c, d = box
   height, width = image_size
   meanings = {
-    'corners x1, y1, x2, y2': (a, b, c, d),
-    'y, x, height, width': (b, a, b + d, a + c),
-    'centre, width and height': (a - c / 2, b - d / 2, a + c / 2, b + d / 2),
-    'normalized coordinates': (
-      a * width,
-      b * height,
-      (a + c) * width,
-      (b + d) * height,
-    ),
+    'corners x1, y1, x2, y2': (a, b, c - a, d - b),
+    'y, x, height, width': (b, a, d, c),
+    'centre, width and height': (a - c / 2, b - d / 2, c, d),
+    'normalized coordinates': (a * width, b * height, c * width, d * height),
   }
-  for words, corners in meanings.items():
-    corners = np.array(corners, np.float64)
-    if np.all(corners[2:] > corners[:2]) and _iou(corners, around) > 0.8:
+  for words, (x, y, *sides) in meanings.items():
+    if min(sides) > 0 and _iou([x, y, *sides], around) > 0.8:
       return f'It matches as {words}: write x, y, width, height in pixels.'
   return 'Correct the box or the mask.'
 

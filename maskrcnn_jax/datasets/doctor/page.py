@@ -1,7 +1,7 @@
 """The report as a self-contained HTML page with pictures; no requests."""
 
 import base64
-import dataclasses
+import collections
 import html
 import io
 import pathlib
@@ -29,24 +29,14 @@ _BATCH_IMAGES = 12  # Images of training batches.
 _JPEG_QUALITY = 85
 
 
-@dataclasses.dataclass(frozen=True)
-class Picture:
-  """A picture of the page.
-
-  Attributes:
-    caption: what it shows.
-    jpeg: the file in base64.
-  """
-
-  caption: str
-  jpeg: str
+Picture = tuple[str, str]  # Caption, and a JPEG file in base64.
 
 
 def make_page(report: Report, pictures: Mapping[str, Sequence[Picture]]) -> str:
   """The text of the page.
 
   Args:
-    report: findings and splits.
+    report: its findings and splits are shown.
     pictures: by heading.
   """
   numbers = [report_lib.summarize(split) for split in report.splits]
@@ -94,13 +84,12 @@ def _galleries(pictures: Mapping[str, Sequence[Picture]]):
     if not group:
       continue
     yield f'<h2>{_text(heading)}</h2><div class="pictures">'
-    for each in group:
+    for caption, jpeg in group:
       # A hidden checkbox enlarges a picture without a script.
       yield (
         '<label><input type="checkbox"><img loading="lazy" '
-        f'alt="{_text(each.caption)}" '
-        f'src="data:image/jpeg;base64,{each.jpeg}">'
-        f'<span>{_text(each.caption)}</span></label>'
+        f'alt="{_text(caption)}" src="data:image/jpeg;base64,{jpeg}">'
+        f'<span>{_text(caption)}</span></label>'
       )
     yield '</div>'
 
@@ -148,21 +137,18 @@ def draw_findings(report: Report) -> Iterator[Picture]:
   """Yields the first findings of every kind, with their objects only."""
   drawn = 0
   for kind, found in report.by_kind().items():
-    places = dict.fromkeys((each.file, each.image_id) for each in found)
-    for file, image_id in list(places)[:_PER_KIND]:
+    places = collections.defaultdict(dict)
+    for each in found:
+      places[each.file, each.image_id][each.annotation_id] = None
+    for (file, image_id), wanted in list(places.items())[:_PER_KIND]:
       place = _find(report, file, image_id)
       if place is None or drawn == _PROBLEMS:
         continue
       split, image = place
-      wanted = {
-        each.annotation_id
-        for each in found
-        if (each.file, each.image_id) == (file, image_id)
-      }
       entries = [
         entry
         for entry in split.dataset.annotations.get(image_id, ())
-        if entry.get('id') in wanted or wanted == {None}
+        if entry.get('id') in wanted or [*wanted] == [None]
       ]
       labels = [
         f'{_class_name(split, entry)} {entry.get("id")}' for entry in entries
@@ -180,11 +166,7 @@ def draw_batches(config: Mapping, class_names: Mapping[int, str]):
   """Yields the first images of the training batches of a config.
 
   They are the inputs of the training step: resized, augmented and padded, with
-  cropped masks.
-
-  Args:
-    config: its section `input` are the arguments of `train_batches`.
-    class_names: by class id.
+  cropped masks. The section `input` has the arguments of `train_batches`.
   """
   from maskrcnn_jax import input_pipeline
 
@@ -219,13 +201,7 @@ def draw_entries(
   entries: Sequence[dict],
   labels: Sequence[str],
 ) -> np.ndarray:
-  """Draws annotations over an image; invalid ones are skipped.
-
-  Args:
-    split: of the image, whose file can be read.
-    image: its entry.
-    entries: annotations of it.
-    labels: a text for each.
+  """Draws annotations of an image, with labels; invalid ones are skipped.
 
   Returns:
     `[height, width, 3]` uint8, reduced if it is large, enlarged if small.
@@ -293,4 +269,4 @@ def _times(size) -> str:
 def _picture(caption: str, pixels: np.ndarray) -> Picture:
   stream = io.BytesIO()
   Image.fromarray(pixels).save(stream, 'JPEG', quality=_JPEG_QUALITY)
-  return Picture(caption, base64.b64encode(stream.getvalue()).decode('ascii'))
+  return caption, base64.b64encode(stream.getvalue()).decode('ascii')

@@ -172,10 +172,6 @@ def check_scores(
   """Yields reasons why COCO's metrics are -1 or cannot reach 1.
 
   `check_split` reports splits without objects, or with crowds only.
-
-  Args:
-    split: that is evaluated.
-    max_detections: detections per class and image that count.
   """
   objects = [each for each in split.objects if not each.is_crowd]
   if not objects:
@@ -208,9 +204,7 @@ def check_listing(splits: Sequence[Split]) -> Iterator[Finding]:
   """Yields image files in the folders of a data set that no json lists.
 
   These are files with the ending of a listed one, in the folder and below.
-
-  Args:
-    splits: those that share a folder share its files.
+  Splits that share a folder share its files.
   """
   folders = {}
   for split in splits:

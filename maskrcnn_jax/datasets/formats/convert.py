@@ -106,7 +106,7 @@ def read_image(
   """The labels of an image, or a finding where the image cannot be read.
 
   Args:
-    name: name of the image, relative to the folder of the images.
+    name: of the image, relative to the folder of the images.
     reader: of the format, such as `yolo.read_polygons`.
     images_dir: folder of the images.
     labels_dir: folder of the labels.

@@ -1,7 +1,6 @@
 """Data sets with one defect each: the finding names it and its place."""
 
 import dataclasses
-import os
 import pathlib
 
 import data_defects
@@ -32,13 +31,8 @@ def test_every_finding_is_in_the_documentation():
 def sound(request, tmp_path_factory):
   """A valid set and its findings."""
   folder = tmp_path_factory.mktemp(request.param)
-  if request.param == 'drawn':
-    data = data_sets.draw_set(folder)
-  else:
-    root = os.environ.get('MASKRCNN_TEST_DATA')
-    if not root:
-      pytest.skip('MASKRCNN_TEST_DATA names no folder.')
-    data = data_sets.link_coco(pathlib.Path(root), folder)
+  make = {'drawn': data_sets.draw_set, 'coco-mini': data_sets.link_coco}
+  data = make[request.param](folder)
   data.write()
   return data, _check(data).findings
 
@@ -176,10 +170,7 @@ def test_what_coco_counts_is_counted_by_class(tmp_path):
   ],
 )
 def test_whole_real_sets_are_sound(folder, images, names, counts, kinds):
-  root = os.environ.get('MASKRCNN_TEST_DATA')
-  if not root:
-    pytest.skip('MASKRCNN_TEST_DATA names no folder.')
-  folder = pathlib.Path(root) / folder
+  folder = data_sets.real(folder)
   train, val = (
     (
       folder / images.format(split),

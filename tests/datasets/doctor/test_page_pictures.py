@@ -82,7 +82,7 @@ def test_pictures_of_batches_show_the_inputs_of_the_step(drawn):
     (batch, row) for batch, _ in zip(batches, range(3)) for row in range(4)
   ]
   slopes = set()
-  for (batch, row), picture in zip(rows, drawn_pictures):
+  for (batch, row), (caption, jpeg) in zip(rows, drawn_pictures):
     instances = Instances(
       **{name: x[row] for name, x in batch['instances'].items()}
     )
@@ -90,10 +90,10 @@ def test_pictures_of_batches_show_the_inputs_of_the_step(drawn):
     expected = visualize.draw_instances(
       batch['images'][row], instances, NAMES, enlarge=4
     )
-    with Image.open(io.BytesIO(base64.b64decode(picture.jpeg))) as opened:
+    with Image.open(io.BytesIO(base64.b64decode(jpeg))) as opened:
       shown = np.asarray(opened).astype(int)
     assert np.mean(np.abs(shown - expected)) < 4
-    assert f'image {batch["image_ids"][row]}, 150 x 200' in picture.caption
-    assert picture.caption.endswith('on a canvas of 96 x 128, objects: 2')
+    assert f'image {batch["image_ids"][row]}, 150 x 200' in caption
+    assert caption.endswith('on a canvas of 96 x 128, objects: 2')
     slopes.add(np.sign(int(shown[350, 470, 0]) - int(shown[350, 10, 0])))
   assert slopes == {-1, 1}  # Some are mirrored.
