@@ -48,6 +48,9 @@ RENAMED_FIELDS = {
 }
 
 
+_log_once = functools.cache(logging.info)
+
+
 def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
   """A saved config with the present field names; logs each renamed field once.
 
@@ -69,11 +72,6 @@ def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
       section[present.rpartition('.')[2]] = 'all' if value == 'ties' else value
       _log_once(f'The saved config has {former}, which is now {present}.')
   return config
-
-
-@functools.cache
-def _log_once(message: str) -> None:
-  logging.info(message)
 
 
 def load_config(name: str, overrides: Sequence[str] = ()):
@@ -117,12 +115,8 @@ def _get_config(path: pathlib.Path, variant: str) -> ml_collections.ConfigDict:
     )
   config = module.get_config(variant) if variant else module.get_config()
   if not isinstance(config, ml_collections.ConfigDict):
-    raise UserError(
-      f'get_config of {path} must return a ConfigDict, got '
-      f'{type(config).__name__}.',
-      path=path,
-      given=config,
-    )
+    given = type(config).__name__
+    raise TypeError(f'get_config must return a ConfigDict, got {given}.')
   return config
 
 
@@ -169,14 +163,10 @@ def apply_linear_rule(config, rate_is_given: bool = False) -> None:
     if name in optimizer:
       optimizer[name] *= ratio
   logging.info(
-    'The learning rate %g is for batches of %d; for %d it is %g (linear rule). '
-    'The same number of epochs is %g times the steps: training.num_steps, '
-    'optimizer.decay_steps and evaluation.every_steps are not changed.',
-    rate,
-    tuned,
-    batch_size,
-    optimizer.learning_rate,
-    1 / ratio,
+    f'The learning rate {rate:g} is for batches of {tuned}; for {batch_size} '
+    f'it is {optimizer.learning_rate:g} (linear rule). The same number of '
+    f'epochs is {1 / ratio:g} times the steps: training.num_steps, '
+    'optimizer.decay_steps and evaluation.every_steps are not changed.'
   )
 
 

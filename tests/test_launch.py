@@ -10,9 +10,9 @@ import time
 
 import plugin_environment
 import pytest
-import quick
 import tiny_run
 import yaml
+from job_process import LAUNCHER_NAMES, environment
 
 from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.distributed import launcher
@@ -20,14 +20,6 @@ from maskrcnn_jax.distributed import launcher
 LAUNCH = pathlib.Path(__file__).parents[1] / 'launch'
 ROOT = LAUNCH.parent
 SCRIPTS = sorted([*LAUNCH.glob('*.sh'), *LAUNCH.glob('*.sbatch')])
-HIDDEN = ('OMPI_', 'PMIX_', 'SLURM_', 'JAX_', 'JOB_COMPLETION', 'XLA_FLAGS')
-
-
-def environment(**variables):
-  """Environment of a process outside any job."""
-  kept = {k: v for k, v in os.environ.items() if not k.startswith(HIDDEN)}
-  kept['PYTHONPATH'] = os.pathsep.join([str(ROOT), str(ROOT / 'tests/helpers')])
-  return {**kept, 'JAX_PLATFORMS': 'cpu', **variables}
 
 
 def bash(*words, **variables):
@@ -127,10 +119,8 @@ def test_the_config_can_describe_a_job():
 
 
 def test_simulated_hosts_join():
-  done = bash(
-    *(LAUNCH / 'simulated_hosts.sh', 2, sys.executable, '-c', JOIN),
-    DEVICES='2',
-  )
+  job = (LAUNCH / 'simulated_hosts.sh', 2, sys.executable, '-c', JOIN)
+  done = bash(*job, DEVICES='2')
   assert done.returncode == 0, done.stderr
   assert done.stdout.split() == ['2', '0', '4', '2']
   assert '[1] ' not in done.stdout
@@ -140,9 +130,8 @@ def test_simulated_hosts_end_with_the_first_that_fails():
   program = 'echo "here is $JAX_PROCESS_ID"; sleep 1'
   program += '; ((JAX_PROCESS_ID != 1)) || exit 7'
   start = time.monotonic()
-  done = bash(
-    *(LAUNCH / 'simulated_hosts.sh', 3, 'bash', '-c', f'{program}; sleep 60')
-  )
+  job = (LAUNCH / 'simulated_hosts.sh', 3, 'bash', '-c')
+  done = bash(*job, f'{program}; sleep 60')
   assert time.monotonic() - start < 30
   assert done.returncode == 7
   assert done.stdout == 'here is 0\n'
@@ -174,7 +163,7 @@ def test_pods_find_each_other(manifests, monkeypatch):
   host, _, port = variables['JAX_COORDINATOR_ADDRESS'].partition(':')
   assert host == f'{name}-0.{pod["subdomain"]}'
   assert container['ports'] == [{'containerPort': int(port)}]
-  for hidden in [v for v in os.environ if v.startswith(HIDDEN)]:
+  for hidden in [v for v in os.environ if v.startswith(LAUNCHER_NAMES)]:
     monkeypatch.delenv(hidden)
   for variable, value in variables.items():
     assert isinstance(value, str)  # Kubernetes accepts nothing else.
@@ -261,23 +250,19 @@ def test_gaudi_trains_where_a_plugin_registers_hpu(tmp_path):
   config.input.batch_size = config.training.num_steps = 2
   config.runtime = {'backend': 'auto'}
   file = tiny_run.write_config(config, tmp_path / 'tiny.py')
-  path = command_on_path(
-    tmp_path / 'bin', f'exec {python} -m maskrcnn_jax "$@"'
-  )
+  command = f'exec {python} -m maskrcnn_jax "$@"'
+  flags = ('train', f'--config={file}', f'--workdir={tmp_path / "run"}')
   done = bash(
-    *(LAUNCH / 'gaudi.sh', 1, 'train', f'--config={file}'),
-    *(f'--workdir={tmp_path / "run"}',),
-    PATH=path,
+    *(LAUNCH / 'gaudi.sh', 1, *flags),
+    PATH=command_on_path(tmp_path / 'bin', command),
     FAKE_HPU='healthy',
     JAX_PLATFORMS='',
-    XLA_FLAGS=quick.xla_flags(),
   )
   assert done.returncode == 0, done.stderr
   assert 'training on 1 cpu with 2 images a step' in done.stderr
   assert 'computing on the CPU' not in done.stderr
-  assert sorted(p.name for p in (tmp_path / 'run/checkpoints').iterdir()) == [
-    '2'
-  ]
+  steps = [path.name for path in (tmp_path / 'run/checkpoints').iterdir()]
+  assert steps == ['2']
 
 
 @pytest.mark.parametrize(

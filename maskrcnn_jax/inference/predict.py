@@ -9,7 +9,7 @@ could not be read, and all names that were written.
 import collections
 import concurrent.futures
 import dataclasses
-import functools
+import itertools
 import json
 import math
 import os
@@ -42,15 +42,6 @@ _PAGE_MIN_SCORE = 0.05
 _WORKERS = min(os.cpu_count() or 1, 8)
 # Unreadable files that are printed; `predict.json` has all.
 _PRINTED = 20
-
-
-@dataclasses.dataclass(frozen=True)
-class _Output:
-  """An image's rows of `images.json`, `detections.json` and the page."""
-
-  image: dict
-  results: list[dict]
-  entry: dict
 
 
 def predict(
@@ -89,7 +80,6 @@ def predict(
   )
   processes.enable_compilation_cache(compilation_cache)
   predictor = Predictor(source, **options)
-  class_names = predictor.class_names or class_names
   summary = {
     'checkpoint': os.fspath(source),
     'min_score': min_score,
@@ -97,10 +87,9 @@ def predict(
     'complete': False,
   }
   folder.claim(summary)
-  write = functools.partial(
-    _write_image,
+  writer = _Writer(
     folder=folder.path,
-    class_names=class_names,
+    class_names=predictor.class_names or class_names,
     category_ids=predictor.category_ids,
     min_score=min_score,
     side=browse.picture_side(len(files)),
@@ -113,19 +102,16 @@ def predict(
     ) as bar,
   ):
     images = _read_all(files, pool, skipped)
-    for file, output in _detect_all(predictor, images, pool, write):
+    for file, output in _detect_all(predictor, images, pool, writer):
       outputs[file] = output
       bar.update(len(outputs) + len(skipped) - bar.n)
-  outputs = [outputs[file] for file in files if file in outputs]
-  _write_summaries(
-    folder.path, outputs, class_names, predictor.category_ids, min_score
-  )
+  writer.write_summaries([outputs[file] for file in files if file in outputs])
   unreadable = [
     {'file_name': str(file.path), 'reason': reason}
     for file, reason in skipped.items()
   ]
   folder.finish(summary | {'complete': True, 'skipped': unreadable})
-  _print_summary(folder.path, outputs, skipped, min_score)
+  _print_skipped(skipped, folder.path)
   if strict and skipped:
     raise UserError(
       f'{len(skipped)} of {len(files)} files could not be read, see above.',
@@ -153,9 +139,7 @@ def _read_all(files, pool, skipped: dict) -> Iterator[tuple]:
     yield file, image
 
 
-def _detect_all(
-  predictor, images, pool, write
-) -> Iterator[tuple[ImageFile, _Output]]:
+def _detect_all(predictor, images, pool, writer) -> Iterator[tuple]:
   """Yields (file, output) for (file, pixels), in the order they are found."""
   waiting, writing = {}, collections.deque()
 
@@ -166,7 +150,8 @@ def _detect_all(
 
   for index, found in predictor.stream(pixels()):
     file, image = waiting.pop(index)
-    writing.append((file, pool.submit(write, file, image, found)))
+    task = pool.submit(writer.write_image, file, image, found)
+    writing.append((file, task))
     ahead = 0 if image.size > 3 * _LARGE else 2 * _WORKERS
     while len(writing) > ahead:
       file, future = writing.popleft()
@@ -175,37 +160,57 @@ def _detect_all(
     yield file, future.result()
 
 
-def _write_image(
-  file: ImageFile,
-  image: np.ndarray,
-  found: Detections,
-  *,
-  folder: pathlib.Path,
-  class_names: Mapping[int, str],
-  category_ids: Mapping[int, int],
-  min_score: float,
-  side: int,
-) -> _Output:
-  """Writes the picture of an image, and makes its rows of the other files."""
-  height, width = image.shape[:2]
-  with files_lib.replaced(folder / file.picture) as unfinished:
-    picture = draw(image, found, class_names, min_score)
-    visualize.save_png(unfinished, picture)
-  return _Output(
-    image={
+@dataclasses.dataclass(frozen=True)
+class _Writer:
+  """Writes a picture per image, and the files that describe all of them."""
+
+  folder: pathlib.Path
+  class_names: Mapping[int, str]
+  category_ids: Mapping[int, int]
+  min_score: float
+  side: int  # Of the pictures in the page.
+
+  def write_image(
+    self, file: ImageFile, image: np.ndarray, found: Detections
+  ) -> tuple[dict, list[dict], dict]:
+    """Returns rows of `images.json`, `detections.json` and the page."""
+    picture = draw(image, found, self.class_names, self.min_score)
+    visualize.save_png(self.folder / file.picture, picture)
+    height, width = image.shape[:2]
+    row = {
       'id': file.image_id,
       'file_name': os.fspath(file.path),
       'height': height,
       'width': width,
       'picture': file.picture,
-    },
-    results=coco_results.image_results(
-      found, file.image_id, (height, width), category_ids
-    ),
-    entry=browse.make_entry(
-      file.name, image, found, side, min(min_score, _PAGE_MIN_SCORE)
-    ),
-  )
+    }
+    results = coco_results.image_results(
+      found, file.image_id, (height, width), self.category_ids
+    )
+    least = min(self.min_score, _PAGE_MIN_SCORE)
+    entry = browse.make_entry(file.name, image, found, self.side, least)
+    return row, results, entry
+
+  def write_summaries(self, outputs: Sequence[tuple]) -> None:
+    """Writes the other files, and prints a summary."""
+    rows, results, entries = zip(*outputs) if outputs else ([], [], [])
+    results = [*itertools.chain(*results)]
+    coco_results.write_results(results, self.folder / 'detections.json')
+    categories = [
+      {'id': self.category_ids.get(i, i), 'name': self.class_names[i]}
+      for i in sorted(self.class_names)
+    ]
+    content = {'images': rows, 'categories': categories}
+    files_lib.write_text(
+      self.folder / 'images.json', json.dumps(content, indent=1) + '\n'
+    )
+    page = browse.make_page(entries, self.class_names, self.min_score)
+    files_lib.write_text(self.folder / 'index.html', page)
+    count = sum(result['score'] >= self.min_score for result in results)
+    print(
+      f'{len(outputs)} images with {count} objects of score {self.min_score:g} '
+      f'or more: open {self.folder / "index.html"}'
+    )
 
 
 def draw(
@@ -225,41 +230,11 @@ def draw(
   )
 
 
-def _write_summaries(
-  folder, outputs, class_names, category_ids, min_score
-) -> None:
-  """Writes `detections.json`, `images.json` and `index.html`."""
-  results = [result for output in outputs for result in output.results]
-  coco_results.write_results(results, folder / 'detections.json')
-  content = {
-    'images': [output.image for output in outputs],
-    'categories': [
-      {'id': category_ids.get(i, i), 'name': class_names[i]}
-      for i in sorted(class_names)
-    ],
-  }
-  files_lib.write_text(
-    folder / 'images.json', json.dumps(content, indent=1) + '\n'
-  )
-  page = browse.make_page(
-    [output.entry for output in outputs], class_names, min_score
-  )
-  files_lib.write_text(folder / 'index.html', page)
-
-
-def _print_summary(folder, outputs, skipped, min_score) -> None:
-  scores = [result['score'] for output in outputs for result in output.results]
-  count = sum(score >= min_score for score in scores)
-  print(
-    f'{len(outputs)} images with {count} objects of score {min_score:g} or '
-    f'more: open {folder / "index.html"}'
-  )
+def _print_skipped(skipped: Mapping[ImageFile, str], folder) -> None:
   if skipped:
     print(f'{len(skipped)} files could not be read:', file=sys.stderr)
-  for file, reason in list(skipped.items())[:_PRINTED]:
+  for file, reason in itertools.islice(skipped.items(), _PRINTED):
     print(f'  {file.path}: {reason}', file=sys.stderr)
   if len(skipped) > _PRINTED:
-    print(
-      f'  and {len(skipped) - _PRINTED} more, see {folder / "predict.json"}',
-      file=sys.stderr,
-    )
+    more = len(skipped) - _PRINTED
+    print(f'  and {more} more, see {folder / "predict.json"}', file=sys.stderr)

@@ -3,7 +3,6 @@
 The protocol goes through two pipes, so it takes no package and no port.
 """
 
-import base64
 import json
 import os
 import select
@@ -30,18 +29,13 @@ _FLAGS = (
   '--disable-component-update',
   '--disable-sync',
   '--hide-scrollbars',
+  '--window-size=1280,900',
   '--remote-debugging-pipe',
 )
 _SECONDS = 120  # For an answer; a busy machine takes its time.
-
-
-def find_chromium():
-  """The path of a Chromium or Chrome; None without one."""
-  return next(filter(None, map(shutil.which, NAMES)), None)
-
-
+_CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 needs_chromium = pytest.mark.skipif(
-  find_chromium() is None,
+  _CHROMIUM is None,
   reason=f'no Chromium in PATH ({", ".join(NAMES)}): apt-get install chromium',
 )
 
@@ -54,22 +48,17 @@ class Page:
     requests: requested addresses, except `data:`.
   """
 
-  def __init__(self, profile, size=(1280, 900)):
-    """Starts the browser with an empty profile.
-
-    Args:
-      profile: folder for it.
-      size: (width, height) of the window.
-    """
+  def __init__(self, profile):
+    """Starts the browser with an empty profile in a folder of this name."""
     self.errors, self.requests, self.events = [], [], []
-    self._count, self._session, self._read = 0, None, b''
+    self._answers, self._count, self._session, self._read = {}, 0, None, b''
     to_read, self._to_write = os.pipe()
     self._from, from_write = os.pipe()
     # The browser reads from descriptor 3 and writes to 4.
     script = f'exec "$@" 3<&{to_read} 4>&{from_write}'
-    flags = [f'--user-data-dir={profile}', f'--window-size={size[0]},{size[1]}']
+    flags = [*_FLAGS, f'--user-data-dir={profile}']
     self._process = subprocess.Popen(
-      ['bash', '-c', script, 'browser', find_chromium(), *_FLAGS, *flags],
+      ['bash', '-c', script, 'browser', _CHROMIUM, *flags],
       pass_fds=(to_read, from_write),
       stdout=subprocess.DEVNULL,
       stderr=subprocess.DEVNULL,
@@ -139,10 +128,6 @@ class Page:
         windowsVirtualKeyCode=codes[key],
       )
 
-  def screenshot(self):
-    """The window as PNG bytes."""
-    return base64.b64decode(self._ask('Page.captureScreenshot')['data'])
-
   def close(self):
     """Ends the browser."""
     os.close(self._to_write)
@@ -159,12 +144,12 @@ class Page:
     if self._session:
       message['sessionId'] = self._session
     os.write(self._to_write, json.dumps(message).encode() + b'\0')
-    answers = []
-    self._wait(lambda: answers, self._count, answers)
-    assert 'error' not in answers[0], answers[0]
-    return answers[0]['result']
+    self._wait(lambda: message['id'] in self._answers)
+    answer = self._answers.pop(message['id'])
+    assert 'error' not in answer, answer
+    return answer['result']
 
-  def _wait(self, is_done, number=None, answers=None):
+  def _wait(self, is_done):
     """Reads messages until a condition holds."""
     end = time.monotonic() + _SECONDS
     while not is_done():
@@ -174,18 +159,18 @@ class Page:
       assert chunk, 'The browser does not answer.'
       *messages, self._read = (self._read + chunk).split(b'\0')
       for message in map(json.loads, messages):
-        if message.get('id') == number and number:
-          answers.append(message)
-        elif 'method' in message:
+        if 'id' in message:
+          self._answers[message['id']] = message
+        else:
           self._note(message['method'], message['params'])
 
   def _note(self, method, params):
     self.events.append(method)
-    if method == 'Runtime.exceptionThrown':
-      self.errors.append(params['exceptionDetails'])
-    elif method == 'Log.entryAdded' and params['entry']['level'] == 'error':
-      self.errors.append(params['entry'])
-    elif method == 'Runtime.consoleAPICalled' and params['type'] != 'log':
+    if (
+      method == 'Runtime.exceptionThrown'
+      or (method == 'Log.entryAdded' and params['entry']['level'] == 'error')
+      or (method == 'Runtime.consoleAPICalled' and params['type'] != 'log')
+    ):
       self.errors.append(params)
     elif method == 'Network.requestWillBeSent':
       url = params['request']['url']

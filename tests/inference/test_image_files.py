@@ -1,6 +1,5 @@
 """Image files: the same pixels as in records; which files, ids and names."""
 
-import io
 import json
 import pathlib
 import re
@@ -166,9 +165,7 @@ def test_corrupt_files_are_user_errors_or_images(tmp_path, name):
 
 
 def test_corrupt_exif_is_ignored(tmp_path):
-  stream = io.BytesIO()
-  Image.fromarray(photo()).save(stream, 'JPEG', exif=b'Exif\0\0MM\0*nonsense')
-  (tmp_path / 'a.jpg').write_bytes(stream.getvalue())
+  save(tmp_path / 'a.jpg', exif=b'Exif\0\0MM\0*nonsense')
   assert image_files.read(tmp_path / 'a.jpg').shape == (40, 56, 3)
 
 

@@ -51,13 +51,13 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory, config):
-  names = {c['id']: c['name'] for c in _categories()}
   workdir = tmp_path_factory.mktemp('run') / 'run'
-  return drawn_checkpoint.write(workdir, config, classes=names)
+  return drawn_checkpoint.write(workdir, config, classes=category_names())
 
 
-def _categories():
-  return json.loads(ANNOTATIONS.read_text())['categories']
+def category_names():
+  categories = json.loads(ANNOTATIONS.read_text())['categories']
+  return {category['id']: category['name'] for category in categories}
 
 
 def run(workdir, output, images, *flags):
@@ -150,6 +150,6 @@ def test_the_page_of_real_images_opens_in_a_browser(output, tmp_path):
   count = page.run("document.querySelector('#count').textContent")
   name, number = first.rsplit(' ', 1)
   assert count.endswith(f', {number} objects') and 0 < int(number) < objects
-  assert name in {category['name'] for category in _categories()}
+  assert name in category_names().values()
   assert page.errors == [] and len(page.requests) == 1
   page.close()
