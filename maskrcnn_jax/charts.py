@@ -9,7 +9,6 @@ window system and no state of `pyplot` is touched.
 
 import contextlib
 import dataclasses
-import json
 import logging
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -118,11 +117,7 @@ class BarPanel:
 
 
 def line_chart(panels: Sequence[LinePanel]):
-  """Panels one below the other that share their x axis, steps from 0.
-
-  Returns:
-    A `matplotlib.figure.Figure`; see `save`.
-  """
+  """Figure of panels that share their x axis, steps from 0; see `save`."""
   all_lines = [line for panel in panels for line in panel.lines]
   last = max((x for line in all_lines for x, _ in line.points), default=1)
   with _figure([_LINE_PANEL] * len(panels)) as (figure, axes):
@@ -158,11 +153,7 @@ def _draw_line(axis, line):
 
 
 def bar_chart(panels: Sequence[BarPanel]):
-  """Panels of horizontal bars, one below the other.
-
-  Returns:
-    A `matplotlib.figure.Figure`; see `save`.
-  """
+  """Figure of panels of horizontal bars, one below the other; see `save`."""
   panels = [panel for panel in panels if panel.bars]
   heights = [_BAR_PANEL + _BAR * len(panel.bars) for panel in panels]
   with _figure(heights, layout='constrained') as (figure, axes):
@@ -176,8 +167,7 @@ def _draw_bars(axis, bars):
   rows = np.arange(len(bars))
   values = [bar.value or 0.0 for bar in bars]
   drawn = axis.barh(rows, values, 0.7, color=[bar.color for bar in bars])
-  texts = [number(bar.value) for bar in bars]
-  axis.bar_label(drawn, texts, padding=4)
+  axis.bar_label(drawn, [number(bar.value) for bar in bars], padding=4)
   limits = [(row, b.limit) for row, b in enumerate(bars) if b.limit is not None]
   for row, limit in limits:
     axis.vlines(limit, row - 0.45, row + 0.45, color=RED, linewidth=2)
@@ -211,12 +201,7 @@ def save(figure, path) -> None:
 
 @contextlib.contextmanager
 def drawn_at_end(workdir, enabled: bool):
-  """Draws the curves of a run when the block ends, however it ends.
-
-  Args:
-    workdir: of the run.
-    enabled: False on all hosts but one.
-  """
+  """Draws the curves of a run when the block ends, however; if enabled."""
   try:
     yield
   finally:
@@ -225,19 +210,14 @@ def drawn_at_end(workdir, enabled: bool):
 
 
 def learning_curves(workdir) -> pathlib.Path | None:
-  """Writes `WORKDIR/curves.png`.
+  """Writes `WORKDIR/curves.png` and returns its path.
 
-  Args:
-    workdir: of a run.
-
-  Returns:
-    Its path; None if no step was trained, or if it could not be written, which
-    is logged and does not end a run.
+  None if no step was trained, or if it could not be written, which is logged
+  and does not end a run.
   """
-  workdir = pathlib.Path(workdir)
-  path = workdir / 'curves.png'
+  path = pathlib.Path(workdir) / 'curves.png'
   try:
-    panels = learning_curve_panels(read_metrics(workdir / 'metrics.jsonl'))
+    panels = learning_curve_panels(read_metrics(workdir))
     if not panels:
       return None
     save(line_chart(panels), path)
@@ -247,20 +227,13 @@ def learning_curves(workdir) -> pathlib.Path | None:
   return path
 
 
-def read_metrics(path: pathlib.Path) -> dict[str, dict[int, float]]:
-  """Finite numbers of a `metrics.jsonl`: key -> step -> the last value."""
+def read_metrics(workdir) -> dict[str, dict[int, float]]:
+  """Finite numbers of a run's metrics: key -> step -> the last value."""
   values = {}
-  if not path.exists():
-    return values
-  with path.open(encoding='utf-8', errors='replace') as file:
-    for text in file:
-      try:
-        line = json.loads(text)
-      except json.JSONDecodeError:
-        continue  # The line that a killed run was writing.
-      step = line.pop('step')
-      for key, value in line.items():
-        values.setdefault(key, {})[step] = value
+  for line in scores.read_lines(workdir):
+    step = line.pop('step')
+    for key, value in line.items():
+      values.setdefault(key, {})[step] = value
   return {
     key: {step: x for step, x in by_step.items() if x is not None}
     for key, by_step in values.items()
@@ -286,46 +259,34 @@ def learning_curve_panels(
     values: see `read_metrics`.
   """
 
-  def line(name, keys, color, width=1.0):
-    keys = [keys] if isinstance(keys, str) else keys
+  def line(name, color, width, *keys):
     return Line(name, points([values.get(x, {}) for x in keys]), color, width)
+
+  def of_terms(prefix, colors):
+    return [line(x, colors[x], 1, f'{prefix}{x}') for x in colors]
 
   if not values.get('train/total_loss'):
     return []
-  losses = [line(x, f'train/{x}', color) for x, color in _LOSS_COLORS.items()]
-  losses.append(line('total', 'train/total_loss', INK, 2))
-  terms = [f'train/{term}' for term in scores.TERMS]
-  panels = [
-    LinePanel('Training loss', losses, shown_percent=98),
-    LinePanel(
-      'Loss on the evaluation set',
-      [
-        *(
-          line(term, f'{scores.LOSS}_{term}', _LOSS_COLORS[term])
-          for term in scores.TERMS
-        ),
-        line('sum in training', terms, GREY, 2),
-        line('sum', scores.LOSS, INK, 2),
-      ],
-      shown_percent=98,
-    ),
-    LinePanel(
-      'Learning rate', [line('learning rate', 'train/learning_rate', BLUE, 2)]
-    ),
-    LinePanel(
-      'AP on the evaluation set',
-      [
-        line('box AP50', 'eval/AP50', SKY),
-        line('mask AP50', 'eval/mask_AP50', '#f0c27a'),
-        line('box AP', 'eval/AP', BLUE, 2),
-        line('mask AP', 'eval/mask_AP', ORANGE, 2),
-      ],
-    ),
+  losses = of_terms('train/', _LOSS_COLORS)
+  losses.append(line('total', INK, 2, 'train/total_loss'))
+  panels = [LinePanel('Training loss', losses, shown_percent=98)]
+  if scores.LOSS in values:
+    terms = {term: _LOSS_COLORS[term] for term in scores.TERMS}
+    losses = of_terms(f'{scores.LOSS}_', terms)
+    in_training = [f'train/{term}' for term in terms]
+    losses.append(line('sum in training', GREY, 2, *in_training))
+    losses.append(line('sum', INK, 2, scores.LOSS))
+    panels.append(LinePanel('Loss on the evaluation set', losses, 98))
+  rate = line('learning rate', BLUE, 2, 'train/learning_rate')
+  panels.append(LinePanel('Learning rate', [rate]))
+  precisions = [
+    line('box AP50', SKY, 1, 'eval/AP50'),
+    line('mask AP50', '#f0c27a', 1, 'eval/mask_AP50'),
+    line('box AP', BLUE, 2, 'eval/AP'),
+    line('mask AP', ORANGE, 2, 'eval/mask_AP'),
   ]
-  if scores.LOSS not in values:
-    del panels[1]
-  if not any(line.points for line in panels[-1].lines):
-    del panels[-1]
+  if any(line.points for line in precisions):
+    panels.append(LinePanel('AP on the evaluation set', precisions))
   return panels
 
 

@@ -6,6 +6,7 @@ of detections cover the pixels that evaluation counts.
 
 import colorsys
 import functools
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 
@@ -20,6 +21,8 @@ from maskrcnn_jax.structures import Detections, Instances
 OPACITY = 0.4
 # Smaller images are enlarged to about this many pixels.
 _PICTURE_SIDE = 512
+
+_font = functools.cache(ImageFont.load_default)
 
 ClassNames = Mapping[int, str] | Sequence[str] | None
 
@@ -48,10 +51,8 @@ def draw(
   boxes = detections.boxes[rows]
 
   def mask_of(index):
-    row = rows[index]
-    return mask_pasting.paste_masks(
-      detections.masks[row][None], detections.boxes[row][None], image.shape[:2]
-    )[0]
+    masks, part = detections.masks[rows[[index]]], boxes[[index]]
+    return mask_pasting.paste_masks(masks, part, image.shape[:2])[0]
 
   labels = [
     f'{_name(detections.classes[row], class_names)} '
@@ -76,13 +77,8 @@ def draw_instances(
   """A picture of the image with its ground truth, the smallest on top.
 
   Args:
-    image: `[height, width, 3]`, 0..255, the whole canvas.
+    image: the whole canvas; see `draw`, also for the other arguments.
     instances: of one image, without a batch axis.
-    class_names: name of each class by its number; the number by default.
-    enlarge: see `draw`.
-
-  Returns:
-    `[height * enlarge, width * enlarge, 3]` uint8.
   """
   rows = np.flatnonzero(np.asarray(instances.valid))
   boxes = np.asarray(instances.boxes)[rows]
@@ -90,18 +86,18 @@ def draw_instances(
   rows, boxes = rows[order], boxes[order]
 
   def mask_of(index):
-    crops = np.asarray(instances.masks)[rows[index]][None]
-    return uncrop_masks(crops, boxes[index][None], image.shape[:2])[0]
+    crop = np.asarray(instances.masks[rows[index]])
+    return uncrop_mask(crop, boxes[index], image.shape[:2])
 
   mask_of = None if instances.masks is None else mask_of
   labels = [_name(instances.classes[row], class_names) for row in rows]
   return draw_objects(image, boxes, mask_of, labels, enlarge)
 
 
-def uncrop_masks(
-  masks: np.ndarray, boxes: np.ndarray, canvas: tuple[int, int]
+def uncrop_mask(
+  crop: np.ndarray, box: np.ndarray, canvas: tuple[int, int]
 ) -> np.ndarray:
-  """Masks of the size of the canvas from the mask crops of a batch.
+  """A mask of the size of the canvas from a mask crop of a batch.
 
   The inverse of `mask_crops.crop_masks` of the input pipeline, which is not the
   inverse of pasting: the first and the last sample of a side lie on the edges
@@ -109,21 +105,20 @@ def uncrop_masks(
   pixels.
 
   Args:
-    masks: `[n, size, size]`, uint8 0..255 or float 0..1.
-    boxes: `[n, 4]` in pixels of the canvas.
+    crop: `[size, size]`, uint8 0..255 or float 0..1.
+    box: `[4]` in pixels of the canvas.
     canvas: (height, width).
 
   Returns:
-    `[n, height, width]` bool.
+    `[height, width]` bool.
   """
-  whole = np.iinfo(masks.dtype).max if masks.dtype.kind == 'u' else 1.0
-  images = np.zeros((len(masks), *canvas), bool)
-  for image, mask, box in zip(images, masks, boxes):
-    top, rows = _samples(box[0], box[2], canvas[0], mask.shape[0])
-    left, columns = _samples(box[1], box[3], canvas[1], mask.shape[1])
-    values = _resize_bilinear(mask.astype(np.float32) / whole, rows, columns)
-    image[top : top + len(rows), left : left + len(columns)] = values >= 0.5
-  return images
+  whole = np.iinfo(crop.dtype).max if crop.dtype.kind == 'u' else 1.0
+  mask = np.zeros(canvas, bool)
+  top, rows = _samples(box[0], box[2], canvas[0], crop.shape[0])
+  left, columns = _samples(box[1], box[3], canvas[1], crop.shape[1])
+  values = _resize_bilinear(crop.astype(np.float32) / whole, rows, columns)
+  mask[top : top + len(rows), left : left + len(columns)] = values >= 0.5
+  return mask
 
 
 def _resize_bilinear(mask, rows, columns):
@@ -182,20 +177,16 @@ def draw_objects(
     mask_of: returns the mask of a row, `[height, width]` bool; one at a time,
       since all masks of a large image would take gigabytes. None: no masks.
     labels: n texts.
-    enlarge: see `draw`.
-
-  Returns:
-    `[height * enlarge, width * enlarge, 3]` uint8.
+    enlarge: see `draw`, also for the result.
   """
   picture = np.clip(np.rint(image), 0, 255).astype(np.uint8)
   picture = _enlarge(picture, enlarge)
   thickness = _thickness(picture.shape[:2], boxes * enlarge)
   colors = [_color(index) for index in range(len(boxes))]
+  border = max(thickness // 2, 1)
   for index in reversed(range(len(boxes))):
     if mask_of is not None:
-      _draw_mask(
-        picture, mask_of(index), colors[index], enlarge, max(thickness // 2, 1)
-      )
+      _draw_mask(picture, mask_of(index), colors[index], enlarge, border)
     _draw_box(picture, boxes[index] * enlarge, colors[index], thickness)
   return _draw_labels(picture, boxes * enlarge, labels, colors)
 
@@ -210,9 +201,8 @@ def _thickness(picture_size, boxes):
 
 def _typical_side(boxes):
   """Median of the short sides of the boxes of a picture; inf without boxes."""
-  if not len(boxes):
-    return np.inf
-  return np.median(np.min(boxes[:, 2:] - boxes[:, :2], axis=1))
+  sides = np.min(boxes[:, 2:] - boxes[:, :2], axis=1)
+  return np.median(sides) if len(boxes) else np.inf
 
 
 def _enlarge(array, times):
@@ -304,55 +294,17 @@ def _place_label(box, size, picture_size, taken):
   """First free position beside the box, `(y1, x1, y2, x2)` in pixels."""
   y1, x1, y2, _ = np.rint(box).astype(int).tolist()
   left = max(min(x1, picture_size[1] - size[1]), 0)
-  candidates = []
   # Above the box, at its inner top, below it, at its inner bottom.
-  for top in (y1 - size[0], y1, y2, y2 - size[0]):
-    top = max(min(top, picture_size[0] - size[0]), 0)
-    candidates.append((top, left, top + size[0], left + size[1]))
-  for candidate in candidates:
-    if not any(_overlap(candidate, other) for other in taken):
-      return candidate
-  return candidates[0]
+  tops = (y1 - size[0], y1, y2, y2 - size[0])
+  tops = [max(min(top, picture_size[0] - size[0]), 0) for top in tops]
+  places = [(top, left, top + size[0], left + size[1]) for top in tops]
+  is_free = (not any(_overlap(x, other) for other in taken) for x in places)
+  return next(itertools.compress(places, is_free), places[0])
 
 
 def _overlap(a, b):
   """Whether two boxes share a pixel."""
   return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-@functools.cache
-def _font(size):
-  """Pillow's own font."""
-  return ImageFont.load_default(size)
-
-
-def grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
-  """Several pictures in one, row by row, on white.
-
-  Args:
-    pictures: `[h, w, 3]` uint8 each; sizes may differ.
-    columns: pictures in a row.
-
-  Returns:
-    `[height, width, 3]` uint8.
-  """
-  if not pictures or columns < 1:
-    raise ValueError(f'{len(pictures)} pictures in {columns} columns.')
-  gap = 4
-  rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
-  heights = [max(picture.shape[0] for picture in row) for row in rows]
-  widths = [
-    max(picture.shape[1] for picture in pictures[column::columns])
-    for column in range(min(columns, len(pictures)))
-  ]
-  tops = np.cumsum([0] + [height + gap for height in heights])
-  lefts = np.cumsum([0] + [width + gap for width in widths])
-  sheet = np.full((tops[-1] - gap, lefts[-1] - gap, 3), 255, np.uint8)
-  for top, row in zip(tops, rows):
-    for left, picture in zip(lefts, row):
-      height, width = picture.shape[:2]
-      sheet[top : top + height, left : left + width] = picture
-  return sheet
 
 
 def save_png(path: str | os.PathLike, picture: np.ndarray) -> None:

@@ -30,7 +30,7 @@ def write(workdir, lines, end=''):
 def test_reads_the_last_finite_value_of_a_step(tmp_path):
   lines = [{'step': 1, 'a': 1.0}, {'step': 2, 'a': 2.0, 'b': None}]
   write(tmp_path, [*lines, {'step': 1, 'a': 3.0}], end='{"step": 3, "a')
-  values = charts.read_metrics(tmp_path / 'metrics.jsonl')
+  values = charts.read_metrics(tmp_path)
   assert values == {'a': {1: 3.0, 2: 2.0}, 'b': {}}
 
 

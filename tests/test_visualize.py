@@ -2,30 +2,20 @@
 
 import numpy as np
 import pytest
+from found import make_found
 from PIL import Image
+from plain_evaluation import crop_mask
 
 from maskrcnn_jax import visualize
 from maskrcnn_jax.evaluation import mask_pasting
-from maskrcnn_jax.structures import Detections, Instances
-
-
-def make_detections(boxes, masks=None, scores=None):
-  """Detections of one image."""
-  boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
-  return Detections(
-    boxes=boxes,
-    scores=np.float32([0.9] * len(boxes) if scores is None else scores),
-    classes=np.arange(1, len(boxes) + 1, dtype=np.int32),
-    masks=masks,
-    valid=np.ones(len(boxes), bool),
-  )
+from maskrcnn_jax.structures import Instances
 
 
 def test_nothing_to_draw_is_the_image():
   image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
-  picture = visualize.draw(image, make_detections([]))
+  picture = visualize.draw(image, make_found([]))
   np.testing.assert_array_equal(picture, image)
-  low = make_detections([[5, 5, 20, 20]], scores=[0.4])
+  low = make_found([[5, 5, 20, 20]], scores=[0.4])
   np.testing.assert_array_equal(visualize.draw(image, low), image)
   assert visualize.draw(image, low, min_score=0.3).any()
   padding = low.replace(valid=np.zeros(1, bool))
@@ -33,25 +23,22 @@ def test_nothing_to_draw_is_the_image():
   np.testing.assert_array_equal(picture, image)
 
 
-def test_thin_lines_lie_inside_the_box():
+@pytest.mark.parametrize(
+  'thickness, outer',
+  [
+    (1, np.s_[10:30, 20:45]),  # Inside the box.
+    (2, np.s_[9:31, 19:46]),  # Centered on the edge.
+  ],
+)
+def test_lines_lie_at_the_edge(thickness, outer):
   picture = np.zeros((50, 60, 3), np.uint8)
   box = np.array([10, 20, 30, 45])
-  visualize._draw_box(picture, box, np.array([255, 0, 0]), 1)
+  visualize._draw_box(picture, box, np.array([255, 0, 0]), thickness)
   expected = np.zeros((50, 60), bool)
-  expected[10:30, 20:45] = True
+  expected[outer] = True
   expected[11:29, 21:44] = False
   np.testing.assert_array_equal(picture[..., 0] == 255, expected)
   assert not picture[..., 1:].any()
-
-
-def test_thick_lines_are_centered_on_the_edge():
-  picture = np.zeros((50, 60, 3), np.uint8)
-  box = np.array([10, 20, 30, 45])
-  visualize._draw_box(picture, box, np.array([255, 0, 0]), 2)
-  expected = np.zeros((50, 60), bool)
-  expected[9:31, 19:46] = True
-  expected[11:29, 21:44] = False
-  np.testing.assert_array_equal(picture[..., 0] == 255, expected)
 
 
 @pytest.mark.parametrize('thickness', [1, 2])
@@ -73,9 +60,9 @@ def test_mask_covers_what_evaluation_counts(enlarge):
   boxes = np.array([[40.3, 30.6, 90.2, 110.9]])
   image = np.zeros((130, 140, 3), np.uint8)
   with_mask = visualize.draw(
-    image, make_detections(boxes, masks), enlarge=enlarge
+    image, make_found(boxes, masks=masks), enlarge=enlarge
   )
-  without = visualize.draw(image, make_detections(boxes), enlarge=enlarge)
+  without = visualize.draw(image, make_found(boxes), enlarge=enlarge)
   assert with_mask.shape == (130 * enlarge, 140 * enlarge, 3)
   changed = (with_mask != without).any(axis=-1)
   pasted = mask_pasting.paste_masks(masks, boxes, (130, 140))[0]
@@ -95,15 +82,6 @@ def test_mask_is_blended_with_a_solid_border():
   assert picture[1, 4].tolist() == [100, 100, 100]
 
 
-def _crop(mask, box, size):
-  """Values of `tf.image.crop_and_resize` for a box over the canvas."""
-  positions = []
-  for start, stop, length in zip(box[:2], box[2:], mask.shape):
-    grid = (length - 1) / length
-    positions.append(np.linspace(start * grid, stop * grid, size))
-  return visualize._resize_bilinear(mask.astype(np.float32), *positions)
-
-
 def test_masks_are_recovered_from_their_crops():
   masks = np.zeros((2, 96, 128), bool)
   masks[0, 10:50, 20:90] = True
@@ -111,10 +89,11 @@ def test_masks_are_recovered_from_their_crops():
   rows, columns = np.mgrid[:96, :128] + 0.5
   masks[1] = (rows - 70) ** 2 + (columns - 100) ** 2 < 20**2
   boxes = np.array([[10, 20, 50, 90], [50, 80, 90, 120]], np.float32)
-  crops = np.stack([_crop(m, b, 112) for m, b in zip(masks, boxes)])
-  for values in (crops, np.rint(crops * 255).astype(np.uint8)):
-    back = visualize.uncrop_masks(values, boxes, (96, 128))
-    assert (back != masks).sum() <= 0.01 * masks.sum()
+  for mask, box in zip(masks, boxes):
+    crop = crop_mask(mask, box)
+    for values in (crop, np.rint(crop * 255).astype(np.uint8)):
+      back = visualize.uncrop_mask(values, box, (96, 128))
+      assert (back != mask).sum() <= 0.01 * mask.sum()
 
 
 def test_resize_keeps_a_plane():
@@ -203,21 +182,8 @@ def test_colors_of_many_instances_differ():
 
 def test_tiny_picture_and_float_image():
   image = np.full((3, 4, 3), 300.0, np.float32)
-  picture = visualize.draw(image, make_detections([[0, 0, 3, 4]]))
+  picture = visualize.draw(image, make_found([[0, 0, 3, 4]]))
   assert picture.shape == (3, 4, 3) and picture.dtype == np.uint8
-
-
-def test_grid():
-  pictures = [
-    np.full((h, w, 3), 7, np.uint8) for h, w in ((5, 6), (8, 3), (2, 9))
-  ]
-  sheet = visualize.grid(pictures, columns=2)
-  assert sheet.shape == (8 + 4 + 2, 9 + 4 + 3, 3)
-  assert (sheet == 7).sum() == 3 * (30 + 24 + 18)
-  assert (sheet[12:, :9] == 7).all()
-  assert visualize.grid(pictures[:1], columns=4).shape == (5, 6, 3)
-  with pytest.raises(ValueError):
-    visualize.grid([], columns=2)
 
 
 def test_save_png(tmp_path):

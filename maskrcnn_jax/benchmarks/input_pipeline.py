@@ -196,7 +196,7 @@ class _Stages:
     names = ('max_instances', 'mask_size', 'flip', 'image_dtype')
     options = transforms.TransformOptions(
       **{name: inputs[name] for name in names if name in inputs},
-      resize=transforms.ResizeOptions(**(inputs.get('resize') or {})),
+      resize=transforms.resize_options(inputs.get('resize')),
     )
     canvases = inputs['canvases']
     fits = [transforms.fit_size(x, options.resize) for x in canvases]

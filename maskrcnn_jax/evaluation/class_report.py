@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
 from maskrcnn_jax.tables import table
 
@@ -131,16 +132,19 @@ def confusion_matrix(
     annotations = objects.get(image_id, ())
     single = [a for a in annotations if not a.get('iscrowd')]
     crowds = [a for a in annotations if a.get('iscrowd')]
-    matches = _match(_overlaps(detected, single), iou_threshold)
-    for result, match in zip(detected, matches):
+    free = _overlaps(detected, single)
+    in_crowd = np.any(_overlaps(detected, crowds) >= iou_threshold, axis=1)
+    missed = {*range(len(single))}
+    for result, overlaps, is_in_crowd in zip(detected, free, in_crowd):
       column = rows[result['category_id']]
-      if match is not None:
-        matrix[rows[single[match]['category_id']], column] += 1
-      elif not np.any(
-        _overlaps([result], crowds, inside=True) >= iou_threshold
-      ):
+      if np.max(overlaps, initial=0.0) >= iou_threshold:
+        best = int(np.argmax(overlaps))
+        matrix[rows[single[best]['category_id']], column] += 1
+        free[:, best] = -1.0
+        missed.remove(best)
+      elif not is_in_crowd:
         matrix[background, column] += 1
-    for index in {*range(len(single))} - {*matches}:
+    for index in missed:
       matrix[rows[single[index]['category_id']], background] += 1
   return matrix
 
@@ -154,36 +158,15 @@ def _by_image(entries, known, image_ids) -> dict[int, list]:
   return groups
 
 
-def _match(overlaps: np.ndarray, threshold: float) -> list[int | None]:
-  """The column matched to each row, in their order; None without a match."""
-  free = overlaps.copy()
-  matches = []
-  for row in range(len(free)):
-    best = int(np.argmax(free[row])) if free.shape[1] else None
-    if best is not None and free[row, best] >= threshold:
-      matches.append(best)
-      free[:, best] = -1.0
-    else:
-      matches.append(None)
-  return matches
-
-
-def _overlaps(entries, others, inside: bool = False) -> np.ndarray:
-  """IoU of boxes; if `inside`, intersection over the area of `entries`."""
+def _overlaps(results, annotations) -> np.ndarray:
+  """`[n, m]` IoU of boxes; for crowds the intersection over the result."""
   boxes, others = (
     np.array([x['bbox'] for x in part], float).reshape(-1, 4)
-    for part in (entries, others)
+    for part in (results, annotations)
   )
-  start = np.maximum(boxes[:, None, :2], others[None, :, :2])
-  end = np.minimum(
-    (boxes[:, :2] + boxes[:, 2:])[:, None],
-    (others[:, :2] + others[:, 2:])[None],
-  )
-  shared = np.prod(np.maximum(end - start, 0.0), axis=-1)
-  area = np.prod(boxes[:, 2:], axis=-1)[:, None]
-  if not inside:
-    area = area + np.prod(others[:, 2:], axis=-1) - shared
-  return shared / np.where(area > 0, area, 1.0)
+  crowds = [int(bool(a.get('iscrowd'))) for a in annotations]
+  overlaps = coco_mask.iou(boxes, others, crowds)
+  return np.reshape(overlaps, (len(boxes), len(others)))
 
 
 def format_classes(report: ClassReport) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import UserError, invalid
 from maskrcnn_jax.evaluation import class_report, scoring
 
 # In the order of COCOeval.stats.
@@ -95,21 +95,30 @@ def _named(scores) -> dict[str, float]:
 def _score(results, annotations_file, image_ids, kinds, options):
   """The ground truth, the images that count, and their `scoring.score`."""
   if not set(kinds) <= set(PREFIXES):
-    raise UserError(
-      f'kinds must be of {list(PREFIXES)}, got {list(kinds)}.',
-      argument='kinds',
-      given=kinds,
-      wanted=list(PREFIXES),
-    )
+    raise invalid('kinds', kinds, f'of {list(PREFIXES)}')
   scoring.check_scorer(options.get('scorer', scoring.SCORERS[0]))
   truth = _load_truth(annotations_file, 'segm' in kinds)
   known = {image['id'] for image in truth['images']}
   image_ids = sorted(known if image_ids is None else {*map(int, image_ids)})
-  _check_ids('image_ids', image_ids, known, annotations_file)
-  _check_ids(
-    'results', (r['image_id'] for r in results), known, annotations_file
-  )
-  _warn_of_categories(results, truth, annotations_file)
+  given = {'image_ids': image_ids, 'results': {r['image_id'] for r in results}}
+  for argument, ids in given.items():
+    unknown = sorted(set(ids) - known)
+    if unknown:
+      raise UserError(
+        f'{argument} has {len(unknown)} image ids that are not in '
+        f'{annotations_file}: {unknown[:5]}{" ..." * (len(unknown) > 5)}.',
+        argument=argument,
+        path=annotations_file,
+        given=unknown,
+      )
+  unknown = {result['category_id'] for result in results}
+  unknown -= {category['id'] for category in truth['categories']}
+  if unknown:
+    # No annotation could ever match them.
+    _LOGGER.warning(
+      'Results of the categories %s are ignored: %s does not have them.',
+      *(sorted(unknown), annotations_file),
+    )
   scores = scoring.score(truth, results, image_ids, kinds, **options)
   return truth, image_ids, scores
 
@@ -150,11 +159,8 @@ def _load_truth(annotations_file, with_masks):
   # Other fields need not be sent to worker processes.
   fields = ('id', 'height', 'width')
   images = [{k: i[k] for k in fields if k in i} for i in dataset['images']]
-  return {
-    'images': images,
-    'annotations': dataset['annotations'],
-    'categories': dataset['categories'],
-  }
+  kept = {key: dataset[key] for key in ('annotations', 'categories')}
+  return kept | {'images': images}
 
 
 def _complete_annotations(dataset, annotations_file, with_masks):
@@ -178,31 +184,6 @@ def _complete_annotations(dataset, annotations_file, with_masks):
       annotation['area'] = width * height
     # COCOeval takes id 0 for "no match", and equal ids for one annotation.
     annotation['id'] = number
-
-
-def _check_ids(argument, image_ids, known, annotations_file):
-  """Raises for ids of images that the annotations file does not have."""
-  unknown = sorted(set(image_ids) - known)
-  if unknown:
-    raise UserError(
-      f'{argument} has {len(unknown)} image ids that are not in '
-      f'{annotations_file}: {unknown[:5]}{" ..." * (len(unknown) > 5)}.',
-      argument=argument,
-      path=annotations_file,
-      given=unknown,
-    )
-
-
-def _warn_of_categories(results, truth, annotations_file):
-  """Warns of results that no annotation could ever match."""
-  unknown = {result['category_id'] for result in results}
-  unknown -= {category['id'] for category in truth['categories']}
-  if unknown:
-    _LOGGER.warning(
-      'Results of the categories %s are ignored: %s does not have them.',
-      sorted(unknown),
-      annotations_file,
-    )
 
 
 def format_table(metrics: Mapping[str, float]) -> str:

@@ -4,7 +4,6 @@ Only here boxes `(y1, x1, y2, x2)` become COCO's `[x, y, width, height]`.
 """
 
 import collections
-import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,27 +14,6 @@ from maskrcnn_jax import files
 from maskrcnn_jax.evaluation import mask_pasting
 from maskrcnn_jax.evaluation.workers import Workers
 from maskrcnn_jax.structures import Detections
-
-
-@dataclasses.dataclass(frozen=True)
-class _ImageDetections:
-  """Detections of one image, in pixels of the original image.
-
-  Attributes:
-    image_id: id of the image.
-    image_size: (height, width).
-    boxes: `[n, 4]`.
-    classes: `[n]`.
-    scores: `[n]`.
-    masks: `[n, size, size]` probabilities over the boxes, or None.
-  """
-
-  image_id: int
-  image_size: tuple[int, int]
-  boxes: np.ndarray
-  classes: np.ndarray
-  scores: np.ndarray
-  masks: np.ndarray | None
 
 
 def to_coco_results(
@@ -61,13 +39,15 @@ def to_coco_results(
     masks, `segmentation` (compressed RLE, `counts` a str).
   """
   encoder = ResultEncoder(category_ids=category_ids)
-  batch = {
-    'image_ids': image_ids,
-    'original_sizes': original_sizes,
-    'scales': scales,
-    'valid': valid,
-  }
-  encoder.add(detections, batch)
+  encoder.add(
+    detections,
+    {
+      'image_ids': image_ids,
+      'original_sizes': original_sizes,
+      'scales': scales,
+      'valid': valid,
+    },
+  )
   return encoder.collect()
 
 
@@ -85,12 +65,9 @@ def image_results(
     image_size: (height, width).
     category_ids: of the classes that have another id in the annotations.
   """
-  counts = None
+  image, counts = (found, image_id, image_size), None
   if found.masks is not None:
     counts = mask_pasting.encode_masks(found.masks, found.boxes, image_size)
-  image = _ImageDetections(
-    image_id, image_size, found.boxes, found.classes, found.scores, None
-  )
   return _make_results(image, counts, category_ids or {})
 
 
@@ -134,14 +111,10 @@ class ResultEncoder:
     images = _split(detections, batch)
     encoded = None
     if detections.masks is not None:
-      encoded = self._workers.submit(
-        mask_pasting.encode_images,
-        [image.masks for image in images],
-        [image.boxes for image in images],
-        [image.image_size for image in images],
-      )
+      masks = [(found.masks, found.boxes, size) for found, _, size in images]
+      encoded = self._workers.submit(mask_pasting.encode_images, masks)
     # The masks themselves are no longer needed.
-    images = [dataclasses.replace(image, masks=None) for image in images]
+    images = [(found.replace(masks=None), *rest) for found, *rest in images]
     self._pending.append((images, encoded))
 
   def collect(self) -> list[dict]:
@@ -161,36 +134,31 @@ class ResultEncoder:
 
 
 def _split(detections, batch):
-  """The detections of each valid image of a batch."""
+  """Detections in its own pixels, id and size of each valid image."""
   # One copy of the whole batch to the host.
-  detections = Detections(
+  detections = detections.replace(
     **{
-      name: None if array is None else np.asarray(array)
+      name: np.asarray(array)
       for name, array in vars(detections).items()
+      if array is not None
     }
   )
   images = []
   for row in np.flatnonzero(np.asarray(batch['valid'])):
     found = detections.image(int(row))
-    height, width = (int(side) for side in batch['original_sizes'][row])
-    images.append(
-      _ImageDetections(
-        image_id=int(batch['image_ids'][row]),
-        image_size=(height, width),
-        boxes=original_boxes(found.boxes, batch['scales'][row]),
-        classes=found.classes,
-        scores=found.scores,
-        masks=found.masks,
-      )
-    )
+    boxes = original_boxes(found.boxes, batch['scales'][row])
+    image_id = int(batch['image_ids'][row])
+    image_size = tuple(map(int, batch['original_sizes'][row]))
+    images.append((found.replace(boxes=boxes), image_id, image_size))
   return images
 
 
-def _make_results(found, counts, category_ids):
-  """The results of one image; `counts` of its masks, or None."""
+def _make_results(image, counts, category_ids):
+  """The results of one image of `_split`; `counts` of its masks, or None."""
+  found, image_id, image_size = image
   results = [
     {
-      'image_id': found.image_id,
+      'image_id': image_id,
       'category_id': category_ids.get(class_id, class_id),
       'bbox': box,
       'score': score,
@@ -203,7 +171,7 @@ def _make_results(found, counts, category_ids):
   ]
   if counts is not None:
     for result, text in zip(results, counts):
-      result['segmentation'] = {'size': [*found.image_size], 'counts': text}
+      result['segmentation'] = {'size': [*image_size], 'counts': text}
   return results
 
 

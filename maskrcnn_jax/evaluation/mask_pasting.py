@@ -41,13 +41,9 @@ def encode_masks(
   return compress(lengths, num_runs)
 
 
-def encode_images(
-  masks: Sequence[np.ndarray],
-  boxes: Sequence[np.ndarray],
-  image_sizes: Sequence[tuple[int, int]],
-) -> list[list[str]]:
-  """`encode_masks` of several images."""
-  return [encode_masks(*image) for image in zip(masks, boxes, image_sizes)]
+def encode_images(images: Sequence[tuple]) -> list[list[str]]:
+  """`encode_masks` of several images, each with its three arguments."""
+  return list(itertools.starmap(encode_masks, images))
 
 
 def paste_masks(

@@ -4,9 +4,10 @@ They are read from `WORKDIR/metrics.jsonl`, which every evaluation appends to
 and which survives a killed run, so that nothing else has to be saved.
 """
 
+import contextlib
 import json
 import pathlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 # Terms of the training loss on the evaluation set, and their sum.
 TERMS = ('rpn_objectness', 'rpn_box', 'class', 'box', 'mask')
@@ -14,58 +15,43 @@ LOSS = 'eval/loss'
 LOSSES = (LOSS, *(f'{LOSS}_{term}' for term in TERMS))
 
 
-def is_better(metric: str, value: float, other: float) -> bool:
-  """Whether a value is better than another; a loss is better if lower."""
-  return value < other if metric in LOSSES else value > other
+def read_lines(workdir, key: str = '') -> Iterator[dict]:
+  """Lines of a run's `metrics.jsonl` in which a key occurs, oldest first."""
+  path = pathlib.Path(workdir) / 'metrics.jsonl'
+  if not path.exists():
+    return
+  with path.open(encoding='utf-8', errors='replace') as file:
+    for line in file:
+      if key in line:
+        # A killed run may have left half a line.
+        with contextlib.suppress(json.JSONDecodeError):
+          yield json.loads(line)
 
 
 def read(workdir, metric: str) -> dict[int, float | None]:
   """The last value of a metric by step; None where it was not finite."""
-  path = pathlib.Path(workdir) / 'metrics.jsonl'
-  if not path.exists():
-    return {}
-  found = {}
-  for line in path.read_text(encoding='utf-8', errors='replace').splitlines():
-    if f'"{metric}"' in line:
-      try:
-        values = json.loads(line)
-      except json.JSONDecodeError:
-        continue  # The line that a killed run was writing.
-      found[values['step']] = values[metric]
-  return found
+  lines = read_lines(workdir, f'"{metric}"')
+  return {line['step']: line[metric] for line in lines}
 
 
 def best_step(
   scores: Mapping[int, float | None],
   metric: str,
   steps: Collection[int] | None = None,
+  first: bool = False,
 ) -> int | None:
-  """The step with the best score, the newest of equal ones; None without any.
+  """The step with the best score; None without any.
 
   Args:
     scores: by step, as `read` returns them.
-    metric: decides which score is better.
+    metric: a loss is better if it is lower, any other if it is higher.
     steps: the ones to choose from; None: all.
+    first: take the first of equal ones instead of the newest.
   """
-  best = None
-  for step in sorted(scores if steps is None else steps):
-    value = scores.get(step)
-    if value is None:
-      continue
-    if best is None or not is_better(metric, scores[best], value):
-      best = step
-  return best
-
-
-def first_best_step(
-  scores: Mapping[int, float | None], metric: str
-) -> int | None:
-  """The step that no later one improved on; None without a score."""
-  best = None
-  for step in sorted(scores):
-    value = scores[step]
-    if value is None:
-      continue
-    if best is None or is_better(metric, value, scores[best]):
-      best = step
-  return best
+  sign, order = -1 if metric in LOSSES else 1, -1 if first else 1
+  steps = scores if steps is None else steps
+  return max(
+    (step for step in steps if scores.get(step) is not None),
+    key=lambda step: (sign * scores[step], order * step),
+    default=None,
+  )

@@ -18,7 +18,7 @@ from pycocotools import coco as coco_api
 from pycocotools import cocoeval
 from pycocotools import mask as coco_mask
 
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import UserError, invalid
 from maskrcnn_jax.evaluation.workers import Workers
 
 SCORERS = ('pycocotools', 'hotcoco')
@@ -29,12 +29,7 @@ MAX_DETECTIONS = 100
 def check_scorer(scorer: str) -> None:
   """Raises a `UserError` for a scorer that is unknown or not installed."""
   if scorer not in SCORERS:
-    raise UserError(
-      f'evaluation.scorer must be one of {", ".join(SCORERS)}, got {scorer!r}.',
-      argument='evaluation.scorer',
-      given=scorer,
-      wanted=SCORERS,
-    )
+    raise invalid('evaluation.scorer', scorer, f'one of {", ".join(SCORERS)}')
   try:
     importlib.import_module(scorer)
   except ImportError as error:
@@ -86,14 +81,8 @@ def score(
       own_truth = {**truth, 'annotations': _flatten(objects, part)}
       own_results = [_strip(result, kind) for result in _flatten(found, part)]
       job = workers.submit(
-        make_tables,
-        own_truth,
-        own_results,
-        image_ids,
-        part,
-        kind,
-        scorer,
-        max_detections,
+        *(make_tables, own_truth, own_results, image_ids, part, kind),
+        *(scorer, max_detections),
       )
       jobs.append((kind, part, job))
   tables = {kind: {} for kind in kinds}
@@ -223,7 +212,6 @@ def _index(dataset):
 def _complete(results, images, kind):
   """The results as annotations, with boxes alone or with masks alone."""
   sizes = {image['id']: image for image in images}
-  shapes = (_boxes if kind == 'bbox' else _masks)(results, sizes)
   return [
     {
       'id': number,
@@ -231,38 +219,25 @@ def _complete(results, images, kind):
       'category_id': result['category_id'],
       'score': result['score'],
       'iscrowd': 0,
-      **shape,
+      **_shape(result, sizes, kind),
     }
-    for number, (result, shape) in enumerate(zip(results, shapes), start=1)
+    for number, result in enumerate(results, start=1)
   ]
 
 
-def _boxes(results, sizes):
-  """The boxes of results and their areas, as COCO.loadRes takes them."""
-  for result in results:
-    if 'bbox' in result:
-      yield {
-        'bbox': result['bbox'],
-        'area': result['bbox'][2] * result['bbox'][3],
-      }
-    else:
-      mask = _run_lengths(result, sizes)
-      yield {
-        'bbox': coco_mask.toBbox(mask).tolist(),
-        'area': int(coco_mask.area(mask)),
-      }
-
-
-def _masks(results, sizes):
-  """The masks of results and their areas, as COCO.loadRes takes them."""
-  for result in results:
-    mask = _run_lengths(result, sizes)
-    # loadRes cannot measure polygons: they count by their box.
-    if isinstance(result['segmentation'], list) and 'bbox' in result:
-      area = result['bbox'][2] * result['bbox'][3]
-    else:
-      area = int(coco_mask.area(mask))
-    yield {'segmentation': mask, 'area': area}
+def _shape(result, sizes, kind):
+  """The box or the mask of a result and its area, as COCO.loadRes has them."""
+  box = result.get('bbox')
+  if kind == 'bbox' and box is not None:
+    return {'bbox': box, 'area': box[2] * box[3]}
+  mask = _run_lengths(result, sizes)
+  area = int(coco_mask.area(mask))
+  if kind == 'bbox':
+    return {'bbox': coco_mask.toBbox(mask).tolist(), 'area': area}
+  # loadRes cannot measure polygons: they count by their box.
+  if isinstance(result['segmentation'], list) and box is not None:
+    area = box[2] * box[3]
+  return {'segmentation': mask, 'area': area}
 
 
 def _run_lengths(result, sizes):

@@ -17,7 +17,6 @@ from maskrcnn_jax.checkpoints import store
 from maskrcnn_jax.errors import UserError, invalid
 from maskrcnn_jax.export import description, program
 from maskrcnn_jax.input_pipeline import transforms
-from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
@@ -130,9 +129,7 @@ def export(
 
 def _complete(options: ExportOptions, inputs: Mapping):
   """Options completed by the run's, image sizes per canvas, exact_sizes."""
-  resize = override.make(
-    transforms.ResizeOptions, inputs.get('resize') or {}, 'input.resize'
-  )
+  resize = transforms.resize_options(inputs.get('resize'))
   options = dataclasses.replace(
     options,
     canvases=options.canvases or tuple(map(tuple, inputs.canvases)),

@@ -15,7 +15,6 @@ from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.errors import UserError, invalid
 from maskrcnn_jax.inference import views as views_lib
 from maskrcnn_jax.inference.views import TileOptions, View
-from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.structures import Detections
 from maskrcnn_jax.training import train_step
@@ -90,9 +89,7 @@ class Predictor:
     self._model = MaskRCNN.from_config(self.config.model)
     self._tile, self._scales, self._mirror = tile, tuple(scales), mirror
     inputs = self.config.input
-    resize = override.make(
-      transforms.ResizeOptions, inputs.get('resize') or {}, 'input.resize'
-    )
+    resize = transforms.resize_options(inputs.get('resize'))
     self._canvases = tuple(inputs.canvases)
     self._fits = [transforms.fit_size(x, resize) for x in self._canvases]
     self._choose_canvas = single_images.choose_canvas

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from maskrcnn_jax.datasets import records
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import invalid
 from maskrcnn_jax.input_pipeline import cache as caches
 from maskrcnn_jax.input_pipeline import order, reader, transforms
 from maskrcnn_jax.input_pipeline.iterators import Batches, TrainBatches
@@ -86,20 +86,15 @@ def train_batches(
     image_dtype=image_dtype,
     resize=transforms.resize_options(resize),
   )
-  _check_hosts('input.batch_size', batch_size, host_index, host_count)
   if start_examples < 0:
     raise ValueError(f'start_examples must be 0 or more, got {start_examples}.')
-  _require(
-    cache is None or cache in caches.MODES,
-    *('input.cache', cache, f'None or one of {caches.MODES}'),
-  )
-  _require(
-    0.0 <= max_unreadable_share <= 1.0,
-    *('input.max_unreadable_share', max_unreadable_share, 'in 0..1'),
-  )
+  if cache not in (None, *caches.MODES):
+    raise invalid('input.cache', cache, f'None or one of {caches.MODES}')
+  if not 0.0 <= max_unreadable_share <= 1.0:
+    raise invalid('input.max_unreadable_share', max_unreadable_share, 'in 0..1')
   source = _Source(
-    *(file_pattern, split, canvases, batch_size, host_index, host_count),
-    *(options, num_threads),
+    *('input', file_pattern, split, canvases, batch_size),
+    *(host_index, host_count, options, num_threads),
   )
   batches = order.TrainOrder(
     source.canvas_indices, batch_size, seed, salt, block_size
@@ -139,18 +134,8 @@ def eval_batches(
 
   Args:
     file_pattern: see `train_batches`, also for the arguments not named here.
-    canvases: (height, width) of the input.
-    batch_size: images in a batch over all hosts.
-    image_dtype: 'uint8' or 'float32'.
     with_instances: add `instances`, without crowds.
-    max_instances: objects in an image.
-    mask_size: side of the mask crops.
     max_images: take only so many images, the first ones; None: all.
-    host_index: this host.
-    host_count: hosts that share a batch.
-    resize: fields of `transforms.ResizeOptions`.
-    split: of a TFDS directory.
-    num_threads: readers.
 
   Returns:
     A finite iterator with `counts`, as `train_batches`, but lost rows never
@@ -165,18 +150,19 @@ def eval_batches(
     with_instances=with_instances,
     resize=transforms.resize_options(resize),
   )
-  _check_hosts('evaluation.batch_size', batch_size, host_index, host_count)
   source = _Source(
-    *(file_pattern, split, canvases, batch_size, host_index, host_count),
-    *(options, num_threads),
+    *('evaluation', file_pattern, split, canvases, batch_size),
+    *(host_index, host_count, options, num_threads),
   )
-  batches = order.eval_plans(source.canvas_indices[:max_images], batch_size)
-
-  def seeds(part):
-    return np.zeros([len(part.rows), 2], np.int64)
-
-  numbers = tf.data.Dataset.range(len(batches))
-  return Batches(source.read(numbers, lambda n: batches[int(n)], seeds))
+  plans = order.eval_plans(source.canvas_indices[:max_images], batch_size)
+  numbers = tf.data.Dataset.range(len(plans))
+  return Batches(
+    source.read(
+      numbers,
+      lambda number: plans[int(number)],
+      lambda part: np.zeros([len(part.rows), 2], np.int64),
+    )
+  )
 
 
 def batch_spec(
@@ -188,15 +174,8 @@ def batch_spec(
 ) -> dict:
   """The `element_spec` of training batches of one canvas, without any data.
 
-  Args:
-    canvas: (height, width) of the images.
-    batch_size: images in a batch over all hosts.
-    max_instances: see `train_batches`.
-    mask_size: see `train_batches`.
-    image_dtype: see `train_batches`.
-
-  Returns:
-    `tf.TensorSpec`s in the structure of a batch.
+  Returns `tf.TensorSpec`s in the structure of a batch; see `train_batches` for
+  the arguments.
   """
   options = transforms.TransformOptions(
     max_instances=max_instances, mask_size=mask_size, image_dtype=image_dtype
@@ -218,6 +197,7 @@ class _Source:
 
   def __init__(
     self,
+    section,
     file_pattern,
     split,
     canvases,
@@ -227,16 +207,19 @@ class _Source:
     options,
     num_threads,
   ):
-    _check_canvases(canvases)
-    _require(
-      num_threads is None or num_threads >= 1,
-      *('input.num_threads', num_threads, 'None, or 1 or more'),
-    )
-    _require(
-      options.image_dtype in transforms.IMAGE_DTYPES,
-      *('input.image_dtype', options.image_dtype),
-      f'one of {transforms.IMAGE_DTYPES}',
-    )
+    if not 0 <= host_index < host_count:
+      raise ValueError(f'host_index {host_index} of {host_count} hosts.')
+    if batch_size < 1 or batch_size % host_count:
+      wanted = f'a positive multiple of the number of hosts, {host_count}'
+      raise invalid(f'{section}.batch_size', batch_size, wanted)
+    if not canvases or not all(map(_is_canvas, canvases)):
+      wanted = f'(height, width) pairs of multiples of {CANVAS_MULTIPLE}'
+      raise invalid('input.canvases', canvases, wanted)
+    if num_threads is not None and num_threads < 1:
+      raise invalid('input.num_threads', num_threads, 'None, or 1 or more')
+    if options.image_dtype not in transforms.IMAGE_DTYPES:
+      wanted = f'one of {transforms.IMAGE_DTYPES}'
+      raise invalid('input.image_dtype', options.image_dtype, wanted)
     self._canvases = canvases
     self._fits = [transforms.fit_size(x, options.resize) for x in canvases]
     self._hosts = host_index, host_count
@@ -271,30 +254,6 @@ class _Source:
     )
 
 
-def _check_canvases(canvases) -> None:
-  is_valid = len(canvases) and all(
-    len(canvas) == 2
-    and all(x >= CANVAS_MULTIPLE and x % CANVAS_MULTIPLE == 0 for x in canvas)
-    for canvas in canvases
-  )
-  wanted = f'(height, width) pairs of multiples of {CANVAS_MULTIPLE}'
-  _require(is_valid, 'input.canvases', canvases, wanted)
-
-
-def _check_hosts(argument, batch_size, host_index, host_count) -> None:
-  if not 0 <= host_index < host_count:
-    raise ValueError(f'host_index {host_index} of {host_count} hosts.')
-  is_valid = batch_size >= 1 and batch_size % host_count == 0
-  wanted = f'a positive multiple of the number of hosts, {host_count}'
-  _require(is_valid, argument, batch_size, wanted)
-
-
-def _require(is_valid, argument, given, wanted) -> None:
-  """Raises a `UserError` for an argument that is not valid."""
-  if not is_valid:
-    raise UserError(
-      f'{argument} must be {wanted}, got {given!r}.',
-      argument=argument,
-      given=given,
-      wanted=wanted,
-    )
+def _is_canvas(sides) -> bool:
+  positive_multiples = (x > 0 and x % CANVAS_MULTIPLE == 0 for x in sides)
+  return len(sides) == 2 and all(positive_multiples)

@@ -5,8 +5,10 @@ saves everything but padding. A row depends on its record and on whether it is
 mirrored, so each is kept up to twice.
 """
 
+import contextlib
 import os
 import pathlib
+import re
 import threading
 
 import numpy as np
@@ -19,11 +21,13 @@ MODES = ('rows', 'records', 'nothing')
 # Habana's rule: a machine with less memory caches nothing and reads little
 # ahead.
 PLENTY_BYTES = 45 * 2**30
-# Limits of containers: control groups, version 2 and version 1.
-_LIMIT_FILES = (
-  'sys/fs/cgroup/memory.max',
-  'sys/fs/cgroup/memory/memory.limit_in_bytes',
-)
+# Pattern and unit of the limit in each file. Those of containers are control
+# groups, version 2 (where `max` is no limit) and version 1.
+_LIMITS = {
+  'proc/meminfo': (r'MemTotal:\s*(\d+)', 1024),
+  'sys/fs/cgroup/memory.max': (r'(\d+)', 1),
+  'sys/fs/cgroup/memory/memory.limit_in_bytes': (r'(\d+)', 1),
+}
 
 
 def choose_mode(index: RecordIndex, fits: np.ndarray, options) -> str:
@@ -55,9 +59,12 @@ def memory_bytes(root: str | os.PathLike = '/') -> int | None:
   Returns:
     Bytes; None where the system does not say.
   """
-  limits = [_read_total(pathlib.Path(root, 'proc/meminfo'))]
-  limits += [_read_limit(pathlib.Path(root, name)) for name in _LIMIT_FILES]
-  return min((limit for limit in limits if limit is not None), default=None)
+  limits = []
+  for name, (pattern, unit) in _LIMITS.items():
+    with contextlib.suppress(OSError):
+      found = re.search(pattern, pathlib.Path(root, name).read_text())
+      limits += [int(found[1]) * unit] if found else []
+  return min(limits, default=None)
 
 
 def has_plenty_of_memory() -> bool:
@@ -80,27 +87,6 @@ def limit_bytes() -> int | None:
 def fits_in_memory(num_bytes: int) -> bool:
   """Whether every process of this machine may cache so many bytes."""
   return has_plenty_of_memory() and num_bytes <= limit_bytes()
-
-
-def _read_total(path):
-  """MemTotal of /proc/meminfo."""
-  try:
-    lines = path.read_text().splitlines()
-  except OSError:
-    return None
-  for line in lines:
-    name, _, value = line.partition(':')
-    if name == 'MemTotal':
-      return int(value.split()[0]) * 1024
-  return None
-
-
-def _read_limit(path):
-  """A control group's limit; None for `max` or without the file."""
-  try:
-    return int(path.read_text())
-  except (OSError, ValueError):
-    return None
 
 
 class Cache:
@@ -152,7 +138,9 @@ def cached(cache: Cache, dataset: tf.data.Dataset, key) -> tf.data.Dataset:
   leaves = tf.nest.flatten(spec)
   dtypes = [leaf.dtype for leaf in leaves]
   blanks = [
-    b'' if leaf.dtype == tf.string else np.zeros(_shape(leaf), leaf.dtype.name)
+    b''
+    if leaf.dtype == tf.string
+    else np.zeros([side or 0 for side in leaf.shape], leaf.dtype.name)
     for leaf in leaves
   ]
 
@@ -175,7 +163,3 @@ def cached(cache: Cache, dataset: tf.data.Dataset, key) -> tf.data.Dataset:
   found = tf.data.Dataset.from_tensors(tf.nest.pack_sequence_as(spec, values))
   found = found.take(tf.cast(hit, tf.int64))
   return found.concatenate(dataset.map(store)).take(1)
-
-
-def _shape(leaf):
-  return [side or 0 for side in leaf.shape]

@@ -69,14 +69,12 @@ class TrainBatches(Batches):
     repeat_first: bool,
     max_unreadable_share: float,
   ):
-    """Starts reading.
+    """Starts reading; see `batches.train_batches` for the last two arguments.
 
     Args:
       dataset: endless batches of this host's rows.
       batch_size: rows of the global batch.
       position: of the first batch.
-      repeat_first: see `Batches`.
-      max_unreadable_share: see `batches.train_batches`.
     """
     super().__init__(dataset, repeat_first)
     self._batch_size = batch_size

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import UserError, invalid
 
 FILLER = -1  # Instead of the row of a record, where a batch has no example.
 
@@ -96,25 +96,18 @@ class TrainOrder:
     salt: int = 0,
     block_size: int = 1,
   ):
-    """Prepares the order.
+    """Prepares the order; see `epoch_order` for the other arguments.
 
     Args:
       canvas_indices: `[num_examples]`, the canvas of every example.
       batch_size: examples in a global batch.
-      seed: of the run.
-      salt: see `epoch_order`.
-      block_size: see `epoch_order`.
     """
     if len(canvas_indices) == 0:
       raise UserError(
         'input.file_pattern has no records.', argument='input.file_pattern'
       )
     if seed < 0:
-      raise UserError(
-        f'input.seed must be 0 or more, got {seed}.',
-        argument='input.seed',
-        given=seed,
-      )
+      raise invalid('input.seed', seed, '0 or more')
     if salt < 0:
       raise ValueError(f'salt must be 0 or more, got {salt}.')
     self._canvas_indices = np.asarray(canvas_indices)

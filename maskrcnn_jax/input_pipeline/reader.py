@@ -74,7 +74,7 @@ def record_locations(
     plan: this host's `order.BatchPlan` of a number.
     seeds: `[rows, 2]` int64 of a plan.
     index: of the records.
-    canvases: see `batches.train_batches`.
+    canvases: (height, width) of each.
     fits: (height, width) that an image may fill on each canvas.
   """
   paths = np.array([os.fsencode(path) for path in index.files], object)
@@ -125,7 +125,7 @@ def read_batches(
     index: of the records.
     canvases: with a single one the shapes are static.
     batch_size: rows of this host.
-    options: see `transforms.TransformOptions`.
+    options: of the transforms.
     num_threads: readers; None: one per CPU, at most 16.
     cache: one of `cache.MODES`.
 
@@ -137,10 +137,6 @@ def read_batches(
   static = canvases[0] if len(set(map(tuple, canvases))) == 1 else (None, None)
   kept = caches.Cache(caches.limit_bytes())
 
-  def keep_shape(row):
-    images = tf.ensure_shape(row['images'], [*static, 3])
-    return row | {'images': images}
-
   dataset = locations.interleave(
     lambda location: _one_row(location, index, options, cache, kept),
     cycle_length=num_threads,
@@ -148,7 +144,9 @@ def read_batches(
     num_parallel_calls=num_threads,
     deterministic=True,
   )
-  dataset = dataset.map(keep_shape).batch(batch_size, drop_remainder=True)
+  dataset = dataset.map(
+    lambda row: row | {'images': tf.ensure_shape(row['images'], [*static, 3])}
+  ).batch(batch_size, drop_remainder=True)
   settings = tf.data.Options()
   settings.deterministic = True
   settings.threading.private_threadpool_size = num_threads

@@ -31,7 +31,7 @@ def choose_canvas(
   """Index of the canvas that shrinks an image least.
 
   Args:
-    image_size: (height, width) of the image.
+    image_size: (height, width).
     fits: (height, width) that an image may fill on each canvas.
   """
   heights, widths = np.reshape(image_size, [2, 1])
@@ -52,7 +52,7 @@ def fit_image(
     canvas: (height, width).
     fit: (height, width) that the image may fill of it.
     image_dtype: 'uint8' (rounded) or 'float32'; both 0..255.
-    options: see `transforms.ResizeOptions`.
+    options: of the size.
 
   Returns:
     `images` `[height, width, 3]`, `image_sizes` `[2]` float32,

@@ -63,14 +63,13 @@ def resize_options(fields: Mapping | None) -> ResizeOptions:
   """Options of the config section `input.resize`; None: the defaults."""
   fields = dict(fields or {})
   known = [field.name for field in dataclasses.fields(ResizeOptions)]
-  for name in fields:
-    if name not in known:
-      raise UserError(
-        f'input.resize has no field {name!r}{did_you_mean(name, known)}',
-        argument=f'input.resize.{name}',
-        given=name,
-        wanted=known,
-      )
+  for name in fields.keys() - set(known):
+    raise UserError(
+      f'input.resize has no field {name!r}{did_you_mean(name, known)}',
+      argument=f'input.resize.{name}',
+      given=name,
+      wanted=known,
+    )
   return ResizeOptions(**fields)
 
 
@@ -78,8 +77,8 @@ def fit_size(canvas, options: ResizeOptions) -> tuple[int, int]:
   """(height, width) that an image may fill on a canvas."""
   if options.fit_size is None:
     return tuple(canvas)
-  short, long = sorted(options.fit_size)
-  size = (short, long) if canvas[0] <= canvas[1] else (long, short)
+  is_tall = bool(canvas[0] > canvas[1])
+  size = tuple(sorted(options.fit_size, reverse=is_tall))
   if size[0] > canvas[0] or size[1] > canvas[1]:
     raise UserError(
       f'input.resize.fit_size must fit into the canvas {tuple(canvas)}, got '
@@ -138,7 +137,7 @@ def resize(example, canvas, fit, flip, options: ResizeOptions):
     canvas: `[2]` int32.
     fit: `[2]` int32, see `fit_size`.
     flip: scalar bool.
-    options: see there.
+    options: of the size.
 
   Returns:
     `image` float32 [h, w, 3], `image_sizes`, `original_sizes`, `scales`, and,
@@ -176,23 +175,15 @@ def finish_image(image, image_dtype: str):
 
 
 def finish_instances(example, options: TransformOptions):
-  """Crops the masks and drops objects that cannot be seen.
-
-  Args:
-    example: see `resize`.
-    options: see there.
+  """Crops the masks of a `resize`d example and drops objects without a pixel.
 
   Returns:
     `boxes`, `classes` and `masks` of a row, and `[n]` bool, False for objects
     that were dropped because their mask has no pixel in their box.
   """
+  names = ('masks', 'original_sizes', 'boxes', 'rows', 'columns')
   crops = mask_crops.crop_masks(
-    example['masks'],
-    example['original_sizes'],
-    example['boxes'],
-    example['rows'],
-    example['columns'],
-    options.mask_size,
+    *(example[name] for name in names), options.mask_size
   )
   crops = tf.cast(crops * 255.0 + 0.5, tf.uint8)
   shown = tf.reduce_any(crops > 0, axis=[1, 2])
@@ -222,7 +213,7 @@ def transform(
     canvas: `[2]` int32.
     fit: `[2]` int32, see `fit_size`.
     flip: scalar bool.
-    options: see there.
+    options: of all steps.
     careful: see `decode.decode_record`.
 
   Returns:
@@ -233,12 +224,9 @@ def transform(
     record, options.max_instances, options.with_instances, careful
   )
   resized = resize(example, canvas, fit, flip, options.resize)
-  row = {
-    'images': finish_image(resized['image'], options.image_dtype),
-    'faults': tf.zeros([0], tf.int32),
-  }
-  for key in ('image_sizes', 'original_sizes', 'scales'):
-    row[key] = resized[key]
+  row = {x: resized[x] for x in ('image_sizes', 'original_sizes', 'scales')}
+  row['images'] = finish_image(resized['image'], options.image_dtype)
+  row['faults'] = tf.zeros([0], tf.int32)
   if options.with_instances:
     row['instances'], shown = finish_instances(resized, options)
     row['faults'] = tf.tensor_scatter_nd_max(

@@ -315,7 +315,7 @@ def reason_to_stop(
   """
   found = scores.read(workdir, metric)
   found = {s: v for s, v in found.items() if s <= step and counts(s)}
-  best = scores.first_best_step(found, metric)
+  best = scores.best_step(found, metric, first=True)
   later = sum(best is None or s > best for s in found)
   if later < patience:
     return None

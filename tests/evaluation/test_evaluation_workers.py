@@ -35,11 +35,11 @@ def test_an_error_of_the_work_is_raised():
 
 
 def test_workers_do_not_import_jax():
-  images = [np.ones((1, 28, 28))], [np.array([[0, 0, 9, 9]])], [(9, 9)]
+  image = np.ones((1, 28, 28)), np.array([[0, 0, 9, 9]]), (9, 9)
   empty = {'images': [], 'annotations': [], 'categories': []}
   with Workers(1) as workers:
     # All that an evaluation submits.
-    workers.wait(workers.submit(mask_pasting.encode_images, *images))
+    workers.wait(workers.submit(mask_pasting.encode_images, [image]))
     arguments = (empty, [], [], [], 'segm', 'pycocotools')
     workers.wait(workers.submit(scoring.make_tables, *arguments))
     names = workers.submit(eval, "[*__import__('sys').modules]")

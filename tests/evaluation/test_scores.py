@@ -43,9 +43,9 @@ def test_the_highest_is_the_best_and_of_losses_the_lowest(
 ):
   losses = {k: v if v is None else -v for k, v in values.items()}
   assert scores.best_step(values, AP) == newest
-  assert scores.first_best_step(values, AP) == first
+  assert scores.best_step(values, AP, first=True) == first
   assert scores.best_step(losses, LOSS) == newest
-  assert scores.first_best_step(losses, LOSS) == first
+  assert scores.best_step(losses, LOSS, first=True) == first
 
 
 def test_only_some_steps_may_count():
@@ -61,6 +61,6 @@ def test_the_best_is_that_of_numpy(metric):
     values = rng.integers(0, 5, rng.integers(1, 9)).astype(float)
     signed = values if metric == AP else -values
     by_step = dict(enumerate(values.tolist()))
-    assert scores.first_best_step(by_step, metric) == np.argmax(signed)
+    assert scores.best_step(by_step, metric, first=True) == np.argmax(signed)
     newest = len(values) - 1 - np.argmax(signed[::-1])
     assert scores.best_step(by_step, metric) == newest

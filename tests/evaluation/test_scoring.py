@@ -1,15 +1,15 @@
 """Both scorers agree to the last bit, with any number of workers."""
 
-import json
 import sys
 
 import numpy as np
 import plain_evaluation
 import pytest
+from plain_evaluation import write_truth
 from pycocotools import mask as coco_mask
 
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.evaluation import coco_metrics, scoring
+from maskrcnn_jax.evaluation import coco_metrics
 from maskrcnn_jax.evaluation.workers import Workers
 
 SIZES = ((60, 80), (90, 50), (33, 33))
@@ -26,13 +26,12 @@ def _rectangle(rng, size):
 
 
 def _mask(rng, box, size):
-  """Run lengths of a box with holes; compressed, or not."""
+  """Run lengths of a box with holes."""
   x, y, width, height = box
-  mask = np.zeros(size, np.uint8, order='F')
+  mask = np.zeros(size, np.uint8)
   mask[y : y + height, x : x + width] = 1
   mask[rng.random(size) < 0.1] = 0
-  rle = coco_mask.encode(mask)
-  return {'size': list(size), 'counts': rle['counts'].decode()}
+  return plain_evaluation.encode_mask(mask)
 
 
 def make_case(seed, num_images=12, num_categories=5):
@@ -91,20 +90,12 @@ def _result(rng, annotation, ids, size):
   }
 
 
-def _write(folder, truth):
-  path = folder / 'truth.json'
-  path.write_text(json.dumps(truth))
-  return path
-
-
-@pytest.mark.parametrize('scorer', scoring.SCORERS)
 @pytest.mark.parametrize('seed', range(6))
 def test_random_cases_are_scored_as_by_plain_pycocotools(
   seed, scorer, tmp_path
 ):
-  pytest.importorskip(scorer)
   truth, results = make_case(seed)
-  path = _write(tmp_path, truth)
+  path = write_truth(tmp_path, truth)
   image_ids = sorted(image['id'] for image in truth['images'])[:-2]
   metrics = coco_metrics.evaluate(results, path, image_ids, scorer=scorer)
   plain = plain_evaluation.score(truth, results, image_ids)
@@ -116,17 +107,15 @@ def test_random_cases_are_scored_as_by_plain_pycocotools(
 @pytest.mark.parametrize('count', [1, 2, 9])
 def test_numbers_do_not_depend_on_the_workers(count, tmp_path):
   truth, results = make_case(7)
-  path = _write(tmp_path, truth)
+  path = write_truth(tmp_path, truth)
   expected = coco_metrics.evaluate(results, path)
   with Workers(count) as workers:
     assert coco_metrics.evaluate(results, path, workers=workers) == expected
 
 
-@pytest.mark.parametrize('scorer', scoring.SCORERS)
 def test_every_form_of_a_mask(scorer, tmp_path):
-  pytest.importorskip(scorer)
   truth, results = make_case(8)
-  path = _write(tmp_path, truth)
+  path = write_truth(tmp_path, truth)
   expected = coco_metrics.evaluate(results, path, kinds=('segm',))
   for result in results:
     size = result['segmentation']['size']
@@ -138,11 +127,9 @@ def test_every_form_of_a_mask(scorer, tmp_path):
   assert metrics == expected
 
 
-@pytest.mark.parametrize('scorer', scoring.SCORERS)
 def test_boxes_around_masks_and_polygons(scorer, tmp_path):
-  pytest.importorskip(scorer)
   truth, results = make_case(9)
-  path = _write(tmp_path, truth)
+  path = write_truth(tmp_path, truth)
   for number, result in enumerate(results):
     x, y, width, height = result['bbox']
     if number % 3 == 0:
@@ -155,45 +142,35 @@ def test_boxes_around_masks_and_polygons(scorer, tmp_path):
     assert coco_metrics.evaluate(results, path, workers=workers) == metrics
 
 
-def test_unknown_and_missing_scorers(tmp_path, monkeypatch):
+@pytest.mark.parametrize('name', ['coco', 'hotcoco'])
+def test_unknown_and_missing_scorers(name, tmp_path, monkeypatch):
   truth, results = make_case(0)
-  path = _write(tmp_path, truth)
   # None makes Python refuse the import.
   monkeypatch.setitem(sys.modules, 'hotcoco', None)
-  for scorer in ('coco', 'hotcoco'):
-    with pytest.raises(UserError) as error:
-      coco_metrics.evaluate(results, path, scorer=scorer)
-    assert error.value.argument == 'evaluation.scorer'
-    assert error.value.given == scorer
-  assert 'maskrcnn-jax[hotcoco]' in str(error.value)  # How to install it.
+  with pytest.raises(UserError) as error:
+    coco_metrics.evaluate(results, write_truth(tmp_path, truth), scorer=name)
+  assert error.value.argument == 'evaluation.scorer'
+  assert error.value.given == name
+  if name == 'hotcoco':
+    assert 'maskrcnn-jax[hotcoco]' in str(error.value)  # How to install it.
 
 
-@pytest.mark.parametrize('scorer', scoring.SCORERS)
 def test_more_than_100_detections_may_count(scorer, tmp_path):
-  pytest.importorskip(scorer)
   count = 160
   boxes = [[20 * (i % 20), 20 * (i // 20), 10, 10] for i in range(count)]
-  annotations = [
-    {
-      'id': i + 1,
-      'image_id': 1,
-      'category_id': 1,
-      'bbox': box,
-      'area': 100,
-      'iscrowd': 0,
-    }
-    for i, box in enumerate(boxes)
-  ]
+  common = {'image_id': 1, 'category_id': 1}
   truth = {
     'images': [{'id': 1, 'height': 200, 'width': 400}],
-    'annotations': annotations,
+    'annotations': [
+      {**common, 'id': i + 1, 'bbox': box} for i, box in enumerate(boxes)
+    ],
     'categories': [{'id': 1, 'name': 'a'}],
   }
   results = [
-    {'image_id': 1, 'category_id': 1, 'bbox': box, 'score': 1 - i / count}
+    {**common, 'bbox': box, 'score': 1 - i / count}
     for i, box in enumerate(boxes)
   ]
-  path = _write(tmp_path, truth)
+  path = write_truth(tmp_path, truth)
 
   def score(**kwargs):
     found = coco_metrics.evaluate(

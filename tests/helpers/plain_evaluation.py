@@ -6,6 +6,7 @@ pycocotools, which scores everything in one process.
 
 import contextlib
 import io
+import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -24,6 +25,40 @@ def encode_masks(
     coco_mask.encode(np.asfortranarray(picture, np.uint8))['counts'].decode()
     for picture in mask_pasting.paste_masks(masks, boxes, image_size)
   ]
+
+
+def encode_mask(mask: np.ndarray) -> dict:
+  """COCO's compressed run lengths of a picture, as json has them."""
+  rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+  return {'size': list(rle['size']), 'counts': rle['counts'].decode()}
+
+
+def encode_box(box: Sequence[int], size: tuple[int, int]) -> dict:
+  """`encode_mask` of a box `[x, y, width, height]` of ones."""
+  x, y, width, height = box
+  mask = np.zeros(size, np.uint8)
+  mask[y : y + height, x : x + width] = 1
+  return encode_mask(mask)
+
+
+def write_truth(folder, truth: Mapping):
+  """Writes a COCO dataset and returns the path of the file."""
+  path = folder / 'truth.json'
+  path.write_text(json.dumps(truth))
+  return path
+
+
+def crop_mask(mask, box, mask_size=112):
+  """The mask crop of a training batch, but for rounding, of a mask `[h, w]`."""
+  for axis, length in enumerate(mask.shape):
+    grid = (length - 1) / length
+    points = np.linspace(box[axis] * grid, box[axis + 2] * grid, mask_size)
+    lower = np.clip(np.floor(points).astype(int), 0, length - 2)
+    weights = np.clip(points - lower, 0, 1)[:, None].astype(np.float32)
+    lines = np.moveaxis(np.asarray(mask, np.float32), axis, 0)
+    lines = lines[lower] * (1 - weights) + lines[lower + 1] * weights
+    mask = np.moveaxis(lines, 0, axis)
+  return mask
 
 
 def score(

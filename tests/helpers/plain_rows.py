@@ -17,6 +17,25 @@ from maskrcnn_jax.input_pipeline import order, transforms
 OUTSIDE = -1
 
 
+def flatten(batch, prefix=''):
+  """Values of a batch, or its spec, by path, such as `instances/boxes`."""
+  flat = {}
+  for key, value in batch.items():
+    if isinstance(value, dict):
+      flat |= flatten(value, f'{prefix}{key}/')
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def assert_equal(batch, other):
+  """Two batches have the same keys and, bit by bit, the same values."""
+  batch, other = flatten(batch), flatten(other)
+  assert batch.keys() == other.keys()
+  for key, value in batch.items():
+    np.testing.assert_array_equal(value, other[key], err_msg=key)
+
+
 def crop_masks(masks, boxes, rows, columns, mask_size):
   """See `mask_crops.crop_masks`; `masks` are `[n, h, w]` uint8."""
   arguments = (np.float32(boxes), np.int32(rows), np.int32(columns))

@@ -9,6 +9,8 @@ import example_records
 import numpy as np
 import plain_rows
 import pytest
+from plain_rows import assert_equal, flatten
+from pycocotools import coco
 
 from maskrcnn_jax import input_pipeline
 from maskrcnn_jax.datasets import prepare, records
@@ -29,17 +31,13 @@ def pattern(tmp_path_factory):
   return str(folder / '*.tfrecord')
 
 
+def train(pattern, **options):
+  options = {'batch_size': 2, **SMALL, **options}
+  return input_pipeline.train_batches(pattern, **options)
+
+
 def take(iterator, count):
   return list(itertools.islice(iterator, count))
-
-
-def assert_equal(batch, other):
-  assert batch.keys() == other.keys()
-  for key, value in batch.items():
-    if isinstance(value, dict):
-      assert_equal(value, other[key])
-    else:
-      np.testing.assert_array_equal(value, other[key], err_msg=key)
 
 
 def rows_of(batch, rows):
@@ -64,25 +62,16 @@ def test_element_spec_is_the_table_of_the_readme(pattern):
     'scales': ((2, 2), 'float32'),
   }
 
-  def describe(tree, describe_leaf, prefix=''):
-    found = {}
-    for key, value in tree.items():
-      if isinstance(value, dict):
-        found |= describe(value, describe_leaf, f'{key}/')
-      else:
-        found[prefix + key] = describe_leaf(value)
-    return found
-
-  spec = describe(
-    iterator.element_spec, lambda x: (tuple(x.shape), x.dtype.name)
-  )
-  assert spec == expected
-  assert describe(next(iterator), lambda x: (x.shape, x.dtype.name)) == expected
+  spec = flatten(iterator.element_spec)
+  batch = flatten(next(iterator))
+  for found in (spec, batch):
+    shown = {k: (tuple(x.shape), x.dtype.name) for k, x in found.items()}
+    assert shown == expected
   assert input_pipeline.batch_spec((64, 96), 2) == iterator.element_spec
 
 
 def test_batches_follow_the_order(pattern):
-  found = take(input_pipeline.train_batches(pattern, batch_size=2, **SMALL), 9)
+  found = take(train(pattern), 9)
   index = records.index_records(pattern)
   choices = order.assign_canvases(index.heights, index.widths, CANVASES)
   sequence = order.TrainOrder(choices, 2)
@@ -101,36 +90,29 @@ def test_batches_follow_the_order(pattern):
 
 
 def test_resume_at_any_position(pattern):
-  whole = input_pipeline.train_batches(pattern, batch_size=2, **SMALL)
+  whole = train(pattern)
   expected, positions = [], []
   for _ in range(7):
     positions.append(whole.position)
     expected.append(next(whole))
   assert positions[3] == {'examples': 6, 'salt': 0}
   for k in (3, 6):
-    resumed = input_pipeline.train_batches(
-      pattern,
-      batch_size=2,
-      start_examples=positions[k]['examples'],
-      salt=positions[k]['salt'],
-      **SMALL,
-    )
+    start = {'start_examples': positions[k]['examples']}
+    resumed = train(pattern, salt=positions[k]['salt'], **start)
     assert resumed.position == positions[k]
     assert_equal(next(resumed), expected[k])
 
 
 def test_salt_and_seed_change_the_data(pattern):
   def ids(**options):
-    iterator = input_pipeline.train_batches(
-      pattern, batch_size=2, **SMALL, **options
-    )
+    iterator = train(pattern, **options)
     return np.concatenate([b['image_ids'] for b in take(iterator, 4)]).tolist()
 
   assert len({str(ids()), str(ids(salt=1)), str(ids(seed=1))}) == 3
 
 
 def test_flips_differ_between_epochs(pattern):
-  iterator = input_pipeline.train_batches(pattern, batch_size=3, **SMALL)
+  iterator = train(pattern, batch_size=3)
   seen = {}
   for batch in take(iterator, 24):
     for image_id, image in zip(batch['image_ids'], batch['images']):
@@ -141,11 +123,9 @@ def test_flips_differ_between_epochs(pattern):
 
 
 def test_hosts_read_their_rows_of_the_same_batch(pattern):
-  whole = take(input_pipeline.train_batches(pattern, batch_size=4, **SMALL), 3)
+  whole = take(train(pattern, batch_size=4), 3)
   for host in range(2):
-    part = input_pipeline.train_batches(
-      pattern, batch_size=4, host_index=host, host_count=2, **SMALL
-    )
+    part = train(pattern, batch_size=4, host_index=host, host_count=2)
     rows = slice(2 * host, 2 * host + 2)
     for batch, expected in zip(take(part, 3), whole):
       assert_equal(batch, rows_of(expected, rows))
@@ -153,32 +133,17 @@ def test_hosts_read_their_rows_of_the_same_batch(pattern):
 
 
 def test_number_of_threads_changes_nothing(pattern):
-  one, four = (
-    take(
-      input_pipeline.train_batches(
-        pattern, batch_size=4, num_threads=n, **SMALL
-      ),
-      4,
-    )
-    for n in (1, 4)
-  )
-  for batch, other in zip(one, four):
-    assert_equal(batch, other)
+  one, four = (train(pattern, batch_size=4, num_threads=n) for n in (1, 4))
+  for _ in range(4):
+    assert_equal(next(one), next(four))
 
 
 @pytest.mark.parametrize('cache', caches.MODES)
 def test_cached_records_are_not_read_again(tmp_path, cache):
   path = tmp_path / 'a.tfrecord'
   example_records.write(path, SIZES[:4])
-  iterator = input_pipeline.train_batches(
-    str(path),
-    batch_size=4,
-    flip=False,
-    cache=cache,
-    num_threads=1,
-    max_unreadable_share=1.0,
-    **SMALL,
-  )
+  options = {'batch_size': 4, 'max_unreadable_share': 1.0, 'flip': False}
+  iterator = train(str(path), cache=cache, num_threads=1, **options)
   assert next(iterator)['valid'].all()
   path.unlink()
   # Some batches may have been read ahead; none from beyond the tenth.
@@ -187,11 +152,9 @@ def test_cached_records_are_not_read_again(tmp_path, cache):
 
 
 def test_the_first_batch_of_the_run_is_repeated(pattern):
-  first = next(input_pipeline.train_batches(pattern, batch_size=2, **SMALL))
+  first = next(train(pattern))
   for start in (0, 6):
-    iterator = input_pipeline.train_batches(
-      pattern, batch_size=2, repeat_first=True, start_examples=start, **SMALL
-    )
+    iterator = train(pattern, repeat_first=True, start_examples=start)
     for batch in take(iterator, 3):
       assert_equal(batch, first)
     assert iterator.position['examples'] == start + 6
@@ -243,15 +206,14 @@ def test_bad_arguments(pattern, argument, given):
   assert error.value.given == given
 
 
-def test_batch_size_must_be_shared_by_the_hosts(pattern):
-  for make, section in (
-    (input_pipeline.train_batches, 'input'),
-    (input_pipeline.eval_batches, 'evaluation'),
-  ):
-    with pytest.raises(UserError) as error:
-      make(pattern, batch_size=3, host_count=2)
-    assert error.value.argument == f'{section}.batch_size'
-    assert error.value.given == 3
+@pytest.mark.parametrize(
+  'make, section', [('train_batches', 'input'), ('eval_batches', 'evaluation')]
+)
+def test_batch_size_must_be_shared_by_the_hosts(pattern, make, section):
+  with pytest.raises(UserError) as error:
+    getattr(input_pipeline, make)(pattern, batch_size=3, host_count=2)
+  assert error.value.argument == f'{section}.batch_size'
+  assert error.value.given == 3
 
 
 @pytest.mark.parametrize('options', [{'host_index': 1}, {'start_examples': -4}])
@@ -273,42 +235,29 @@ def test_misspelt_resize_field(pattern, make):
   assert "'fit_size'" in str(error.value)  # A hint.
 
 
-DATA = os.environ.get('MASKRCNN_TEST_DATA')
+DATA = pathlib.Path(os.environ.get('MASKRCNN_TEST_DATA', 'missing'))
+COCO = DATA / 'coco-mini'
+needs_data = pytest.mark.skipif(
+  not DATA.is_dir(), reason='MASKRCNN_TEST_DATA is not set'
+)
 
 
-@pytest.mark.skipif(not DATA, reason='MASKRCNN_TEST_DATA is not set')
+@needs_data
 def test_real_images(tmp_path):
-  from pycocotools import coco
-
-  folder = pathlib.Path(DATA) / 'coco-mini'
-  truth = coco.COCO(folder / 'annotations/instances_train2017.json')
+  truth_file = COCO / 'annotations/instances_train2017.json'
+  truth = coco.COCO(truth_file)
   # Grayscale, without objects, tiny, wide, many objects, crowd.
   ids = [86, 250, 425989, 357, 472, 404484]
   crowded = [a['image_id'] for a in truth.anns.values() if a['iscrowd']]
   ids = [i for i in [*ids, *crowded[:2]] if i in truth.imgs]
-  contents = []
-  for image in truth.loadImgs(ids):
-    annotations = truth.loadAnns(truth.getAnnIds(image['id']))
-    corners = [
-      [b[1], b[0], b[1] + b[3], b[0] + b[2]]
-      for b in (a['bbox'] for a in annotations)
-    ]
-    file = folder / 'train2017' / image['file_name']
-    contents.append(
-      example_records.record(
-        file.read_bytes(),
-        image['id'],
-        (image['height'], image['width']),
-        corners,
-        [truth.annToMask(a) for a in annotations],
-        [a['category_id'] for a in annotations],
-        [a['iscrowd'] for a in annotations],
-      )
-    )
-  records.write_records(tmp_path / 'x.tfrecord', contents)
+  summary = prepare.prepare(
+    *(COCO / 'train2017', truth_file, tmp_path / 'train'),
+    num_workers=1,
+    image_ids=ids,
+  )
   found = {}
   for batch in input_pipeline.eval_batches(
-    str(tmp_path / 'x.tfrecord'),
+    summary.files,
     ((416, 672), (672, 416)),
     batch_size=2,
     with_instances=True,
@@ -328,16 +277,16 @@ def test_real_images(tmp_path):
     assert np.all(np.abs(areas - expected) < 0.1 * np.array(expected) + 40)
 
 
-@pytest.mark.skipif(not DATA, reason='MASKRCNN_TEST_DATA is not set')
+@needs_data
 def test_real_batches_equal_the_oracle(tmp_path):
-  folder = pathlib.Path(DATA) / 'coco-mini'
-  truth_file = folder / 'annotations/instances_val2017.json'
+  truth_file = COCO / 'annotations/instances_val2017.json'
   truth = json.loads(truth_file.read_text())
   crowded = {a['image_id'] for a in truth['annotations'] if a['iscrowd']}
   ids = [x['id'] for x in truth['images'] if x['id'] not in crowded][:8]
-  output = tmp_path / 'val'
   summary = prepare.prepare(
-    folder / 'val2017', truth_file, output, num_workers=1, image_ids=ids
+    *(COCO / 'val2017', truth_file, tmp_path / 'val'),
+    num_workers=1,
+    image_ids=ids,
   )
   index = records.index_records(summary.files)
   assert len(index) == 8

@@ -18,12 +18,6 @@ SIZES = [(40, 60), (60, 40), (64, 96), (33, 77), (90, 90)]
 CANVAS = (64, 96)
 
 
-def assert_equal(batch, other):
-  tf.nest.assert_same_structure(batch, other)
-  for value, expected in zip(tf.nest.flatten(batch), tf.nest.flatten(other)):
-    np.testing.assert_array_equal(value, expected)
-
-
 def test_a_cache_stores_and_returns_copies():
   cache = caches.Cache()
   assert cache.get((3, 1)) is None
@@ -123,7 +117,7 @@ def test_batches_do_not_depend_on_the_cache(path):
   for _ in range(21):
     first, *others = (next(iterator) for iterator in iterators.values())
     for batch in others:
-      assert_equal(batch, first)
+      plain_rows.assert_equal(batch, first)
   first, *others = iterators.values()
   assert set(first.counts) == {'unusable_mask', 'unusable_image'}
   for iterator in others:
@@ -140,7 +134,7 @@ def test_cached_batches_equal_the_oracle(tmp_path):
   index = records.index_records(path)
   expected = plain_rows.train_rows(index, CANVAS, seed=3, **sizes)
   for row, batch in zip(itertools.islice(expected, 20), iterator):
-    assert_equal(tf.nest.map_structure(lambda x: x[0], batch), row)
+    plain_rows.assert_equal(tf.nest.map_structure(lambda x: x[0], batch), row)
 
 
 @pytest.mark.parametrize(
@@ -191,77 +185,57 @@ def test_a_run_chooses_a_mode_unless_it_is_given(path, monkeypatch):
   input_pipeline.train_batches(path, (CANVAS,), batch_size=2, cache='nothing')
 
 
-def write(root, files):
-  for name, text in files.items():
-    path = root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+MACHINE = {'proc/meminfo': 'MemTotal:       67108864 kB\nMemFree: 1 kB\n'}
+GROUPS, OLD_GROUPS = (
+  'sys/fs/cgroup/memory.max',
+  'sys/fs/cgroup/memory/memory.limit_in_bytes',
+)
 
 
 @pytest.mark.parametrize(
   'files, expected',
   [
-    ({'proc/meminfo': 'MemTotal:       67108864 kB\nMemFree: 1 kB\n'}, 64),
-    (
-      {
-        'proc/meminfo': 'MemTotal: 67108864 kB\n',
-        'sys/fs/cgroup/memory.max': f'{24 * GIB}\n',
-      },
-      24,
-    ),
-    (
-      {
-        'proc/meminfo': 'MemTotal: 67108864 kB\n',
-        'sys/fs/cgroup/memory.max': 'max\n',
-      },
-      64,
-    ),
-    (
-      {
-        'proc/meminfo': 'MemTotal: 67108864 kB\n',
-        # Version 1: a number above any memory means no limit.
-        'sys/fs/cgroup/memory/memory.limit_in_bytes': '9223372036854771712\n',
-      },
-      64,
-    ),
-    (
-      {'sys/fs/cgroup/memory/memory.limit_in_bytes': f'{8 * GIB}\n'},
-      8,
-    ),
+    ({}, None),
+    (MACHINE, 64 * GIB),
+    ({**MACHINE, GROUPS: f'{24 * GIB}\n'}, 24 * GIB),
+    ({**MACHINE, GROUPS: 'max\n'}, 64 * GIB),
+    # Version 1: a number above any memory means no limit.
+    ({**MACHINE, OLD_GROUPS: '9223372036854771712\n'}, 64 * GIB),
+    ({OLD_GROUPS: f'{8 * GIB}\n'}, 8 * GIB),
   ],
 )
 def test_the_lowest_limit_of_memory_counts(tmp_path, files, expected):
-  write(tmp_path, files)
-  assert caches.memory_bytes(tmp_path) == expected * GIB
+  for name, text in files.items():
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+  assert caches.memory_bytes(tmp_path) == expected
 
 
-def test_unknown_memory_is_not_plenty(tmp_path, monkeypatch):
-  assert caches.memory_bytes(tmp_path) is None
-  monkeypatch.setattr(caches, 'memory_bytes', lambda: None)
-  assert not caches.has_plenty_of_memory()
-  assert not caches.fits_in_memory(1)
-  assert caches.limit_bytes() is None
-
-
-def test_half_of_the_memory_is_for_the_cache_from_45_gib_on(monkeypatch):
-  monkeypatch.delenv('OMPI_COMM_WORLD_LOCAL_SIZE', raising=False)
-  monkeypatch.setattr(caches, 'memory_bytes', lambda: 44 * GIB)
-  assert not caches.fits_in_memory(1)
-  monkeypatch.setattr(caches, 'memory_bytes', lambda: 45 * GIB)
-  assert caches.fits_in_memory(22 * GIB)
-  assert not caches.fits_in_memory(23 * GIB)
-  # Two processes of a machine cache everything twice.
-  monkeypatch.setenv('OMPI_COMM_WORLD_LOCAL_SIZE', '2')
-  assert not caches.fits_in_memory(22 * GIB)
-  assert caches.fits_in_memory(11 * GIB)
-
-
-def test_the_limit_is_half_of_the_memory(monkeypatch):
-  monkeypatch.delenv('OMPI_COMM_WORLD_LOCAL_SIZE', raising=False)
-  monkeypatch.setattr(caches, 'memory_bytes', lambda: 24 * GIB)
-  assert caches.limit_bytes() == 12 * GIB
-  monkeypatch.setenv('OMPI_COMM_WORLD_LOCAL_SIZE', '3')
-  assert caches.limit_bytes() == 4 * GIB
+@pytest.mark.parametrize(
+  'gib, processes, limit, is_plenty',
+  [
+    (None, None, None, False),
+    (24, None, 12, False),
+    (24, 3, 4, False),
+    (44, None, 22, False),  # Under Habana's 45 GiB.
+    (45, None, 22.5, True),
+    (45, 2, 11.25, True),  # Two processes of a machine cache everything twice.
+  ],
+)
+def test_half_of_the_memory_is_for_the_cache_from_45_gib_on(
+  monkeypatch, gib, processes, limit, is_plenty
+):
+  name = 'OMPI_COMM_WORLD_LOCAL_SIZE'
+  monkeypatch.delenv(name, raising=False)
+  if processes:
+    monkeypatch.setenv(name, str(processes))
+  memory, limit = (x and int(x * GIB) for x in (gib, limit))
+  monkeypatch.setattr(caches, 'memory_bytes', lambda: memory)
+  assert caches.limit_bytes() == limit
+  assert caches.has_plenty_of_memory() == is_plenty
+  assert caches.fits_in_memory(limit or 1) == is_plenty
+  assert not caches.fits_in_memory((limit or 1) + 1)
 
 
 def test_memory_of_this_machine():

@@ -52,6 +52,19 @@ def write(path, changes):
   return str(path)
 
 
+def evaluate(path, **options):
+  """The iterator of an evaluation, and its only batch."""
+  options = {'with_instances': True, **SMALL, **options}
+  iterator = input_pipeline.eval_batches(str(path), **options)
+  (batch,) = iterator
+  return iterator, batch
+
+
+def train(path, **options):
+  options = {'batch_size': 4, 'max_unreadable_share': 1.0, **SMALL, **options}
+  return input_pipeline.train_batches(path, **options)
+
+
 def change_byte(path, index, row, offset):
   """Flips a byte of a record's frame; from the end if the offset is below 0."""
   size = 12 + int(index.lengths[row]) + 4
@@ -60,27 +73,32 @@ def change_byte(path, index, row, offset):
   path.write_bytes(data)
 
 
-def assert_only_row_is_empty(batch, row):
-  expected = np.arange(4) != row
+@pytest.mark.parametrize(
+  'change, kind, reason',
+  [
+    (half_image, 'unusable_image', 'JPEG'),
+    # Another schema.
+    (lambda values: values['masks'].pop(), 'unusable_record', ''),
+  ],
+)
+def test_unusable_record_empties_its_row(
+  tmp_path, caplog, change, kind, reason
+):
+  path = write(tmp_path / 'x.tfrecord', [None, change, None, None])
+  iterator, batch = evaluate(path)
+  expected = np.arange(4) != 1
   np.testing.assert_array_equal(batch['valid'], expected)
   np.testing.assert_array_equal(batch['image_ids'], [70, 71, 72, 73])
-  assert not np.any(batch['images'][row])
+  assert not np.any(batch['images'][1])
   # The other rows are as ever.
   assert np.all(batch['instances']['valid'][expected, :3])
   for value in batch['instances'].values():
-    assert not np.any(value[row])
-
-
-def test_truncated_image_empties_its_row(tmp_path, caplog):
-  path = write(tmp_path / 'x.tfrecord', [None, half_image, None, None])
-  iterator = input_pipeline.eval_batches(path, with_instances=True, **SMALL)
-  (batch,) = iterator
-  assert_only_row_is_empty(batch, 1)
-  assert iterator.counts == {'unusable_image': 1}
+    assert not np.any(value[1])
+  assert iterator.counts == {kind: 1}
   (message,) = [m for m in caplog.messages if 'skipped' in m]
   assert f'{path} at byte' in message
   assert 'image 71 is skipped' in message
-  assert 'JPEG' in message
+  assert reason in message
   assert '{{' not in message
 
 
@@ -123,34 +141,12 @@ def test_missing_records_empty_their_rows(tmp_path, damage):
   assert iterator.counts == {'unreadable_record': lost}
 
 
-def test_record_of_another_schema_empties_its_row(tmp_path):
-  path = tmp_path / 'x.tfrecord'
-  write(path, [None, lambda values: values['masks'].pop(), None, None])
-  iterator = input_pipeline.eval_batches(
-    str(path), with_instances=True, **SMALL
-  )
-  (batch,) = iterator
-  assert_only_row_is_empty(batch, 1)
-  assert iterator.counts == {'unusable_record': 1}
+def put(name, value):
+  """A change of the second object; `value` may be made of the former one."""
 
-
-def set_box(*box):
   def change(values):
-    values['boxes'][1] = box
-
-  return change
-
-
-def set_class(label):
-  def change(values):
-    values['classes'][1] = label
-
-  return change
-
-
-def set_mask(make):
-  def change(values):
-    values['masks'][1] = make(values['masks'][1])
+    former = values[name][1]
+    values[name][1] = value(former) if callable(value) else value
 
   return change
 
@@ -161,22 +157,30 @@ def half_of_png(mask):
 
 
 OBJECTS = [
-  (set_box(NAN, 1, 20, 20), 'unusable_box', r'box \(nan, .* not finite'),
-  (set_box(1, 1, 20, NAN), 'unusable_box', 'not finite'),
-  (set_box(1, 1, INF, 20), 'unusable_box', 'not finite'),
-  (set_box(-INF, 1, INF, 20), 'unusable_box', 'not finite'),
-  (set_box(20, 1, 10, 20), 'zero_area_box', 'has no area'),
-  (set_box(1, 20, 10, 20), 'zero_area_box', 'has no area'),
-  (set_class(0), 'unusable_class', 'class is 0, wanted 1 or more'),
-  (set_class(-3), 'unusable_class', 'class is -3'),
-  (set_mask(np.zeros_like), 'empty_mask', 'no pixel in its box'),
+  (put('boxes', (NAN, 1, 20, 20)), 'unusable_box', r'box \(nan, .* not finite'),
+  (put('boxes', (1, 1, 20, NAN)), 'unusable_box', 'not finite'),
+  (put('boxes', (1, 1, INF, 20)), 'unusable_box', 'not finite'),
+  (put('boxes', (-INF, 1, INF, 20)), 'unusable_box', 'not finite'),
+  (put('boxes', (20, 1, 10, 20)), 'zero_area_box', 'has no area'),
+  (put('boxes', (1, 20, 10, 20)), 'zero_area_box', 'has no area'),
+  (put('classes', 0), 'unusable_class', 'class is 0, wanted 1 or more'),
+  (put('classes', -3), 'unusable_class', 'class is -3'),
+  (put('masks', np.zeros_like), 'empty_mask', 'no pixel in its box'),
   # A corner that the mask does not reach.
-  (set_box(0, 0, 0.5, 0.5), 'empty_mask', 'no pixel in its box'),
-  (set_box(1e5, 1e5, 2e5, 2e5), 'empty_mask', 'no pixel in its box'),
-  (set_mask(lambda mask: mask[:-1]), 'other_size_mask', "not the image's size"),
-  (set_mask(lambda mask: mask.T), 'other_size_mask', "not the image's size"),
-  (set_mask(half_of_png), 'unusable_mask', 'no PNG file'),
-  (set_mask(lambda mask: b''), 'unusable_mask', 'no PNG file'),
+  (put('boxes', (0, 0, 0.5, 0.5)), 'empty_mask', 'no pixel in its box'),
+  (put('boxes', (1e5, 1e5, 2e5, 2e5)), 'empty_mask', 'no pixel in its box'),
+  (
+    put('masks', lambda mask: mask[:-1]),
+    'other_size_mask',
+    'image.s size',
+  ),
+  (
+    put('masks', lambda mask: mask.T),
+    'other_size_mask',
+    'image.s size',
+  ),
+  (put('masks', half_of_png), 'unusable_mask', 'no PNG file'),
+  (put('masks', lambda mask: b''), 'unusable_mask', 'no PNG file'),
 ]
 
 
@@ -184,10 +188,8 @@ def test_only_the_unusable_object_is_skipped(tmp_path, monkeypatch, caplog):
   monkeypatch.setattr(faults, 'LOGGED_PER_KIND', len(OBJECTS))
   good = write(tmp_path / 'good.tfrecord', [None] * len(OBJECTS))
   bad = write(tmp_path / 'bad.tfrecord', [change for change, _, _ in OBJECTS])
-  options = {'batch_size': len(OBJECTS), 'with_instances': True, **SMALL}
-  (expected,) = input_pipeline.eval_batches(good, **options)
-  iterator = input_pipeline.eval_batches(bad, **options)
-  (batch,) = iterator
+  _, expected = evaluate(good, batch_size=len(OBJECTS))
+  iterator, batch = evaluate(bad, batch_size=len(OBJECTS))
   kinds = [kind for _, kind, _ in OBJECTS]
   assert iterator.counts == {kind: kinds.count(kind) for kind in {*kinds}}
   # The images and their other objects stay, without a gap.
@@ -211,9 +213,7 @@ def test_only_the_unusable_object_is_skipped(tmp_path, monkeypatch, caplog):
 def test_training_sees_what_evaluation_sees(tmp_path):
   changes = [change for change, _, _ in OBJECTS] + [half_image]
   path = write(tmp_path / 'x.tfrecord', changes)
-  iterator = input_pipeline.train_batches(
-    path, batch_size=4, max_unreadable_share=1.0, **SMALL
-  )
+  iterator = train(path)
   batches = list(itertools.islice(iterator, len(changes) // 4))
   for batch in batches:
     instances = batch['instances']
@@ -237,26 +237,21 @@ def test_crowds_have_no_faults(tmp_path):
     values['classes'][1] = 0
 
   path = write(tmp_path / 'x.tfrecord', [change])
-  iterator = input_pipeline.eval_batches(
-    path, batch_size=1, with_instances=True, **SMALL
-  )
-  (batch,) = iterator
+  iterator, batch = evaluate(path, batch_size=1)
   assert iterator.counts == {}
   np.testing.assert_array_equal(batch['instances']['classes'][0, :3], [1, 3, 0])
 
 
 def test_objects_with_faults_are_not_among_the_largest(tmp_path):
-  path = write(tmp_path / 'x.tfrecord', [set_box(0, 0, INF, 80)])
-  iterator = input_pipeline.eval_batches(
-    path, batch_size=1, with_instances=True, max_instances=2, **SMALL
-  )
-  (batch,) = iterator
+  path = write(tmp_path / 'x.tfrecord', [put('boxes', (0, 0, INF, 80))])
+  _, batch = evaluate(path, batch_size=1, max_instances=2)
   np.testing.assert_array_equal(batch['instances']['classes'], [[1, 3]])
 
 
 def test_only_the_first_of_a_kind_are_logged(tmp_path, caplog):
   num = faults.LOGGED_PER_KIND + 3
-  path = write(tmp_path / 'x.tfrecord', [half_image] * num + [set_class(0)])
+  changes = [half_image] * num + [put('classes', 0)]
+  path = write(tmp_path / 'x.tfrecord', changes)
   iterator = input_pipeline.eval_batches(path, with_instances=True, **SMALL)
   list(iterator)
   assert iterator.counts == {'unusable_image': num, 'unusable_class': 1}
@@ -270,14 +265,9 @@ def test_faults_do_not_move_other_rows(tmp_path):
   good = write(tmp_path / 'good.tfrecord', [None] * 6)
   bad = write(
     tmp_path / 'bad.tfrecord',
-    [None, half_image, set_box(NAN, 0, 1, 1), None, half_image, None],
+    [None, half_image, put('boxes', (NAN, 0, 1, 1)), None, half_image, None],
   )
-  whole, with_faults = (
-    input_pipeline.train_batches(
-      path, batch_size=2, max_unreadable_share=1.0, **SMALL
-    )
-    for path in (good, bad)
-  )
+  whole, with_faults = (train(path, batch_size=2) for path in (good, bad))
   for _ in range(7):
     expected, batch = next(whole), next(with_faults)
     ids = batch['image_ids']
@@ -288,14 +278,7 @@ def test_faults_do_not_move_other_rows(tmp_path):
       batch['images'][batch['valid']], expected['images'][batch['valid']]
     )
   # Again from the middle.
-  again = input_pipeline.train_batches(
-    bad,
-    batch_size=2,
-    start_examples=12,
-    max_unreadable_share=1.0,
-    **SMALL,
-  )
-  resumed = next(again)
+  resumed = next(train(bad, batch_size=2, start_examples=12))
   for key in ('image_ids', 'images', 'valid'):
     np.testing.assert_array_equal(resumed[key], batch[key])
 
@@ -310,25 +293,26 @@ def rows_until_it_stops(iterator, limit):
   return rows, error.value
 
 
-def test_training_stops_above_the_share(tmp_path):
+@pytest.mark.parametrize(
+  'options, rows',
+  [
+    # 12 lost rows are less than 0.05 of 256, 13 are more; every fourth is lost.
+    ({}, 48),
+    ({'max_unreadable_share': 0.0}, 0),
+    ({'max_unreadable_share': 0.1}, 100),
+  ],
+)
+def test_training_stops_above_the_share(tmp_path, options, rows):
   path = write(tmp_path / 'x.tfrecord', [half_image] + [None] * 3)
-  iterator = input_pipeline.train_batches(path, batch_size=4, **SMALL)
-  rows, error = rows_until_it_stops(iterator, faults.MIN_ROWS)
-  # 12 lost rows are less than 0.05 of 256, 13 are more; every fourth is lost.
-  assert rows == 48
-  assert (error.given, error.wanted, error.item) == ((13, 52), 0.05, 70)
-  assert '13 unusable_image' in str(error)
-  assert iterator.position['examples'] == rows
-
-
-@pytest.mark.parametrize('share, rows', [(0.0, 0), (0.1, 100)])
-def test_the_share_can_be_chosen(tmp_path, share, rows):
-  path = write(tmp_path / 'x.tfrecord', [half_image] + [None] * 3)
-  iterator = input_pipeline.train_batches(
-    path, batch_size=4, max_unreadable_share=share, **SMALL
-  )
-  stopped, _ = rows_until_it_stops(iterator, faults.MIN_ROWS)
+  options = {'batch_size': 4, **SMALL, **options}
+  iterator = input_pipeline.train_batches(path, **options)
+  stopped, error = rows_until_it_stops(iterator, faults.MIN_ROWS)
   assert stopped == rows
+  lost = rows // 4 + 1
+  assert (error.given, error.item) == ((lost, rows + 4), 70)
+  assert error.wanted == options.get('max_unreadable_share', 0.05)
+  assert f'{lost} unusable_image' in str(error)
+  assert iterator.position['examples'] == rows
 
 
 def test_a_set_whose_objects_are_all_unusable_stops_too(tmp_path):

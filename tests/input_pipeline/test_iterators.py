@@ -32,7 +32,9 @@ def path(tmp_path):
   return example_records.write(tmp_path / 'a.tfrecord', [(40, 60)] * 6)
 
 
-def end_with_open_iterators(path, seconds):
+@pytest.mark.slow
+@pytest.mark.parametrize('seconds', [0, 0.02, 0.1, 0.2])
+def test_a_script_ends_wherever_its_open_iterators_are(path, seconds):
   # A hang runs into the time limit.
   done = subprocess.run(
     [sys.executable, '-c', SCRIPT, path, str(seconds)],
@@ -43,17 +45,6 @@ def end_with_open_iterators(path, seconds):
   assert done.returncode == 0, done.stderr
   assert done.stdout == 'end of the script\n'
   assert 'Traceback' not in done.stderr
-
-
-@pytest.mark.slow
-def test_a_script_ends_while_its_iterators_are_open(path):
-  end_with_open_iterators(path, 0.1)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('seconds', [0, 0.02, 0.2])
-def test_scripts_end_wherever_the_threads_are(path, seconds):
-  end_with_open_iterators(path, seconds)
 
 
 def test_closed_iterators_end(path):

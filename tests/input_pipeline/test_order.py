@@ -127,13 +127,17 @@ def test_example_seeds_differ():
   assert len(seeds) == 2 * 2 * 5 * 50
 
 
-def test_bad_arguments():
+@pytest.mark.parametrize(
+  'canvases, options, argument',
+  [([], {}, 'input.file_pattern'), ([0], {'seed': -1}, 'input.seed')],
+)
+def test_bad_arguments(canvases, options, argument):
   with pytest.raises(UserError) as error:
-    order.TrainOrder(np.array([]), 2)
-  assert error.value.argument == 'input.file_pattern'
-  with pytest.raises(UserError) as error:
-    order.TrainOrder(np.array([0]), 2, seed=-1)
-  assert error.value.argument == 'input.seed'
+    order.TrainOrder(np.array(canvases), 2, **options)
+  assert error.value.argument == argument
+
+
+def test_misuse():
   with pytest.raises(ValueError, match='-1'):
     order.TrainOrder(np.array([0]), 2, salt=-1)
   with pytest.raises(ValueError, match='-2'):
