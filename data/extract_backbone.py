@@ -38,14 +38,7 @@ def main(arguments=None):
 
 
 def extract(source: str | os.PathLike, target: str | os.PathLike) -> int:
-  """Writes the backbone of a checkpoint as another checkpoint.
-
-  Args:
-    source: prefix of the checkpoint to read.
-    target: prefix of the checkpoint to write; its index appears last.
-
-  Returns:
-    The number of tensors.
+  """Writes the backbone of a checkpoint, by prefix; returns its tensor count.
 
   Raises:
     FileExistsError: the target exists.
@@ -78,15 +71,10 @@ def extract(source: str | os.PathLike, target: str | os.PathLike) -> int:
 def read_tensors(
   prefix: str | os.PathLike, wanted: list[str], contains: str | None = None
 ) -> dict:
-  """Reads tensors of a checkpoint; TensorFlow compares their CRC.
-
-  Args:
-    prefix: of the checkpoint.
-    wanted: names of required tensors.
-    contains: also read every tensor whose name contains this.
+  """The `wanted` tensors, and all whose name `contains` a text, by name.
 
   Raises:
-    ValueError: the checkpoint is missing, corrupt or lacks a tensor.
+    ValueError: the checkpoint is missing, corrupt or lacks a wanted tensor.
   """
   try:
     reader = tf.train.load_checkpoint(str(prefix))
@@ -97,9 +85,7 @@ def read_tensors(
         f'{prefix} lacks {len(missing)} of {len(wanted)} tensors of the '
         f'backbone, such as {missing[0]}.'
       )
-    names = set(wanted) | {
-      name for name in there if contains and contains in name
-    }
+    names = {*wanted, *(x for x in there if contains and contains in x)}
     return {name: reader.get_tensor(name) for name in names}
   except (tf.errors.OpError, RuntimeError) as error:
     raise ValueError(f'{prefix} is missing or corrupt: {error}') from error

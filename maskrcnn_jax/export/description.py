@@ -42,9 +42,9 @@ def describe(
     batch_size: None: any.
     image_dtype: of the images.
     platforms: on which the programs run.
-    exact_sizes: see `ResizeOptions` of the input pipeline.
-    class_names: by class id; empty if none are known.
-    origin: versions and step, to tell one export from another.
+    exact_sizes: see `transforms.ResizeOptions`.
+    class_names: by class id.
+    origin: versions and step.
   """
   batch = 'batch' if batch_size is None else batch_size
   return {

@@ -46,10 +46,10 @@ def export_weights(source: str | os.PathLike, output: str | os.PathLike) -> str:
 
   Args:
     source: a workdir or one of its checkpoints.
-    output: file to be made; `.pth`, `.safetensors` or `.npz`.
+    output: new file; `.pth`, `.safetensors` or `.npz`.
 
   Returns:
-    The number of tensors, and how torchvision's model would differ.
+    The number of tensors, and the differences to torchvision's model.
 
   Raises:
     FileNotFoundError: there is no such checkpoint.

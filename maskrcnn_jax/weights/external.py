@@ -4,6 +4,7 @@ A path is a file of tensors (see `tensor_files`) or the prefix of a TensorFlow
 checkpoint (see `tensorflow`).
 """
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Mapping
@@ -20,7 +21,6 @@ from maskrcnn_jax.weights import (
 from maskrcnn_jax.weights.load_report import STRICT, LoadOptions, LoadReport
 from maskrcnn_jax.weights.state_dicts import InferredModel
 
-_SYSTEMS = (torchvision, detectron2)
 # Names that an error lists.
 _NUM_MENTIONED = 5
 
@@ -69,10 +69,17 @@ def infer_model(path: str | os.PathLike) -> InferredModel:
   if _is_tensorflow(path):
     return tensorflow.infer_model(path)
   file, form = _read(path)
-  try:
+  with _naming(file.path):
     return state_dicts.infer_model(form, file.arrays)
+
+
+@contextlib.contextmanager
+def _naming(path):
+  """Errors name the file."""
+  try:
+    yield
   except UserError as error:
-    raise UserError(f'{file.path}: {error}', path=file.path) from error
+    raise UserError(f'{path}: {error}', path=path) from error
 
 
 def _is_tensorflow(path) -> bool:
@@ -86,11 +93,9 @@ def _is_tensorflow(path) -> bool:
 def _read(path):
   """Tensors of a file and the format of their names."""
   file = tensor_files.read(path)
-  for system in _SYSTEMS:
-    try:
+  for system in (torchvision, detectron2):
+    with _naming(file.path):
       form = system.find_format(file.arrays)
-    except UserError as error:
-      raise UserError(f'{file.path}: {error}', path=file.path) from error
     if form:
       return file, form
   names = sorted(file.arrays)

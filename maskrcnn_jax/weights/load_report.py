@@ -213,15 +213,16 @@ def _misfit(weights, ours, problems, layers) -> UserError:
   hint, fields = '', {}
   classes, wanted = weights.arrays.get(_CLASS_BIAS), ours.get(_CLASS_BIAS)
   if classes is not None and classes.shape != wanted.shape:
+    given, wanted = wanted.shape[0], classes.size
     hint = (
-      f'\nThe weights have {classes.size} classes with background, the model '
-      f'has {wanted.shape[0]}: set model.num_classes={classes.size}, or '
-      'training.finetune=true to train new predictors.'
+      f'\nThe weights have {wanted} classes with background, the model has '
+      f'{given}: set model.num_classes={wanted}, or training.finetune=true to '
+      'train new predictors.'
     )
     fields = {
       'argument': 'model.num_classes',
-      'given': wanted.shape[0],
-      'wanted': classes.size,
+      'given': given,
+      'wanted': wanted,
     }
   elif layers:
     hint = (

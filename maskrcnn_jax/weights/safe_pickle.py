@@ -2,20 +2,19 @@
 
 A pickle is a program that names functions and calls them. This unpickler gives
 it harmless replacements for the few names that PyTorch tensors, NumPy arrays
-and containers consist of, and refuses the file at the first other name. Before
-that, the size of its objects is estimated, since a pickle of 200 bytes can hold
-a key that takes years to hash. Errors do not print values, which may be as big.
+and containers consist of, and refuses the file at the first other name. Errors
+do not print values of the file, which may be enormous (see `pickle_cost`).
 """
 
 import dataclasses
 import pickle
-import pickletools
 from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
 
 from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.weights import pickle_cost
 
 # PyTorch's storage classes.
 _STORAGES = {
@@ -32,14 +31,6 @@ _STORAGES = {
 }
 # Kinds of NumPy types that an array may have.
 _KINDS = 'biuf'
-# Opcodes that keep the top of the stack, fetch what was kept, and change the
-# container below their items.
-_PUT = ('PUT', 'BINPUT', 'LONG_BINPUT', 'MEMOIZE')
-_GET = ('GET', 'BINGET', 'LONG_BINGET')
-_FILL = ('APPEND', 'APPENDS', 'SETITEM', 'SETITEMS', 'ADDITEMS', 'BUILD')
-_CONTAINERS = (pickletools.pylist, pickletools.pydict, pickletools.pyset)
-# Objects handled per byte of a pickle; real files stay below 1.
-_MAX_COST = 100
 # NumPy's limit.
 _MAX_RANK = 64
 
@@ -138,7 +129,7 @@ def load(file: BinaryIO, source: str) -> Any:
     UserError: the file is corrupt.
   """
   try:
-    _check_cost(file)
+    pickle_cost.check(file)
     return _unwrapped(_Unpickler(file, source).load(), {})
   except UnsafePickleError:
     raise
@@ -151,50 +142,6 @@ def load(file: BinaryIO, source: str) -> Any:
     ) from error
 
 
-def _check_cost(file):
-  """Refuses a pickle that would need far more time or memory than its size.
-
-  Follows the stack with a cell for every object: the number of objects in it,
-  each counted as often as it is reached, which bounds the time to hash or copy
-  it; and whether it is a list, dict or set. Those count as one within others,
-  as they cannot be hashed.
-  """
-  start, cost, stack, memo = file.tell(), 0, [], {}
-  for opcode, argument, position in pickletools.genops(file):
-    size = position - start
-    if opcode.name in _PUT:
-      index = len(memo) if argument is None else argument
-      # The unpickler allocates a table up to the largest index.
-      if index > size:
-        raise UserError(f'number {index} at byte {size}')
-      memo[index] = stack[-1]
-      continue
-    if opcode.name in _GET:
-      stack.append(memo[argument])
-      continue
-    items, below = [], opcode.stack_before
-    if pickletools.markobject in below:
-      while (item := stack.pop()) is not None:
-        items.append(item)
-      below = below[: below.index(pickletools.markobject)]
-    items += [stack.pop() for _ in below]
-    filled = items.pop() if opcode.name in _FILL else None
-    weight = sum(1 if is_container else n for n, is_container in items)
-    cost += sum(n for n, _ in items)
-    if cost > _MAX_COST * (size + _MAX_COST):
-      raise UserError(f'objects that contain each other, at byte {size}')
-    if filled:
-      filled[0] += weight
-      stack.append(filled)
-    elif opcode.name == 'MARK':
-      stack.append(None)
-    else:
-      if isinstance(argument, str | bytes):
-        weight += len(argument) // _MAX_COST
-      stack += [[1 + weight, x in _CONTAINERS] for x in opcode.stack_after]
-  file.seek(start)
-
-
 class _Unpickler(pickle.Unpickler):
   """Unpickler whose program reaches nothing but replacements."""
 
@@ -205,10 +152,8 @@ class _Unpickler(pickle.Unpickler):
     self._known = _replacements()
 
   def find_class(self, module, name):
-    try:
+    if (module, name) in self._known:
       return self._known[module, name]
-    except KeyError:
-      pass
     raise UnsafePickleError(
       f'{self._source} is refused, and nothing of it was run: it contains '
       f'{module}.{name}, which is neither a tensor nor a container. If the '
@@ -219,49 +164,41 @@ class _Unpickler(pickle.Unpickler):
     )
 
   def persistent_load(self, pid):
-    if (
-      isinstance(pid, tuple)
-      and len(pid) in (5, 6)
-      and pid[0] == 'storage'
-      and isinstance(pid[1], str)
-      and pid[1] in _STORAGES
-      and isinstance(pid[2], str)
-      and isinstance(pid[4], int)
-      and (len(pid) == 5 or pid[5] is None)
-    ):
-      return Storage(_STORAGES[pid[1]], pid[2], pid[4])
+    match pid:
+      case ('storage', str(kind), str(key), _, int(size), *view):
+        if kind in _STORAGES and view in ([], [None]):
+          return Storage(_STORAGES[kind], key, size)
     raise UserError('unknown storage')
 
 
 def _replacements() -> dict[tuple[str, str], Any]:
   """New replacements by admitted name; a pickle may alter them."""
   known = {
-    ('collections', 'OrderedDict'): lambda *items: _Dict(*items),
-    ('collections', 'Counter'): lambda *items: _Dict(*items),
+    ('collections', 'OrderedDict'): _Dict,
+    ('collections', 'Counter'): _Dict,
     ('torch._utils', '_rebuild_tensor'): _rebuild_tensor,
     ('torch._utils', '_rebuild_tensor_v2'): _rebuild_tensor,
     ('torch._utils', '_rebuild_parameter'): lambda data, *rest: data,
-    ('torch', 'Size'): lambda *sizes: tuple(*sizes),
-    ('numpy', 'ndarray'): 'numpy.ndarray',
+    ('torch', 'Size'): tuple,
     ('numpy', 'dtype'): _Dtype,
     ('_codecs', 'encode'): _encode,
   }
-  known = {key: _wrapped(value) for key, value in known.items()}
   for module in ('builtins', '__builtin__'):
-    for name, kind in (('set', set), ('frozenset', frozenset)):
-      known[module, name] = _wrapped(kind)
+    known |= {(module, 'set'): set, (module, 'frozenset'): frozenset}
   # NumPy moved its core in version 2.
   for core in ('numpy.core', 'numpy._core'):
-    known[f'{core}.multiarray', '_reconstruct'] = lambda *_: _Array()
-    known[f'{core}.multiarray', 'scalar'] = _wrapped(_scalar)
-    known[f'{core}.numeric', '_frombuffer'] = _wrapped(_frombuffer)
+    known[f'{core}.multiarray', '_reconstruct'] = lambda *unused: _Array()
+    known[f'{core}.multiarray', 'scalar'] = _scalar
+    known[f'{core}.numeric', '_frombuffer'] = _frombuffer
+  known = {key: _wrapped(function) for key, function in known.items()}
+  known['numpy', 'ndarray'] = 'numpy.ndarray'
   for name in _STORAGES:
     known['torch', name] = name
   return known
 
 
 def _wrapped(function):
-  return (lambda *args: function(*args)) if callable(function) else function
+  return lambda *args: function(*args)
 
 
 def _rebuild_tensor(storage, offset, shape, strides, *unused):

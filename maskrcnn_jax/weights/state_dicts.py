@@ -139,11 +139,7 @@ def roi_channels(ours: Mapping[str, Any]) -> int:
 def infer_model(
   form: Format, arrays: Mapping[str, np.ndarray]
 ) -> InferredModel:
-  """The model that a state dict belongs to, by its names and shapes.
-
-  Raises:
-    UserError: the backbone is not a ResNet of a known depth.
-  """
+  """The model of a state dict; `UserError` for a ResNet of unknown depth."""
 
   def width(layer, axis=0):
     array = arrays.get(form.name(f'{layer}/kernel'))
@@ -236,8 +232,8 @@ def namer(
   It raises `UserError` if no pattern matches.
 
   Args:
-    patterns: of our layers, each with its replacement; the first match counts.
-    system: whose names they are, for the error.
+    patterns: of our layers, with replacements; the first match counts.
+    system: for the error.
     leaves: our names of variables in a layer -> theirs.
     separator: between layer and leaf.
   """
@@ -255,10 +251,7 @@ def namer(
 def from_torch(name: str, array: np.ndarray, channels: int) -> np.ndarray:
   """A PyTorch array in our layout; unchanged where its rank is unexpected.
 
-  Args:
-    name: our name of it.
-    array: of PyTorch.
-    channels: of the RoI features.
+  `name` is ours; `channels` are those of the RoI features.
   """
   if name.startswith(_DELTAS) and array.shape[0] % 4 == 0:
     array = _swap_box_axes(array)

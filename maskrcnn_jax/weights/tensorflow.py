@@ -195,52 +195,26 @@ def _names_of_keys(graph, keys):
 
 
 def _find(given) -> str:
-  """Prefix of an existing checkpoint."""
-  if pathlib.Path(given).is_dir():
-    return _find_in_folder(pathlib.Path(given))
-  prefix = _SUFFIX.sub('', given)
-  if pathlib.Path(f'{prefix}.index').is_file():
-    return prefix
-  path = pathlib.Path(prefix)
+  """Prefix of an existing checkpoint, or of the one that a folder names."""
+  path = pathlib.Path(_SUFFIX.sub('', given))
+  why = f'{path}.index does not exist'
+  if path.is_dir():
+    state = path / 'checkpoint'
+    text = state.read_text() if state.is_file() else ''
+    named = re.search(r'^model_checkpoint_path:\s*"(.*)"', text, re.MULTILINE)
+    # An absolute path belongs to the machine that wrote it.
+    path /= named[1].rpartition('/')[2] if named else 'checkpoint'
+    why = f'{state} {"names it" if named else "is missing; give a prefix"}'
+  if pathlib.Path(f'{path}.index').is_file():
+    return str(path)
   if not path.parent.is_dir():
-    raise UserError(
-      f'There is no checkpoint {prefix}: {path.parent} is not a folder.',
-      path=prefix,
-    )
-  raise _not_found(
-    f'There is no checkpoint {prefix}: {prefix}.index does not exist', path
-  )
-
-
-def _find_in_folder(folder) -> str:
-  """Prefix that the state file of a folder names."""
-  state = folder / 'checkpoint'
-  if not state.is_file():
-    raise _not_found(
-      f'{folder} has no file `checkpoint`; give the prefix of a checkpoint',
-      folder / 'checkpoint',
-    )
-  named = re.search(
-    r'^model_checkpoint_path:\s*"(.*)"', state.read_text(), re.MULTILINE
-  )
-  # An absolute path belongs to the machine that wrote it.
-  name = named[1].rpartition('/')[2] if named else ''
-  if not (folder / f'{name}.index').is_file():
-    raise _not_found(
-      f'{state} names the checkpoint {name}, which does not exist',
-      folder / name,
-    )
-  return str(folder / name)
-
-
-def _not_found(message, path) -> UserError:
-  """Error that lists the checkpoints of a folder."""
+    why = f'{path.parent} is not a folder'
   there = sorted(x.stem for x in path.parent.glob('*.index'))
-  more = ', ...' if len(there) > _NUM_MENTIONED else ''
   listed = ', '.join(there[:_NUM_MENTIONED]) or 'no checkpoint'
-  hint = did_you_mean(path.name, there)
-  return UserError(
-    f'{message}{hint} {path.parent} has {listed}{more}.',
+  more = ', ...' if len(there) > _NUM_MENTIONED else ''
+  raise UserError(
+    f'There is no checkpoint {path}: {why}{did_you_mean(path.name, there)} '
+    f'{path.parent} has {listed}{more}.',
     path=path,
     wanted=there,
   )

@@ -10,6 +10,7 @@ import zlib
 
 import golden_files
 import jax
+import narrow_models
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -18,7 +19,6 @@ from PIL import Image
 from maskrcnn_jax.config import load_config
 from maskrcnn_jax.input_pipeline import transforms
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.training import train_step
 from maskrcnn_jax.weights import torchvision
 
 # Kernels whose rows have mean 0, in both versions.
@@ -51,10 +51,9 @@ SIDES = {'coco:torchvision': (320, 512), 'coco:torchvision_v2': (128, 224)}
 def state_dict(config_name):
   """The recorded weights of a shipped config, under torchvision's names."""
   model = MaskRCNN.from_config(load_config(config_name).model)
-  shapes = jax.eval_shape(
-    lambda key: train_step.init_variables(model, key), jax.random.key(0)
+  zeros = jax.tree.map(
+    lambda x: np.zeros(x.shape, np.float32), narrow_models.shapes(model)
   )
-  zeros = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes)
   empty = torchvision.state_dict(zeros)
   return {
     name: array

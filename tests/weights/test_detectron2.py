@@ -106,6 +106,13 @@ def make_tensors(variables, name):
   return tensors
 
 
+def backbone_tensors(variables, name):
+  """Random tensors of the backbone; `name` gives their names."""
+  return make_tensors(
+    variables, lambda x: name(x) if x.startswith('backbone/') else None
+  )
+
+
 def model_tensors(variables, heads):
   def name(path):
     if path.startswith('backbone/'):
@@ -155,39 +162,31 @@ def test_a_model_of_the_zoo(tmp_path, depth, count):
   np.testing.assert_array_equal(norm['variance'], tensors[name])
 
 
-def test_deltas_have_y_before_x(tmp_path):
-  model = narrow_models.make_model()
-  shapes = narrow_models.shapes(model)
+def test_order_of_deltas_and_classes(tmp_path):
+  shapes = narrow_models.shapes(narrow_models.make_model())
   tensors = model_tensors(shapes, HEADS)
   # dx, dy, dw, dh of each of three anchors, and of each of three classes.
-  name = 'proposal_generator.rpn_head.anchor_deltas.bias'
-  tensors[name] = np.arange(12, dtype=np.float32)
-  name = 'roi_heads.box_predictor.bbox_pred.bias'
-  tensors[name] = np.arange(12, dtype=np.float32)
-  loaded, _ = external.load(write(tmp_path, tensors), shapes)
-  swapped = [1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10]
-  params = loaded['params']
-  bias = params['rpn_head']['box_deltas']['bias']
-  np.testing.assert_array_equal(bias, swapped)
-  # Those of the background are zeros.
-  bias = params['box_head']['box_deltas']['bias']
-  np.testing.assert_array_equal(bias, [0, 0, 0, 0, *swapped])
-
-
-def test_background_comes_first(tmp_path):
-  model = narrow_models.make_model()
-  shapes = narrow_models.shapes(model)
-  tensors = model_tensors(shapes, HEADS)
+  deltas = np.arange(12, dtype=np.float32)
   name = 'roi_heads.box_predictor.cls_score'
-  tensors[f'{name}.bias'] = np.float32([10, 20, 30, 99])
-  tensors['roi_heads.mask_head.predictor.bias'] = np.float32([1, 2, 3])
+  tensors |= {
+    'proposal_generator.rpn_head.anchor_deltas.bias': deltas,
+    'roi_heads.box_predictor.bbox_pred.bias': deltas,
+    f'{name}.bias': np.float32([10, 20, 30, 99]),
+    'roi_heads.mask_head.predictor.bias': np.float32([1, 2, 3]),
+  }
   loaded, _ = external.load(write(tmp_path, tensors), shapes)
-  head = loaded['params']['box_head']['class_logits']
-  np.testing.assert_array_equal(head['bias'], [99, 10, 20, 30])
-  rows = tensors[f'{name}.weight']
-  np.testing.assert_array_equal(head['kernel'], rows[[3, 0, 1, 2]].T)
-  bias = loaded['params']['mask_head']['mask_logits']['bias']
-  np.testing.assert_array_equal(bias, [0, 1, 2, 3])
+  arrays = load_report.flatten(loaded)
+  swapped = [1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10]
+  rows = tensors[f'{name}.weight'][[3, 0, 1, 2]]
+  for path, expected in {
+    'rpn_head/box_deltas/bias': swapped,
+    # Those of the background are zeros.
+    'box_head/box_deltas/bias': [0, 0, 0, 0, *swapped],
+    'box_head/class_logits/bias': [99, 10, 20, 30],
+    'box_head/class_logits/kernel': rows.T,
+    'mask_head/mask_logits/bias': [0, 1, 2, 3],
+  }.items():
+    np.testing.assert_array_equal(arrays[path], expected, err_msg=path)
 
 
 def test_coco_classes_have_their_own_ids():
@@ -271,23 +270,15 @@ def test_a_coco_model_has_91_classes(tmp_path):
   external.load(path, narrow_models.shapes(make_inferred(inferred)))
 
 
-def backbone_variables(model):
-  shapes = narrow_models.shapes(model)
-  flat = load_report.flatten(shapes)
-  return shapes, [x for x in flat if x.startswith('backbone/')]
-
-
 @pytest.mark.parametrize('depth', [50, 101])
 def test_a_backbone_of_caffe2(tmp_path, depth):
   """MSRA's, with norms of a scale and a bias."""
   model = narrow_models.make_model(depth=depth)
-  shapes, paths = backbone_variables(model)
 
   def name(path):
-    is_folded = path.endswith(('/mean', '/variance'))
-    return None if is_folded or path not in paths else caffe2_name(path)
+    return None if path.endswith(('/mean', '/variance')) else caffe2_name(path)
 
-  tensors = make_tensors(shapes, name)
+  tensors = backbone_tensors(narrow_models.shapes(model), name)
   extra = {x: np.zeros(3, np.float32) for x in ('conv1_b', 'fc1000_w')}
   path = write(
     tmp_path,
@@ -298,7 +289,7 @@ def test_a_backbone_of_caffe2(tmp_path, depth):
   loaded, report = external.load(path, variables)
   assert report.kind == 'backbone'
   assert {*report.loaded.values()} == tensors.keys()
-  norms = len([x for x in paths if x.endswith('/scale')])
+  norms = len([x for x in tensors if x.endswith('_s')])
   assert len(report.folded) == 2 * norms
   assert report.unexpected == ['conv1_b', 'fc1000_w']
   assert report.training_state == ['conv1_w_momentum', 'cfg']
@@ -319,10 +310,8 @@ def test_a_backbone_of_caffe2(tmp_path, depth):
 
 def test_a_backbone_of_caffe2_with_group_norm(tmp_path):
   model = narrow_models.make_model(norm='group', frozen_stages=0)
-  shapes, paths = backbone_variables(model)
-  tensors = make_tensors(
-    shapes, lambda x: caffe2_name(x, 'gn') if x in paths else None
-  )
+  shapes = narrow_models.shapes(model)
+  tensors = backbone_tensors(shapes, lambda x: caffe2_name(x, 'gn'))
   path = write(tmp_path, tensors, 'R-50-GN.pkl')
   loaded, report = external.load(path, shapes)
   assert {*report.loaded.values()} == tensors.keys()
@@ -336,10 +325,8 @@ def test_a_backbone_of_caffe2_with_group_norm(tmp_path):
 
 def test_a_backbone_converted_from_torchvision(tmp_path):
   model = narrow_models.make_model()
-  shapes, paths = backbone_variables(model)
-  tensors = make_tensors(
-    shapes, lambda x: backbone_name(x) if x in paths else None
-  )
+  shapes = narrow_models.shapes(model)
+  tensors = backbone_tensors(shapes, backbone_name)
   extra = {'stem.fc.weight': np.zeros(1, np.float32)}
   path = write(tmp_path, {'model': tensors | extra}, 'R-50.pkl')
   _, report = external.load(path, shapes)

@@ -10,6 +10,7 @@ import json
 import golden_files
 import jax
 import jax.numpy as jnp
+import narrow_models
 import numpy as np
 import pytest
 import recorded_torchvision as recorded
@@ -21,7 +22,6 @@ from maskrcnn_jax.models import losses as losses_lib
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.models.targets import RPNTargets
 from maskrcnn_jax.structures import Instances, SampledRois
-from maskrcnn_jax.training import train_step
 from maskrcnn_jax.weights import (
   load_report,
   state_dicts,
@@ -166,10 +166,7 @@ def load_variables(model):
   """The recorded weights, through the reader."""
   tensors = tensor_files.Tensors('weights', recorded.state_dict(CONFIG))
   form = torchvision.find_format(tensors.arrays)
-  template = jax.eval_shape(
-    lambda key: train_step.init_variables(model, key), jax.random.key(0)
-  )
-  return form, *state_dicts.load(tensors, form, template)
+  return form, *state_dicts.load(tensors, form, narrow_models.shapes(model))
 
 
 @pytest.fixture(name='trained', scope='module')
