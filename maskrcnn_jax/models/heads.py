@@ -1,6 +1,6 @@
 """Heads for region proposals, for classes and boxes, and for masks.
 
-Their outputs are float32 at every precision, as losses and box arithmetic
+The outputs are float32 at every precision, as losses and box arithmetic
 require.
 """
 
@@ -60,7 +60,7 @@ class RPNHead(nn.Module):
 
   def setup(self):
     normal = nn.initializers.normal(0.01)
-    # The first one is `conv` whatever their number: its checkpoint name.
+    # The first is named `conv` in checkpoints, whatever their number.
     self.convs = [
       layers.Conv(
         self.channels,
@@ -179,8 +179,8 @@ class MaskHead(nn.Module):
   ) -> jax.Array:
     """Mask logits of one class per RoI.
 
-    Only the channel of that class is computed in the last layer: with 91
-    classes a ninetieth of its work and memory, and the same numbers.
+    The last layer computes the channel of that class only: with 91 classes that
+    is 1/91 of its work and memory, and the same numbers.
 
     Args:
       features: `[batch, num_rois, size, size, channels]`.

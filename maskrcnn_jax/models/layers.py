@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import UserError, invalid
 from maskrcnn_jax.ops import convolution
 
 # Precision -> dtype of the factors of products, dtype of the outputs.
@@ -36,12 +36,8 @@ def output_dtype(precision: str) -> str:
 
 def _types(precision):
   if precision not in PRECISIONS:
-    raise UserError(
-      f'dtype must be one of {", ".join(PRECISIONS)}, got {precision!r}.',
-      argument='model.dtype',
-      given=precision,
-      wanted=[*PRECISIONS],
-    )
+    known = ', '.join(PRECISIONS)
+    raise invalid('model.dtype', precision, f'one of {known}')
   return PRECISIONS[precision]
 
 
@@ -69,12 +65,8 @@ class NormOptions:
 
   def __post_init__(self):
     if self.kind not in ('none', *NORMS):
-      raise UserError(
-        f'kind must be one of none, {", ".join(NORMS)}, got {self.kind!r}.',
-        argument='model.head_norm.kind',
-        given=self.kind,
-        wanted=['none', *NORMS],
-      )
+      known = ', '.join(('none', *NORMS))
+      raise invalid('model.head_norm.kind', self.kind, f'one of {known}')
 
 
 class Conv(nn.Module):
@@ -102,21 +94,13 @@ class Conv(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: jax.Array) -> jax.Array:
-    shape = (self.size, self.size, inputs.shape[-1], self.features)
-    kernel = self.param('kernel', self.kernel_init, shape)
-    if self.frozen:
-      kernel = jax.lax.stop_gradient(kernel)
-    products = product_dtype(self.dtype)
-    outputs = convolution.convolve(
-      inputs.astype(products),
-      kernel.astype(products),
-      self.stride,
-      self.padding,
-    )
-    if self.use_bias:
-      bias = self.param('bias', nn.initializers.zeros, (self.features,))
-      return add_bias(outputs, bias, self.dtype)
-    return outputs.astype(output_dtype(self.dtype))
+    def convolve(inputs, kernel):
+      if self.frozen:
+        kernel = jax.lax.stop_gradient(kernel)
+      return convolution.convolve(inputs, kernel, self.stride, self.padding)
+
+    size = (self.size, self.size)
+    return _product(self, convolve, inputs, size, self.use_bias)
 
 
 class Dense(nn.Module):
@@ -134,14 +118,7 @@ class Dense(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: jax.Array) -> jax.Array:
-    shape = (inputs.shape[-1], self.features)
-    kernel = self.param('kernel', self.kernel_init, shape)
-    bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    products = product_dtype(self.dtype)
-    outputs = convolution.multiply(
-      inputs.astype(products), kernel.astype(products)
-    )
-    return add_bias(outputs, bias, self.dtype)
+    return _product(self, convolution.multiply, inputs)
 
 
 class UpsampleConv(nn.Module):
@@ -157,14 +134,20 @@ class UpsampleConv(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: jax.Array) -> jax.Array:
-    shape = (2, 2, inputs.shape[-1], self.features)
-    kernel = self.param('kernel', self.kernel_init, shape)
-    bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    products = product_dtype(self.dtype)
-    outputs = convolution.upsample_convolve(
-      inputs.astype(products), kernel.astype(products)
-    )
-    return add_bias(outputs, bias, self.dtype)
+    return _product(self, convolution.upsample_convolve, inputs, (2, 2))
+
+
+def _product(layer, operation, inputs, kernel_size=(), use_bias=True):
+  """Inputs times the kernel of a compact module, plus its bias."""
+  shape = (*kernel_size, inputs.shape[-1], layer.features)
+  kernel = layer.param('kernel', layer.kernel_init, shape)
+  products = product_dtype(layer.dtype)
+  outputs = operation(inputs.astype(products), kernel.astype(products))
+  if use_bias:
+    # In float32: the gradient of a bias is a sum over all cells, which was
+    # wrong by a seventh in bfloat16.
+    outputs += layer.param('bias', nn.initializers.zeros, (layer.features,))
+  return outputs.astype(output_dtype(layer.dtype))
 
 
 def conv_norm_relu(
@@ -202,13 +185,6 @@ def conv_norm_relu(
   return nn.relu(x) if relu else x
 
 
-def add_bias(outputs: jax.Array, bias: jax.Array, precision: str) -> jax.Array:
-  """Products plus a bias, in the output dtype of a precision."""
-  # In float32: the gradient of a bias is a sum over all cells, which was wrong
-  # by a seventh in bfloat16.
-  return (outputs + bias).astype(output_dtype(precision))
-
-
 class Norm(nn.Module):
   """Normalisation of activations: frozen or trainable batch norm, group norm.
 
@@ -242,16 +218,21 @@ class Norm(nn.Module):
       valid: `[batch]` bool, the images in the statistics; None: all.
       train: whether `batch` uses and stores the statistics of this batch.
     """
-    if self.kind == 'frozen':
-      return self._stored(inputs, self._variable_affine(inputs.shape[-1]))
     if self.kind not in NORMS:
-      raise UserError(
-        f"norm must be 'frozen', 'batch' or 'group', got {self.kind!r}.",
-        argument='model.backbone.norm',
-        given=self.kind,
-        wanted=NORMS,
-      )
+      known = ', '.join(NORMS)
+      raise invalid('model.backbone.norm', self.kind, f'one of {known}')
     channels = inputs.shape[-1]
+    if self.kind == 'frozen':
+      arrays = [
+        self._statistic(name, init, channels).value
+        for name, init in (
+          ('scale', jnp.ones),
+          ('bias', jnp.zeros),
+          ('mean', jnp.zeros),
+          ('variance', jnp.ones),
+        )
+      ]
+      return self._affine(inputs, *map(jax.lax.stop_gradient, arrays))
     scale = self.param('scale', self.scale_init, (channels,))
     bias = self.param('bias', nn.initializers.zeros, (channels,))
     if self.kind == 'group':
@@ -273,27 +254,11 @@ class Norm(nn.Module):
   def _statistic(self, name, init, channels):
     return self.variable('batch_stats', name, init, (channels,), jnp.float32)
 
-  def _variable_affine(self, channels):
-    """Scale, bias, mean and variance of a frozen batch norm."""
-    inits = {
-      'scale': jnp.ones,
-      'bias': jnp.zeros,
-      'mean': jnp.zeros,
-      'variance': jnp.ones,
-    }
-    return [
-      self._statistic(name, init, channels).value
-      for name, init in inits.items()
-    ]
-
-  def _stored(self, inputs, arrays):
-    return self._affine(inputs, *map(jax.lax.stop_gradient, arrays))
-
   def _affine(self, inputs, scale, bias, mean, variance):
     # One multiplication and one addition, which XLA fuses into the convolution.
     factor = scale * jax.lax.rsqrt(variance + self.epsilon)
     offset = bias - mean * factor
-    # In float32, as in `add_bias`.
+    # In float32, as in `_product`.
     return (inputs * factor + offset).astype(output_dtype(self.dtype))
 
   def _group(self, inputs, scale, bias):

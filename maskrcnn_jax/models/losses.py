@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import invalid
 from maskrcnn_jax.models.heads import BoxOutputs, RPNOutputs
 from maskrcnn_jax.models.targets import RPNTargets
 
@@ -41,20 +41,14 @@ class LossOptions:
   smooth_l1: bool = False
 
   def __post_init__(self):
-    if self.rpn_normalizer not in ('levels', 'sampled'):
-      raise UserError(
-        "rpn_normalizer must be 'levels' or 'sampled', got "
-        f'{self.rpn_normalizer!r}.',
-        argument='model.losses.rpn_normalizer',
-        given=self.rpn_normalizer,
-      )
-    if self.box_normalizer not in ('foreground', 'rois'):
-      raise UserError(
-        "box_normalizer must be 'foreground' or 'rois', got "
-        f'{self.box_normalizer!r}.',
-        argument='model.losses.box_normalizer',
-        given=self.box_normalizer,
-      )
+    for name, known in (
+      ('rpn_normalizer', ('levels', 'sampled')),
+      ('box_normalizer', ('foreground', 'rois')),
+    ):
+      value = getattr(self, name)
+      if value not in known:
+        wanted = f'{known[0]!r} or {known[1]!r}'
+        raise invalid(f'model.losses.{name}', value, wanted)
 
 
 def rpn_losses(

@@ -8,7 +8,7 @@ import flax.struct
 import jax
 import numpy as np
 
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import UserError, invalid
 from maskrcnn_jax.models import detections as detections_lib
 from maskrcnn_jax.models import layers, override
 from maskrcnn_jax.models import losses as losses_lib
@@ -67,14 +67,14 @@ class MaskRCNN(nn.Module):
       and the mask head.
     box_size: side of the RoI features for boxes.
     mask_size: side of the RoI features for masks; masks have twice that.
-    plus_one: the box coding of proposals, RoIs and detections takes a box from
-      a to b to have the side b - a + 1, and clips to size - 1.
+    plus_one: in proposals, RoIs and detections a box from a to b has the side
+      b - a + 1, and boxes are clipped to size - 1.
     box_weights: weights of the box head's deltas, (dy, dx, dh, dw).
     mask_threshold: threshold of mask targets; None leaves them soft.
     pixel_mean: mean of RGB in 0..1, subtracted.
     pixel_std: standard deviation of RGB in 0..1, divided by.
     bgr: the backbone takes channels in the order blue, green, red (Caffe2);
-      images are RGB all the same.
+      images are still RGB.
     dtype: precision of convolutions and dense layers: `float32`, `bfloat16`, or
       `bfloat16_products`, which keeps float32 between them. Parameters, boxes,
       scores and losses are float32 in each.
@@ -172,7 +172,7 @@ class MaskRCNN(nn.Module):
     """
     pyramid = self.pyramid(images, image_sizes, valid, train)
     rpn = self.layout.whole(self.rpn_head(pyramid))
-    # A RoI may need any part of the maps.
+    # RoIAlign may need any part of the maps.
     pyramid = self.layout.whole(pyramid)
     if rois is None:
       canvas = images.shape[1:3]
@@ -200,12 +200,8 @@ class MaskRCNN(nn.Module):
     pyramid = self.pyramid(images, image_sizes)
     rpn = self.layout.whole(self.rpn_head(pyramid))
     pyramid = self.layout.whole(pyramid)
-    proposals = proposals_lib.propose(
-      rpn,
-      self.anchor_boxes(images.shape[1:3]),
-      image_sizes,
-      self.test_proposals,
-      self.plus_one,
+    proposals = self._propose(
+      rpn, images.shape[1:3], image_sizes, self.test_proposals
     )
     box = self.box_head(self.align(pyramid, proposals.boxes, self.box_size))
     detections = detections_lib.select_detections(
@@ -241,13 +237,7 @@ class MaskRCNN(nn.Module):
     self, rpn, canvas, image_sizes, instances, valid, keys=None
   ) -> SampledRois:
     """RoIs to train on, sampled with the `sampling` stream or with keys."""
-    proposals = proposals_lib.propose(
-      rpn,
-      self.anchor_boxes(canvas),
-      image_sizes,
-      self.train_proposals,
-      self.plus_one,
-    )
+    proposals = self._propose(rpn, canvas, image_sizes, self.train_proposals)
     batch = proposals.valid.shape[0]
     num_candidates = proposals.valid.shape[1] + instances.valid.shape[1]
     if keys is None:
@@ -262,6 +252,12 @@ class MaskRCNN(nn.Module):
       proposals = proposals.replace(valid=proposals.valid & valid[:, None])
     return targets_lib.sample_rois(
       proposals, instances, priorities, self.sampling
+    )
+
+  def _propose(self, rpn, canvas, image_sizes, options):
+    anchors = self.anchor_boxes(canvas)
+    return proposals_lib.propose(
+      rpn, anchors, image_sizes, options, self.plus_one
     )
 
   def align(self, pyramid, boxes, size) -> jax.Array:
@@ -287,8 +283,8 @@ class MaskRCNN(nn.Module):
     model = cls(**override.changes(cls(), config, 'model'))
     if model.num_classes is None:
       raise UserError(
-        'model.num_classes must be given: the largest class id plus one. The '
-        'verbs train, eval and train_and_eval count those of the records.',
+        'model.num_classes must be set: the largest class id plus one. The '
+        'verbs train, eval and train_and_eval take it from the records.',
         argument='model.num_classes',
       )
     return model
@@ -299,10 +295,6 @@ def _check_canvas(images):
     raise ValueError(
       f'images must be [batch, height, width, 3], got {images.shape}.'
     )
-  if images.shape[1] % 32 or images.shape[2] % 32:
-    raise UserError(
-      'The canvas must be a multiple of 32 pixels in height and width, got '
-      f'{images.shape[1:3]}.',
-      argument='input.canvases',
-      given=images.shape[1:3],
-    )
+  canvas = images.shape[1:3]
+  if canvas[0] % 32 or canvas[1] % 32:
+    raise invalid('input.canvases', canvas, 'multiples of 32 pixels')

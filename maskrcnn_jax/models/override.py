@@ -79,5 +79,5 @@ def _unknown(name, names, path) -> UserError:
 def _frozen(value):
   """Lists as tuples, which can be hashed."""
   if isinstance(value, (list, tuple)):
-    return tuple(_frozen(x) for x in value)
+    return tuple(map(_frozen, value))
   return value

@@ -19,7 +19,7 @@ class ProposalOptions:
 
   Attributes:
     pre_nms_top_k: number of anchors per level, by score, that enter NMS; None:
-      all, as in NVIDIA's system, which takes long on large canvases.
+      all, as in NVIDIA's system, which is slow on large canvases.
     post_nms_top_k: number of proposals per image after NMS.
     iou_threshold: NMS IoU threshold, within each level; None: no NMS.
     min_size: proposals with a side below it, in input pixels, are dropped, as
@@ -102,7 +102,7 @@ def _level_proposals(logits, deltas, anchors, image_sizes, options, plus_one):
 def is_large(
   boxes: jax.Array, min_size: float, image_sizes: jax.Array, plus_one: bool
 ) -> jax.Array:
-  """Whether both sides reach `min_size` and the centre is in the image.
+  """Mask of boxes with large sides and a centre inside the image.
 
   Args:
     boxes: `[batch, n, 4]`.

@@ -6,7 +6,7 @@ import functools
 import flax.linen as nn
 import jax
 
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import invalid
 from maskrcnn_jax.models import layers
 from maskrcnn_jax.ops import convolution
 
@@ -53,12 +53,8 @@ class ResNetOptions:
 
   def __post_init__(self):
     if self.depth not in STAGE_SIZES:
-      raise UserError(
-        f'depth must be one of {sorted(STAGE_SIZES)}, got {self.depth}.',
-        argument='model.backbone.depth',
-        given=self.depth,
-        wanted=sorted(STAGE_SIZES),
-      )
+      known = ', '.join(map(str, STAGE_SIZES))
+      raise invalid('model.backbone.depth', self.depth, f'one of {known}')
 
 
 class ResNet(nn.Module):
@@ -74,10 +70,7 @@ class ResNet(nn.Module):
 
   @nn.compact
   def __call__(
-    self,
-    images: jax.Array,
-    valid: jax.Array | None = None,
-    train: bool = False,
+    self, images: jax.Array, valid: jax.Array | None = None, train: bool = False
   ) -> dict[int, jax.Array]:
     """Feature maps by level.
 

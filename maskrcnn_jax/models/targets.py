@@ -1,13 +1,14 @@
 """Training targets of the heads: labels, box deltas and masks."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import invalid
 from maskrcnn_jax.models.proposals import take_rows
 from maskrcnn_jax.ops import boxes as box_ops
 from maskrcnn_jax.ops import masks as mask_ops
@@ -45,8 +46,8 @@ class SamplingOptions:
       RoIs between the thresholds fill up (Habana); otherwise padding does.
     num_mask_rois: largest number of foreground RoIs per image that the mask
       head learns from, a random subset; None: all of them, as published. The
-      mask head costs its full number of RoIs whether they are used or padding,
-      and few images have `num_rois * foreground_fraction`.
+      cost of the mask head is that of the largest number, and few images have
+      `num_rois * foreground_fraction` foreground RoIs.
   """
 
   matching: MatchingOptions = MatchingOptions(
@@ -59,12 +60,8 @@ class SamplingOptions:
 
   def __post_init__(self):
     if self.num_mask_rois is not None and self.num_mask_rois < 1:
-      raise UserError(
-        'model.sampling.num_mask_rois must be at least 1, got '
-        f'{self.num_mask_rois}.',
-        argument='model.sampling.num_mask_rois',
-        given=self.num_mask_rois,
-      )
+      name = 'model.sampling.num_mask_rois'
+      raise invalid(name, self.num_mask_rois, 'at least 1')
 
   @property
   def num_foreground(self) -> int:
@@ -73,7 +70,7 @@ class SamplingOptions:
 
   @property
   def num_mask_rows(self) -> int:
-    """Rows of an image that the mask head computes, used or padding."""
+    """Rows per image of the mask head, with padding."""
     return min(self.num_foreground, self.num_mask_rois or self.num_foreground)
 
 
@@ -115,9 +112,8 @@ def rpn_targets(
   """
   levels = sorted(anchors)
   boxes = [jnp.asarray(anchors[level]) for level in levels]
-  keys = key
-  if not key.shape:
-    keys = jax.random.split(key, instances.boxes.shape[0])
+  ends = np.cumsum([len(level_boxes) for level_boxes in boxes])
+  keys = key if key.shape else jax.random.split(key, len(instances.boxes))
 
   def one_image(instance_boxes, instance_valid, image_valid, key):
     matches = match(boxes, instance_boxes, instance_valid, options.matching)
@@ -134,18 +130,11 @@ def rpn_targets(
       for found, level_boxes in zip(matches, boxes)
     ]
     matched = [(found.labels == 1) & image_valid for found in matches]
-    return _split(sampled, boxes), matched, deltas
+    return jnp.split(sampled, ends[:-1]), matched, deltas
 
-  labels, matched, deltas = jax.vmap(one_image)(
-    instances.boxes, instances.valid, valid, keys
-  )
-  return jax.lax.stop_gradient(
-    RPNTargets(
-      labels=dict(zip(levels, labels)),
-      matched=dict(zip(levels, matched)),
-      box_deltas=dict(zip(levels, deltas)),
-    )
-  )
+  parts = jax.vmap(one_image)(instances.boxes, instances.valid, valid, keys)
+  targets = RPNTargets(*(dict(zip(levels, part)) for part in parts))
+  return jax.lax.stop_gradient(targets)
 
 
 def sample_labels(
@@ -160,14 +149,6 @@ def sample_labels(
     int(options.num_samples * options.positive_fraction),
   )
   return jnp.where(positive, 1, jnp.where(negative, 0, -1))
-
-
-def _split(values, boxes: Sequence[jax.Array]):
-  """One vector over all levels as one vector per level."""
-  ends = []
-  for level_boxes in boxes:
-    ends.append((ends[-1] if ends else 0) + level_boxes.shape[0])
-  return jnp.split(values, ends[:-1])
 
 
 def sample_rois(
@@ -238,7 +219,7 @@ def sample_rois(
 
 
 def _shuffle_foreground(rank, rows, priorities, options):
-  """Foreground rows sorted by priority; the first of them are a random part."""
+  """Sorts the foreground by priority, so that its first rows are random."""
   num = min(options.num_foreground, rank.shape[0])
   drawn = jnp.where(rank[:num] >= 2, priorities[rows[:num]], -jnp.inf)
   _, order = jax.lax.top_k(drawn, num)

@@ -1,8 +1,8 @@
 """Anchors of a feature pyramid, as NumPy constants.
 
-They depend on the canvas alone, which is static, so nothing is computed on the
-device. Anchors of a level are ordered by row, column, scale and aspect ratio;
-heads that predict `[height, width, channels]` flatten to the same order.
+They depend on the static canvas alone, so nothing is computed on the device.
+Anchors of a level are ordered by row, column, scale and aspect ratio; heads
+that predict `[height, width, channels]` flatten to the same order.
 """
 
 import dataclasses

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-# Below it a side counts as this long, so that logarithms and quotients stay
-# finite. The box coder of TensorFlow's Object Detection API, which made the
-# RPN targets of the published weights, adds the same number to every side.
+# Lower limit of sides, so that logarithms and quotients stay finite. The box
+# coder of TensorFlow's Object Detection API, which made the RPN targets of the
+# published weights, adds the same number to every side.
 _SMALLEST_SIDE = 1e-8
 
 # A side grows at most by this factor, from Detectron: 1000 pixels is a large
@@ -46,8 +46,8 @@ def pairwise_iou(boxes: jax.Array, others: jax.Array) -> jax.Array:
   boxes, others = boxes[..., :, None, :], others[..., None, :, :]
   y1, x1, y2, x2 = _coordinates(boxes)
   other_y1, other_x1, other_y2, other_x2 = _coordinates(others)
-  # One coordinate at a time: no [n, m, 2] array lies between, and the whole
-  # chain becomes one loop over pairs.
+  # One coordinate at a time: without an intermediate [n, m, 2] array, XLA fuses
+  # everything into one loop over pairs.
   height = jnp.minimum(y2, other_y2) - jnp.maximum(y1, other_y1)
   width = jnp.minimum(x2, other_x2) - jnp.maximum(x1, other_x1)
   intersection = jnp.maximum(height, 0.0) * jnp.maximum(width, 0.0)

@@ -14,11 +14,6 @@ from maskrcnn_jax.ops import cpu_convolution
 _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 
 
-def symmetric_padding(kernel_size: int) -> tuple[int, int]:
-  """Zeros before and after one axis, as even as the kernel size allows."""
-  return (kernel_size - 1) // 2, kernel_size - 1 - (kernel_size - 1) // 2
-
-
 def convolve(
   inputs: jax.Array,
   kernel: jax.Array,
@@ -46,19 +41,23 @@ def convolve(
       f'kernel {kernel.shape} takes {kernel.shape[2]} channels, inputs have '
       f'{inputs.shape[-1]}.'
     )
-  if padding not in ('symmetric', 'same'):
-    raise ValueError(f"padding must be 'symmetric' or 'same', got {padding!r}.")
+  pads = _pads(padding, kernel.shape[:2])
   if kernel.shape[:2] == (1, 1):
     # A matrix product: on the CPU 3 to 7 times faster than the convolution,
     # elsewhere the same.
     return multiply(inputs[:, ::stride, ::stride], kernel[0, 0])
-  if padding == 'symmetric':
-    pads = [symmetric_padding(size) for size in kernel.shape[:2]]
-  else:
-    pads = 'SAME'
   if stride == 1 and any(_cpu_forms(inputs, kernel)):
     return _convolve_3x3(inputs, kernel)
   return _convolve(inputs, kernel, stride, pads)
+
+
+def _pads(padding, sizes):
+  """XLA's padding for windows of some sizes, see `convolve`."""
+  if padding == 'same':
+    return 'SAME'
+  if padding != 'symmetric':
+    raise ValueError(f"padding must be 'symmetric' or 'same', got {padding!r}.")
+  return [((size - 1) // 2, size // 2) for size in sizes]
 
 
 def _convolve(inputs, kernel, stride, pads):
@@ -193,13 +192,8 @@ def max_pool(inputs: jax.Array, padding: str = 'symmetric') -> jax.Array:
   Returns:
     `[batch, ceil(height / 2), ceil(width / 2), channels]`.
   """
-  if padding == 'symmetric':
-    pads = ((0, 0), (1, 1), (1, 1), (0, 0))
-  elif padding == 'same':
-    pads = 'SAME'
-  else:
-    raise ValueError(f"padding must be 'symmetric' or 'same', got {padding!r}.")
-  lowest = -jnp.inf
+  window = (1, 3, 3, 1)
+  pads = _pads(padding, window)
   return lax.reduce_window(
-    inputs, lowest, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pads
+    inputs, -jnp.inf, lax.max, window, (1, 2, 2, 1), pads
   )

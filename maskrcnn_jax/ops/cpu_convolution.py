@@ -28,7 +28,7 @@ _OUTPUT = np.float32([[1, 1, 1, 0], [0, 1, -1, -1]])
 # 2x2 tiles of a group. On two cores with 128 RoIs of 14x14x256, groups of 196
 # tiles take 1.4 times as long as groups of 784, and all in one 1.5 times.
 _GROUP_TILES = (256, 1024)
-# Fewer tiles in all, or fewer channels, are no slower in the plain form.
+# With fewer tiles or fewer channels the plain form is as fast.
 _LEAST_TILES = 1024
 _LEAST_CHANNELS = 32
 # The same for bands. One image of 128x128x256 gains 1.4 to 2 times, of
@@ -203,7 +203,7 @@ def product_kernel_gradient(
 
 
 def _is_fit(inputs, kernel, least_channels):
-  """Whether Winograd's form could be faster for a convolution."""
+  """True if Winograd's form could be faster for a convolution."""
   return (
     kernel.shape[:2] == (3, 3)
     and min(kernel.shape[2:]) >= least_channels
@@ -227,7 +227,7 @@ def _take(groups, index):
 
 
 def _pad(images):
-  """A border of one zero, and another where the last tile hangs over."""
+  """Images with a border of one zero, and one more at the end of odd sizes."""
   height, width = images.shape[1:3]
   pads = [(1, 1 + height % 2), (1, 1 + width % 2)]
   return jnp.pad(images, ((0, 0), *pads, (0, 0)))
@@ -244,7 +244,7 @@ def _transform_inputs(padded):
 
 
 def _transform_gradient(gradient):
-  """4x4 arrays `[tiles, out]`: what `winograd` does to products, transposed."""
+  """4x4 arrays `[tiles, out]`: the transpose of the output transform."""
   height, width, channels = gradient.shape[1:]
   pads = ((0, 0), (0, height % 2), (0, width % 2), (0, 0))
   padded = jnp.pad(gradient, pads)

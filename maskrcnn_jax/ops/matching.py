@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from maskrcnn_jax.ops import boxes as box_ops
 
-# IoUs that exist at a time, 4 MiB: stays in the cache of a CPU, while all but
-# the two finest levels still are a single step for an accelerator.
+# IoUs computed at a time, 4 MiB: they stay in the cache of a CPU, and all but
+# the two finest levels are still a single step for an accelerator.
 _PAIRS_AT_ONCE = 2**20
 
 
@@ -22,11 +22,11 @@ class MatchingOptions:
     positive_iou: a box is positive from this IoU on.
     negative_iou: a box is negative below this IoU; between the two it is
       ignored.
-    positive_strict: `positive_iou` itself does not suffice.
-    low_quality_matches: which boxes below `positive_iou` are positive all the
-      same, so that an instance has at least one. 'none': no box. 'one': the
-      first of the boxes with the largest IoU, even at IoU 0, and it belongs to
-      that instance; of several instances that claim a box the first gets it.
+    positive_strict: a positive box needs an IoU above `positive_iou`.
+    low_quality_matches: boxes that are positive even below `positive_iou`, so
+      that every instance has one. 'none': no box. 'one': the first of the boxes
+      with the largest IoU, even at IoU 0; it is matched to that instance, or to
+      the first of several with the same box.
       'all': all boxes with the largest IoU, and each stays with the instance
       that it overlaps most (torchvision's `allow_low_quality_matches`).
   """
@@ -67,11 +67,11 @@ def match(
 ) -> list[Matches]:
   """Matches the boxes of one image to its instances, level by level.
 
-  Low-quality matches need the best box over all levels; still no more than a
-  part of the IoUs of one level exists at a time.
+  Low-quality matches need the best box over all levels; even so, only a part of
+  the IoUs of one level is in memory at a time.
 
   Args:
-    levels: boxes `[n_l, 4]`; one entry where there are no levels.
+    levels: boxes `[n, 4]` of each level; a single entry without a pyramid.
     instance_boxes: `[m, 4]`, m at least 1.
     instance_valid: `[m]` bool; padded instances match nothing.
     options: see `MatchingOptions`.
@@ -200,7 +200,7 @@ def _match_best(results, overlaps, instance_valid):
   )
   num_instances = instance_valid.shape[0]
   instances = jnp.arange(num_instances, dtype=jnp.int32)
-  forced = []
+  matched = []
   for level, (result, overlap) in enumerate(zip(results, overlaps)):
     num_boxes = result.labels.shape[0]
     claims = instance_valid & (best_level == level)
@@ -211,8 +211,8 @@ def _match_best(results, overlaps, instance_valid):
     owned = owners < num_instances
     labels = jnp.where(owned, 1, result.labels)
     indices = jnp.where(owned, owners, result.indices)
-    forced.append(result._replace(labels=labels, indices=indices))
-  return forced
+    matched.append(result._replace(labels=labels, indices=indices))
+  return matched
 
 
 def _match_all_best(result, boxes, instance_boxes, instance_valid, best):

@@ -6,7 +6,7 @@ import numpy as np
 
 from maskrcnn_jax.ops import boxes as box_ops
 
-# A matrix of this many boxes squared still fits anywhere (268 MB of bools).
+# The matrix of this many boxes, 268 MB of bools, fits into memory anywhere.
 _MAX_MATRIX_SIDE = 16384
 
 
@@ -87,13 +87,17 @@ def _keep_greedily(boxes, valid, iou_threshold):
 
 def _suppressors(boxes, valid, iou_threshold):
   """Bool `[n, n]`: entry (i, j) is True if box j would suppress box i."""
-  low = jnp.minimum(boxes[:, :2], boxes[:, 2:])
-  high = jnp.maximum(boxes[:, :2], boxes[:, 2:])
-  boxes = jnp.concatenate([low, high], axis=1)
+  boxes = _sort_corners(boxes)
   ious = box_ops.pairwise_iou(boxes, boxes)
   rank = jnp.arange(boxes.shape[0])
   better = rank[None, :] < rank[:, None]
   return (ious > _round_down(iou_threshold)) & better & valid[None, :]
+
+
+def _sort_corners(boxes):
+  low = jnp.minimum(boxes[..., :2], boxes[..., 2:])
+  high = jnp.maximum(boxes[..., :2], boxes[..., 2:])
+  return jnp.concatenate([low, high], axis=-1)
 
 
 def _round_down(threshold):
@@ -141,9 +145,7 @@ def classwise_nms(
       f'got {boxes.shape}, {scores.shape} and {valid.shape}.'
     )
   num_classes = scores.shape[1]
-  low = jnp.minimum(boxes[..., :2], boxes[..., 2:])
-  high = jnp.maximum(boxes[..., :2], boxes[..., 2:])
-  by_class = jnp.swapaxes(jnp.concatenate([low, high], axis=-1), 0, 1)
+  by_class = jnp.swapaxes(_sort_corners(boxes), 0, 1)
   threshold = _round_down(iou_threshold)
 
   def take_best(left, _):
