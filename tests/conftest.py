@@ -16,6 +16,14 @@ def _free_programs():
     sys.modules['jax'].clear_caches()
 
 
+@pytest.fixture(scope='module')
+def recorded(request):
+  """Arrays of one recording, see `golden_files.each`."""
+  import golden_files  # Only golden tests pay for NumPy.
+
+  return golden_files.load(*request.param)
+
+
 def pytest_collection_modifyitems(items):
   """Whole runs come first: whoever ends with one leaves the others idle."""
   slow = {x.path for x in items if x.get_closest_marker('slow')}

@@ -6,6 +6,7 @@ import pathlib
 import re
 
 import numpy as np
+import pytest
 
 
 def folder():
@@ -24,10 +25,41 @@ def files(pattern, source='nvidia_tf2'):
   return sorted((folder() / source).glob(pattern))
 
 
-def load(path):
-  """Arrays of a recording by name; never unpickles."""
+def load(path, group=None):
+  """Arrays of a recording by name; never unpickles.
+
+  Args:
+    path: of the recording.
+    group: loads only arrays with a name such as `GROUP/boxes`, as `boxes`.
+  """
+  start = f'{group}/' if group else ''
   with np.load(path, allow_pickle=False) as archive:
-    return {name: archive[name] for name in archive.files}
+    names = [name for name in archive.files if name.startswith(start)]
+    return {name.removeprefix(start): archive[name] for name in names}
+
+
+def each(pattern, source='nvidia_tf2', group=None, having=''):
+  """Mark: runs a test on every recording, as its argument `recorded`.
+
+  Args:
+    pattern: see `files`.
+    source: see `files`.
+    group: regular expression; runs the test on every group of arrays whose name
+      it matches instead, see `load`.
+    having: array without which a recording is skipped.
+  """
+  params = []
+  for path in files(pattern, source):
+    with np.load(path, allow_pickle=False) as archive:
+      names = archive.files
+    if group is None:
+      if having in ('', *names):
+        params.append(pytest.param((path,), id=path.stem))
+      continue
+    for name in sorted({name.split('/')[0] for name in names}):
+      if re.fullmatch(group, name):
+        params.append(pytest.param((path, name), id=f'{path.stem}-{name}'))
+  return pytest.mark.parametrize('recorded', params, indirect=True)
 
 
 def params(recorded):
@@ -72,3 +104,8 @@ def assert_near(actual, expected, tolerance, name=''):
   """Fails where `relative_error` is above the tolerance."""
   error = relative_error(actual, expected)
   assert error <= tolerance, f'{name} is off by {error:.2g}'
+
+
+def swap_axes(boxes):
+  """Boxes or deltas (x, y, x, y) as (y, x, y, x), or back."""
+  return boxes[..., [1, 0, 3, 2]]

@@ -1,7 +1,7 @@
-"""Recordings with other counts and levels, cut and joined from those at hand.
+"""Recordings with other counts and levels, cut from the golden files.
 
 Everything in them follows from recorded numbers: they show that the golden
-tests take their counts from a file and not from the files of today.
+tests take their counts from the files.
 """
 
 import itertools
@@ -55,7 +55,7 @@ def joined_rpn_targets(names):
   ious = np.stack([part['max_iou'] for part in parts])
   winner = ious.argmax(axis=0)
   anchors = np.arange(ious.shape[1])
-  # Of an anchor below the threshold a recording does not tell its instance.
+  # A recording does not name the instance of an anchor below the threshold.
   matches = np.full(ious.shape[1], -2)
   best = ious[winner, anchors]
   matches[best < params['unmatched_threshold']] = -1
@@ -63,14 +63,16 @@ def joined_rpn_targets(names):
   sure = best >= params['match_threshold']
   matches[sure] = (owners + starts[winner])[sure]
   unsure = np.any([part['near_tie_mask'] for part in parts], axis=0)
-  # A forced match hides which instance the anchor overlaps most.
-  forced = np.concatenate([part['forced_anchor_per_gt'] for part in parts])
+  # A low-quality match hides which instance the anchor overlaps most.
+  best_anchors = np.concatenate(
+    [part['forced_anchor_per_gt'] for part in parts]
+  )
   for part in parts:
     own = part['forced_anchor_per_gt']
     unsure[own[part['max_iou'][own] >= params['match_threshold']]] = True
   for number in reversed(range(len(boxes))):
-    matches[forced[number]] = number
-  unsure[forced] = True
+    matches[best_anchors[number]] = number
+  unsure[best_anchors] = True
   labels = np.where(matches >= 0, 1, np.where(matches == -1, 0, -1))
   targets = np.stack([part['box_targets'] for part in parts])[winner, anchors]
   num = params['rpn_batch_size_per_im']
@@ -88,7 +90,7 @@ def joined_rpn_targets(names):
     'labels_before_sampling': labels,
     'near_tie_mask': unsure.astype(np.uint8),
     'box_targets': targets,
-    'forced_anchor_per_gt': forced,
+    'forced_anchor_per_gt': best_anchors,
     'max_iou': best,
     'sampled_labels_seed0': sampled,
     'expected_counts': np.array([num_positive, num_negative, len(labels)]),
@@ -161,7 +163,7 @@ def anchors_to(level):
 
 
 def numbered(name, prefix, order):
-  """Some of the numbered groups of a recording, with other numbers."""
+  """Some of the numbered groups of a recording, renumbered."""
   recorded = load(name, 'torchvision')
   groups = {
     key: array

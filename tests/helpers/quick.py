@@ -34,9 +34,9 @@ def jit(function, **more):
 
 @contextlib.contextmanager
 def compilation():
-  """Whatever this process compiles within, it compiles quickly.
+  """Quick compilation of everything in this process, as a context.
 
-  The choice of loops is fixed when a process starts, so it stays.
+  Except for the fusion emitters, which are fixed when a process starts.
   """
   name = 'jax_disable_most_optimizations'
   before = jax.config.values[name]
@@ -48,11 +48,7 @@ def compilation():
 
 
 def xla_flags(num_devices=None):
-  """`XLA_FLAGS` of a process that compiles quickly.
-
-  Args:
-    num_devices: as which the CPU shows itself.
-  """
+  """`XLA_FLAGS` of a process that compiles quickly, with some CPU devices."""
   flags = [f'--{name}={str(x).lower()}' for name, x in options().items()]
   if num_devices:
     flags.append(f'--xla_force_host_platform_device_count={num_devices}')

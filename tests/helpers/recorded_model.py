@@ -31,7 +31,7 @@ _RENAMES = (
   (r'/moving_mean$', '/mean'),
   (r'/moving_variance$', '/variance'),
 )
-# Its input and output channels are the other way round there.
+# Its input and output channels are swapped in the recordings.
 _DECONV = 'mask_head/deconv/kernel'
 
 
@@ -41,12 +41,12 @@ def manifest(recorded):
 
 
 def salt(recorded):
-  """What makes the random numbers of one recording its own."""
+  """Salt of the random numbers of a recording."""
   return json.loads(str(recorded['meta']))['params']['salt']
 
 
 def collection(entry):
-  """Where the model keeps a variable: `params` or `batch_stats`."""
+  """Collection of a variable: `params` or `batch_stats`."""
   return 'batch_stats' if '/bn/' in entry['name'] else 'params'
 
 

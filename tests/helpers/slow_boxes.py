@@ -1,8 +1,15 @@
-"""What is done with boxes, from the definitions: one at a time, in float64."""
+"""Box operations from their definitions: one box at a time, in float64."""
 
 import math
 
 import numpy as np
+
+
+def random_boxes(rng, *shape, corners=(0, 50), sides=(10, 30)):
+  """Boxes `[*shape, 4]` with first corners and sides in the given ranges."""
+  first = rng.uniform(*corners, (*shape, 2))
+  last = first + rng.uniform(*sides, (*shape, 2))
+  return np.float32(np.concatenate([first, last], axis=-1))
 
 
 def overlap(box, other):
@@ -16,7 +23,7 @@ def overlap(box, other):
 
 
 def greedy_nms(boxes, scores, valid, iou_threshold):
-  """Rows that are kept, best first."""
+  """Rows kept by NMS, best first."""
   boxes = boxes.astype(np.float64)
   kept = []
   for row in np.argsort(-scores, kind='stable'):
@@ -48,7 +55,7 @@ def clip(box, image_size, plus_one):
 
 
 def is_large(box, min_size, image_size, plus_one):
-  """Whether a box is kept by a `min_size` that is not 0."""
+  """True if a `min_size` above 0 keeps the box."""
   sides = box[2:] - box[:2] + plus_one
   if not plus_one:
     return bool(np.all(sides >= min_size))

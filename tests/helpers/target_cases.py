@@ -1,8 +1,7 @@
-"""Images, instances and outputs of the heads for properties of the targets.
+"""Random images, instances and head outputs for properties of the targets.
 
-A case is drawn by hypothesis as far as it decides what happens: how many boxes,
-where, and which of them coincide. The many numbers that only have to be there
-come from a drawn seed.
+Hypothesis draws what decides the outcome: the number of boxes, their places,
+and which of them coincide. All other numbers come from a seed that it draws.
 """
 
 import functools
@@ -83,7 +82,7 @@ def box(draw):
 
 @st.composite
 def cases(draw):
-  """What enters the stages, as NumPy arrays; see `run`."""
+  """Arguments of `run`, as NumPy arrays."""
   rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
   instances = [_instances(draw, rng) for _ in range(BATCH)]
   sizes = [
@@ -94,14 +93,14 @@ def cases(draw):
     'image_sizes': np.float32(sizes),
     'valid': np.array([draw(st.booleans()) or draw(st.booleans()), True]),
     'key': draw(st.integers(0, 100)),
-    # All different: no draw decides between equal ones.
+    # All different, so that there are no ties.
     'priorities': rng.permuted(
       np.tile(np.arange(NUM_PROPOSALS + NUM_ROWS, dtype=np.float32), (BATCH, 1))
       / 100,
       axis=1,
     ),
   }
-  sizes = jax.eval_shape(lambda: shapes())
+  sizes = jax.eval_shape(head_outputs)
   return case | {
     name: jax.tree.map(lambda x: _numbers(draw, rng, x.shape), part)
     for name, part in sizes.items()
@@ -109,7 +108,7 @@ def cases(draw):
 
 
 def _instances(draw, rng):
-  """Of one image: the first rows are valid, the others zeros."""
+  """Instances of one image: the first rows are valid, the others zeros."""
   boxes = draw(st.lists(box(), max_size=6))
   if len(boxes) > 1 and draw(st.booleans()):
     boxes[-1] = boxes[0]
@@ -134,25 +133,24 @@ def _numbers(draw, rng, shape):
   return np.float32(np.where(rng.uniform(size=shape) < 0.1, extreme, values))
 
 
-def shapes():
+def head_outputs():
   """Outputs of the heads, zeros."""
-  levels = make_model(FAMILIES[0]).anchor_boxes(CANVAS)
-  num_rois = make_model(FAMILIES[0]).sampling.num_rois
-  num_masks = make_model(FAMILIES[0]).sampling.num_foreground
+  model = make_model(FAMILIES[0])
+  levels = model.anchor_boxes(CANVAS)
   sizes = {level: (BATCH, len(x)) for level, x in levels.items()}
-  rois = (BATCH, num_rois, NUM_CLASSES)
+  rois = (BATCH, model.sampling.num_rois, NUM_CLASSES)
   return {
     'rpn': RPNOutputs(
       {level: jnp.zeros(size) for level, size in sizes.items()},
       {level: jnp.zeros((*size, 4)) for level, size in sizes.items()},
     ),
     'box': BoxOutputs(jnp.zeros(rois), jnp.zeros((*rois, 4))),
-    'mask_logits': jnp.zeros((BATCH, num_masks, 8, 8)),
+    'mask_logits': jnp.zeros((BATCH, model.sampling.num_foreground, 8, 8)),
   }
 
 
 def run(family: str, case) -> dict:
-  """Everything from the outputs of the heads to losses and gradients.
+  """Results of all stages from the head outputs to losses and gradients.
 
   Args:
     family: name of a config.
@@ -163,8 +161,7 @@ def run(family: str, case) -> dict:
     `candidate_valid`, `rois`, `box_deltas`, `masks`, `losses`, and `gradients`
     of their sum.
   """
-  found = _run(make_model(family), case)
-  return jax.tree.map(np.asarray, found)
+  return jax.tree.map(np.asarray, _run(make_model(family), case))
 
 
 @functools.partial(quick.jit, static_argnums=0)
@@ -255,10 +252,7 @@ def permuted(case, orders):
   def rows_of(x):
     return np.stack([row[order] for row, order in zip(x, orders)])
 
-  own, others = (
-    case['priorities'][:, part]
-    for part in (slice(NUM_PROPOSALS, None), slice(NUM_PROPOSALS))
-  )
+  others, own = np.split(case['priorities'], [NUM_PROPOSALS], axis=1)
   return case | {
     'instances': jax.tree.map(rows_of, case['instances']),
     'priorities': np.concatenate([others, rows_of(own)], axis=1),

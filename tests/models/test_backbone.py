@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.models import fpn
+from maskrcnn_jax.models import fpn, layers, resnet
 from maskrcnn_jax.models.resnet import ResNet, ResNetOptions
 from maskrcnn_jax.ops import convolution
 
@@ -62,12 +63,7 @@ def test_width_scales_every_stage():
   features, _ = initialized(
     ResNet(ResNetOptions(18, width=8)), jnp.zeros((1, 32, 32, 3))
   )
-  assert [features[level].shape[-1] for level in (2, 3, 4, 5)] == [
-    8,
-    16,
-    32,
-    64,
-  ]
+  assert [x.shape[-1] for x in features.values()] == [8, 16, 32, 64]
 
 
 @pytest.mark.parametrize('frozen_stages', range(6))
@@ -123,7 +119,7 @@ def test_images_that_are_not_valid_change_no_feature():
 
 
 @pytest.mark.parametrize('depth', [18, 50])
-def test_parameters_are_float32_whatever_is_computed_in(depth):
+def test_parameters_are_float32_at_other_precisions(depth):
   options = ResNetOptions(depth, norm='group')
   images = jnp.zeros((1, *CANVAS, 3), jnp.bfloat16)
   features, variables = initialized(ResNet(options, dtype='bfloat16'), images)
@@ -134,11 +130,11 @@ def test_parameters_are_float32_whatever_is_computed_in(depth):
     assert array.dtype == jnp.float32
 
 
-def test_unknown_depth_is_refused():
+def test_unknown_depth_is_rejected():
   with pytest.raises(UserError) as error:
     ResNetOptions(20)
   assert error.value.argument == 'model.backbone.depth'
-  assert error.value.given == 20 and 50 in error.value.wanted
+  assert error.value.given == 20 and '50' in error.value.wanted
 
 
 def test_pyramid_matches_its_definition():
@@ -170,9 +166,67 @@ def test_pyramid_matches_its_definition():
   assert sorted(pyramid) == [2, 3, 4, 5, 6]
 
 
-def test_upsampling_cuts_what_is_too_much():
+def test_upsampling_cuts_odd_sizes():
   x = jnp.arange(4.0).reshape(1, 2, 2, 1)
   upsampled = fpn.upsample(x, (1, 3, 4, 1))
   np.testing.assert_array_equal(
     upsampled[0, ..., 0], [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3]]
   )
+
+
+@pytest.mark.parametrize('stride_in_1x1', [False, True])
+def test_the_stride_of_a_bottleneck(stride_in_1x1):
+  """On the first 1x1, every second row and column is unused."""
+  block = resnet.Bottleneck(
+    conv=functools.partial(layers.Conv, use_bias=False),
+    norm=functools.partial(layers.Norm, kind='group', group_channels=1),
+    features=4,
+    stride=2,
+    has_projection=True,
+    stride_in_1x1=stride_in_1x1,
+  )
+  x = jax.random.normal(jax.random.key(1), (1, 8, 8, 3))
+  variables = quick.jit(block.init, static_argnums=(2, 3))(
+    jax.random.key(0), x, None, False
+  )
+  # No bias is 0.
+  variables = jax.tree.map(lambda x: x + 0.1, variables)
+
+  def total(x):
+    y = block.apply(variables, x, None, False)
+    assert y.shape == (1, 4, 4, 16)
+    return jnp.sum(y * jnp.arange(y.size).reshape(y.shape))
+
+  gradient = np.abs(quick.jit(jax.grad(total))(x))[0].sum(axis=-1)
+  seen = gradient > 0.0
+  assert seen[::2, ::2].all()
+  assert seen[1::2].any() == seen[:, 1::2].any() == (not stride_in_1x1)
+
+
+def test_a_pyramid_with_norm():
+  module = fpn.FPN(channels=4, max_level=4, norm=layers.NormOptions('batch'))
+  features = {
+    2: jax.random.normal(jax.random.key(0), (2, 8, 8, 3)),
+    3: jax.random.normal(jax.random.key(1), (2, 4, 4, 6)),
+  }
+  variables = quick.jit(module.init)(jax.random.key(2), features)
+  layer_names = {'lateral2', 'lateral3', 'output2', 'output3'}
+  assert {*variables['params']} == layer_names | {
+    f'{name}_norm' for name in layer_names
+  }
+  assert {*variables['params']['output2']} == {'kernel'}
+  run = functools.partial(module.apply, train=True, mutable=['batch_stats'])
+  pyramid, updated = quick.jit(run)(variables, features)
+  assert {level: x.shape for level, x in pyramid.items()} == {
+    2: (2, 8, 8, 4),
+    3: (2, 4, 4, 4),
+    4: (2, 2, 2, 4),
+  }
+  # Normalised, without a ReLU.
+  for level in (2, 3):
+    np.testing.assert_allclose(
+      pyramid[level].mean(axis=(0, 1, 2)), 0, atol=1e-5
+    )
+    np.testing.assert_allclose(pyramid[level].std(axis=(0, 1, 2)), 1, rtol=1e-3)
+  stored = updated['batch_stats']['output2_norm']['mean']
+  assert np.any(stored != 0.0)

@@ -1,4 +1,4 @@
-"""From the outputs of the box head to detections."""
+"""Detections from the outputs of the box head."""
 
 import jax
 import jax.numpy as jnp
@@ -22,16 +22,16 @@ run = jax.jit(
 def random_case(seed=0, batch=2, num=20):
   """Box outputs and proposals, of which some are not valid."""
   rng = np.random.default_rng(seed)
-  corners = rng.uniform(0, 40, (batch, num, 2))
-  sides = rng.uniform(8, 30, (batch, num, 2))
-  boxes = np.concatenate([corners, corners + sides], axis=-1)
+  boxes = slow_boxes.random_boxes(
+    rng, batch, num, corners=(0, 40), sides=(8, 30)
+  )
   valid = rng.uniform(size=(batch, num)) < 0.8
-  boxes = np.where(valid[..., None], boxes, 0.0)
+  boxes = np.where(valid[..., None], boxes, np.float32(0.0))
   logits = 2 * rng.normal(size=(batch, num, NUM_CLASSES))
   deltas = rng.normal(size=(batch, num, NUM_CLASSES, 4))
   outputs = BoxOutputs(np.float32(logits), np.float32(deltas))
   scores = np.ones((batch, num), np.float32)
-  return outputs, Proposals(np.float32(boxes), scores, valid)
+  return outputs, Proposals(boxes, scores, valid)
 
 
 def slow_select(outputs, proposals, options, plus_one, image):
@@ -113,19 +113,12 @@ def test_padding_changes_nothing():
   options = DetectionOptions(max_detections=25)
   expected = run(outputs, proposals, IMAGE_SIZES, options)
 
-  def pad(x, value):
-    return np.concatenate([x, np.full_like(x[:, :5], value)], axis=1)
-
+  outputs, proposals = jax.tree.map(
+    lambda x: np.concatenate([x, np.zeros_like(x[:, :5])], axis=1),
+    (outputs, proposals),
+  )
   # Padding that would win if it took part.
-  outputs = BoxOutputs(
-    pad(outputs.class_logits, 0.0), pad(outputs.box_deltas, 0.0)
-  )
   outputs.class_logits[:, 20:, 1] = 50.0
-  proposals = Proposals(
-    pad(proposals.boxes, 0.0),
-    pad(proposals.scores, 0.0),
-    pad(proposals.valid, False),
-  )
   actual = run(outputs, proposals, IMAGE_SIZES, options)
   for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
     np.testing.assert_allclose(x, y, rtol=1e-6)

@@ -4,7 +4,7 @@ import golden_files
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
+from golden_files import assert_near, swap_axes
 
 from maskrcnn_jax.models import detections as detections_lib
 from maskrcnn_jax.models.detections import DetectionOptions
@@ -26,11 +26,8 @@ def proposals_of(boxes):
   )
 
 
-@pytest.mark.parametrize(
-  'path', golden_files.files('09_detections*.npz'), ids=lambda path: path.stem
-)
-def test_detections_of_nvidia(path):
-  recorded = golden_files.load(path)
+@golden_files.each('09_detections*.npz')
+def test_detections_of_nvidia(recorded):
   params = golden_files.params(recorded)
   batch, num_rois, num_classes = recorded['class_outputs'].shape
   deltas = recorded['box_outputs'].reshape(batch, num_rois, num_classes, 4)
@@ -52,10 +49,8 @@ def test_detections_of_nvidia(path):
   np.testing.assert_array_equal(
     detections.classes, np.where(found, recorded['detection_classes'], 0)
   )
-  for name in ('boxes', 'scores'):
-    expected = recorded[f'detection_{name}']
-    actual = getattr(detections, name)
-    assert golden_files.relative_error(actual, expected) <= 1e-5
+  assert_near(detections.boxes, recorded['detection_boxes'], 1e-5)
+  assert_near(detections.scores, recorded['detection_scores'], 1e-5)
   # The recorded RoI of a detection is the one whose score it has.
   probabilities = np.asarray(jax.nn.softmax(recorded['class_outputs']))
   for image in range(batch):
@@ -67,25 +62,14 @@ def test_detections_of_nvidia(path):
     )
 
 
-def torchvision_cases(prefix):
-  return [
-    pytest.param(path, case, id=case)
-    for path in golden_files.files('ops_filter_postprocess*.npz', 'torchvision')
-    for case in sorted({key.split('/')[0] for key in golden_files.load(path)})
-    if case.startswith(prefix)
-  ]
-
-
-@pytest.mark.parametrize('path, case', torchvision_cases('det_'))
-def test_detections_of_torchvision(path, case):
-  recorded = golden_files.load(path)
-  score, iou_threshold, most = recorded[f'{case}/params_score_nms_max']
-  logits = recorded[f'{case}/class_logits']
-  deltas = recorded[f'{case}/box_regression'].reshape(*logits.shape, 4)
-  deltas = deltas[..., [1, 0, 3, 2]]
+@golden_files.each('ops_filter_postprocess*.npz', 'torchvision', 'det_.*')
+def test_detections_of_torchvision(recorded):
+  score, iou_threshold, most = recorded['params_score_nms_max']
+  logits = recorded['class_logits']
+  deltas = swap_axes(recorded['box_regression'].reshape(*logits.shape, 4))
   start = 0
-  for image, size in enumerate(recorded[f'{case}/image_hw']):
-    boxes = recorded[f'{case}/proposals_{image}'][:, [1, 0, 3, 2]]
+  for image, size in enumerate(recorded['image_hw']):
+    boxes = swap_axes(recorded[f'proposals_{image}'])
     rows = slice(start, start + len(boxes))
     start = rows.stop
     detections = run_select(
@@ -98,24 +82,22 @@ def test_detections_of_torchvision(path, case):
       plus_one=False,
     ).image(0)
     np.testing.assert_array_equal(
-      detections.classes, recorded[f'{case}/labels_{image}']
+      detections.classes, recorded[f'labels_{image}']
     )
-    expected = recorded[f'{case}/boxes_{image}'][:, [1, 0, 3, 2]]
-    assert golden_files.relative_error(detections.boxes, expected) <= 1e-5
-    expected = recorded[f'{case}/scores_{image}']
-    assert golden_files.relative_error(detections.scores, expected) <= 1e-5
+    expected = swap_axes(recorded[f'boxes_{image}'])
+    assert_near(detections.boxes, expected, 1e-5)
+    assert_near(detections.scores, recorded[f'scores_{image}'], 1e-5)
   assert start == len(logits)
 
 
-@pytest.mark.parametrize('path, case', torchvision_cases('maskinf_'))
-def test_masks_of_classes_of_torchvision(path, case):
-  """The mask of a detection's class alone is what it is among all masks."""
-  recorded = golden_files.load(path)
-  logits = recorded[f'{case}/mask_logits']
+@golden_files.each('ops_filter_postprocess*.npz', 'torchvision', 'maskinf_.*')
+def test_masks_of_classes_of_torchvision(recorded):
+  """The mask of a detection's class alone equals that among all masks."""
+  logits = recorded['mask_logits']
   num, num_classes, size, _ = logits.shape
-  names = sorted(key for key in recorded if key.startswith(f'{case}/labels_'))
+  names = sorted(key for key in recorded if key.startswith('labels_'))
   classes = np.concatenate([recorded[name] for name in names])
-  # One feature for each class, which the last layer hands on unchanged.
+  # One feature for each class, which the last layer passes on unchanged.
   blocks = logits.reshape(num, num_classes, size // 2, 2, size // 2, 2)
   blocks = blocks.transpose(0, 2, 4, 3, 5, 1)
   features = blocks.reshape(num, size // 2, size // 2, 4, num_classes)
@@ -128,4 +110,4 @@ def test_masks_of_classes_of_torchvision(path, case):
   expected = np.concatenate(
     [recorded[name.replace('labels', 'probs')][:, 0] for name in names]
   )
-  assert golden_files.relative_error(masks, expected) <= 1e-5
+  assert_near(masks, expected, 1e-5)

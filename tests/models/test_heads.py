@@ -1,12 +1,16 @@
 """The heads for proposals, boxes and masks."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 from jax import lax
 
 from maskrcnn_jax.models import heads, layers
+from maskrcnn_jax.weights import load_report
 
 
 def blank(head, *arguments):
@@ -35,15 +39,20 @@ def test_rpn_outputs_have_the_order_of_the_anchors():
     np.testing.assert_array_equal(deltas, expected)
 
 
+def pass_on(layer, factor=1.0, bias=0.0):
+  """Parameters of a convolution that multiplies each cell by a factor."""
+  middle = layer['kernel'].shape[0] // 2
+  kernel = layer['kernel'].at[middle, middle].set(factor)
+  return {'kernel': kernel, 'bias': jnp.full(1, bias)}
+
+
 def test_rpn_cells_come_row_by_row():
   head = heads.RPNHead(anchors_per_cell=1, channels=1)
   x = np.zeros((1, 3, 4, 1), np.float32)
   x[0, 1, 2] = 1.0
   params = blank(head, {2: x})
   for name in ('conv', 'objectness'):
-    kernel = params[name]['kernel']
-    middle = kernel.shape[0] // 2
-    params[name]['kernel'] = kernel.at[middle, middle].set(1.0)
+    params[name] = pass_on(params[name])
   logits = run(head, params, {2: x}).objectness_logits[2]
   np.testing.assert_array_equal(np.flatnonzero(logits), [1 * 4 + 2])
 
@@ -119,3 +128,112 @@ def test_parameters_and_outputs_are_float32(dtype):
   ]
   for array in jax.tree.leaves(results):
     assert array.dtype == jnp.float32
+
+
+def test_two_convolutions_of_the_region_proposal_head():
+  """Each with a ReLU: a value of 1 is below the first one's bias of -2."""
+  head = heads.RPNHead(anchors_per_cell=1, channels=1, num_convs=2)
+  x = np.array([1.0, 5.0], np.float32).reshape(1, 1, 2, 1)
+  params = blank(head, {2: x})
+  assert {*params} == {'conv', 'conv2', 'objectness', 'box_deltas'}
+  for name, bias in (('conv', -2.0), ('conv2', 0.5), ('objectness', 0.0)):
+    params[name] = pass_on(params[name], 2.0, bias)
+  logits = run(head, params, {2: x}).objectness_logits[2]
+  # 2 * relu(2 * relu(2 x - 2) + 0.5)
+  np.testing.assert_allclose(logits[0], [1.0, 33.0])
+
+
+def box_head():
+  return heads.BoxHead(
+    num_classes=3,
+    channels=5,
+    num_convs=2,
+    num_dense=1,
+    norm=layers.NormOptions('batch'),
+  )
+
+
+def test_parameters_of_a_box_head_with_convolutions():
+  variables = jax.eval_shape(
+    box_head().init, jax.random.key(0), jnp.zeros((1, 2, 7, 7, 4))
+  )
+  shapes = {k: x.shape for k, x in load_report.flatten(variables).items()}
+  # A norm behind it takes the place of the bias.
+  layer = {'kernel': (3, 3, 4, 4)}
+  norm = dict.fromkeys(('scale', 'bias', 'mean', 'variance'), (4,))
+  expected = {
+    'conv1': layer,
+    'norm1': norm,
+    'conv2': layer,
+    'norm2': norm,
+    'fc6': {'kernel': (7 * 7 * 4, 5), 'bias': (5,)},
+    'class_logits': {'kernel': (5, 3), 'bias': (3,)},
+    'box_deltas': {'kernel': (5, 12), 'bias': (12,)},
+  }
+  assert shapes == {
+    f'{layer}/{leaf}': shape
+    for layer, leaves in expected.items()
+    for leaf, shape in leaves.items()
+  }
+
+
+def test_box_head_matches_its_definition():
+  """With stored statistics: convolution, norm, ReLU; twice; dense, ReLU."""
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, 3, 4, 4, 4)).astype(np.float32)
+  head = box_head()
+  variables = head.init(jax.random.key(0), x)
+  variables = jax.tree.map(
+    lambda x: np.float32(0.5 + rng.uniform(size=x.shape)), variables
+  )
+  actual = head.apply(variables, x).class_logits
+  params, stats = variables['params'], variables['batch_stats']
+  y = x.reshape(6, 4, 4, 4).astype(np.float64)
+  for index in (1, 2):
+    padded = np.pad(y, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    kernel = params[f'conv{index}']['kernel']
+    y = sum(
+      padded[:, i : i + 4, j : j + 4] @ kernel[i, j]
+      for i in range(3)
+      for j in range(3)
+    )
+    norm, stored = params[f'norm{index}'], stats[f'norm{index}']
+    y = (y - stored['mean']) / np.sqrt(stored['variance'] + 1e-5)
+    y = np.maximum(y * norm['scale'] + norm['bias'], 0.0)
+  for name in ('fc6', 'class_logits'):
+    y = y.reshape(6, -1) @ params[name]['kernel'] + params[name]['bias']
+    y = np.maximum(y, 0.0) if name == 'fc6' else y
+  np.testing.assert_allclose(actual.reshape(6, 3), y, rtol=1e-4)
+
+
+def test_padded_rois_are_in_no_statistics():
+  head = box_head()
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, 4, 5, 5, 4)).astype(np.float32)
+  valid = np.array([[1, 1, 0, 1], [1, 0, 0, 0]], bool)
+  variables = quick.jit(head.init)(jax.random.key(0), x)
+
+  @quick.jit
+  def run(x, valid):
+    outputs, updated = head.apply(
+      variables, x, valid, train=True, mutable=['batch_stats']
+    )
+    return outputs.class_logits, updated
+
+  logits, updated = run(x, valid)
+  other = np.where(valid[..., None, None, None], x, 7.0)
+  other_logits, other_updated = run(other, valid)
+  np.testing.assert_allclose(logits[valid], other_logits[valid], rtol=1e-5)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-5),
+    updated,
+    other_updated,
+  )
+  # Without any, what is stored stays.
+  logits, updated = run(x, np.zeros_like(valid))
+  assert np.all(np.isfinite(logits))
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    updated['batch_stats'],
+    variables['batch_stats'],
+  )

@@ -4,7 +4,7 @@ import golden_files
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
+from golden_files import assert_near, swap_axes
 
 from maskrcnn_jax.models import losses as losses_lib
 from maskrcnn_jax.models import targets as targets_lib
@@ -21,11 +21,6 @@ TORCHVISION = LossOptions(
 )
 
 
-def recordings(pattern):
-  paths = golden_files.files(pattern)
-  return pytest.mark.parametrize('path', paths, ids=lambda path: path.stem)
-
-
 def values_and_gradients(losses, *arguments):
   """Losses by name, and the gradients of their sum."""
 
@@ -39,13 +34,8 @@ def values_and_gradients(losses, *arguments):
   return terms, gradients
 
 
-def close(actual, expected):
-  return golden_files.relative_error(actual, expected) <= 1e-5
-
-
-@recordings('08_loss_rpn*.npz')
-def test_rpn_losses_of_nvidia(path):
-  recorded = golden_files.load(path)
+@golden_files.each('08_loss_rpn*.npz')
+def test_rpn_losses_of_nvidia(recorded):
   params = golden_files.params(recorded)
   batch = params['batch']
 
@@ -75,16 +65,15 @@ def test_rpn_losses_of_nvidia(path):
   terms, (logit_gradient, delta_gradient) = values_and_gradients(
     losses, by_level('score_outputs'), by_level('box_outputs', 4)
   )
-  assert close(terms['rpn_objectness'], recorded['rpn_score_loss'])
-  assert close(terms['rpn_box'], recorded['rpn_box_loss'])
+  assert_near(terms['rpn_objectness'], recorded['rpn_score_loss'], 1e-5)
+  assert_near(terms['rpn_box'], recorded['rpn_box_loss'], 1e-5)
   for level in golden_files.levels(recorded):
-    assert close(logit_gradient[level], by_level('grad_score')[level])
-    assert close(delta_gradient[level], by_level('grad_box', 4)[level])
+    assert_near(logit_gradient[level], by_level('grad_score')[level], 1e-5)
+    assert_near(delta_gradient[level], by_level('grad_box', 4)[level], 1e-5)
 
 
-@recordings('08_loss_fastrcnn*.npz')
-def test_box_losses_of_nvidia(path):
-  recorded = golden_files.load(path)
+@golden_files.each('08_loss_fastrcnn*.npz')
+def test_box_losses_of_nvidia(recorded):
   logits = recorded['class_outputs']
   deltas = recorded['box_outputs'].reshape(*logits.shape, 4)
   # Class -1 does not count.
@@ -101,21 +90,19 @@ def test_box_losses_of_nvidia(path):
     )
 
   terms, gradients = values_and_gradients(losses, logits, deltas)
-  assert close(terms['class'], recorded['class_loss'])
-  assert close(terms['box'], recorded['box_loss'])
+  assert_near(terms['class'], recorded['class_loss'], 1e-5)
+  assert_near(terms['box'], recorded['box_loss'], 1e-5)
   # There rows that do not count still have a gradient: that of a cross-entropy
   # without any class, which adds nothing to the recorded loss.
   expected = recorded['grad_class_outputs']
-  assert close(gradients[0][valid], expected[valid])
+  assert_near(gradients[0][valid], expected[valid], 1e-5)
   assert not np.any(gradients[0][~valid])
   expected = recorded['grad_box_outputs'].reshape(deltas.shape)
-  assert close(gradients[1], expected)
+  assert_near(gradients[1], expected, 1e-5)
 
 
-@recordings('08_loss_mask*.npz')
-def test_mask_loss_of_nvidia(path):
-  recorded = golden_files.load(path)
-
+@golden_files.each('08_loss_mask*.npz')
+def test_mask_loss_of_nvidia(recorded):
   def losses(logits):
     loss = losses_lib.mask_loss(
       logits,
@@ -125,34 +112,17 @@ def test_mask_loss_of_nvidia(path):
     return {'mask': loss}
 
   terms, (gradient,) = values_and_gradients(losses, recorded['mask_outputs'])
-  assert close(terms['mask'], recorded['mask_loss'])
-  assert close(gradient, recorded['grad_mask_outputs'])
-
-
-def torchvision_groups(prefix):
-  """Arrays by name, for every group such as `rpn_0`."""
-  groups = []
-  for path in golden_files.files('ops_losses*.npz', 'torchvision'):
-    arrays = golden_files.load(path)
-    for case in sorted({key.split('/')[0] for key in arrays}):
-      if case.startswith(prefix):
-        names = [key for key in arrays if key.startswith(f'{case}/')]
-        group = {name.split('/')[1]: arrays[name] for name in names}
-        groups.append(pytest.param(group, id=case))
-  return pytest.mark.parametrize('recorded', groups)
+  assert_near(terms['mask'], recorded['mask_loss'], 1e-5)
+  assert_near(gradient, recorded['grad_mask_outputs'], 1e-5)
 
 
 def joined(recorded, name):
-  """The arrays NAME_0, NAME_1 ... of the images, one behind the other."""
+  """The arrays NAME_0, NAME_1 ... of the images, concatenated."""
   images = golden_files.numbers(recorded, rf'{name}_(\d+)')
   return np.concatenate([recorded[f'{name}_{image}'] for image in images])
 
 
-def swap_axes(deltas):
-  return deltas[..., [1, 0, 3, 2]]
-
-
-@torchvision_groups('rpn_')
+@golden_files.each('ops_losses*.npz', 'torchvision', 'rpn_.*')
 def test_rpn_losses_of_torchvision(recorded):
   labels = []
   images = golden_files.numbers(recorded, r'labels_(\d+)')
@@ -184,15 +154,15 @@ def test_rpn_losses_of_torchvision(recorded):
     recorded['objectness'].reshape(len(images), -1),
     swap_axes(recorded['deltas']).reshape(len(images), -1, 4),
   )
-  assert close(terms['rpn_objectness'], recorded['loss_objectness'])
-  assert close(terms['rpn_box'], recorded['loss_box'])
+  assert_near(terms['rpn_objectness'], recorded['loss_objectness'], 1e-5)
+  assert_near(terms['rpn_box'], recorded['loss_box'], 1e-5)
   expected = recorded['grad_objectness'].reshape(len(images), -1)
-  assert close(gradients[0], expected)
+  assert_near(gradients[0], expected, 1e-5)
   expected = swap_axes(recorded['grad_deltas']).reshape(len(images), -1, 4)
-  assert close(gradients[1], expected)
+  assert_near(gradients[1], expected, 1e-5)
 
 
-@torchvision_groups('frcnn_')
+@golden_files.each('ops_losses*.npz', 'torchvision', 'frcnn_.*')
 def test_box_losses_of_torchvision(recorded):
   logits = recorded['class_logits'][None]
   shape = (*logits.shape, 4)
@@ -210,27 +180,22 @@ def test_box_losses_of_torchvision(recorded):
 
   deltas = swap_axes(recorded['box_regression'].reshape(shape))
   terms, gradients = values_and_gradients(losses, logits, deltas)
-  assert close(terms['class'], recorded['loss_classifier'])
-  assert close(terms['box'], recorded['loss_box_reg'])
-  assert close(gradients[0], recorded['grad_class_logits'][None])
+  assert_near(terms['class'], recorded['loss_classifier'], 1e-5)
+  assert_near(terms['box'], recorded['loss_box_reg'], 1e-5)
+  assert_near(gradients[0], recorded['grad_class_logits'][None], 1e-5)
   expected = swap_axes(recorded['grad_box_regression'].reshape(shape))
-  assert close(gradients[1], expected)
+  assert_near(gradients[1], expected, 1e-5)
 
 
-def classes_of(recorded):
-  """The class of each RoI over all images."""
-  return np.concatenate(
+@golden_files.each('ops_losses*.npz', 'torchvision', 'mask_.*')
+def test_mask_loss_of_torchvision(recorded):
+  masks = joined(recorded, 'projected_targets')
+  classes = np.concatenate(
     [
       recorded[f'gt_labels_{image}'][recorded[f'matched_{image}']]
       for image in golden_files.numbers(recorded, r'matched_(\d+)')
     ]
   )
-
-
-@torchvision_groups('mask_')
-def test_mask_loss_of_torchvision(recorded):
-  masks = joined(recorded, 'projected_targets')
-  classes = classes_of(recorded)
   rows = np.arange(len(classes))
 
   def losses(logits, foreground):
@@ -242,7 +207,7 @@ def test_mask_loss_of_torchvision(recorded):
   terms, (gradient,) = values_and_gradients(
     lambda logits: losses(logits, foreground), recorded['mask_logits']
   )
-  assert close(terms['mask'], recorded['loss_mask'])
-  assert close(gradient, recorded['grad_mask_logits'])
+  assert_near(terms['mask'], recorded['loss_mask'], 1e-5)
+  assert_near(gradient, recorded['grad_mask_logits'], 1e-5)
   nothing = losses(recorded['mask_logits'], ~foreground)['mask']
   assert nothing == recorded['loss_mask_no_rois']

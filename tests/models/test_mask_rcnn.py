@@ -5,14 +5,19 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import narrow_models
 import numpy as np
 import pytest
+import quick
 import tiny_model
 
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models import layers
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
+from maskrcnn_jax.ops import images as image_ops
 from maskrcnn_jax.structures import Instances
+from maskrcnn_jax.training import train_step
+from maskrcnn_jax.weights import load_report
 
 CANVAS = (96, 160)
 # Cells of 96x160 by level; the last one is rounded up.
@@ -77,7 +82,7 @@ def count(tree):
   return sum(x.size for x in jax.tree.leaves(tree))
 
 
-def test_parameters_of_the_default_model_are_those_of_the_seed():
+def test_parameters_of_the_default_model_are_those_of_habana():
   _, variables, _ = shapes_of('float32')
   params = variables['params']
   frozen = count([params['backbone'][name] for name in ('stem', 'stage2')])
@@ -190,3 +195,34 @@ def test_detections_of_an_image_are_its_own():
     np.testing.assert_allclose(x[0], y[0], rtol=1e-5, atol=1e-5)
   for box, size in zip(expected.boxes, sizes):
     assert np.all(box[:, 2:] <= size - 1)
+
+
+def test_bgr_images():
+  """The mean and the deviation belong to the colour, not to the place."""
+  pixels = np.full((1, 1, 2, 3), (51.0, 102.0, 204.0), np.float32)
+  actual = image_ops.normalize(
+    pixels, np.float32([[1, 1]]), (0.1, 0.2, 0.3), (1.0, 2.0, 4.0), bgr=True
+  )
+  np.testing.assert_allclose(actual[0, 0, 0], [0.125, 0.1, 0.1], rtol=1e-6)
+  assert not np.any(actual[0, 0, 1])
+
+
+@pytest.mark.slow
+def test_a_step_of_the_second_torchvision_version():
+  """All of it at once: finite, and every layer outside of the backbone moves.
+
+  The blocks of the backbone begin as the identity, without a gradient, and a
+  scale of 1 may be too far from its small gradient to move.
+  """
+  model = tiny_model.make_model(norm='batch', **narrow_models.SECOND)
+  batch = tiny_model.make_batch()
+  state, optimizer = tiny_model.make_state(model, batch)
+  step = functools.partial(train_step.train_step, model, optimizer)
+  updated, metrics = quick.jit(step)(state, batch)
+  assert metrics['finite']
+  before, after = (load_report.flatten(x.variables()) for x in (state, updated))
+  moved = {name for name in before if np.any(before[name] != after[name])}
+  for leaf in ('kernel', 'mean', 'variance'):
+    names = {name for name in before if name.endswith(f'/{leaf}')}
+    names = {name for name in names if not name.startswith('backbone/')}
+    assert names and names <= moved

@@ -1,8 +1,8 @@
 """The whole model, against recordings of both published systems.
 
 The same formula weights and images went through Habana's system (`hb`) and
-NVIDIA's (`nv`); here they go through the shipped configs. What was drawn at
-random there, sampled anchors and RoIs, is injected.
+NVIDIA's (`nv`); here they go through the shipped configs. The sampled anchors
+and RoIs are injected.
 """
 
 import dataclasses
@@ -25,6 +25,10 @@ from maskrcnn_jax.ops import images as image_ops
 from maskrcnn_jax.structures import Instances
 from maskrcnn_jax.training import optimizer as optimizer_lib
 
+each_manifest = pytest.mark.parametrize(
+  'path', MANIFESTS, ids=lambda path: path.stem
+)
+
 
 @pytest.fixture(
   name='case',
@@ -37,7 +41,7 @@ def fixture_case(request):
 
 
 def inspect(model, images, image_sizes, rois):
-  """Everything that detection passes through; a method of the model."""
+  """Intermediate results of detection; applied as a method of the model."""
   images = image_ops.normalize(
     images, image_sizes, model.pixel_mean, model.pixel_std
   )
@@ -65,7 +69,7 @@ def inspect(model, images, image_sizes, rois):
 
 @pytest.fixture(name='detected', scope='module')
 def fixture_detected(case):
-  """Detections, and what `inspect` says for the recorded proposals."""
+  """Detections, and the results of `inspect` for the recorded proposals."""
 
   @jax.jit
   def run(variables, images, image_sizes, rois):
@@ -129,7 +133,7 @@ def assert_same_proposals(boxes, scores, expected_boxes, expected_scores):
   assert_near(scores[partners[found]], expected_scores[found], FORWARD)
 
 
-@pytest.mark.parametrize('path', MANIFESTS, ids=lambda path: path.stem)
+@each_manifest
 def test_weights_are_the_recorded_ones(path):
   recorded = golden_files.load(path)
   entries = recorded_model.manifest(recorded)
@@ -144,7 +148,7 @@ def test_weights_are_the_recorded_ones(path):
     np.testing.assert_allclose(start, first[: start.size], rtol=1e-6)
 
 
-@pytest.mark.parametrize('path', MANIFESTS, ids=lambda path: path.stem)
+@each_manifest
 def test_every_variable_has_its_recorded_shape(path):
   model, _ = recorded_run.make_model('hb')
   expected = recorded_run.formula_variables(path)
@@ -167,7 +171,7 @@ def test_every_variable_has_its_recorded_shape(path):
   assert shapes == jax.tree.map(lambda x: x.shape, expected)
 
 
-@pytest.mark.parametrize('path', MANIFESTS, ids=lambda path: path.stem)
+@each_manifest
 def test_the_same_variables_are_trained(path):
   entries = recorded_model.manifest(golden_files.load(path))
   trainable = optimizer_lib.trainable_parameters(
@@ -180,7 +184,7 @@ def test_the_same_variables_are_trained(path):
     assert ours == entry['trainable'], entry['name']
 
 
-@pytest.mark.parametrize('path', MANIFESTS, ids=lambda path: path.stem)
+@each_manifest
 def test_images_follow_from_their_formula(path):
   inputs = golden_files.load(recorded_run.sibling(path, 'inputs'))
   params = json.loads(str(inputs['meta']))['params']
@@ -241,26 +245,32 @@ def test_proposals(case, detected, kind):
     )
 
 
+def array_of(recorded, prefix):
+  """The only array whose name starts with a prefix."""
+  (name,) = [name for name in recorded if name.startswith(prefix)]
+  return recorded[name]
+
+
+def assert_box_outputs(class_logits, box_deltas, recorded):
+  """Compares the rows that are recorded, the first ones."""
+  expected = recorded['class_outputs']
+  assert_near(class_logits[:, : expected.shape[1]], expected, FORWARD)
+  expected = array_of(recorded, 'box_outputs_head')
+  batch, rows = expected.shape[:2]
+  assert_near(box_deltas[:, :rows].reshape(batch, rows, -1), expected, FORWARD)
+
+
 @pytest.mark.slow
 def test_box_head_on_recorded_proposals(case, detected):
-  recorded, outputs = case.files['eval'], detected['box']
-  expected = recorded['class_outputs']
-  rows = expected.shape[1]
-  assert_near(outputs.class_logits[:, :rows], expected, FORWARD)
-  (name,) = [name for name in recorded if name.startswith('box_outputs_head')]
-  expected = recorded[name]
-  batch, rows = expected.shape[:2]
-  deltas = outputs.box_deltas[:, :rows].reshape(batch, rows, -1)
-  assert_near(deltas, expected, FORWARD)
+  box = detected['box']
+  assert_box_outputs(box.class_logits, box.box_deltas, case.files['eval'])
 
 
 @pytest.mark.slow
 def test_detections(case, detected):
   """Matched by class, box and score: the order may differ as above."""
   recorded, detections = case.files['eval'], detected['detections']
-  (name,) = [
-    name for name in recorded if name.startswith('detection_masks_head')
-  ]
+  expected_masks = array_of(recorded, 'detection_masks_head')
   for image, count in enumerate(recorded['num_detections']):
     ours = detections.image(image)
     assert len(ours.scores) == count
@@ -276,7 +286,7 @@ def test_detections(case, detected):
     masks = ours.masks[partners]
     means = recorded['detection_masks_mean'][image, :count]
     assert_near(masks.mean(axis=(1, 2)), means, FORWARD)
-    expected = recorded[name][image][:count]
+    expected = expected_masks[image][:count]
     assert_near(masks[: len(expected)], expected, FORWARD)
 
 
@@ -311,14 +321,8 @@ def test_training_outputs(case, trained):
   logits = np.take_along_axis(np.asarray(outputs.box.class_logits), back, 1)
   deltas = np.asarray(outputs.box.box_deltas)
   deltas = np.take_along_axis(deltas, back[..., None], 1)
-  expected = recorded['class_outputs']
-  assert_near(logits[:, : expected.shape[1]], expected, FORWARD)
-  (name,) = [name for name in recorded if name.startswith('box_outputs_head')]
-  expected = recorded[name]
-  batch, rows = expected.shape[:2]
-  assert_near(deltas[:, :rows].reshape(batch, rows, -1), expected, FORWARD)
-  (name,) = [name for name in recorded if name.startswith('mask_outputs_head')]
-  expected = recorded[name]
+  assert_box_outputs(logits, deltas, recorded)
+  expected = array_of(recorded, 'mask_outputs_head')
   rows = np.asarray(outputs.rois.classes)[:, : expected.shape[1]] > 0
   actual = np.asarray(outputs.mask_logits)[:, : expected.shape[1]]
   assert_near(actual[rows], expected[rows], FORWARD)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_files import assert_near, swap_axes
 
 from maskrcnn_jax.models import proposals as proposals_lib
 from maskrcnn_jax.models.heads import RPNOutputs
@@ -35,17 +36,6 @@ def nvidia_cases():
   return cases
 
 
-def rpn_outputs(recorded, image):
-  """Outputs for a batch of one image."""
-  logits, deltas = {}, {}
-  for level in golden_files.numbers(recorded, r'score_logits_level(\d+)'):
-    logits[level] = recorded[f'score_logits_level{level}'][image].reshape(1, -1)
-    deltas[level] = recorded[f'box_deltas_level{level}'][image].reshape(
-      1, -1, 4
-    )
-  return RPNOutputs(logits, deltas)
-
-
 def options_of(recorded, setting, is_cut, image):
   """Options of a recorded setting; sizes there are in original pixels."""
   params = golden_files.params(recorded)['settings'][setting]
@@ -60,14 +50,23 @@ def options_of(recorded, setting, is_cut, image):
 
 
 def check_setting(recorded, name, is_cut):
+  levels = golden_files.numbers(recorded, r'score_logits_level(\d+)')
+  canvas = golden_files.params(recorded)['image_size']
   anchors = anchor_ops.pyramid_anchors(
-    golden_files.params(recorded)['image_size'],
-    golden_files.numbers(recorded, r'score_logits_level(\d+)'),
-    anchor_ops.AnchorOptions(),
+    canvas, levels, anchor_ops.AnchorOptions()
   )
+
+  def by_level(name, image, *shape):
+    return {
+      level: recorded[f'{name}_level{level}'][image].reshape(1, -1, *shape)
+      for level in levels
+    }
+
   for image, info in enumerate(recorded['image_info']):
     proposals = run_propose(
-      rpn_outputs(recorded, image),
+      RPNOutputs(
+        by_level('score_logits', image), by_level('box_deltas', image, 4)
+      ),
       anchors,
       info[None, :2],
       options=options_of(recorded, name.split('_')[1], is_cut, image),
@@ -77,9 +76,8 @@ def check_setting(recorded, name, is_cut):
     np.testing.assert_array_equal(
       proposals.valid[0], np.arange(len(expected)) < count
     )
-    assert golden_files.relative_error(proposals.scores[0], expected) <= 1e-5
-    expected = recorded[f'{name}_rois'][image]
-    assert golden_files.relative_error(proposals.boxes[0], expected) <= 1e-5
+    assert_near(proposals.scores[0], expected, 1e-5)
+    assert_near(proposals.boxes[0], recorded[f'{name}_rois'][image], 1e-5)
 
 
 @pytest.mark.parametrize('path, setting', nvidia_cases())
@@ -97,11 +95,8 @@ def test_proposals_of_nvidia(path, setting):
   check_setting(recorded, f'nv_{setting}', is_cut=False)
 
 
-@pytest.mark.parametrize(
-  'path', golden_files.files('02_boxes*.npz'), ids=lambda path: path.stem
-)
-def test_small_boxes_of_nvidia(path):
-  recorded = golden_files.load(path)
+@golden_files.each('02_boxes*.npz')
+def test_small_boxes_of_nvidia(recorded):
   smallest = golden_files.params(recorded)['filter_min_size']
   height, width = recorded['clip_height'], recorded['clip_width']
   sizes = np.concatenate([height, width], axis=-1)[:, 0]
@@ -123,38 +118,25 @@ def test_small_boxes_of_nvidia(path):
   assert 0 < np.sum(large) < large.size
 
 
-def torchvision_cases():
-  return [
-    pytest.param(path, case, id=case)
-    for path in golden_files.files('ops_filter_postprocess*.npz', 'torchvision')
-    for case in sorted({key.split('/')[0] for key in golden_files.load(path)})
-    if case.startswith('rpn_')
-  ]
-
-
 @pytest.mark.parametrize('mode', ['training', 'testing'])
-@pytest.mark.parametrize('path, case', torchvision_cases())
-def test_proposals_of_torchvision(path, case, mode):
-  recorded = golden_files.load(path)
-  params = recorded[f'{case}/params']
+@golden_files.each('ops_filter_postprocess*.npz', 'torchvision', 'rpn_.*')
+def test_proposals_of_torchvision(recorded, mode):
+  params = recorded['params']
   pre, post = params[[0, 2]] if mode == 'training' else params[[1, 3]]
   iou_threshold, smallest_score, min_size = params[4:]
   options = ProposalOptions(
     int(pre), int(post), float(iou_threshold), float(min_size)
   )
-  ends = np.cumsum(recorded[f'{case}/level_counts'])[:-1]
+  ends = np.cumsum(recorded['level_counts'])[:-1]
   split = functools.partial(np.split, indices_or_sections=ends)
-  for image, size in enumerate(recorded[f'{case}/image_hw']):
-    # Boxes come decoded: they are the anchors, and nothing is added.
-    boxes = recorded[f'{case}/boxes'][image][:, [1, 0, 3, 2]]
-    logits = dict(enumerate(split(recorded[f'{case}/objectness'][image])))
-    outputs = RPNOutputs(
-      {level: x[None] for level, x in logits.items()},
-      {level: np.zeros((1, len(x), 4)) for level, x in logits.items()},
-    )
+  for image, size in enumerate(recorded['image_hw']):
+    # Boxes are decoded: they are the anchors, and the deltas are zero.
+    anchors = dict(enumerate(split(swap_axes(recorded['boxes'][image]))))
+    logits = dict(enumerate(split(recorded['objectness'][image][None], axis=1)))
+    deltas = {level: np.zeros((1, *x.shape)) for level, x in anchors.items()}
     proposals = run_propose(
-      outputs,
-      dict(enumerate(split(boxes))),
+      RPNOutputs(logits, deltas),
+      anchors,
       jnp.asarray(size, jnp.float32)[None],
       options=options,
       plus_one=False,
@@ -162,10 +144,7 @@ def test_proposals_of_torchvision(path, case, mode):
     # A box with a low score suppresses none with a high one, so that it does
     # not matter when low scores go.
     kept = proposals.valid[0] & (proposals.scores[0] >= smallest_score)
-    expected = recorded[f'{case}/{mode}_boxes_{image}'][:, [1, 0, 3, 2]]
-    assert np.sum(kept) == len(expected)
-    actual = proposals.boxes[0][kept]
-    assert golden_files.relative_error(actual, expected) <= 1e-5
-    actual = proposals.scores[0][kept]
-    expected = recorded[f'{case}/{mode}_scores_{image}']
-    assert golden_files.relative_error(actual, expected) <= 1e-5
+    expected = swap_axes(recorded[f'{mode}_boxes_{image}'])
+    assert_near(proposals.boxes[0][kept], expected, 1e-5)
+    expected = recorded[f'{mode}_scores_{image}']
+    assert_near(proposals.scores[0][kept], expected, 1e-5)

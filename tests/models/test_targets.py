@@ -1,4 +1,4 @@
-"""What each head should say."""
+"""Training targets of the heads."""
 
 import dataclasses
 import functools
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slow_boxes import random_boxes
 
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models import targets as targets_lib
@@ -23,12 +24,6 @@ WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
 run_rpn_targets = jax.jit(targets_lib.rpn_targets, static_argnames='options')
 run_sample = jax.jit(targets_lib.sample_rois, static_argnames='options')
-
-
-def random_boxes(rng, *shape):
-  corners = rng.uniform(0, 50, (*shape, 2))
-  sides = rng.uniform(10, 30, (*shape, 2))
-  return np.float32(np.concatenate([corners, corners + sides], axis=-1))
 
 
 def make_instances(seed=0, counts=(3, 2), num=4):
@@ -62,17 +57,27 @@ def make_anchors(instances, seed=1):
   return {2: np.float32(near), 3: random_boxes(rng, 40)}
 
 
+def make_targets(instances, anchors=None, key=0, options=RPN):
+  anchors = anchors or make_anchors(instances)
+  key = jax.random.key(key)
+  valid = jnp.ones(2, bool)
+  return run_rpn_targets(anchors, instances, valid, key, options=options)
+
+
 def joined(by_level):
   return np.concatenate([by_level[level] for level in sorted(by_level)], axis=1)
 
 
+def assert_same(actual, expected):
+  for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
+    np.testing.assert_array_equal(x, y)
+
+
 def test_rpn_labels_are_a_balanced_part_of_the_matches():
   instances = make_instances()
-  anchors = make_anchors(instances)
-  key, valid = jax.random.key(0), jnp.ones(2, bool)
   everything = RPNTargetOptions(RPN.matching, num_samples=1000)
-  full = run_rpn_targets(anchors, instances, valid, key, options=everything)
-  sampled = run_rpn_targets(anchors, instances, valid, key, options=RPN)
+  full = make_targets(instances, options=everything)
+  sampled = make_targets(instances)
   full_labels, labels = joined(full.labels), joined(sampled.labels)
   np.testing.assert_array_equal(joined(full.matched), full_labels == 1)
   np.testing.assert_array_equal(joined(sampled.matched), full_labels == 1)
@@ -85,20 +90,15 @@ def test_rpn_labels_are_a_balanced_part_of_the_matches():
     )
     assert np.sum(labels[image] == 1) == min(positive, 12)
     assert np.sum(chosen) == 24
-  again = run_rpn_targets(anchors, instances, valid, key, options=RPN)
-  np.testing.assert_array_equal(labels, joined(again.labels))
-  other = run_rpn_targets(
-    anchors, instances, valid, jax.random.key(1), options=RPN
-  )
+  assert_same(make_targets(instances), sampled)
+  other = make_targets(instances, key=1)
   assert np.any(labels != joined(other.labels))
 
 
 def test_rpn_deltas_lead_to_the_instances():
   instances = make_instances()
   anchors = make_anchors(instances)
-  targets = run_rpn_targets(
-    anchors, instances, jnp.ones(2, bool), jax.random.key(0), options=RPN
-  )
+  targets = make_targets(instances, anchors)
   matched, deltas = joined(targets.matched), joined(targets.box_deltas)
   assert not np.any(deltas[~matched])
   boxes = box_ops.decode(deltas, np.concatenate([anchors[2], anchors[3]]))
@@ -114,40 +114,8 @@ def test_rpn_deltas_lead_to_the_instances():
 def test_padded_instances_change_no_rpn_target():
   instances = make_instances()
   anchors = make_anchors(instances)
-  key, valid = jax.random.key(0), jnp.ones(2, bool)
-  expected = run_rpn_targets(anchors, instances, valid, key, options=RPN)
-  actual = run_rpn_targets(
-    anchors, add_padding(instances), valid, key, options=RPN
-  )
-  for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
-    np.testing.assert_array_equal(x, y)
-
-
-def test_no_anchor_is_sampled_where_the_image_is_not_valid():
-  instances = make_instances()
-  anchors = make_anchors(instances)
-  targets = run_rpn_targets(
-    anchors,
-    instances,
-    jnp.array([False, True]),
-    jax.random.key(0),
-    options=RPN,
-  )
-  np.testing.assert_array_equal(joined(targets.labels)[0], -1)
-  assert not np.any(joined(targets.matched)[0])
-  assert np.sum(joined(targets.labels)[1] >= 0) == 24
-
-
-def test_without_instances_all_sampled_anchors_are_negative():
-  instances = jax.tree.map(np.zeros_like, make_instances())
-  anchors = make_anchors(make_instances())
-  targets = run_rpn_targets(
-    anchors, instances, jnp.ones(2, bool), jax.random.key(0), options=RPN
-  )
-  labels = joined(targets.labels)
-  np.testing.assert_array_equal(np.sum(labels == 0, axis=1), [24, 24])
-  assert not np.any(labels == 1)
-  assert not np.any(joined(targets.box_deltas))
+  expected = make_targets(instances, anchors)
+  assert_same(make_targets(add_padding(instances), anchors), expected)
 
 
 def make_proposals(instances, seed=2, num=40):
@@ -160,6 +128,11 @@ def make_proposals(instances, seed=2, num=40):
   valid = np.broadcast_to(np.arange(num) < num - 5, (batch, num))
   boxes = np.where(valid[..., None], boxes, 0.0).astype(np.float32)
   return Proposals(boxes, np.where(valid, 0.5, 0.0), valid)
+
+
+def random_priorities():
+  """For 40 proposals and 4 instances of two images."""
+  return np.random.default_rng(3).uniform(size=(2, 44)).astype(np.float32)
 
 
 def slow_sample(proposals, instances, priorities, options, image):
@@ -188,8 +161,7 @@ def test_sampled_rois_match_the_definition(counts, num_rois):
   instances = make_instances(counts=counts)
   proposals = make_proposals(make_instances(counts=(4, 4)))
   options = SamplingOptions(num_rois=num_rois, fill_up=False)
-  priorities = np.random.default_rng(3).uniform(size=(2, 44))
-  priorities = priorities.astype(np.float32)
+  priorities = random_priorities()
   rois = run_sample(proposals, instances, priorities, options=options)
   # There are no more RoIs than candidates.
   assert rois.valid.shape == (2, min(num_rois, 44))
@@ -218,19 +190,23 @@ def test_sampled_rois_match_the_definition(counts, num_rois):
       assert num_foreground == 0
 
 
-def test_foreground_fills_up_where_background_is_scarce():
+def sample_by_hand(widths, priorities, **options):
+  """RoIs from proposals with an IoU of width / 10 with the only instance."""
   instances = make_instances(counts=(1,), num=2)
   instances.boxes[0, 0] = [0, 0, 10, 10]
-  heights = [9, 5, 8, 3, 7]  # IoUs of 0.9, 0.5, 0.8, 0.3 and 0.7.
-  boxes = np.float32([[[0, 0, 10, height] for height in heights]])
-  proposals = Proposals(boxes, np.ones((1, 5)), np.ones((1, 5), bool))
-  priorities = np.float32([[0.1, 0.2, 0.3, 0.4, 0.9, 0.8, 1.0]])
-  rois = run_sample(
-    proposals,
+  boxes = np.float32([[[0, 0, 10, width] for width in widths]])
+  ones = np.ones((1, len(widths)))
+  return run_sample(
+    Proposals(boxes, ones, ones > 0),
     instances,
-    priorities,
-    options=SamplingOptions(num_rois=5, foreground_fraction=0.4),
+    np.float32([priorities]),
+    options=SamplingOptions(num_rois=5, **options),
   )
+
+
+def test_foreground_fills_up_where_background_is_scarce():
+  priorities = [0.1, 0.2, 0.3, 0.4, 0.9, 0.8, 1.0]
+  rois = sample_by_hand([9, 5, 8, 3, 7], priorities, foreground_fraction=0.4)
   # The share is 2: the instance itself and the best priority. One background.
   # Two more by priority fill up, in the order of the proposals.
   np.testing.assert_array_equal(rois.boxes[0, :, 3], [7, 10, 5, 8, 3], 'widths')
@@ -239,28 +215,17 @@ def test_foreground_fills_up_where_background_is_scarce():
 
 
 def test_iou_at_the_threshold_is_neither_foreground_nor_background():
-  instances = make_instances(counts=(1,), num=2)
-  instances.boxes[0, 0] = [0, 0, 10, 10]
-  boxes = np.float32([[[0, 0, 10, 5], [0, 0, 10, 6], [0, 0, 10, 4]]])
-  proposals = Proposals(boxes, np.ones((1, 3)), np.ones((1, 3), bool))
-  rois = run_sample(
-    proposals,
-    instances,
-    np.zeros((1, 5), np.float32),
-    options=SamplingOptions(num_rois=5, foreground_fraction=0.8, fill_up=False),
+  rois = sample_by_hand(
+    [5, 6, 4], [0.0] * 5, foreground_fraction=0.8, fill_up=False
   )
   np.testing.assert_array_equal(rois.valid, [[1, 1, 1, 0, 0]])
-  np.testing.assert_array_equal(
-    rois.boxes[0, :3], [[0, 0, 10, 6], [0, 0, 10, 10], [0, 0, 10, 4]]
-  )
+  np.testing.assert_array_equal(rois.boxes[0, :3, 3], [6, 10, 4])
   assert np.all(rois.classes[0, :2] > 0) and rois.classes[0, 2] == 0
 
 
 def test_padding_changes_no_sample():
   instances = make_instances()
-  proposals = make_proposals(instances)
-  priorities = np.random.default_rng(3).uniform(size=(2, 44))
-  priorities = priorities.astype(np.float32)
+  proposals, priorities = make_proposals(instances), random_priorities()
   expected = run_sample(proposals, instances, priorities, options=SAMPLING)
   # Padding that would be chosen if it took part.
   longer = np.ones((2, 50), np.float32)
@@ -268,8 +233,7 @@ def test_padding_changes_no_sample():
   actual = run_sample(
     add_padding(proposals), add_padding(instances), longer, options=SAMPLING
   )
-  for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
-    np.testing.assert_array_equal(x, y)
+  assert_same(actual, expected)
 
 
 def test_padding_alone_gives_no_roi():
@@ -284,18 +248,6 @@ def test_padding_alone_gives_no_roi():
   assert not np.any(deltas)
   masks = targets_lib.mask_targets(rois, instances, 6, 0.5)
   assert not np.any(masks)
-
-
-def test_first_rows_are_all_that_can_be_foreground():
-  assert SamplingOptions().num_foreground == 128
-  assert SAMPLING.num_foreground == 4
-  instances = make_instances()
-  priorities = np.zeros((2, 44), np.float32)
-  rois = run_sample(
-    make_proposals(instances), instances, priorities, options=SAMPLING
-  )
-  assert not np.any(rois.classes[:, 4:])
-  assert rois.first(4).boxes.shape == (2, 4, 4)
 
 
 @pytest.mark.parametrize('plus_one', [True, False])
@@ -337,9 +289,7 @@ def one_mask(mask, box=(10, 20, 18, 28)):
 
 def test_mask_rois_are_the_foreground_or_a_random_part_of_it():
   instances = make_instances()
-  proposals = make_proposals(instances)
-  priorities = np.random.default_rng(3).uniform(size=(2, 44))
-  priorities = priorities.astype(np.float32)
+  proposals, priorities = make_proposals(instances), random_priorities()
   candidates = np.concatenate([proposals.boxes, instances.boxes], axis=1)
   for cap, num_rows in ((None, 4), (2, 2), (9, 4)):
     options = dataclasses.replace(SAMPLING, num_mask_rois=cap, fill_up=False)
@@ -351,7 +301,7 @@ def test_mask_rois_are_the_foreground_or_a_random_part_of_it():
         proposals, instances, priorities[image], options, image
       )
       foreground = rows[: len(owners)]
-      # Whatever the cap, the heads of boxes see the same RoIs.
+      # Whatever the cap, the box head sees the same RoIs.
       assert {*map(tuple, np.asarray(rois.boxes[image]))} >= {
         *map(tuple, candidates[image, rows])
       }

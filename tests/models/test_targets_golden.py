@@ -6,11 +6,14 @@ exactly 0.5, as here, but also with padded instances (class -1) and proposals
 that are padding. Here such rows are not valid.
 """
 
+import functools
+
 import golden_files
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_files import assert_near, swap_axes
 
 from maskrcnn_jax.models import targets as targets_lib
 from maskrcnn_jax.models.targets import RPNTargetOptions, SamplingOptions
@@ -23,16 +26,10 @@ run_match = jax.jit(match, static_argnames='options')
 run_rpn_targets = jax.jit(targets_lib.rpn_targets, static_argnames='options')
 
 
-@pytest.fixture(
-  name='nvidia',
-  scope='module',
-  params=golden_files.files('05_box_targets*.npz'),
-  ids=lambda path: path.stem,
+nvidia = golden_files.each('05_box_targets*.npz')
+torchvision = functools.partial(
+  golden_files.each, 'ops_filter_postprocess*.npz', 'torchvision'
 )
-def fixture_nvidia(request):
-  recorded = golden_files.load(request.param)
-  recorded['params'] = golden_files.params(recorded)
-  return recorded
 
 
 def instances_of(boxes, classes):
@@ -46,10 +43,11 @@ def instances_of(boxes, classes):
   )
 
 
-def test_labels_of_nvidia(nvidia):
-  for image, boxes in enumerate(nvidia['proposals']):
+@nvidia
+def test_labels_of_nvidia(recorded):
+  for image, boxes in enumerate(recorded['proposals']):
     instances = instances_of(
-      nvidia['gt_boxes'][image], nvidia['gt_classes'][image]
+      recorded['gt_boxes'][image], recorded['gt_classes'][image]
     )
     candidates = np.concatenate([boxes, instances.boxes])
     (matches,) = run_match(
@@ -59,26 +57,25 @@ def test_labels_of_nvidia(nvidia):
       options=SamplingOptions().matching,
     )
     # Ignored there: padded instances; here they are not valid.
-    real = nvidia['ignore_mask'][image] == 0
+    real = recorded['ignore_mask'][image] == 0
     np.testing.assert_array_equal(
       real[len(boxes) :], instances.valid, 'rows of instances'
     )
-    positive = nvidia['positives'][image] == 1
-    negative = nvidia['negatives'][image] == 1
+    positive = recorded['positives'][image] == 1
+    negative = recorded['negatives'][image] == 1
     labels = np.where(positive, 1, np.where(negative, 0, -1))
     np.testing.assert_array_equal(matches.labels[real], labels[real])
-    overlaps = np.maximum(nvidia['max_overlap'][image], 0.0)
-    error = golden_files.relative_error(matches.ious[real], overlaps[real])
-    assert error <= 1e-5
+    overlaps = np.maximum(recorded['max_overlap'][image], 0.0)
+    assert_near(matches.ious[real], overlaps[real], 1e-5)
     owned = real & positive
     np.testing.assert_array_equal(
-      matches.indices[owned], nvidia['iou_argmax'][image][owned]
+      matches.indices[owned], recorded['iou_argmax'][image][owned]
     )
 
 
 def sample_like_nvidia(recorded):
   """Our sample where the recorded draw has the highest priorities."""
-  params = recorded['params']
+  params = golden_files.params(recorded)
   instances = instances_of(recorded['gt_boxes'], recorded['gt_classes'])
   boxes = recorded['proposals']
   proposals = Proposals(
@@ -95,17 +92,18 @@ def sample_like_nvidia(recorded):
   return jax.tree.map(np.asarray, rois), instances, proposals, options
 
 
-def test_sampled_rois_of_nvidia(nvidia):
-  rois, instances, proposals, options = sample_like_nvidia(nvidia)
+@nvidia
+def test_sampled_rois_of_nvidia(recorded):
+  rois, instances, proposals, options = sample_like_nvidia(recorded)
   for image in range(len(rois.valid)):
-    rows = nvidia['sampled_indices'][image]
+    rows = recorded['sampled_indices'][image]
     real = np.concatenate([proposals.valid[image], instances.valid[image]])[
       rows
     ]
-    background = (nvidia['negatives'][image][rows] == 1) & real
+    background = (recorded['negatives'][image][rows] == 1) & real
     # The draw goes beyond the share where background runs out.
-    drawn = nvidia['sampled_mask'][image][rows] == 1
-    share = (nvidia['positives'][image][rows] == 1) & real & drawn
+    drawn = recorded['sampled_mask'][image][rows] == 1
+    share = (recorded['positives'][image][rows] == 1) & real & drawn
     share &= np.cumsum(share) <= options.num_foreground
     filler = real & ~share & ~background
     num = np.sum(rois.valid[image])
@@ -117,8 +115,8 @@ def test_sampled_rois_of_nvidia(nvidia):
     ours = [recorded_form(rois, image, part) for part in _slices(ends)]
     theirs = [
       np.column_stack(
-        [nvidia[name][image][part] for name in ('class_targets', 'label_map')]
-        + [nvidia['rois'][image][part]]
+        [recorded[name][image][part] for name in ('class_targets', 'label_map')]
+        + [recorded['rois'][image][part]]
       )
       for part in (share, filler, background)
     ]
@@ -141,12 +139,13 @@ def recorded_form(rois, image, part):
   return np.column_stack([column[image][part] for column in columns])
 
 
-def test_rois_for_masks_of_nvidia(nvidia):
-  rois, *_, options = sample_like_nvidia(nvidia)
+@nvidia
+def test_rois_for_masks_of_nvidia(recorded):
+  rois, *_, options = sample_like_nvidia(recorded)
   for image in range(len(rois.valid)):
     first = slice(0, options.num_foreground)
     # Padded instances have a class below 0 there.
-    theirs = nvidia['fg_rois'][image][nvidia['fg_class_targets'][image] > 0]
+    theirs = recorded['fg_rois'][image][recorded['fg_class_targets'][image] > 0]
     ours = rois.boxes[image][first][rois.classes[image][first] > 0]
     if len(theirs) < options.num_foreground:
       # All foreground there is; what filled up has its place in their order.
@@ -154,54 +153,44 @@ def test_rois_for_masks_of_nvidia(nvidia):
     np.testing.assert_array_equal(ours, theirs)
 
 
-def test_box_targets_of_nvidia(nvidia):
-  classes = np.maximum(nvidia['class_targets'], 0).astype(np.int32)
+@nvidia
+def test_box_targets_of_nvidia(recorded):
+  classes = np.maximum(recorded['class_targets'], 0).astype(np.int32)
   rois = SampledRois(
-    boxes=nvidia['rois'],
+    boxes=recorded['rois'],
     classes=classes,
-    instance_indices=nvidia['label_map'],
+    instance_indices=recorded['label_map'],
     valid=np.ones(classes.shape, bool),
   )
-  instances = instances_of(nvidia['gt_boxes'], nvidia['gt_classes'])
-  weights = tuple(nvidia['params']['bbox_reg_weights'])
+  instances = instances_of(recorded['gt_boxes'], recorded['gt_classes'])
+  weights = tuple(golden_files.params(recorded)['bbox_reg_weights'])
   deltas = np.asarray(
     targets_lib.roi_box_targets(rois, instances, weights, plus_one=True)
   )
   # Rows of class -1, padded instances, have targets there.
-  real = nvidia['class_targets'] >= 0
-  expected = nvidia['encoded_box_targets']
-  assert golden_files.relative_error(deltas[real], expected[real]) <= 1e-5
+  real = recorded['class_targets'] >= 0
+  expected = recorded['encoded_box_targets']
+  assert_near(deltas[real], expected[real], 1e-5)
   assert not np.any(deltas[~real])
-
-
-def torchvision_cases(prefix):
-  return [
-    pytest.param(path, case, id=case)
-    for path in golden_files.files('ops_filter_postprocess*.npz', 'torchvision')
-    for case in sorted({key.split('/')[0] for key in golden_files.load(path)})
-    if case.startswith(prefix)
-  ]
 
 
 def padded(boxes, classes):
   """One image's instances as a batch, with padding."""
   rest = 4 - len(classes) % 4
-  boxes = np.pad(boxes[:, [1, 0, 3, 2]], ((0, rest), (0, 0)))
+  boxes = np.pad(swap_axes(boxes), ((0, rest), (0, 0)))
   classes = np.pad(classes, (0, rest))
   return instances_of(boxes[None], classes[None])
 
 
-@pytest.mark.parametrize('path, case', torchvision_cases('sel_'))
-def test_sampled_rois_of_torchvision(path, case):
-  recorded = golden_files.load(path)
+@torchvision('sel_.*')
+def test_sampled_rois_of_torchvision(recorded):
   options = SamplingOptions(
     MatchingOptions(positive_iou=0.5, negative_iou=0.5), num_rois=32
   )
-  for image in golden_files.numbers(recorded, rf'{case}/proposals_(\d+)'):
-    boxes = recorded[f'{case}/proposals_{image}'][None][..., [1, 0, 3, 2]]
+  for image in golden_files.numbers(recorded, r'proposals_(\d+)'):
+    boxes = swap_axes(recorded[f'proposals_{image}'][None])
     instances = padded(
-      recorded[f'{case}/gt_boxes_{image}'],
-      recorded[f'{case}/gt_labels_{image}'],
+      recorded[f'gt_boxes_{image}'], recorded[f'gt_labels_{image}']
     )
     ones = np.ones(boxes.shape[:2])
     num = boxes.shape[1] + instances.valid.shape[1]
@@ -209,42 +198,39 @@ def test_sampled_rois_of_torchvision(path, case):
     priorities = -np.arange(num, dtype=np.float32)[None]
     proposals = Proposals(boxes, ones, ones > 0)
     rois = run_sample(proposals, instances, priorities, options=options)
-    classes = recorded[f'{case}/out_labels_{image}']
+    classes = recorded[f'out_labels_{image}']
     # There RoIs keep the order of the proposals, here foreground is first.
     order = np.argsort(classes == 0, kind='stable')
     assert np.all(rois.valid)
     np.testing.assert_array_equal(rois.classes[0], classes[order])
-    expected = recorded[f'{case}/out_proposals_{image}'][order][:, [1, 0, 3, 2]]
+    expected = swap_axes(recorded[f'out_proposals_{image}'][order])
     np.testing.assert_array_equal(rois.boxes[0], expected)
     foreground = classes[order] > 0
     np.testing.assert_array_equal(
       np.asarray(rois.instance_indices[0])[foreground],
-      recorded[f'{case}/out_matched_{image}'][order][foreground],
+      recorded[f'out_matched_{image}'][order][foreground],
     )
-    deltas = targets_lib.roi_box_targets(
-      rois, instances, (10.0, 10.0, 5.0, 5.0), plus_one=False
-    )
-    expected = recorded[f'{case}/out_targets_{image}'][order][:, [1, 0, 3, 2]]
-    if np.any(foreground):
-      error = golden_files.relative_error(
-        np.asarray(deltas[0])[foreground], expected[foreground]
+    deltas = np.asarray(
+      targets_lib.roi_box_targets(
+        rois, instances, (10.0, 10.0, 5.0, 5.0), plus_one=False
       )
-      assert error <= 1e-5
-    assert not np.any(np.asarray(deltas[0])[~foreground])
+    )[0]
+    expected = swap_axes(recorded[f'out_targets_{image}'][order])
+    assert_near(deltas[foreground], expected[foreground], 1e-5)
+    assert not np.any(deltas[~foreground])
 
 
-@pytest.mark.parametrize('path, case', torchvision_cases('assign_'))
-def test_rpn_targets_of_torchvision(path, case):
-  recorded = golden_files.load(path)
-  anchors = recorded[f'{case}/anchors'][:, [1, 0, 3, 2]]
+@torchvision('assign_.*')
+def test_rpn_targets_of_torchvision(recorded):
+  anchors = swap_axes(recorded['anchors'])
   # Two levels, and room for all anchors in the sample.
   half = len(anchors) // 2
   levels = {2: anchors[:half], 3: anchors[half:]}
   options = RPNTargetOptions(
     MatchingOptions(low_quality_matches='all'), num_samples=2 * len(anchors)
   )
-  for image in golden_files.numbers(recorded, rf'{case}/gt_(\d+)'):
-    boxes = recorded[f'{case}/gt_{image}']
+  for image in golden_files.numbers(recorded, r'gt_(\d+)'):
+    boxes = recorded[f'gt_{image}']
     instances = padded(boxes, np.ones(len(boxes)))
     targets = run_rpn_targets(
       levels, instances, jnp.ones(1, bool), jax.random.key(0), options=options
@@ -253,30 +239,17 @@ def test_rpn_targets_of_torchvision(path, case):
       np.concatenate([x[2][0], x[3][0]])
       for x in (targets.labels, targets.matched, targets.box_deltas)
     )
-    expected = recorded[f'{case}/labels_{image}']
+    expected = recorded[f'labels_{image}']
     np.testing.assert_array_equal(labels, expected)
     np.testing.assert_array_equal(matched, expected == 1)
     assert not np.any(deltas[~matched])
-    boxes = recorded[f'{case}/matched_gt_boxes_{image}'][:, [1, 0, 3, 2]]
-    decoded = box_ops.decode(deltas, anchors)
-    if np.any(matched):
-      error = golden_files.relative_error(
-        np.asarray(decoded)[matched], boxes[matched]
-      )
-      assert error <= 1e-5
+    boxes = swap_axes(recorded[f'matched_gt_boxes_{image}'])
+    decoded = np.asarray(box_ops.decode(deltas, anchors))
+    assert_near(decoded[matched], boxes[matched], 1e-5)
 
 
-def mask_cases():
-  return [
-    pytest.param(path, case, id=case)
-    for path in golden_files.files('ops_losses*.npz', 'torchvision')
-    for case in sorted({key.split('/')[0] for key in golden_files.load(path)})
-    if case.startswith('mask_')
-  ]
-
-
-@pytest.mark.parametrize('path, case', mask_cases())
-def test_soft_mask_targets_are_near_those_of_torchvision(path, case):
+@golden_files.each('ops_losses*.npz', 'torchvision', 'mask_.*')
+def test_soft_mask_targets_are_near_those_of_torchvision(recorded):
   """torchvision's targets come from full-size masks, by adaptive sampling.
 
   Ours come from masks that were cut to 112x112 first. Not equal on purpose: on
@@ -284,21 +257,14 @@ def test_soft_mask_targets_are_near_those_of_torchvision(path, case):
   difference is 0.006, up to 0.04 for a RoI, and 0.7 % of the cells change side.
   """
   example_records = pytest.importorskip('example_records')
-  recorded = golden_files.load(path)
   differences, changed = [], []
-  for image in golden_files.numbers(recorded, rf'{case}/gt_masks_(\d+)'):
-    masks = recorded[f'{case}/gt_masks_{image}']
+  for image in golden_files.numbers(recorded, r'gt_masks_(\d+)'):
+    masks = recorded[f'gt_masks_{image}']
     boxes = np.array([bounding_box(mask) for mask in masks], np.float32)
-    _, height, width = masks.shape
-    cut = example_records.cut_masks(
-      masks,
-      boxes,
-      np.arange(height, dtype=np.int32),
-      np.arange(width, dtype=np.int32),
-      112,
-    )
-    rois = recorded[f'{case}/proposals_{image}'][None][..., [1, 0, 3, 2]]
-    matched = recorded[f'{case}/matched_{image}'][None].astype(np.int32)
+    grid = (np.arange(side, dtype=np.int32) for side in masks.shape[1:])
+    cut = example_records.crop_masks(masks, boxes, *grid, 112)
+    rois = swap_axes(recorded[f'proposals_{image}'][None])
+    matched = recorded[f'matched_{image}'][None].astype(np.int32)
     ones = np.ones((1, len(masks)), np.int32)
     instances = Instances(boxes[None], ones, np.asarray(cut)[None], ones > 0)
     valid = np.ones(matched.shape, bool)
@@ -308,7 +274,7 @@ def test_soft_mask_targets_are_near_those_of_torchvision(path, case):
       size=28,
       threshold=None,
     )
-    expected = recorded[f'{case}/projected_targets_{image}']
+    expected = recorded[f'projected_targets_{image}']
     difference = np.abs(np.asarray(targets[0]) - expected)
     differences.append(np.mean(difference, axis=(1, 2)))
     changed.append((np.asarray(targets[0]) >= 0.5) != (expected >= 0.5))

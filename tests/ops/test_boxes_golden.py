@@ -5,156 +5,115 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_files import assert_near, swap_axes
 
 from maskrcnn_jax.ops import boxes as box_ops
 
 WEIGHTS = {'none': (1, 1, 1, 1), 'ones': (1, 1, 1, 1), 'w': (10, 10, 5, 5)}
-
-
-def swap_axes(boxes):
-  """(x1, y1, x2, y2) to (y1, x1, y2, x2)."""
-  return boxes[..., [1, 0, 3, 2]]
-
-
-@pytest.fixture(
-  name='nvidia',
-  scope='module',
-  params=golden_files.files('02_boxes*.npz'),
-  ids=lambda path: path.stem,
+nvidia = golden_files.each('02_boxes*.npz')
+torchvision = golden_files.each(
+  'ops_boxcoder_matcher.npz', 'torchvision', 'rpn|roi'
 )
-def fixture_nvidia(request):
-  return golden_files.load(request.param)
 
 
+@nvidia
 @pytest.mark.parametrize('kind', sorted(WEIGHTS))
-def test_coding_with_plus_one(nvidia, kind):
-  boxes, anchors, codes = nvidia['boxes'], nvidia['anchors'], nvidia['codes']
-  encoded = box_ops.encode(boxes, anchors, WEIGHTS[kind], plus_one=True)
-  expected = nvidia[f'enc_{kind}']
-  assert golden_files.relative_error(encoded, expected) <= 1e-5
-  decoded = box_ops.decode(codes, anchors, WEIGHTS[kind], plus_one=True)
-  expected = nvidia[f'dec_{kind}']
-  assert golden_files.relative_error(decoded, expected) <= 1e-5
+def test_coding_with_plus_one(recorded, kind):
+  anchors, weights = recorded['anchors'], WEIGHTS[kind]
+  encoded = box_ops.encode(recorded['boxes'], anchors, weights, plus_one=True)
+  assert_near(encoded, recorded[f'enc_{kind}'], 1e-5)
+  decoded = box_ops.decode(recorded['codes'], anchors, weights, plus_one=True)
+  assert_near(decoded, recorded[f'dec_{kind}'], 1e-5)
 
 
-def test_round_trip_with_plus_one(nvidia):
-  anchors = nvidia['anchors']
+@nvidia
+def test_round_trip_with_plus_one(recorded):
   decoded = box_ops.decode(
-    nvidia['enc_w'], anchors, WEIGHTS['w'], plus_one=True
+    recorded['enc_w'], recorded['anchors'], WEIGHTS['w'], plus_one=True
   )
-  assert golden_files.relative_error(decoded, nvidia['roundtrip_w']) <= 1e-5
+  assert_near(decoded, recorded['roundtrip_w'], 1e-5)
 
 
-def test_coding_of_rpn_targets(nvidia):
-  boxes, anchors = nvidia['boxes'], nvidia['anchors']
-  encoded = np.asarray(box_ops.encode(boxes, anchors))
-  expected = nvidia['rpn_enc']
-  assert golden_files.relative_error(encoded, expected) <= 1e-5
+@nvidia
+def test_coding_of_rpn_targets(recorded):
+  encoded = np.asarray(box_ops.encode(recorded['boxes'], recorded['anchors']))
+  expected = recorded['rpn_enc']
+  assert_near(encoded, expected, 1e-5)
   # Anchors without height or width have deltas of 1e9, which hide the others.
   usual = np.abs(expected) < 1e3
-  error = golden_files.relative_error(encoded[usual], expected[usual])
-  assert error <= 1e-5
+  assert_near(encoded[usual], expected[usual], 1e-5)
 
 
-def test_decoding_without_plus_one(nvidia):
-  codes = np.clip(nvidia['codes'], -5.0, 5.0)
-  decoded = np.asarray(box_ops.decode(codes, nvidia['anchors']))
+@nvidia
+def test_decoding_without_plus_one(recorded):
+  codes = np.clip(recorded['codes'], -5.0, 5.0)
+  decoded = np.asarray(box_ops.decode(codes, recorded['anchors']))
   # The reference limits no growth here, and uses the function nowhere.
   grows = codes[:, 2:] > np.log(1000 / 16)
   same = ~np.concatenate([grows, grows], axis=1)
-  error = golden_files.relative_error(decoded[same], nvidia['rpn_dec'][same])
-  assert error <= 1e-5
+  assert_near(decoded[same], recorded['rpn_dec'][same], 1e-5)
 
 
-def test_clipping_to_the_last_pixel(nvidia):
-  height, width = nvidia['clip_height'], nvidia['clip_width']
+@nvidia
+def test_clipping_to_the_last_pixel(recorded):
+  height, width = recorded['clip_height'], recorded['clip_width']
   sizes = np.concatenate([height, width], axis=-1)[:, 0, :]
-  clipped = box_ops.clip(nvidia['clip_in'], sizes, plus_one=True)
-  assert golden_files.relative_error(clipped, nvidia['clip_out']) <= 1e-5
+  clipped = box_ops.clip(recorded['clip_in'], sizes, plus_one=True)
+  assert_near(clipped, recorded['clip_out'], 1e-5)
   # Normalised coordinates exist nowhere here; they are pixels by another name.
   normalised = np.asarray(clipped) / np.concatenate([sizes] * 2, -1)[:, None]
-  assert golden_files.relative_error(normalised, nvidia['norm_out']) <= 1e-5
-  assert golden_files.relative_error(clipped, nvidia['abs_out']) <= 1e-5
+  assert_near(normalised, recorded['norm_out'], 1e-5)
+  assert_near(clipped, recorded['abs_out'], 1e-5)
 
 
-def test_iou_of_proposals(nvidia):
-  iou = np.asarray(box_ops.pairwise_iou(nvidia['iou_boxes'], nvidia['iou_gt']))
+@nvidia
+def test_iou_of_nvidia(recorded):
+  iou = box_ops.pairwise_iou(recorded['iou_boxes'], recorded['iou_gt'])
   # The reference marks pairs with padding by -1; here padding has a mask.
-  unmarked = nvidia['iou'] >= 0.0
+  unmarked = recorded['iou'] >= 0.0
   assert np.mean(unmarked) > 0.5
-  error = golden_files.relative_error(iou[unmarked], nvidia['iou'][unmarked])
-  assert error <= 1e-5
+  assert_near(np.asarray(iou)[unmarked], recorded['iou'][unmarked], 1e-5)
+  iou = box_ops.pairwise_iou(recorded['rpn_iou_a'], recorded['rpn_iou_b'])
+  assert_near(iou, recorded['rpn_iou'], 1e-5)
 
 
-def test_iou_of_anchors(nvidia):
-  iou = box_ops.pairwise_iou(nvidia['rpn_iou_a'], nvidia['rpn_iou_b'])
-  assert golden_files.relative_error(iou, nvidia['rpn_iou']) <= 1e-5
-
-
-@pytest.fixture(name='torchvision', scope='module')
-def fixture_torchvision():
-  (path,) = golden_files.files('ops_boxcoder_matcher.npz', 'torchvision')
-  return golden_files.load(path)
-
-
-@pytest.fixture(name='torchvision_nms', scope='module')
-def fixture_torchvision_nms():
-  (path,) = golden_files.files('ops_nms.npz', 'torchvision')
-  return golden_files.load(path)
-
-
-@pytest.mark.parametrize('coder', ['rpn', 'roi'])
-def test_coding_of_torchvision(torchvision, coder):
-  proposals = swap_axes(torchvision[f'{coder}/proposals'])
-  weights = swap_axes(torchvision[f'{coder}/weights']).tolist()
-  reference = swap_axes(torchvision[f'{coder}/reference'])
+@torchvision
+def test_coding_of_torchvision(recorded):
+  proposals = swap_axes(recorded['proposals'])
+  weights = swap_axes(recorded['weights']).tolist()
+  reference = swap_axes(recorded['reference'])
   encoded = np.asarray(box_ops.encode(reference, proposals, weights))
-  expected = swap_axes(torchvision[f'{coder}/encoded'])
+  expected = swap_axes(recorded['encoded'])
   # Boxes without area or with swapped corners: not finite there, finite here.
   proper = np.all(np.isfinite(expected), axis=-1)
   assert np.all(np.isfinite(encoded))
   assert np.any(~proper)
-  error = golden_files.relative_error(encoded[proper], expected[proper])
-  assert error <= 1e-5
-
-  deltas = swap_axes(torchvision[f'{coder}/deltas'].reshape(-1, 5, 4))
-  decoded = box_ops.decode(deltas, proposals[:, None], weights)
-  expected = swap_axes(torchvision[f'{coder}/decoded'])
-  assert golden_files.relative_error(decoded, expected) <= 1e-5
-
-
-@pytest.mark.parametrize('coder', ['rpn', 'roi'])
-def test_decoding_gradient_of_torchvision(torchvision, coder):
-  proposals = swap_axes(torchvision[f'{coder}/proposals'])
-  weights = swap_axes(torchvision[f'{coder}/weights']).tolist()
+  assert_near(encoded[proper], expected[proper], 1e-5)
 
   def total(deltas):
     decoded = box_ops.decode(deltas, proposals[:, None], weights)
-    return 0.01 * jnp.sum(decoded[7:])
+    return 0.01 * jnp.sum(decoded[7:]), decoded
 
-  deltas = swap_axes(torchvision[f'{coder}/deltas'].reshape(-1, 5, 4))
-  gradient = jax.grad(total)(jnp.array(deltas))
-  expected = torchvision[f'{coder}/decode_grad_of_0.01sum_rows7on']
-  expected = swap_axes(expected.reshape(-1, 5, 4))
-  assert golden_files.relative_error(gradient, expected) <= 1e-5
+  deltas = jnp.array(swap_axes(recorded['deltas'].reshape(-1, 5, 4)))
+  gradient, decoded = jax.grad(total, has_aux=True)(deltas)
+  assert_near(decoded, swap_axes(recorded['decoded']), 1e-5)
+  expected = recorded['decode_grad_of_0.01sum_rows7on'].reshape(-1, 5, 4)
+  assert_near(gradient, swap_axes(expected), 1e-5)
 
 
-def test_iou_of_torchvision(torchvision_nms):
-  boxes = swap_axes(torchvision_nms['box_iou/a'])
-  others = swap_axes(torchvision_nms['box_iou/b'])
+@golden_files.each('ops_nms.npz', 'torchvision', 'box_iou')
+def test_iou_of_torchvision(recorded):
+  iou = box_ops.pairwise_iou(swap_axes(recorded['a']), swap_axes(recorded['b']))
   # 0 / 0 there, 0 here.
-  expected = np.nan_to_num(torchvision_nms['box_iou/iou'], nan=0.0)
-  iou = box_ops.pairwise_iou(boxes, others)
-  assert golden_files.relative_error(iou, expected) <= 1e-5
+  assert_near(iou, np.nan_to_num(recorded['iou'], nan=0.0), 1e-5)
 
 
-def test_clipping_of_torchvision(torchvision_nms):
-  boxes = swap_axes(torchvision_nms['clip/boxes'])
-  size = torchvision_nms['clip/size_hw']
-  clipped = box_ops.clip(boxes, size)
-  expected = swap_axes(torchvision_nms['clip/out'])
-  np.testing.assert_array_equal(clipped, expected)
+@golden_files.each('ops_nms.npz', 'torchvision', 'clip')
+def test_clipping_of_torchvision(recorded):
+  boxes = swap_axes(recorded['boxes'])
+  clipped = box_ops.clip(boxes, recorded['size_hw'])
+  np.testing.assert_array_equal(clipped, swap_axes(recorded['out']))
   sides = np.asarray(clipped[:, 2:] - clipped[:, :2])
   for key, smallest in (('1e-2', 1e-2), ('1e-3', 1e-3)):
     kept = np.flatnonzero(np.all(sides >= smallest, axis=1))
-    np.testing.assert_array_equal(kept, torchvision_nms[f'clip/keep_min_{key}'])
+    np.testing.assert_array_equal(kept, recorded[f'keep_min_{key}'])

@@ -36,7 +36,7 @@ def same_pads(length, size, stride):
 
 
 @pytest.mark.parametrize(
-  'size, stride', [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)]
+  'size, stride', [(1, 1), (1, 2), (2, 1), (3, 1), (3, 2), (7, 2)]
 )
 @pytest.mark.parametrize('padding', ['symmetric', 'same'])
 def test_convolution_matches_the_definition(size, stride, padding):
@@ -44,7 +44,7 @@ def test_convolution_matches_the_definition(size, stride, padding):
   if padding == 'same':
     pads = [same_pads(length, size, stride) for length in (9, 12)]
   else:
-    pads = [((size - 1) // 2, (size - 1) // 2)] * 2
+    pads = [{1: (0, 0), 2: (0, 1), 3: (1, 1), 7: (3, 3)}[size]] * 2
   expected = slow_convolve(inputs, kernel, stride, pads)
   actual = convolution.convolve(inputs, kernel, stride, padding)
   assert actual.shape == (2, -(-9 // stride), -(-12 // stride), 5)
@@ -58,12 +58,6 @@ def test_paddings_differ_where_stride_meets_an_even_size():
   np.testing.assert_array_equal(symmetric[0, ..., 0], [[4, 6], [6, 9]])
   same = convolution.convolve(inputs, kernel, 2, 'same')
   np.testing.assert_array_equal(same[0, ..., 0], [[9, 6], [6, 4]])
-
-
-def test_symmetric_padding():
-  assert convolution.symmetric_padding(1) == (0, 0)
-  assert convolution.symmetric_padding(2) == (0, 1)
-  assert convolution.symmetric_padding(7) == (3, 3)
 
 
 @pytest.mark.parametrize('size', [1, 3])

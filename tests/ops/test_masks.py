@@ -19,7 +19,7 @@ def random_boxes(n, seed=1, side=60.0):
 
 
 def crop_by_definition(mask, instance_box, roi, size):
-  """The seed's routine: a border of 2 zeros, coordinates moved by 2."""
+  """Habana's routine: a border of 2 zeros, coordinates moved by 2."""
   mask = np.pad(mask.astype(np.float64), 2)
   last = len(mask) - 1
   roi, box = roi.astype(np.float64), instance_box.astype(np.float64)
@@ -119,17 +119,17 @@ def test_padding_changes_no_crop_and_stays_finite():
   assert all(np.all(np.isfinite(x)) for x in gradients)
 
 
-def test_crop_under_jit_and_vmap():
-  masks, boxes, rois = random_masks(), random_boxes(4), random_boxes(4, seed=3)
-  indices = np.array([3, 2, 1, 0])
-  expected = op.crop_masks(masks, boxes, rois, indices)
-  crop = jax.jit(op.crop_masks)
-  np.testing.assert_allclose(
-    crop(masks, boxes, rois, indices), expected, atol=1e-5
-  )
-  arguments = [np.stack([x, x[::-1]]) for x in (masks, boxes, rois, indices)]
-  mapped = jax.vmap(op.crop_masks)(*arguments)
-  np.testing.assert_allclose(mapped[0], expected, atol=1e-5)
+def test_jit_and_vmap_change_nothing():
+  masks, boxes = random_masks(), random_boxes(4)
+  crop = (op.crop_masks, masks, boxes, random_boxes(4, seed=3), np.arange(4))
+  paste = (lambda *x: op.paste_masks(*x, (32, 48)), masks, boxes)
+  for function, *arguments in (crop, paste):
+    expected = np.float32(function(*arguments))
+    once = np.float32(jax.jit(function)(*arguments))
+    np.testing.assert_allclose(once, expected, atol=1e-5)
+    twice = [np.stack([x, x[::-1]]) for x in arguments]
+    mapped = np.float32(jax.vmap(function)(*twice))
+    np.testing.assert_allclose(mapped[0], expected, atol=1e-5)
 
 
 def test_paste_of_a_full_mask_by_hand():
@@ -177,22 +177,15 @@ def test_padding_pastes_nothing_and_changes_nothing():
   assert not np.any(padded[4:])
 
 
-def test_paste_under_jit_and_vmap():
-  masks, boxes = random_masks(), random_boxes(4)
-  expected = op.paste_masks(masks, boxes, (32, 48))
-  paste = jax.jit(op.paste_masks, static_argnums=2)
-  np.testing.assert_array_equal(paste(masks, boxes, (32, 48)), expected)
-  mapped = jax.vmap(lambda x, boxes: op.paste_masks(x, boxes, (32, 48)))
-  np.testing.assert_array_equal(mapped(masks[None], boxes[None])[0], expected)
-
-
 def test_errors_say_what_is_wanted():
   masks, boxes = random_masks(), random_boxes(4)
-  with pytest.raises(ValueError, match=r'^masks '):
-    op.paste_masks(masks[0], boxes, (8, 8))
-  with pytest.raises(ValueError, match=r'^boxes '):
-    op.paste_masks(masks, boxes[:3], (8, 8))
-  with pytest.raises(ValueError, match=r'^instance_boxes '):
-    op.crop_masks(masks, boxes[:3], boxes, np.arange(4))
-  with pytest.raises(ValueError, match=r'^rois '):
-    op.crop_masks(masks, boxes, boxes[:3], np.arange(4))
+  indices = np.arange(4)
+  for name, function, *arguments in (
+    ('masks', op.paste_masks, masks[0], boxes, (8, 8)),
+    ('boxes', op.paste_masks, masks, boxes[:3], (8, 8)),
+    ('masks', op.crop_masks, masks[0], boxes, boxes, indices),
+    ('instance_boxes', op.crop_masks, masks, boxes[:3], boxes, indices),
+    ('rois', op.crop_masks, masks, boxes, boxes[:3], indices),
+  ):
+    with pytest.raises(ValueError, match=f'^{name} '):
+      function(*arguments)

@@ -11,11 +11,12 @@ import pytest
 from maskrcnn_jax.ops import boxes as box_ops
 from maskrcnn_jax.ops import matching
 
-RPN_ONE = matching.MatchingOptions(low_quality_matches='one')
-RPN_TIES = matching.MatchingOptions(low_quality_matches='all')
+ONE = matching.MatchingOptions(low_quality_matches='one')
+ALL = matching.MatchingOptions(low_quality_matches='all')
 ROI = matching.MatchingOptions(
   positive_iou=0.5, negative_iou=0.5, positive_strict=True
 )
+EVERY_KIND = pytest.mark.parametrize('options', [ONE, ALL, ROI])
 
 
 def random_boxes(seed, num, size=64.0):
@@ -28,26 +29,18 @@ def random_boxes(seed, num, size=64.0):
 
 def slow_match(ious, options):
   """Labels and instances from a matrix `[instances, boxes]`, as defined."""
-  num_instances, num_boxes = ious.shape
-  labels = np.zeros(num_boxes, int)
-  indices = np.zeros(num_boxes, int)
-  for box in range(num_boxes):
-    best = max(ious[:, box], default=0.0)
-    if num_instances:
-      indices[box] = list(ious[:, box]).index(best)
-    if best > options.positive_iou or (
-      best == options.positive_iou and not options.positive_strict
-    ):
-      labels[box] = 1
-    elif best >= options.negative_iou:
-      labels[box] = -1
-  for instance in reversed(range(num_instances)):
-    row = list(ious[instance])
+  best, indices = ious.max(axis=0), ious.argmax(axis=0)
+  labels = np.where(best < options.negative_iou, 0, -1)
+  labels[best > options.positive_iou] = 1
+  if not options.positive_strict:
+    labels[best == options.positive_iou] = 1
+  for instance in reversed(range(len(ious))):
+    row = ious[instance]
     if options.low_quality_matches == 'one':
-      labels[row.index(max(row))] = 1
-      indices[row.index(max(row))] = instance
+      labels[row.argmax()] = 1
+      indices[row.argmax()] = instance
     elif options.low_quality_matches == 'all':
-      labels[np.array(row) == max(row)] = 1
+      labels[row == row.max()] = 1
   return labels, indices
 
 
@@ -77,7 +70,7 @@ def test_thresholds_by_hand():
 
 
 @pytest.mark.parametrize('strict, expected', [(True, -1), (False, 1)])
-def test_strict_threshold_leaves_equality_out(strict, expected):
+def test_strict_threshold_excludes_equality(strict, expected):
   options = matching.MatchingOptions(0.5, 0.5, positive_strict=strict)
   matches = match_one([[0, 0, 10, 5]], [[0, 0, 10, 10]], options)
   np.testing.assert_array_equal(matches.labels, [expected])
@@ -90,7 +83,7 @@ def test_first_of_equal_instances_wins():
   np.testing.assert_array_equal(matches.indices, [1])
 
 
-def test_forced_one_by_hand():
+def test_one_low_quality_match_by_hand():
   levels = [
     jnp.array([[50.0, 50.0, 60.0, 60.0], [0.0, 0.0, 10.0, 4.0]]),
     jnp.array([[0.0, 0.0, 10.0, 4.0], [0.0, 0.0, 10.0, 1.0]]),
@@ -103,14 +96,14 @@ def test_forced_one_by_hand():
       [0.0, 0.0, 10.0, 1.0],  # Is a box.
     ]
   )
-  first, second = run_match(levels, instances, np.ones(4, bool), RPN_ONE)
+  first, second = run_match(levels, instances, np.ones(4, bool), ONE)
   np.testing.assert_array_equal(first.labels, [1, 1])
   np.testing.assert_array_equal(first.indices, [1, 0])
   np.testing.assert_array_equal(second.labels, [-1, 1])
   np.testing.assert_array_equal(second.indices, [0, 3])
 
 
-def test_forced_ties_by_hand():
+def test_all_low_quality_matches_by_hand():
   boxes = [
     [0, 0, 10, 5],  # 0.5 of the first instance: positive, with its tie.
     [0, 5, 10, 10],  # The tie, but a quarter of it is another instance.
@@ -118,19 +111,23 @@ def test_forced_ties_by_hand():
     [50, 50, 51, 51],  # Nothing.
   ]
   instances = [[0, 0, 10, 10], [0, 5, 10, 7]]
-  matches = match_one(boxes, instances, RPN_TIES)
+  matches = match_one(boxes, instances, ALL)
   np.testing.assert_array_equal(matches.labels, [1, 1, -1, 0])
   np.testing.assert_array_equal(matches.indices, [0, 0, 0, 0])
   # An instance that touches nothing ties with every box that it does not touch.
-  far = match_one(boxes, [*instances, [90, 90, 95, 95]], RPN_TIES)
+  far = match_one(boxes, [*instances, [90, 90, 95, 95]], ALL)
   np.testing.assert_array_equal(far.labels, [1, 1, 1, 1])
   np.testing.assert_array_equal(far.indices, matches.indices)
 
 
-@pytest.mark.parametrize('options', [RPN_ONE, RPN_TIES, ROI])
-@pytest.mark.parametrize('seed', range(3))
-def test_match_follows_the_definition(seed, options):
-  boxes, instances = random_boxes(seed, 300), random_boxes(seed + 50, 9)
+@EVERY_KIND
+@pytest.mark.parametrize(
+  'seed, num',
+  # The last are so many that the instances do not fit into one part.
+  [(0, 300), (1, 300), (2, 300), (3, 300_000)],
+)
+def test_match_follows_the_definition(seed, num, options):
+  boxes, instances = random_boxes(seed, num), random_boxes(seed + 50, 9)
   ious = np.asarray(box_ops.pairwise_iou(instances, boxes))
   labels, indices = slow_match(ious, options)
   matches = match_one(boxes, instances, options)
@@ -144,35 +141,14 @@ def test_slow_match_is_torchvision_s():
   (path,) = golden_files.files('ops_boxcoder_matcher.npz', 'torchvision')
   recorded = golden_files.load(path)
   roi = matching.MatchingOptions(0.5, 0.5)
-  cases = {'rpn_07_03_lowq': RPN_TIES, 'roi_05_05': roi}
+  cases = {'rpn_07_03_lowq': ALL, 'roi_05_05': roi}
   for name, options in cases.items():
     labels, indices = slow_match(recorded['matcher_ties/iou'], options)
     marks = np.where(labels == 1, indices, np.where(labels == 0, -1, -2))
     np.testing.assert_array_equal(marks, recorded[f'matcher_ties/{name}'])
 
 
-@pytest.mark.parametrize('options', [RPN_ONE, RPN_TIES, ROI])
-def test_many_boxes_take_several_parts(options):
-  # So many that the instances do not fit into one part.
-  boxes, instances = random_boxes(7, 300_000), random_boxes(8, 7)
-  matches = match_one(boxes, instances, options)
-  ious = np.asarray(box_ops.pairwise_iou(instances, boxes))
-  labels, indices = np.zeros(300_000, int), ious.argmax(axis=0)
-  best = ious.max(axis=0)
-  labels[best >= options.negative_iou] = -1
-  labels[best >= options.positive_iou] = 1
-  labels[(best == options.positive_iou) & options.positive_strict] = -1
-  if options.low_quality_matches == 'all':
-    labels[np.any(ious == ious.max(axis=1, keepdims=True), axis=0)] = 1
-  if options.low_quality_matches == 'one':
-    for instance in reversed(range(7)):
-      labels[ious[instance].argmax()] = 1
-      indices[ious[instance].argmax()] = instance
-  np.testing.assert_array_equal(matches.labels, labels)
-  np.testing.assert_array_equal(matches.indices, indices)
-
-
-@pytest.mark.parametrize('options', [RPN_ONE, RPN_TIES, ROI])
+@EVERY_KIND
 def test_levels_are_matched_as_if_they_were_one(options):
   boxes, instances = random_boxes(3, 300), random_boxes(4, 9)
   valid = np.arange(9) < 7
@@ -183,7 +159,7 @@ def test_levels_are_matched_as_if_they_were_one(options):
   jax.tree.map(np.testing.assert_array_equal, joined, whole)
 
 
-@pytest.mark.parametrize('options', [RPN_ONE, RPN_TIES, ROI])
+@EVERY_KIND
 def test_padded_instances_match_nothing(options):
   boxes, instances = random_boxes(5, 300), random_boxes(6, 9)
   expected = match_one(boxes, instances, options)
@@ -193,7 +169,7 @@ def test_padded_instances_match_nothing(options):
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
-@pytest.mark.parametrize('options', [RPN_ONE, RPN_TIES, ROI])
+@EVERY_KIND
 def test_without_instances_all_is_negative(options):
   matches = match_one(
     random_boxes(9, 300), np.zeros((9, 4)), options, np.zeros(9, bool)
@@ -209,7 +185,7 @@ def test_match_under_jit_and_vmap():
   valid = np.array([[True] * 5, [True, True, False, False, False]])
 
   def run(instance_boxes, instance_valid):
-    return matching.match([boxes], instance_boxes, instance_valid, RPN_ONE)[0]
+    return matching.match([boxes], instance_boxes, instance_valid, ONE)[0]
 
   mapped = jax.jit(jax.vmap(run))(instances, valid)
   for image in range(2):

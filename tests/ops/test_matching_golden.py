@@ -5,20 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_files import assert_near, swap_axes
 
 from maskrcnn_jax.ops import anchors as anchor_ops
 from maskrcnn_jax.ops import boxes as box_ops
 from maskrcnn_jax.ops import matching
 
-
-@pytest.fixture(
-  name='nvidia',
-  scope='module',
-  params=golden_files.files('03_rpn_targets*.npz'),
-  ids=lambda path: path.stem,
-)
-def fixture_nvidia(request):
-  return golden_files.load(request.param)
+nvidia = golden_files.each('03_rpn_targets*.npz')
 
 
 def anchors_of(recorded):
@@ -28,20 +21,22 @@ def anchors_of(recorded):
   return anchor_ops.pyramid_anchors(canvas, levels, options)
 
 
-def padded_instances(recorded):
+def marks_of(matches):
+  """Matches as recorded: an instance, -1 negative, -2 ignored."""
+  others = np.where(matches.labels == 0, -1, -2)
+  return np.where(matches.labels == 1, matches.indices, others)
+
+
+@pytest.fixture(name='matched', scope='module')
+def fixture_matched(recorded):
+  """Matches and targets of all anchors, joined over the levels."""
+  anchors = anchors_of(recorded)
   boxes = recorded['gt_boxes'].reshape(-1, 4)
   # A few sizes for all recordings, so that little is compiled.
   num = 32 * (len(boxes) // 32 + 1)
   valid = np.arange(num) < len(boxes)
-  return np.pad(boxes, ((0, num - len(boxes)), (0, 0))), valid
-
-
-@pytest.fixture(name='matched', scope='module')
-def fixture_matched(nvidia):
-  """Matches and targets of all anchors, joined over the levels."""
-  anchors = anchors_of(nvidia)
-  boxes, valid = padded_instances(nvidia)
-  params = golden_files.params(nvidia)
+  boxes = np.pad(boxes, ((0, num - len(boxes)), (0, 0)))
+  params = golden_files.params(recorded)
 
   @jax.jit
   def run(boxes, valid):
@@ -60,33 +55,30 @@ def fixture_matched(nvidia):
   return jax.tree.map(np.asarray, run(boxes, valid))
 
 
-def test_rpn_targets_of_nvidia(nvidia, matched):
+@nvidia
+def test_rpn_targets_of_nvidia(recorded, matched):
   matches, targets = matched
-  # Anchors that fit an instance equally well but for rounding: any may be the
-  # one that is forced.
-  sure = nvidia.get('near_tie_mask', np.zeros(len(targets))) == 0
-  marks = np.where(matches.labels == 1, matches.indices, matches.labels - 1)
-  marks = np.where(matches.labels == -1, -2, marks)
-  np.testing.assert_array_equal(marks[sure], nvidia['matches'][sure])
+  # Of anchors that fit an instance equally well but for rounding, any may be
+  # its low-quality match.
+  sure = recorded.get('near_tie_mask', np.zeros(len(targets))) == 0
+  marks = marks_of(matches)
+  np.testing.assert_array_equal(marks[sure], recorded['matches'][sure])
   np.testing.assert_array_equal(
-    matches.labels[sure], nvidia['labels_before_sampling'][sure]
+    matches.labels[sure], recorded['labels_before_sampling'][sure]
   )
-  error = golden_files.relative_error(
-    targets[sure], nvidia['box_targets'][sure]
-  )
-  assert error <= 1e-5
-  if 'max_iou' in nvidia:
-    error = golden_files.relative_error(matches.ious, nvidia['max_iou'])
-    assert error <= 1e-5
+  assert_near(targets[sure], recorded['box_targets'][sure], 1e-5)
+  if 'max_iou' in recorded:
+    assert_near(matches.ious, recorded['max_iou'], 1e-5)
 
 
-def test_forced_anchors_of_nvidia(nvidia, matched):
-  """Where rounding can not decide, the recorded anchor is forced."""
-  if 'forced_anchor_per_gt' not in nvidia:
+@nvidia
+def test_low_quality_matches_of_nvidia(recorded, matched):
+  """The recorded anchor is matched unless rounding decides."""
+  if 'forced_anchor_per_gt' not in recorded:
     return  # No instances.
   matches, _ = matched
-  anchors = nvidia['forced_anchor_per_gt']
-  certain = nvidia['forced_near_tie_count'] == nvidia['forced_tie_count']
+  anchors = recorded['forced_anchor_per_gt']
+  certain = recorded['forced_near_tie_count'] == recorded['forced_tie_count']
   assert np.any(certain)
   for anchor in anchors[certain]:
     assert matches.labels[anchor] == 1
@@ -95,38 +87,40 @@ def test_forced_anchors_of_nvidia(nvidia, matched):
     assert matches.indices[anchor] == owner
 
 
-def test_levels_of_rpn_targets_of_nvidia(nvidia, matched):
+@nvidia
+def test_levels_of_rpn_targets_of_nvidia(recorded, matched):
   """The order of the anchors of a level is that of the head's outputs."""
   _, targets = matched
-  anchors = anchors_of(nvidia)
+  anchors = anchors_of(recorded)
   ends = np.cumsum([len(boxes) for boxes in anchors.values()])
-  sure = nvidia.get('near_tie_mask', np.zeros(len(targets))) == 0
+  sure = recorded.get('near_tie_mask', np.zeros(len(targets))) == 0
   by_level = {
-    level: (targets[rows], sure[rows], nvidia['sampled_labels_seed0'][rows])
+    level: (targets[rows], sure[rows], recorded['sampled_labels_seed0'][rows])
     for level, rows in zip(anchors, np.split(np.arange(ends[-1]), ends[:-1]))
   }
-  levels = golden_files.numbers(nvidia, r'box_targets_level(\d+)')
+  levels = golden_files.numbers(recorded, r'box_targets_level(\d+)')
   assert levels
   for level in levels:
     level_targets, level_sure, labels = by_level[level]
-    expected = nvidia[f'box_targets_level{level}']
+    expected = recorded[f'box_targets_level{level}']
     expected = expected.reshape(-1, 4)[level_sure]
     actual = level_targets[level_sure]
     np.testing.assert_array_equal(
-      labels, nvidia[f'score_targets_level{level}'].reshape(-1)
+      labels, recorded[f'score_targets_level{level}'].reshape(-1)
     )
-    assert golden_files.relative_error(actual, expected) <= 1e-5
+    assert_near(actual, expected, 1e-5)
 
 
-def test_sampled_labels_of_nvidia(nvidia):
+@nvidia
+def test_sampled_labels_of_nvidia(recorded):
   """The counts are those recorded; with the recorded draw, the labels too."""
-  labels = nvidia['labels_before_sampling']
-  params = golden_files.params(nvidia)
+  labels = recorded['labels_before_sampling']
+  params = golden_files.params(recorded)
   num = params['rpn_batch_size_per_im']
   draws = [np.random.default_rng(0).uniform(size=labels.size)]
-  names = sorted(key for key in nvidia if key.startswith('sampled_labels'))
+  names = sorted(key for key in recorded if key.startswith('sampled_labels'))
   assert names
-  draws += [(nvidia[name] >= 0).astype(np.float32) for name in names]
+  draws += [(recorded[name] >= 0).astype(np.float32) for name in names]
   selected = []
   for priorities in draws:
     positive, negative = matching.select_balanced(
@@ -137,19 +131,10 @@ def test_sampled_labels_of_nvidia(nvidia):
       max_positive=int(num * params['rpn_fg_fraction']),
     )
     counts = [int(jnp.sum(positive)), int(jnp.sum(negative)), labels.size]
-    np.testing.assert_array_equal(counts, nvidia['expected_counts'])
+    np.testing.assert_array_equal(counts, recorded['expected_counts'])
     selected.append(np.where(positive, 1, np.where(negative, 0, -1)))
   for actual, name in zip(selected[1:], names):
-    np.testing.assert_array_equal(actual, nvidia[name])
-
-
-def matcher_cases():
-  return [
-    pytest.param(recorded, number, id=f'{path.stem}-{number}')
-    for path in golden_files.files('ops_boxcoder_matcher*.npz', 'torchvision')
-    for recorded in [golden_files.load(path)]
-    for number in golden_files.numbers(recorded, r'matcher_(\d+)/gt')
-  ]
+    np.testing.assert_array_equal(actual, recorded[name])
 
 
 @pytest.mark.parametrize(
@@ -159,15 +144,11 @@ def matcher_cases():
     ('roi_05_05', matching.MatchingOptions(0.5, 0.5)),
   ],
 )
-@pytest.mark.parametrize('torchvision, case', matcher_cases())
-def test_matchers_of_torchvision(torchvision, case, name, options):
-  instances = torchvision[f'matcher_{case}/gt'][:, [1, 0, 3, 2]]
-  boxes = torchvision[f'matcher_{case}/boxes'][:, [1, 0, 3, 2]]
+@golden_files.each('ops_boxcoder_matcher*.npz', 'torchvision', r'matcher_\d+')
+def test_matchers_of_torchvision(recorded, name, options):
+  instances, boxes = (swap_axes(recorded[key]) for key in ('gt', 'boxes'))
   iou = box_ops.pairwise_iou(instances, boxes)
-  expected = torchvision[f'matcher_{case}/iou']
-  assert golden_files.relative_error(iou, expected) <= 1e-5
+  assert_near(iou, recorded['iou'], 1e-5)
   valid = np.ones(len(instances), bool)
   (matches,) = matching.match([boxes], instances, valid, options)
-  marks = np.where(matches.labels == 1, matches.indices, matches.labels - 1)
-  marks = np.where(matches.labels == -1, -2, marks)
-  np.testing.assert_array_equal(marks, torchvision[f'matcher_{case}/{name}'])
+  np.testing.assert_array_equal(marks_of(matches), recorded[name])

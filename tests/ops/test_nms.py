@@ -1,168 +1,155 @@
-"""Greedy non-maximum suppression."""
+"""Greedy non-maximum suppression: of one set of boxes, and within classes."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import slow_boxes
 
 from maskrcnn_jax.ops import nms as nms_ops
 
+NUM = 128
+run_nms = jax.jit(nms_ops.nms, static_argnums=(3, 4))
+run_classwise = jax.jit(nms_ops.classwise_nms, static_argnums=(3, 4))
 
-def crowded_boxes(seed, num, spread=60.0):
+
+def one_class(boxes, scores, valid, iou_threshold, max_outputs):
+  """`classwise_nms` with a single class, as `nms`."""
+  arrays = (x[:, None] for x in (boxes, scores, valid))
+  rows, _, kept = run_classwise(*arrays, iou_threshold, max_outputs)
+  return rows, kept
+
+
+BOTH = pytest.mark.parametrize(
+  'nms', [run_nms, one_class], ids=['nms', 'classwise']
+)
+
+
+def crowded_boxes(seed, *shape):
   """Boxes that overlap a lot, with scores of which some are equal."""
   rng = np.random.default_rng(seed)
-  corners = rng.uniform(0, spread, (num, 2))
-  sides = rng.uniform(5, 40, (num, 2))
-  boxes = np.concatenate([corners, corners + sides], axis=1)
-  scores = rng.integers(-5, 40, num) / 8
-  return boxes.astype(np.float32), scores.astype(np.float32)
+  boxes = slow_boxes.random_boxes(rng, *shape, corners=(0, 60), sides=(5, 40))
+  scores = rng.integers(-5, 40, shape) / 8
+  valid = rng.uniform(size=shape) < 0.8
+  return boxes, scores.astype(np.float32), valid
 
 
-def slow_nms(boxes, scores, valid, iou_threshold):
-  """Greedy suppression from its definition, in float64."""
-  boxes = boxes.astype(np.float64)
-  low = np.minimum(boxes[:, :2], boxes[:, 2:])
-  high = np.maximum(boxes[:, :2], boxes[:, 2:])
-  kept = []
-  for i in np.argsort(-scores, kind='stable'):
-    if not valid[i]:
-      continue
-    for j in kept:
-      sides = np.minimum(high[i], high[j]) - np.maximum(low[i], low[j])
-      intersection = np.prod(np.maximum(sides, 0.0))
-      union = np.prod(high[i] - low[i]) + np.prod(high[j] - low[j])
-      if intersection > iou_threshold * (union - intersection):
-        break
-    else:
-      kept.append(int(i))
-  return kept
-
-
-run_nms = jax.jit(nms_ops.nms, static_argnums=(3, 4))
-
-
-def kept_indices(boxes, scores, valid, iou_threshold, max_outputs):
+def kept_rows(nms, boxes, scores, valid=None, iou_threshold=0.5):
+  """Rows that are kept, best first; checks the padding behind them."""
   # One shape for all tests, so that little is compiled.
-  padding = 128 - len(boxes)
-  boxes = np.pad(boxes, ((0, padding), (0, 0)))
-  scores, valid = np.pad(scores, (0, padding)), np.pad(valid, (0, padding))
-  indices, kept = run_nms(boxes, scores, valid, iou_threshold, 128)
+  pad = NUM - len(boxes)
+  valid = np.ones(len(boxes), bool) if valid is None else valid
+  boxes = np.pad(np.float32(boxes), ((0, pad), (0, 0)))
+  scores, valid = np.pad(np.float32(scores), (0, pad)), np.pad(valid, (0, pad))
+  rows, kept = nms(boxes, scores, valid, iou_threshold, NUM)
   count = int(np.sum(kept))
-  np.testing.assert_array_equal(kept, np.arange(128) < count)
-  np.testing.assert_array_equal(indices[count:], 0)
-  return np.asarray(indices)[:count].tolist()[:max_outputs]
+  np.testing.assert_array_equal(kept, np.arange(NUM) < count)
+  assert not np.any(rows[count:])
+  return rows[:count].tolist()
 
 
-def test_chain_by_hand():
+@BOTH
+def test_chain_by_hand(nms):
   # Each overlaps the next by 7 / 13, and nothing else by more than 4 / 16: the
-  # second is suppressed, so that it can not suppress the third.
-  boxes = np.array([[0, x, 10, x + 10] for x in (0, 3, 6, 9)], np.float32)
-  scores = np.array([0.9, 0.8, 0.7, 0.6], np.float32)
-  everything = np.ones(4, bool)
-  assert kept_indices(boxes, scores, everything, 0.5, 4) == [0, 2]
-  assert kept_indices(boxes, scores, everything, 0.7, 4) == [0, 1, 2, 3]
-  without_first = np.array([False, True, True, True])
-  assert kept_indices(boxes, scores, without_first, 0.5, 4) == [1, 3]
+  # second is suppressed, so that it cannot suppress the third.
+  boxes = [[0, x, 10, x + 10] for x in (0, 3, 6, 9)]
+  scores = [0.9, 0.8, 0.7, 0.6]
+  assert kept_rows(nms, boxes, scores) == [0, 2]
+  assert kept_rows(nms, boxes, scores, None, 0.7) == [0, 1, 2, 3]
+  assert kept_rows(nms, boxes, scores, np.arange(4) > 0) == [1, 3]
 
 
-def test_equal_scores_keep_the_lower_index():
-  boxes = np.tile(np.array([[0, 0, 10, 10]], np.float32), (3, 1))
-  scores = np.full(3, 0.5, np.float32)
-  assert kept_indices(boxes, scores, np.ones(3, bool), 0.5, 3) == [0]
+@BOTH
+@pytest.mark.parametrize(
+  'boxes, scores, expected',
+  [
+    # Of equal scores the lower index.
+    ([[0, 0, 10, 10]] * 3, [0.5] * 3, [0]),
+    # An IoU at the threshold does not suppress.
+    ([[0, 0, 10, 10], [0, 0, 10, 5]], [0.9, 0.8], [0, 1]),
+    # Boxes without area neither suppress nor are suppressed.
+    ([[5, 5, 5, 9]] * 2 + [[0, 0, 10, 10]], [0.9, 0.8, 0.7], [0, 1, 2]),
+  ],
+)
+def test_limits_by_hand(nms, boxes, scores, expected):
+  assert kept_rows(nms, boxes, scores) == expected
 
 
-def test_iou_at_the_threshold_is_kept():
-  boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 5]], np.float32)
-  scores = np.array([0.9, 0.8], np.float32)
-  assert kept_indices(boxes, scores, np.ones(2, bool), 0.5, 2) == [0, 1]
-
-
-def test_boxes_without_area_neither_suppress_nor_are_suppressed():
-  line = [5, 5, 5, 9]
-  boxes = np.array([line, line, [0, 0, 10, 10]], np.float32)
-  scores = np.array([0.9, 0.8, 0.7], np.float32)
-  assert kept_indices(boxes, scores, np.ones(3, bool), 0.5, 3) == [0, 1, 2]
-
-
-def test_corners_come_in_any_order():
-  boxes, scores = crowded_boxes(0, 40)
-  inverted = boxes[:, [2, 3, 0, 1]]
-  mixed = np.where(np.arange(40)[:, None] % 2, boxes, inverted)
-  expected = kept_indices(boxes, scores, np.ones(40, bool), 0.3, 40)
-  assert kept_indices(mixed, scores, np.ones(40, bool), 0.3, 40) == expected
-
-
+@BOTH
 @pytest.mark.parametrize('seed', range(4))
 @pytest.mark.parametrize('iou_threshold', [0.0, 0.3, 0.7])
-def test_nms_matches_the_definition(seed, iou_threshold):
-  boxes, scores = crowded_boxes(seed, 120)
-  valid = np.random.default_rng(seed).uniform(size=120) < 0.8
-  expected = slow_nms(boxes, scores, valid, iou_threshold)
-  actual = kept_indices(boxes, scores, valid, iou_threshold, 120)
-  assert actual == expected
+def test_nms_matches_the_definition(nms, seed, iou_threshold):
+  boxes, scores, valid = crowded_boxes(seed, 120)
+  boxes[::3] = boxes[::3][:, [2, 1, 0, 3]]  # Corners in any order.
+  boxes[1::3] = boxes[1::3][:, [2, 3, 0, 1]]
+  expected = slow_boxes.greedy_nms(boxes, scores, valid, iou_threshold)
+  assert kept_rows(nms, boxes, scores, valid, iou_threshold) == expected
 
 
 def test_no_more_than_max_outputs_are_kept():
-  boxes, scores = crowded_boxes(4, 128)
-  valid = np.ones(128, bool)
-  expected = kept_indices(boxes, scores, valid, 0.5, 128)
-  indices, kept = run_nms(boxes, scores, valid, 0.5, 7)
+  boxes, scores, valid = crowded_boxes(4, NUM)
+  expected = kept_rows(run_nms, boxes, scores, valid)
+  rows, kept = run_nms(boxes, scores, valid, 0.5, 7)
   assert np.all(kept)
-  assert indices.tolist() == expected[:7]
+  assert rows.tolist() == expected[:7]
   # More outputs than boxes.
-  indices, kept = run_nms(boxes, scores, valid, 0.5, 130)
-  assert indices[: len(expected)].tolist() == expected
+  rows, kept = run_nms(boxes, scores, valid, 0.5, NUM + 2)
+  assert rows[: len(expected)].tolist() == expected
   assert np.sum(kept) == len(expected)
 
 
-def test_kept_boxes_are_kept_again():
-  boxes, scores = crowded_boxes(5, 100)
-  kept = kept_indices(boxes, scores, np.ones(100, bool), 0.3, 100)
-  again = kept_indices(
-    boxes[kept], scores[kept], np.ones(len(kept), bool), 0.4, 100
-  )
+@BOTH
+def test_kept_boxes_are_kept_again(nms):
+  boxes, scores, _ = crowded_boxes(5, 100)
+  kept = kept_rows(nms, boxes, scores, None, 0.3)
+  again = kept_rows(nms, boxes[kept], scores[kept], None, 0.4)
   assert again == list(range(len(kept)))
 
 
-def test_padding_changes_nothing():
-  boxes, scores = crowded_boxes(6, 50)
-  expected = kept_indices(boxes, scores, np.ones(50, bool), 0.5, 60)
+@BOTH
+def test_padding_changes_nothing(nms):
+  boxes, scores, valid = crowded_boxes(6, 50)
+  expected = kept_rows(nms, boxes, scores, valid)
   # Padding that would win and suppress if it took part.
   boxes = np.concatenate([boxes, np.tile([[0, 0, 99, 99]], (9, 1))])
   scores = np.concatenate([scores, np.full(9, 1e3)])
-  valid = np.arange(59) < 50
-  actual = kept_indices(
-    boxes.astype(np.float32), scores.astype(np.float32), valid, 0.5, 60
+  valid = np.concatenate([valid, np.zeros(9, bool)])
+  assert kept_rows(nms, boxes, scores, valid) == expected
+
+
+@BOTH
+def test_nothing_valid_gives_nothing(nms):
+  boxes, scores, valid = crowded_boxes(7, 5)
+  assert kept_rows(nms, boxes, scores, np.zeros_like(valid)) == []
+
+
+def test_no_boxes_give_nothing():
+  _, kept = nms_ops.nms(
+    np.zeros((0, 4)), np.zeros(0), np.zeros(0, bool), 0.5, 3
   )
-  assert actual == expected
-
-
-def test_nothing_valid_gives_nothing():
-  boxes, scores = crowded_boxes(7, 5)
-  assert kept_indices(boxes, scores, np.zeros(5, bool), 0.5, 3) == []
-  _, kept = nms_ops.nms(boxes[:0], scores[:0], np.zeros(0, bool), 0.5, 3)
   np.testing.assert_array_equal(kept, [False] * 3)
 
 
-def test_nms_under_jit_and_vmap():
-  rows = [crowded_boxes(seed, 64) for seed in (8, 9, 10)]
-  boxes, scores = (np.stack(column) for column in zip(*rows))
-  valid = np.arange(64)[None, :] < np.array([[64], [40], [0]])
-
-  def nms(boxes, scores, valid):
-    return nms_ops.nms(boxes, scores, valid, 0.5, max_outputs=20)
-
-  indices, filled = jax.jit(jax.vmap(nms))(boxes, scores, valid)
-  assert indices.dtype == jnp.int32
+@pytest.mark.parametrize(
+  'function, shape', [(nms_ops.nms, ()), (nms_ops.classwise_nms, (5,))]
+)
+def test_images_under_jit_and_vmap_are_those_alone(function, shape):
+  images = [crowded_boxes(seed, 64, *shape) for seed in (8, 9, 10)]
+  boxes, scores, valid = (np.stack(column) for column in zip(*images))
+  valid[2] = False
+  nms = functools.partial(function, iou_threshold=0.5, max_outputs=20)
+  together = jax.jit(jax.vmap(nms))(boxes, scores, valid)
+  assert together[0].dtype == jnp.int32 and together[-1].dtype == bool
   for image in range(3):
     alone = nms(boxes[image], scores[image], valid[image])
-    np.testing.assert_array_equal(indices[image], alone[0])
-    np.testing.assert_array_equal(filled[image], alone[1])
+    for actual, expected in zip(together, alone):
+      np.testing.assert_array_equal(actual[image], expected)
 
 
 def test_many_boxes_are_suppressed_one_by_one(monkeypatch):
-  boxes, scores = crowded_boxes(11, 120)
-  valid = np.arange(120) % 7 != 3
+  boxes, scores, valid = crowded_boxes(11, 120)
   expected = nms_ops.nms(boxes, scores, valid, 0.5, 40)
   monkeypatch.setattr(nms_ops, '_MAX_MATRIX_SIDE', 100)
   actual = nms_ops.nms(boxes, scores, valid, 0.5, 40)
@@ -171,16 +158,84 @@ def test_many_boxes_are_suppressed_one_by_one(monkeypatch):
   np.testing.assert_array_equal(actual[1], expected[1])
 
 
-def test_gradient_of_kept_boxes_is_finite():
-  def kept_sum(boxes):
-    indices, valid = nms_ops.nms(boxes, jnp.ones(3), jnp.zeros(3, bool), 0.5, 3)
-    return jnp.sum(boxes[indices] * valid[:, None])
+@pytest.mark.parametrize(
+  'function, shape', [(nms_ops.nms, ()), (nms_ops.classwise_nms, (2,))]
+)
+def test_gradient_of_kept_boxes_is_finite_on_padding(function, shape):
+  def kept_sum(boxes, scores):
+    *indices, kept = function(
+      boxes, scores, jnp.zeros((3, *shape), bool), 0.5, 4
+    )
+    kept_boxes = jnp.where(kept[:, None], boxes[*indices], 0.0)
+    return jnp.sum(kept_boxes) + jnp.sum(scores[*indices], where=kept)
 
-  np.testing.assert_array_equal(jax.grad(kept_sum)(jnp.zeros((3, 4))), 0.0)
+  gradients = jax.grad(kept_sum, (0, 1))(
+    jnp.zeros((3, *shape, 4)), jnp.ones((3, *shape))
+  )
+  for gradient in gradients:
+    np.testing.assert_array_equal(gradient, 0.0)
+
+
+def kept_pairs(boxes, scores, valid, iou_threshold=0.5, max_outputs=100):
+  """(row, class) of the candidates kept; checks the padding behind them."""
+  rows, classes, kept = map(
+    np.asarray, run_classwise(boxes, scores, valid, iou_threshold, max_outputs)
+  )
+  assert rows.shape == classes.shape == kept.shape == (max_outputs,)
+  assert rows.dtype == classes.dtype == np.int32
+  count = int(np.sum(kept))
+  np.testing.assert_array_equal(kept, np.arange(max_outputs) < count)
+  assert not np.any(rows[count:]) and not np.any(classes[count:])
+  return list(zip(rows[:count].tolist(), classes[:count].tolist()))
+
+
+def test_classes_do_not_suppress_each_other():
+  # Two boxes on top of each other, in two classes.
+  boxes = np.zeros((2, 2, 4), np.float32) + np.float32([0, 0, 10, 10])
+  scores = np.array([[0.9, 0.3], [0.5, 0.4]], np.float32)
+  assert kept_pairs(boxes, scores, scores > 0) == [(0, 0), (1, 1)]
+
+
+def test_equal_scores_keep_the_lower_row_then_the_lower_class():
+  boxes = np.zeros((3, 2, 4), np.float32) + np.float32([0, 0, 10, 10])
+  boxes += 20 * np.arange(3, dtype=np.float32)[:, None, None]
+  scores = np.full((3, 2), 0.5, np.float32)
+  expected = [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+  assert kept_pairs(boxes, scores, scores > 0) == expected
+
+
+@pytest.mark.parametrize('seed', range(4))
+@pytest.mark.parametrize('iou_threshold, max_outputs', [(0.5, 40), (0.3, 400)])
+def test_classes_match_the_definition(seed, iou_threshold, max_outputs):
+  boxes, scores, valid = crowded_boxes(seed, 60, 5)
+  kept = []
+  for label in range(5):
+    own = slow_boxes.greedy_nms(
+      boxes[:, label], scores[:, label], valid[:, label], iou_threshold
+    )
+    kept += [(-scores[row, label], row, label) for row in own]
+  expected = [(row, label) for _, row, label in sorted(kept)][:max_outputs]
+  actual = kept_pairs(boxes, scores, valid, iou_threshold, max_outputs)
+  assert actual == expected
+
+
+def test_padding_changes_no_class():
+  boxes, scores, valid = crowded_boxes(6, 60, 5)
+  expected = kept_pairs(boxes, scores, valid)
+  wall = np.broadcast_to(np.float32([0, 0, 99, 99]), (7, 5, 4))
+  actual = kept_pairs(
+    np.concatenate([boxes, wall]),
+    np.concatenate([scores, np.full((7, 5), 9.0, np.float32)]),
+    np.concatenate([valid, np.zeros((7, 5), bool)]),
+  )
+  assert actual == expected
 
 
 def test_errors_name_the_argument():
+  valid = jnp.ones(2, bool)
   with pytest.raises(ValueError, match=r'^boxes '):
-    nms_ops.nms(jnp.zeros((2, 3, 4)), jnp.zeros(2), jnp.ones(2, bool), 0.5, 2)
+    nms_ops.nms(jnp.zeros((2, 3, 4)), jnp.zeros(2), valid, 0.5, 2)
   with pytest.raises(ValueError, match='boxes, scores and valid'):
-    nms_ops.nms(jnp.zeros((3, 4)), jnp.zeros(2), jnp.ones(3, bool), 0.5, 2)
+    nms_ops.nms(jnp.zeros((3, 4)), jnp.zeros(2), valid, 0.5, 2)
+  with pytest.raises(ValueError, match=r'^boxes '):
+    nms_ops.classwise_nms(jnp.zeros((3, 4)), jnp.zeros((3, 2)), valid, 0.5, 2)

@@ -6,32 +6,9 @@ import golden_files
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
+from golden_files import swap_axes
 
 from maskrcnn_jax.ops import nms as nms_ops
-
-# Where boxes have negative coordinates, the offset that torchvision adds to
-# separate classes lets boxes of different classes suppress each other.
-ARTIFACT = 'batched_offset_artifact'
-# The order among equal scores is not defined there.
-UNORDERED = 'batched_large_quantised_scores'
-
-
-def torchvision_cases(prefix):
-  paths = golden_files.files('ops_nms.npz', 'torchvision')
-  return [
-    key.split('/')[0]
-    for path in paths
-    for key in golden_files.load(path)
-    if key.startswith(prefix) and key.endswith('/keep')
-  ]
-
-
-@pytest.fixture(name='torchvision', scope='module')
-def fixture_torchvision():
-  (path,) = golden_files.files('ops_nms.npz', 'torchvision')
-  return golden_files.load(path)
-
 
 run_nms = jax.jit(nms_ops.nms, static_argnums=(3, 4))
 
@@ -51,44 +28,42 @@ def kept_indices(boxes, scores, valid, iou_threshold):
   return np.asarray(indices)[np.asarray(kept)]
 
 
-@pytest.mark.parametrize('case', torchvision_cases('nms_'))
-def test_nms_of_torchvision(torchvision, case):
-  boxes = torchvision[f'{case}/boxes'][:, [1, 0, 3, 2]]
-  scores = torchvision[f'{case}/scores']
-  expected = torchvision[f'{case}/keep']
+@golden_files.each('ops_nms.npz', 'torchvision', 'nms_.*')
+def test_nms_of_torchvision(recorded):
+  boxes, expected = swap_axes(recorded['boxes']), recorded['keep']
   # Boxes with swapped corners overlap nothing there; here they are put right.
   proper = np.all(boxes[:, :2] <= boxes[:, 2:], axis=1)
   expected = expected[proper[expected]]
-  threshold = float(torchvision[f'{case}/iou_threshold'])
-  kept = kept_indices(boxes, scores, proper, threshold)
+  threshold = float(recorded['iou_threshold'])
+  kept = kept_indices(boxes, recorded['scores'], proper, threshold)
   np.testing.assert_array_equal(kept, expected)
 
 
-@pytest.mark.parametrize('case', torchvision_cases('batched_'))
-def test_nms_per_class_of_torchvision(torchvision, case):
-  boxes = torchvision[f'{case}/boxes'][:, [1, 0, 3, 2]]
-  scores = torchvision[f'{case}/scores']
-  classes = torchvision[f'{case}/idxs']
-  threshold = float(torchvision[f'{case}/iou_threshold'])
+@golden_files.each('ops_nms.npz', 'torchvision', 'batched_.*')
+def test_nms_per_class_of_torchvision(recorded, request):
+  boxes = swap_axes(recorded['boxes'])
+  scores, classes = recorded['scores'], recorded['idxs']
+  threshold = float(recorded['iou_threshold'])
   kept = [
     kept_indices(boxes, scores, classes == index, threshold)
     for index in np.unique(classes)
   ]
   kept = np.sort(np.concatenate([np.zeros(0, np.int32), *kept]))
   kept = kept[np.argsort(-scores[kept], kind='stable')]
-  expected = torchvision[f'{case}/keep']
-  if case == ARTIFACT:
+  expected = recorded['keep']
+  case = request.node.callspec.id
+  if case.endswith('batched_offset_artifact'):
+    # Where boxes have negative coordinates, the offset that torchvision adds to
+    # separate classes lets boxes of different classes suppress each other.
     expected = [0, 1, 2]
-  if case == UNORDERED:
+  if case.endswith('batched_large_quantised_scores'):
+    # The order among equal scores is not defined there.
     kept, expected = np.sort(kept), np.sort(expected)
   np.testing.assert_array_equal(kept, expected)
 
 
-@pytest.mark.parametrize(
-  'path', golden_files.files('09_nms_raw*.npz'), ids=lambda path: path.stem
-)
-def test_combined_nms_of_tensorflow(path):
-  recorded = golden_files.load(path)
+@golden_files.each('09_nms_raw*.npz')
+def test_combined_nms_of_tensorflow(recorded):
   params = golden_files.params(recorded)
   boxes, scores = recorded['boxes'], recorded['scores']
   batch, num, num_classes, _ = boxes.shape

@@ -98,7 +98,7 @@ def make_case(batch, seed):
   candidates = target_cases.NUM_PROPOSALS + MAX_INSTANCES
   outputs = jax.tree.map(
     lambda x: rng.normal(size=x.shape).astype(np.float32),
-    jax.eval_shape(target_cases.shapes),
+    jax.eval_shape(target_cases.head_outputs),
   )
   return outputs | {
     'instances': Instances(**batch['instances']),
