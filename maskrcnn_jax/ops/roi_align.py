@@ -116,11 +116,24 @@ def pyramid_roi_align(
         f'pyramid[{level}] must be [batch, h, w, c] with the batch of boxes '
         f'{boxes.shape}, got {features.shape}.'
       )
-  boxes = jax.lax.stop_gradient(boxes)
+  sizes = np.array([x.shape[1:3] for x in maps])
+  starts = np.cumsum([0, *np.prod(sizes, axis=1)[:-1]])
+
   # vmap keeps the batch a separate axis, so that it can be sharded.
-  return jax.vmap(lambda maps, boxes: _from_levels(maps, boxes, size, options))(
-    maps, boxes
-  )
+  @jax.vmap
+  def align(maps, boxes):
+    flat = jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in maps])
+    flat = flat.astype(options.dtype or flat.dtype)
+    levels = assign_levels(boxes, options)
+    own = levels - options.min_level
+    heights, widths, offsets = (
+      jnp.asarray(x, jnp.int32)[own] for x in (*sizes.T, starts)
+    )
+    cells = boxes * jnp.exp2(-levels.astype(jnp.float32))[:, None]
+    rows, columns = _box_taps(cells, heights, widths, size, options)
+    return _weighted_cells(flat, rows, columns, offsets, widths)
+
+  return align(maps, jax.lax.stop_gradient(boxes))
 
 
 def assign_levels(
@@ -146,23 +159,6 @@ def assign_levels(
   return options.min_level + jnp.sum(
     areas[..., None] >= limits.astype(np.float32), axis=-1, dtype=jnp.int32
   )
-
-
-def _from_levels(maps, boxes, size, options):
-  """RoIAlign of one image; `maps` are ordered from fine to coarse."""
-  heights = np.array([x.shape[0] for x in maps])
-  widths = np.array([x.shape[1] for x in maps])
-  offsets = np.cumsum([0, *(heights * widths)[:-1]])
-  flat = jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in maps])
-  flat = flat.astype(options.dtype or flat.dtype)
-  levels = assign_levels(boxes, options)
-  own = levels - options.min_level
-  heights, widths, offsets = (
-    jnp.asarray(x, jnp.int32)[own] for x in (heights, widths, offsets)
-  )
-  cells = boxes * jnp.exp2(-levels.astype(jnp.float32))[:, None]
-  rows, columns = _box_taps(cells, heights, widths, size, options)
-  return _weighted_cells(flat, rows, columns, offsets, widths)
 
 
 def _box_taps(boxes, heights, widths, size, options):

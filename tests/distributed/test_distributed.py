@@ -118,7 +118,7 @@ def test_process_0_alone_prints_and_writes(two):
     *('checkpoints', 'config.json', 'curves.png', 'eval'),
     *('metrics.jsonl', 'pictures'),
   }
-  assert len((workdir / 'metrics.jsonl').read_text().splitmetrics()) == 6
+  assert len((workdir / 'metrics.jsonl').read_text().splitlines()) == 6
   steps = sorted(int(p.name) for p in (workdir / 'checkpoints').iterdir())
   # Every second one, and the one that was evaluated.
   assert steps == [2, 3, 4]
