@@ -34,7 +34,7 @@ ALLOWED = {
   'maskrcnn_jax/distributed': 'jax numpy .models',
   'maskrcnn_jax/checkpoints': (
     'jax numpy orbax ml_collections .config .distributed.collectives'
-    ' .evaluation.scores .models.mask_rcnn'
+    ' .evaluation.scores .models'
   ),
   'maskrcnn_jax/training': (
     'jax numpy flax optax ml_collections tensorboardX tqdm .charts'

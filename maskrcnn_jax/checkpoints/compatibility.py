@@ -1,6 +1,5 @@
 """Compatibility of a saved run with the model, config and state of this one."""
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +8,7 @@ import ml_collections
 
 from maskrcnn_jax.checkpoints import checksums
 from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 
 # Differences that an error lists.
@@ -59,7 +59,7 @@ def check_model(path, saved, given) -> None:
     given: the config of this run.
   """
   saved, given = saved.get('model'), given.get('model')
-  defaults = _as_dict(MaskRCNN())
+  defaults = as_json(override.as_dict(MaskRCNN()))
   saved = _completed(saved, given, defaults)
   given = _completed(given, saved, defaults)
   lines = differences({'model': saved}, {'model': given})
@@ -83,20 +83,6 @@ def _completed(section, other, defaults):
     for key, value in section.items()
   }
   return {**kept, **added}
-
-
-def _as_dict(value):
-  """Options in types of JSON."""
-  if dataclasses.is_dataclass(value):
-    names = [field.name for field in dataclasses.fields(value)]
-    return {
-      name: _as_dict(getattr(value, name))
-      for name in names
-      if name not in ('parent', 'name', 'layout')  # Linen's, and shardings.
-    }
-  if isinstance(value, tuple):
-    return [_as_dict(x) for x in value]
-  return value
 
 
 def differences(saved, given, prefix: str = '') -> list[str]:

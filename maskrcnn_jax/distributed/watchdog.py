@@ -117,3 +117,8 @@ class Watchdog:
     # The first process to end ends the others, which report too.
     if len(lines) > 1:
       time.sleep(_DELAY_SECONDS)
+
+
+def config_watchdog(config) -> Watchdog:
+  """The watchdog of a run, see `runtime.watchdog_seconds`."""
+  return Watchdog(config.get('runtime', {}).get('watchdog_seconds', 0))

@@ -1,13 +1,14 @@
 """Export of a checkpoint as a state dict of torchvision's Mask R-CNN."""
 
-import dataclasses
 import os
 from collections.abc import Iterator
-from typing import Any
+
+from flax.traverse_util import flatten_dict
 
 from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.checkpoints import store
 from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.weights import tensor_files, torchvision
 
@@ -80,20 +81,11 @@ def export_weights(source: str | os.PathLike, output: str | os.PathLike) -> str:
 def _differences(model: MaskRCNN) -> Iterator[tuple[str, str]]:
   """Name and text of fields that make detection differ from torchvision's."""
   section = config_lib.load_config(_TORCHVISION).model
-  reference = dict(_fields(MaskRCNN.from_config(section)))
-  for name, value in _fields(model):
+  fields, reference = (
+    flatten_dict(override.as_dict(each), sep='.')
+    for each in (model, MaskRCNN.from_config(section))
+  )
+  for name, value in fields.items():
     ignored = any(f'{name}.'.startswith(f'{x}.') for x in _IGNORED)
     if value != reference[name] and not ignored:
       yield name, f'model.{name} is {value}, torchvision has {reference[name]}'
-
-
-def _fields(options: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
-  """Names and values of a dataclass and of the dataclasses in it."""
-  for field in dataclasses.fields(options):
-    value = getattr(options, field.name)
-    if field.name in ('parent', 'name', 'layout'):  # Linen's; shardings.
-      continue
-    if dataclasses.is_dataclass(value):
-      yield from _fields(value, f'{prefix}{field.name}.')
-    else:
-      yield f'{prefix}{field.name}', value

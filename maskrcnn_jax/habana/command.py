@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from maskrcnn_jax.cli import command_line
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import UserError, invalid
 from maskrcnn_jax.habana import flags
 
 # Value of TF_BF16_CONVERSION -> model.dtype.
@@ -54,7 +54,7 @@ def make_config(
   """The config of a command line.
 
   Args:
-    command: see `flags.parse`.
+    command: of `flags.parse`.
     environ: of the process, for TF_BF16_CONVERSION.
     num_processes: started by mpirun.
     num_devices: that share a step; batch sizes of the flags are per device.
@@ -127,11 +127,10 @@ def _precision(values, environ) -> str:
   """`model.dtype` by TF_BF16_CONVERSION and --amp."""
   text = environ.get('TF_BF16_CONVERSION', '')
   if text.lower() not in _PRECISIONS:
-    raise UserError(
-      f'TF_BF16_CONVERSION must be full, basic, 1 or 0, got {text!r}; only '
-      'SynapseAI reads lists of operations.',
-      argument='TF_BF16_CONVERSION',
-      given=text,
+    raise invalid(
+      'TF_BF16_CONVERSION',
+      text,
+      'full, basic, 1 or 0 (only SynapseAI reads lists of operations)',
     )
   dtype = _PRECISIONS[text.lower()]
   return 'bfloat16' if values['amp'] and dtype == 'float32' else dtype
@@ -143,11 +142,8 @@ def _numbers(values, name, kind) -> tuple:
   try:
     return tuple(kind(float(text)) for text in texts)
   except ValueError as error:
-    given = ','.join(texts)
-    raise UserError(
-      f'--{name} must be numbers joined by commas, got {given!r}.',
-      argument=f'--{name}',
-      given=given,
+    raise invalid(
+      f'--{name}', ','.join(texts), 'numbers joined by commas'
     ) from error
 
 
@@ -160,11 +156,7 @@ def _profile(text: str) -> tuple[int, int] | None:
   except ValueError:
     steps = []
   if len(steps) not in (1, 2):
-    raise UserError(
-      f'--profile must be one step or first,last, got {text!r}.',
-      argument='--profile',
-      given=text,
-    )
+    raise invalid('--profile', text, 'one step or first,last')
   return steps[0], steps[-1]
 
 

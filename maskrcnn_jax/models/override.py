@@ -42,6 +42,16 @@ def changes(
   return result
 
 
+def as_dict(options: Any) -> dict[str, Any]:
+  """Nested dicts of a dataclass, without the fields that no config has."""
+  return {
+    field.name: as_dict(value) if dataclasses.is_dataclass(value) else value
+    for field in dataclasses.fields(options)
+    if field.name not in ('parent', 'name', 'layout')  # Linen's; shardings.
+    for value in [getattr(options, field.name)]
+  }
+
+
 def make(kind: type, section: Mapping[str, Any], path: str) -> Any:
   """Dataclass made of a section; fields without a default are required.
 

@@ -26,15 +26,11 @@ from maskrcnn_jax.datasets.categories import (
   read_from_records,
 )
 from maskrcnn_jax.distributed import mesh as mesh_lib
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import UserError, invalid
 
 
 def run_classes(config, workdir) -> dict[int, Category]:
   """Classes of a run: those of its checkpoint, or else of its records.
-
-  Args:
-    config: of the run.
-    workdir: directory of the run.
 
   Raises:
     UserError: the validation set contradicts them.
@@ -44,12 +40,14 @@ def run_classes(config, workdir) -> dict[int, Category]:
   with contextlib.suppress(FileNotFoundError, store.CorruptCheckpointError):
     classes = checkpoint_classes(workdir)
   if not classes:
-    return training_classes(config)
+    return training_classes(config)[0]
   check_validation_classes(config, classes, workdir)
   return classes
 
 
-def training_classes(config) -> dict[int, Category]:
+def training_classes(
+  config,
+) -> tuple[dict[int, Category], dict[int, Category]]:
   """Classes of the training records, the only ones whose names count.
 
   Classes that the records do not name or do not have are completed by
@@ -58,30 +56,28 @@ def training_classes(config) -> dict[int, Category]:
   Args:
     config: a ConfigDict with the section `input`, maybe `evaluation`.
 
+  Returns:
+    The classes, and those of the validation records.
+
   Raises:
     UserError: no records are found, or the validation set contradicts them.
   """
   pattern = config.input.file_pattern
   classes = read_from_records(pattern, config.input.get('split'))
-  check_validation_classes(config, classes, pattern)
-  file = config.get('evaluation', {}).get('annotations_file')
-  annotated = annotated_classes(file)
+  annotated, recorded = check_validation_classes(config, classes, pattern)
   unnamed = [k for k in classes if not known_name(k, classes)]
   if unnamed:
+    file = config.get('evaluation', {}).get('annotations_file')
     names = f'names are taken from {file}'
     logging.warning(
       'The training records %s carry no names for the classes %s: %s.',
       *(pattern, unnamed, names if annotated else 'they are not known'),
     )
-  for class_id, each in annotated.items():
-    if class_id not in classes or class_id in unnamed:
-      classes[class_id] = each
-  return dict(sorted(classes.items()))
+  named = {k: v for k, v in classes.items() if k not in unnamed}
+  return dict(sorted((classes | annotated | named).items())), recorded
 
 
-def annotated_classes(
-  annotations_file: str | None,
-) -> dict[int, Category]:
+def annotated_classes(annotations_file: str | None) -> dict[int, Category]:
   """Classes of a COCO json; empty if there is no such file."""
   if not annotations_file or not pathlib.Path(annotations_file).is_file():
     return {}
@@ -99,7 +95,9 @@ def checkpoint_classes(
   }
 
 
-def check_validation_classes(config, wanted: Classes, source) -> None:
+def check_validation_classes(
+  config, wanted: Classes, source
+) -> tuple[dict[int, Category], dict[int, Category]]:
   """Compares the validation set, where it is there, with trained classes.
 
   Args:
@@ -107,36 +105,35 @@ def check_validation_classes(config, wanted: Classes, source) -> None:
     wanted: classes of the training set.
     source: what they were read from, for the error.
 
+  Returns:
+    Classes of its annotations, and those of its records.
+
   Raises:
     UserError: see `categories.check_same_classes`.
   """
   evaluation = config.get('evaluation', {})
-  file = evaluation.get('annotations_file')
-  check_same_classes(
-    wanted, annotated_classes(file), source, 'evaluation.annotations_file', file
-  )
-  pattern = evaluation.get('file_pattern')
-  recorded = {}
+  file, pattern = map(evaluation.get, ('annotations_file', 'file_pattern'))
+  annotated, recorded = annotated_classes(file), {}
   # A run that is not evaluated needs no validation records.
   with contextlib.suppress(UserError):
     recorded = read_from_records(pattern) if pattern else {}
-  check_same_classes(
-    wanted, recorded, source, 'evaluation.file_pattern', pattern
-  )
+  for found, name, path in (
+    (annotated, 'annotations_file', file),
+    (recorded, 'file_pattern', pattern),
+  ):
+    check_same_classes(wanted, found, source, f'evaluation.{name}', path)
+  return annotated, recorded
 
 
 def write_annotations(
   file_pattern: str, max_images: int | None, workdir: str | os.PathLike
 ) -> str:
-  """Writes a COCO json made of records into a workdir.
+  """Writes a COCO json made of records into a workdir; returns its path.
 
   Args:
     file_pattern: record files, or a prepared TFDS directory.
     max_images: take only the first ones; None for all.
     workdir: directory of the run.
-
-  Returns:
-    Path of the json.
   """
   index = records.index_records(file_pattern)
   text = json.dumps(ground_truth.coco_from_records(index, max_images))
@@ -170,7 +167,11 @@ def check_annotations(
     UserError: it is no COCO json, has a class that the model lacks, lacks an
       image, or has another name or number for a class than the records.
   """
-  truth = _read_annotations(annotations_file)
+  if not pathlib.Path(annotations_file).is_file():
+    raise FileNotFoundError(
+      f'evaluation.annotations_file {annotations_file} does not exist.'
+    )
+  truth = coco_json.read_lists(annotations_file)
   _check_category_ids(annotations_file, truth['categories'], num_classes)
   _check_numbering(annotations_file, truth['categories'], file_pattern)
   index = records.index_records(file_pattern)
@@ -235,15 +236,6 @@ def _check_numbering(annotations_file, categories, file_pattern) -> None:
   )
 
 
-def _read_annotations(file) -> dict:
-  path = pathlib.Path(file)
-  if not path.is_file():
-    raise FileNotFoundError(
-      f'evaluation.annotations_file {file} does not exist.'
-    )
-  return coco_json.read_lists(file)
-
-
 def check_batch_classes(batch: Mapping, num_classes: int) -> None:
   """Raises for an instance whose class the model does not have."""
   classes = batch['instances']['classes']
@@ -269,23 +261,15 @@ def check_batch_size(section: str, batch_size: int, mesh) -> None:
     what = f'the {parts} devices'
     if parts < mesh.size:
       what = f'{parts}, the {mesh.size} devices by runtime.spatial'
-    raise UserError(
-      f'{section}.batch_size must be a positive multiple of {what}, got '
-      f'{batch_size}.',
-      argument=f'{section}.batch_size',
-      given=batch_size,
-      wanted=parts,
+    raise invalid(
+      f'{section}.batch_size', batch_size, f'a positive multiple of {what}'
     )
 
 
 def padded_batch_size(batch_size: int, mesh) -> int:
   """The next multiple of the devices; rows without an image fill a batch."""
   if batch_size < 1:
-    raise UserError(
-      f'evaluation.batch_size must be at least 1, got {batch_size}.',
-      argument='evaluation.batch_size',
-      given=batch_size,
-    )
+    raise invalid('evaluation.batch_size', batch_size, 'at least 1')
   parts = mesh_lib.num_parts(mesh)
   padded = -(-batch_size // parts) * parts
   if padded != batch_size:

@@ -106,17 +106,25 @@ class Evaluator:
       wanted; {} on all hosts but the first, which scores while the others wait.
     """
     start = time.monotonic()
+
+    def beat(status):
+      heartbeat(f'evaluation of step {step}: {status}')
+
     variables = mesh_lib.put_replicated(variables, self._mesh)
-    losses = self._validation_losses(step, variables, writer, heartbeat)
+    losses, values = {}, {}
+    if self._losses:
+      batches = writer.progress(self._batches(with_instances=True))
+      losses = self._losses(
+        variables, batches, lambda number: beat(f'losses of batch {number}')
+      )
     count = self.options.num_processes
     if count is None:
       count = default_count(self._num_images)
-    values = {}
     with Workers(count) as workers:
       results, image_ids, pictures = self._detections(
-        step, variables, writer, heartbeat, workers
+        step, variables, writer, beat, workers
       )
-      heartbeat(f'evaluation of step {step}: scoring')
+      beat('scoring')
       if jax.process_index() == 0:
         self._write_detections(step, results, pictures, writer)
         values, classes = self._score(results, image_ids, workers)
@@ -133,18 +141,6 @@ class Evaluator:
     collectives.barrier()
     return values
 
-  def _validation_losses(self, step, variables, writer, heartbeat):
-    """The losses of `validation_losses`; {} if they are not wanted."""
-    if self._losses is None:
-      return {}
-    return self._losses(
-      variables,
-      writer.progress(self._batches(with_instances=True)),
-      lambda number: heartbeat(
-        f'evaluation of step {step}: losses of batch {number}'
-      ),
-    )
-
   def _score(self, results, image_ids, workers):
     """The 24 numbers, and the report by class."""
     return coco_metrics.evaluate_classes(
@@ -157,16 +153,17 @@ class Evaluator:
       min_score=self.options.min_confusion_score,
     )
 
-  def _detections(self, step, variables, writer, heartbeat, workers):
+  def _detections(self, step, variables, writer, beat, workers):
     """Results and ids of all images, and pictures of this host's first ones."""
-    num_pictures = self._num_pictures if jax.process_index() == 0 else 0
+    is_first_host = jax.process_index() == 0
+    num_pictures = self._num_pictures if is_first_host else 0
     encoder = coco_results.ResultEncoder(
       workers, category_ids=self._category_ids
     )
     image_ids, pictures, seconds = [], [], []
     batches = self._batches()
     shown = writer.progress(batches)
-    found = self._detect_ahead(step, shown, variables, seconds, heartbeat)
+    found = self._detect_ahead(shown, variables, seconds, beat)
     for number, (batch, detections) in enumerate(found, start=1):
       detections = mesh_lib.local_rows(detections, len(batch['valid']))
       encoder.add(detections, batch)
@@ -174,14 +171,14 @@ class Evaluator:
       pictures += self._draw(batch, detections, num_pictures - len(pictures))
       every = self.options.report_every_batches
       if every and number % every == 0:
-        self._report(
-          step,
-          number,
-          collectives.gather(encoder.collect()),
-          collectives.gather(image_ids),
-          writer,
-          workers,
-        )
+        results = collectives.gather(encoder.collect())
+        ids = collectives.gather(image_ids)
+        if is_first_host:
+          values, _ = self._score(results, ids, workers)
+          writer.print(
+            f'step {step}, after {number} batches ({len(ids)} images):\n'
+            f'{coco_metrics.format_table(values)}'
+          )
     for kind, count in batches.counts.items():
       writer.say(f'WARNING: {count} {kind} skipped, see above')
     lines, logged = summary.inference_lines(seconds, self._batch_size)
@@ -192,9 +189,7 @@ class Evaluator:
     results = collectives.gather(encoder.collect())
     return results, collectives.gather(image_ids), pictures
 
-  def _detect_ahead(
-    self, step, batches, variables, seconds, heartbeat
-  ) -> Iterator:
+  def _detect_ahead(self, batches, variables, seconds, beat) -> Iterator:
     """Yields each batch with its detections.
 
     The device has the next batch already, so that work on this one costs no
@@ -204,31 +199,20 @@ class Evaluator:
     for number, batch in enumerate(itertools.chain(batches, [None]), start=1):
       detections = None
       if batch is not None:
-        heartbeat(f'evaluation of step {step}: batch {number}')
+        beat(f'batch {number}')
         images = {k: batch[k] for k in ('images', 'image_sizes')}
         images = mesh_lib.put_batch(images, self._mesh)
         detections = self._detect(
           variables, images['images'], images['image_sizes']
         )
-      if previous is None:
-        # The first call compiled.
-        clock = time.monotonic()
-      else:
+      if previous:
         jax.block_until_ready(previous[1])
         seconds.append(time.monotonic() - clock)
-        clock = time.monotonic()
+      # After the first call, which compiled.
+      clock = time.monotonic()
+      if previous:
         yield previous
       previous = batch, detections
-
-  def _report(self, step, number, results, image_ids, writer, workers):
-    """Scores the first batches of an evaluation."""
-    if jax.process_index() > 0:
-      return
-    values, _ = self._score(results, image_ids, workers)
-    writer.print(
-      f'step {step}, after {number} batches ({len(image_ids)} images):\n'
-      f'{coco_metrics.format_table(values)}'
-    )
 
   def _batches(self, with_instances=False):
     """This host's batches of the whole set, with the counts of bad records."""

@@ -6,8 +6,6 @@ The records tell the classes. Sampling of RoIs, loss weights and the selection
 of detections stay as the config has them.
 """
 
-import contextlib
-import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +16,7 @@ from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.checkpoints import compatibility, store
 from maskrcnn_jax.datasets import categories
 from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import data_checks
 from maskrcnn_jax.weights import external
@@ -25,25 +24,10 @@ from maskrcnn_jax.weights.load_report import STRICT, LoadOptions
 
 # Fields of `model` that weights depend on.
 _SOURCE_FIELDS = (
-  'backbone',
-  'pyramid_channels',
-  'max_level',
-  'rpn_convs',
-  'box_convs',
-  'box_dense',
-  'box_channels',
-  'mask_channels',
-  'mask_convs',
-  'head_norm',
-  'box_size',
-  'mask_size',
-  'anchors',
-  'roi_align',
-  'plus_one',
-  'box_weights',
-  'pixel_mean',
-  'pixel_std',
-  'bgr',
+  *('backbone', 'pyramid_channels', 'max_level', 'rpn_convs', 'box_convs'),
+  *('box_dense', 'box_channels', 'mask_channels', 'mask_convs', 'head_norm'),
+  *('box_size', 'mask_size', 'anchors', 'roi_align', 'plus_one'),
+  *('box_weights', 'pixel_mean', 'pixel_std', 'bgr'),
 )
 # Fields of the backbone that the run keeps.
 _KEPT_BACKBONE_FIELDS = ('frozen_stages', 'norm_momentum')
@@ -86,19 +70,22 @@ def complete(config, workdir, overrides: Sequence[str] = ()) -> None:
       config.model.num_classes = _count_classes(config)
 
 
-def load_options(training, classes: Mapping[int, str]) -> LoadOptions:
-  """How much of a model `training.pretrained` must cover.
+def load_options(
+  source: str, finetune: bool, classes: Mapping[int, str]
+) -> LoadOptions:
+  """How much of a model its pretrained weights must cover.
 
   Args:
-    training: `options.TrainingOptions`.
+    source: `training.pretrained`.
+    finetune: `training.finetune`.
     classes: names of the run's classes by id; {} if unknown.
   """
-  if not training.finetune:
+  if not finetune:
     return STRICT
-  if store.is_checkpoint(training.pretrained):
-    theirs = store.read_classes(training.pretrained)
+  if store.is_checkpoint(source):
+    theirs = store.read_classes(source)
   else:
-    theirs = external.infer_model(training.pretrained).classes
+    theirs = external.infer_model(source).classes
   known = bool(theirs) and bool(classes)
   return LoadOptions(
     strict=False, reset_predictors=known and dict(theirs) != dict(classes)
@@ -129,8 +116,10 @@ def _source_model(source: str | None) -> Mapping[str, Any]:
 
 def _adopt(config, source: Mapping[str, Any]) -> list[str]:
   """Sets the fields that weights depend on; one line for each change."""
-  theirs = _fields(MaskRCNN.from_config({**source, 'num_classes': 2}))
-  ours = _fields(MaskRCNN.from_config({**config.model, 'num_classes': 2}))
+  theirs, ours = (
+    override.as_dict(MaskRCNN.from_config({**section, 'num_classes': 2}))
+    for section in (source, config.model)
+  )
   for name in _KEPT_BACKBONE_FIELDS:
     theirs['backbone'][name] = ours['backbone'][name]
   if theirs['backbone']['norm'] == 'group':
@@ -151,24 +140,10 @@ def _adopt(config, source: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def _fields(options) -> dict[str, Any]:
-  """Options as nested dicts, without Linen's fields and shardings."""
-  return {
-    field.name: _fields(value) if dataclasses.is_dataclass(value) else value
-    for field in dataclasses.fields(options)
-    if field.name not in ('parent', 'name', 'layout')
-    for value in [getattr(options, field.name)]
-  }
-
-
 def _count_classes(config) -> int:
   """Classes, with background, of the records and the annotations."""
-  classes = data_checks.training_classes(config)
-  # A run without evaluation may have no records for it.
-  with contextlib.suppress(UserError):
-    pattern = config.get('evaluation', {}).get('file_pattern')
-    recorded = categories.read_from_records(pattern) if pattern else {}
-    classes = {**recorded, **classes}
+  classes, validated = data_checks.training_classes(config)
+  classes = {**validated, **classes}
   if not classes:
     raise UserError(
       f'The records {config.input.file_pattern} have no objects: set '

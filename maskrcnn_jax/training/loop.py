@@ -7,6 +7,7 @@ checkpoint.
 """
 
 import functools
+import itertools
 import time
 from collections.abc import Mapping
 
@@ -17,26 +18,26 @@ from maskrcnn_jax.checkpoints import store
 from maskrcnn_jax.datasets import categories
 from maskrcnn_jax.distributed import collectives, model_sharding
 from maskrcnn_jax.distributed import mesh as mesh_lib
-from maskrcnn_jax.distributed.watchdog import Watchdog
+from maskrcnn_jax.distributed.termination import Stopped, Termination
+from maskrcnn_jax.distributed.watchdog import config_watchdog
 from maskrcnn_jax.evaluation import scores
 from maskrcnn_jax.habana import metric_names
 from maskrcnn_jax.input_pipeline import batches as input_batches
 from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import (
+  checkpoint_evaluation,
   data_checks,
-  finetuning,
   metrics,
   pretrained,
   summary,
-  train_state,
   train_step,
 )
 from maskrcnn_jax.training import monitor as monitor_lib
+from maskrcnn_jax.training.checkpoint_evaluation import evaluate as evaluate
 from maskrcnn_jax.training.evaluator import Evaluator
 from maskrcnn_jax.training.options import TrainingOptions, check_options
 
-_START = {'examples': 0, 'salt': 0}
 # Steps that may run before the metrics of a step are read, so that the device
 # always has work while the host waits.
 _LAG = 2
@@ -88,23 +89,21 @@ def train_and_evaluate(
   if done >= num_steps:
     if is_first_host:
       print(f'{workdir} has {done} of {num_steps} steps: nothing to train.')
-    return _evaluate_end(evaluator, config, workdir)
+    return checkpoint_evaluation.evaluate_end(evaluator, config, workdir)
   if not done:
     pretrained.check(training.pretrained, model)
 
   # Restore the newest checkpoint, or make a state.
-  batch = next(_batches(config, _START))
+  batch = next(_batches(config, pretrained.START))
   data_checks.check_batch_classes(batch, model.num_classes)
   init_key, key = jax.random.split(jax.random.key(training.seed))
-  create = functools.partial(
-    train_step.create_train_state, model, config.optimizer, batch, init_key
-  )
+  names = categories.names_of(classes)
   start = functools.partial(
-    _start, config, workdir, training, mesh, create, classes
+    pretrained.start, config, workdir, model, batch, init_key, mesh, names
   )
   restored, load_report = start()
-  state, step, position = restored.state, restored.step, restored.position
-  first_step = step
+  state, position = restored.state, restored.position
+  step = first_step = restored.step
   optimizer = train_step.make_optimizer(model, config.optimizer)
   shard_state = mesh_lib.config_shard_state(config)
   model = model_sharding.shard_model(model, mesh, shard_state)
@@ -113,12 +112,12 @@ def train_and_evaluate(
 
   with (
     charts.drawn_at_end(workdir, is_first_host),
-    store.CheckpointWriter(workdir, **training.kept()) as saver,
+    store.CheckpointWriter(workdir, *training.kept()) as saver,
     metrics.MetricWriter(workdir, num_steps, step, is_first_host) as writer,
     summary.RunSummary(writer, training.log_file) as run_summary,
     profile,
-    monitor_lib.Termination() as termination,
-    _watchdog(config) as watchdog,
+    Termination() as termination,
+    config_watchdog(config) as watchdog,
   ):
     _announce(config, workdir, mesh, optimizer, restored, load_report, writer)
     monitor = monitor_lib.Monitor(
@@ -163,10 +162,12 @@ def train_and_evaluate(
       is_last = step == num_steps
       stop = not is_last and termination.requested(step)
       log = is_last or step % training.log_every_steps == 0
-      show = _is_due(step, training.summary_every_steps)
+      every = training.summary_every_steps
+      show = bool(every) and step % every == 0
       # The end is evaluated from its checkpoint.
-      evaluate_now = evaluator and evaluator.options.is_due(step)
-      evaluate_now = evaluate_now and not is_last
+      evaluate_now = (
+        evaluator and not is_last and evaluator.options.is_due(step)
+      )
       save = is_last or evaluate_now or stop
       save = save or step % training.checkpoint_every_steps == 0
 
@@ -202,94 +203,23 @@ def train_and_evaluate(
         is_saved = saver.save(
           step, state, position, config, categories.saved_classes(classes)
         )
-      if (is_last or stop) and not is_saved:
-        raise _disk_full(workdir, step)
-      if stop:
-        raise monitor_lib.Stopped(f'step {step}')
 
       # Evaluate.
-      if evaluate_now:
+      if evaluate_now and not stop:
         with run_summary.paused(), termination.exiting_at_once():
           values = evaluator(step, state.variables(), writer, heartbeat)
         is_over = _stops_early(training, evaluator, workdir, step, writer)
-        if is_over and not is_saved:
-          raise _disk_full(workdir, step)
+      if (is_last or stop or is_over) and not is_saved:
+        raise store.SaveError(
+          f'Step {step} could not be saved in {workdir}, whose disk is full. '
+          'Free some space and run the same command: it continues from the '
+          'newest checkpoint.'
+        )
+      if stop:
+        raise Stopped(f'step {step}')
   if is_over and values is not None:
     return values
-  return _evaluate_end(evaluator, config, workdir)
-
-
-def evaluate(
-  config,
-  workdir,
-  step: int | str | None = None,
-  source: str | None = None,
-) -> dict[str, float]:
-  """Evaluates a checkpoint on every image of the evaluation set.
-
-  Args:
-    config: a ConfigDict with the sections `model, input, training, evaluation`.
-    workdir: directory of a run, or where the results shall be.
-    step: which checkpoint of the workdir, its number or `'best'`; the newest
-      if None.
-    source: a checkpoint to take in place of the workdir's: of another run, or
-      of a whole Mask R-CNN by another program.
-
-  Returns:
-    The 24 numbers, `eval/AP` to `eval/mask_ARl`; {} on all hosts but the first.
-
-  Raises:
-    FileNotFoundError: the workdir holds no such checkpoint.
-    UserError: an input is wrong, or the checkpoint is of another model or of
-      other classes.
-  """
-  path = workdir if source is None else source
-  if source is None:
-    store.check_workdir(workdir, config, step)
-    if store.latest_step(workdir) is None:
-      found = store.foreign_checkpoints(workdir)
-      hint = (
-        f' There is {found[-1]}: name it with --checkpoint.' if found else ''
-      )
-      raise FileNotFoundError(
-        f'{workdir} holds no checkpoint, so there is nothing to evaluate.{hint}'
-      )
-    step = store.step_of(workdir, step)
-  else:
-    model = MaskRCNN.from_config(config.model)
-    variables, step = pretrained.whole_model(source, model, config)
-  if store.is_checkpoint(path):
-    wanted = None if source else step
-    classes = data_checks.checkpoint_classes(path, wanted)
-    data_checks.check_validation_classes(config, classes, path)
-  evaluator = Evaluator(config, workdir)
-  if source is None:
-    variables, _ = store.restore(workdir, step)
-  return _evaluate(evaluator, config, workdir, step, variables)
-
-
-def _evaluate_end(evaluator, config, workdir) -> dict[str, float]:
-  """Evaluates the newest checkpoint if that is wanted at the end of a run."""
-  if evaluator is None:
-    return {}
-  step = store.latest_step(workdir)
-  if not evaluator.options.is_due(step, is_last=True):
-    return {}
-  variables, _ = store.restore(workdir)
-  return _evaluate(evaluator, config, workdir, step, variables)
-
-
-def _evaluate(evaluator, config, workdir, step, variables) -> dict[str, float]:
-  is_first_host = jax.process_index() == 0
-  with (
-    metrics.MetricWriter(workdir, enabled=is_first_host) as writer,
-    _watchdog(config) as watchdog,
-  ):
-    return evaluator(step, variables, writer, watchdog.heartbeat)
-
-
-def _watchdog(config) -> Watchdog:
-  return Watchdog(config.get('runtime', {}).get('watchdog_seconds', 0))
+  return checkpoint_evaluation.evaluate_end(evaluator, config, workdir)
 
 
 def _batches(config, position: Mapping[str, int]):
@@ -303,51 +233,26 @@ def _batches(config, position: Mapping[str, int]):
   )
 
 
-def _start(
-  config, workdir, training, mesh, create, classes
-) -> tuple[store.Restored, str]:
-  """The newest checkpoint, or a fresh state and its load report."""
-  fresh, _ = create()
-  shardings = mesh_lib.state_shardings(
-    fresh, mesh, mesh_lib.config_shard_state(config)
-  )
-  state = mesh_lib.put(fresh, shardings)
-  restored = store.restore_latest(workdir, state, config)
-  if restored:
-    return restored, ''
-  names, load_report = categories.names_of(classes), ''
-  if training.pretrained:
-    state, load_report = pretrained.start_from(
-      training.pretrained, fresh, finetuning.load_options(training, names)
-    )
-    state = mesh_lib.put(train_state.restart_average(state), shardings)
-  return store.Restored(0, state, _START, names), load_report
-
-
 def _announce(
   config, workdir, mesh, optimizer, restored, load_report, writer
 ) -> None:
   """Reports devices, size of the model, and what the run starts from."""
-  device = mesh.devices.flat[0].device_kind
+  params = restored.state.params
+  is_trainable = jax.tree.leaves(optimizer.trainable(params))
+  sizes = [x.size for x in jax.tree.leaves(params)]
+  fixed = [x.size for x in jax.tree.leaves(restored.state.batch_stats)]
+  trainable = itertools.compress(sizes, is_trainable)
   writer.say(
-    f'training on {mesh.size} {device} with {config.input.batch_size} images a '
-    'step'
-  )
-  state = restored.state
-  is_trainable = optimizer.trainable(state.params)
-  sizes = jax.tree.map(lambda x: x.size, state.params)
-  trainable = jax.tree.map(lambda size, x: size * x, sizes, is_trainable)
-  fixed = sum(x.size for x in jax.tree.leaves(state.batch_stats))
-  writer.say(
-    f'{sum(jax.tree.leaves(sizes)) + fixed:,} parameters, '
-    f'{sum(jax.tree.leaves(trainable)):,} trainable'
+    f'training on {mesh.size} {mesh.devices.flat[0].device_kind} with '
+    f'{config.input.batch_size} images a step\n'
+    f'{sum(sizes + fixed):,} parameters, {sum(trainable):,} trainable'
   )
   if restored.step:
     writer.say(f'continuing from step {restored.step} of {workdir}')
   else:
     writer.hyperparameters(config)
-  for line in load_report.splitlines():
-    writer.say(line)
+  if load_report:
+    writer.say(load_report)
   for path in store.foreign_checkpoints(workdir)[-1:]:
     writer.say(
       f'{path} is of a TensorFlow run: it is left alone and not continued. To '
@@ -360,9 +265,8 @@ def _lacks_evaluation(evaluator, workdir, step: int) -> bool:
   """Whether a run was killed between the save of a step and its evaluation."""
   if evaluator is None or not step or not evaluator.options.is_due(step):
     return False
-  return bool(
-    collectives.broadcast(step not in scores.read(workdir, 'eval/AP'))
-  )
+  evaluated = scores.read(workdir, 'eval/AP')
+  return bool(collectives.broadcast(step not in evaluated))
 
 
 def _stops_early(training, evaluator, workdir, step: int, writer) -> bool:
@@ -372,15 +276,13 @@ def _stops_early(training, evaluator, workdir, step: int, writer) -> bool:
   reason = None
   if jax.process_index() == 0:
     reason = monitor_lib.reason_to_stop(
-      workdir,
-      step,
-      training.keep_best,
-      training.patience,
+      *(workdir, step, training.keep_best, training.patience),
       evaluator.options.is_due,
     )
+  reason = collectives.first_error(reason or '')
   if reason:
     writer.say(reason)
-  return bool(collectives.broadcast(reason is not None))
+  return bool(reason)
 
 
 def _compile(model, optimizer, mesh, state, inputs, key, writer):
@@ -398,15 +300,3 @@ def _compile(model, optimizer, mesh, state, inputs, key, writer):
   writer.say(f'compiled in {time.monotonic() - start:.0f} s{note}')
   collectives.barrier()
   return compiled
-
-
-def _disk_full(workdir, step: int) -> store.SaveError:
-  return store.SaveError(
-    f'Step {step} could not be saved in {workdir}, whose disk is full. Free '
-    'some space and run the same command: it continues from the newest '
-    'checkpoint.'
-  )
-
-
-def _is_due(step: int, every_steps: int | None) -> bool:
-  return bool(every_steps) and step % every_steps == 0

@@ -6,14 +6,10 @@ fell to an AP of 0 and trained on for hours; here that is a warning.
 """
 
 import collections
-import contextlib
 import itertools
 import logging
-import signal
 import statistics
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +52,7 @@ class Monitor:
 
     Args:
       max_bad_steps: non-finite steps in a row that make the run go back.
-      find_nonfinite: of state, step and inputs, names the tensor at fault.
+      find_nonfinite: of state, step and inputs, see the function.
       say: prints a line.
     """
     self.num_skipped = 0
@@ -69,14 +65,7 @@ class Monitor:
     self._rewound_to = None
 
   def add(self, step: int, image_ids: np.ndarray, inputs, metrics) -> None:
-    """Queues a step that the device may still be doing.
-
-    Args:
-      step: its number.
-      image_ids: `[batch]`, of this process.
-      inputs: batch on the devices, to find a non-finite tensor.
-      metrics: of `train_step`.
-    """
+    """Queues a step of `train_step` that the device may still be doing."""
     self._pending.append((step, image_ids, inputs, metrics))
 
   def settle(self, state, lag: int) -> list[dict]:
@@ -113,12 +102,12 @@ class Monitor:
   ) -> str | None:
     """Registers a finite step; returns a warning if its loss is a spike."""
     self._in_a_row = []
-    loss = float(metrics['total_loss'])
-    median = None
-    if len(self._losses) >= _MIN_STEPS:
-      median = statistics.median(self._losses)
+    loss, earlier = float(metrics['total_loss']), [*self._losses]
     self._losses.append(loss)
-    if median is None or loss <= SPIKE_FACTOR * median:
+    if len(earlier) < _MIN_STEPS:
+      return None
+    median = statistics.median(earlier)
+    if loss <= SPIKE_FACTOR * median:
       return None
     terms = {k: float(v) for k, v in metrics.items() if k in _TERMS}
     worst = max(terms, key=terms.get)
@@ -133,7 +122,10 @@ class Monitor:
   ) -> str:
     """Registers a step whose update was skipped; returns a warning."""
     self.num_skipped += 1
-    reason = _nonfinite_terms(metrics)
+    wrong = {k: float(v) for k, v in metrics.items() if not np.isfinite(v)}
+    # Total and gradient norm say something only where no term is at fault.
+    terms = {k: v for k, v in wrong.items() if k in _TERMS} or wrong
+    reason = ', '.join(f'{k} is {v}' for k, v in terms.items())
     self._in_a_row.append(f'step {step}: {reason}; images {list(image_ids)}')
     return (
       f'{self._in_a_row[-1]}. The update was skipped, '
@@ -145,10 +137,7 @@ class Monitor:
     return len(self._in_a_row) >= self._max_bad_steps
 
   def rewind(self, step: int) -> None:
-    """Registers that the run goes back to a checkpoint.
-
-    Args:
-      step: of the checkpoint.
+    """Registers that the run goes back to the checkpoint of a step.
 
     Raises:
       NonFiniteError: the run went back to that checkpoint before.
@@ -169,18 +158,11 @@ class Monitor:
     self._losses.clear()
 
 
-def _nonfinite_terms(metrics: Mapping) -> str:
-  """Names the terms at fault; total and gradient norm only if no term is."""
-  sums = ('total_loss', 'gradient_norm')
-  wrong = {k: float(v) for k, v in metrics.items() if not np.isfinite(v)}
-  terms = [f'{k} is {v}' for k, v in wrong.items() if k not in sums]
-  if terms:
-    return f'loss term {", ".join(terms)}'
-  return ', '.join(f'{k} is {wrong[k]}' for k in sums if k in wrong)
-
-
 def find_nonfinite(model: MaskRCNN, key, state, step: int, inputs) -> str:
-  """Names the tensor where a step went wrong, by computing it again.
+  """Names the first non-finite tensor of a step, by computing it again.
+
+  Compiled and run only after a step went wrong: the step itself reports only
+  that it did, so that it stays fast.
 
   Args:
     model: that is trained.
@@ -188,60 +170,37 @@ def find_nonfinite(model: MaskRCNN, key, state, step: int, inputs) -> str:
     state: after the step, whose update was skipped.
     step: its number.
     inputs: its batch.
+
+  Returns:
+    A sentence with the name, in the order of computation: a parameter, an input
+    with the row of the batch, or the output of a part of the model.
   """
   # The keys of `train_step`, for the same RoIs.
   _, sampling_key = jax.random.split(jax.random.fold_in(key, step - 1))
   # The trained parameters, which `state.variables()` need not be.
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
-  name = first_nonfinite(model, variables, inputs, sampling_key)
-  if name is None:
-    return 'All tensors of the forward pass are finite: it is a gradient'
-  return f'First tensor that is not finite: {name}'
-
-
-def first_nonfinite(
-  model: MaskRCNN,
-  variables: Mapping[str, Any],
-  batch: Mapping[str, Any],
-  key: jax.Array,
-) -> str | None:
-  """The first non-finite tensor of a step, in the order of computation.
-
-  Compiled and run only after a step went wrong: the step itself reports only
-  that it did, so that it stays fast.
-
-  Args:
-    model: that was trained.
-    variables: its parameters and statistics.
-    batch: of the step, as the step takes it.
-    key: samples the RoIs.
-
-  Returns:
-    Its name: a parameter, an input with the row of the batch, or the output of
-    a part of the model; None if all of these are finite.
-  """
   names = []
 
-  def is_finite(variables, batch, key):
+  def is_finite(*arguments):
     flags = []
-    for name, value in _tensors(model, variables, batch, key):
+    for name, value in _tensors(model, *arguments):
       names.append(name)
       flags.append(jnp.all(jnp.isfinite(value)))
     return jnp.stack(flags)
 
-  flags = jax.jit(is_finite)(variables, batch, key)
-  wrong = [name for name, good in zip(names, flags.tolist()) if not good]
-  return wrong[0] if wrong else None
+  flags = jax.jit(is_finite)(variables, inputs, sampling_key).tolist()
+  if all(flags):
+    return 'All tensors of the forward pass are finite: it is a gradient'
+  return f'First tensor that is not finite: {names[flags.index(False)]}'
 
 
 def _tensors(model, variables, batch, key) -> Iterator[tuple[str, jax.Array]]:
   """Name and value of every float tensor of a step, in order."""
   yield from _named(variables)
-  for name in ('images', 'image_sizes'):
-    for row in range(len(batch[name])):
-      yield f'{name}[{row}]', batch[name][row]
-  for row in range(len(batch['images'])):
-    yield f'instances.boxes[{row}]', batch['instances']['boxes'][row]
+  inputs = {k: batch[k] for k in ('images', 'image_sizes')}
+  inputs['instances.boxes'] = batch['instances']['boxes']
+  for name, rows in inputs.items():
+    yield from ((f'{name}[{i}]', row) for i, row in enumerate(rows))
   _, captured = model.apply(
     dict(variables),
     batch['images'],
@@ -270,12 +229,12 @@ def _named(tree, path='') -> Iterator[tuple[str, jax.Array]]:
 def collapsed_score(
   workdir, step: int, values: Mapping[str, float]
 ) -> str | None:
-  """A warning if an evaluation is far below an earlier one of the run.
+  """A warning if the values of an evaluation are far below earlier ones.
 
   Args:
     workdir: of the run; `metrics.jsonl` has the earlier evaluations.
     step: that was evaluated.
-    values: of the evaluation, by the keys of `metrics.jsonl`.
+    values: by the keys of `metrics.jsonl`.
   """
   name = 'eval/mask_AP' if 'eval/mask_AP' in values else 'eval/AP'
   found = scores.read(workdir, name)
@@ -327,55 +286,3 @@ def reason_to_stop(
     f'training.patience is {patience}; with a higher one, or None, the same '
     'command continues.'
   )
-
-
-class Stopped(SystemExit):
-  """The run got SIGTERM, and its state is saved: exit code 0."""
-
-  def __init__(self, message: str):
-    super().__init__(0)
-    self.message = message
-
-
-class Termination:
-  """Handler of SIGTERM, by which schedulers end a job; a context manager.
-
-  In a job of several processes JAX notices the signal in any of them and finds
-  a step that all of them stop at.
-  """
-
-  def __init__(self):
-    self._requested = self._may_exit_now = False
-    self._handler_before = None
-
-  def requested(self, step: int) -> bool:
-    """Whether to save and end after this step; all processes must ask."""
-    if jax.process_count() == 1:
-      return self._requested
-    return collectives.preempted(step)
-
-  @contextlib.contextmanager
-  def exiting_at_once(self):
-    """Exits at once on SIGTERM; for phases in which everything is saved."""
-    self._may_exit_now = True
-    try:
-      if self._requested:
-        raise Stopped('SIGTERM')
-      yield
-    finally:
-      self._may_exit_now = False
-
-  def _handle(self, *unused_signal):
-    self._requested = True
-    if self._may_exit_now:
-      raise Stopped('SIGTERM')
-
-  def __enter__(self):
-    is_main = threading.current_thread() is threading.main_thread()
-    if jax.process_count() == 1 and is_main:
-      self._handler_before = signal.signal(signal.SIGTERM, self._handle)
-    return self
-
-  def __exit__(self, *unused_error):
-    if self._handler_before is not None:
-      signal.signal(signal.SIGTERM, self._handler_before)

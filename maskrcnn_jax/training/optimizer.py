@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import UserError, invalid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +54,8 @@ class OptimizerOptions:
 
   def __post_init__(self):
     if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
-      raise UserError(
-        f'ema_decay must be between 0 and 1, or None, got {self.ema_decay}.',
-        argument='optimizer.ema_decay',
-        given=self.ema_decay,
+      raise invalid(
+        'optimizer.ema_decay', self.ema_decay, 'between 0 and 1, or None'
       )
     if len(self.decay_steps) != len(self.decay_factors):
       raise UserError(

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from maskrcnn_jax.errors import UserError, did_you_mean
+from maskrcnn_jax.errors import UserError, did_you_mean, invalid
 from maskrcnn_jax.evaluation import coco_metrics, scores, scoring
 
 # Numbers of an evaluation that checkpoints can be compared by.
@@ -91,13 +91,9 @@ class TrainingOptions:
         wanted=METRICS,
       )
 
-  def kept(self) -> dict:
-    """Arguments of `CheckpointWriter`: which checkpoints stay."""
-    return {
-      'keep': self.keep_checkpoints,
-      'keep_best': self.keep_best,
-      'keep_every_hours': self.keep_every_hours,
-    }
+  def kept(self) -> tuple[int, str | None, float | None]:
+    """The checkpoints that stay, as `CheckpointWriter` takes it."""
+    return self.keep_checkpoints, self.keep_best, self.keep_every_hours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,12 +157,7 @@ class EvaluationOptions:
 
 def _check_at_least(least: int, section: str, name: str, given) -> None:
   if given is not None and given < least:
-    raise UserError(
-      f'{section}.{name} must be at least {least}, got {given}.',
-      argument=f'{section}.{name}',
-      given=given,
-      wanted=least,
-    )
+    raise invalid(f'{section}.{name}', given, f'at least {least}')
 
 
 def check_options(

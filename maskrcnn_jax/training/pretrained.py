@@ -1,11 +1,12 @@
-"""Pretrained weights: of another run, or imported from another program."""
+"""Initial state of a run: a checkpoint, pretrained weights or random values."""
 
 import dataclasses
 import logging
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +14,15 @@ import numpy as np
 
 from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.checkpoints import store
+from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.training import train_step
+from maskrcnn_jax.training import finetuning, train_state, train_step
 from maskrcnn_jax.weights import external, load_report
 from maskrcnn_jax.weights.load_report import STRICT, LoadOptions
 
+# Position of the input before the first batch.
+START = {'examples': 0, 'salt': 0}
 _HOW_TO_GET = (
   "bash data/download_pretrained_weights.sh downloads Habana's. To train "
   "without, set training.pretrained to '' and use a backbone without frozen "
@@ -90,6 +94,44 @@ def start_from(
   else:
     variables, report = external.load(path, variables, options)
   return state.replace(**jax.tree.map(jnp.asarray, variables)), str(report)
+
+
+def start(
+  config,
+  workdir,
+  model: MaskRCNN,
+  batch: Mapping[str, Any],
+  key: jax.Array,
+  mesh,
+  classes: Mapping[int, str],
+) -> tuple[store.Restored, str]:
+  """The newest checkpoint of a run, or a fresh state and its load report.
+
+  Args:
+    config: of the run.
+    workdir: directory of the run.
+    model: to be trained.
+    batch: any batch of the run; only its shapes are used.
+    key: random key of the parameters.
+    mesh: of the devices.
+    classes: names of the run's classes by id.
+  """
+  fresh, _ = train_step.create_train_state(model, config.optimizer, batch, key)
+  shardings = mesh_lib.state_shardings(
+    fresh, mesh, mesh_lib.config_shard_state(config)
+  )
+  state = mesh_lib.put(fresh, shardings)
+  restored = store.restore_latest(workdir, state, config)
+  if restored:
+    return restored, ''
+  report, source = '', config.training.get('pretrained')
+  if source:
+    options = finetuning.load_options(
+      source, config.training.get('finetune', False), classes
+    )
+    state, report = start_from(source, fresh, options)
+    state = mesh_lib.put(train_state.restart_average(state), shardings)
+  return store.Restored(0, state, START, dict(classes)), report
 
 
 def whole_model(path: str, model: MaskRCNN, config):
@@ -171,7 +213,7 @@ def import_weights(
   if config.model.num_classes <= max(classes, default=0):
     classes = {}
   with store.CheckpointWriter(output) as writer:
-    writer.save(0, state, {'examples': 0, 'salt': 0}, config, classes)
+    writer.save(0, state, START, config, classes)
   flags = ' '.join([name, *(f'--config.{x}' for x in changed)])
   return f'{report}\nmodel: --config={flags}\nwritten to {output} as step 0'
 

@@ -15,47 +15,31 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.distributed.termination import Stopped
+from maskrcnn_jax.errors import invalid
 from maskrcnn_jax.habana import metric_names
-from maskrcnn_jax.training import monitor
 
 WARMUP_STEPS = 100
 _LATENCY_PERCENTS = (50, 90, 95, 99, 100)
 
 
-class ImageRate:
-  """Images per second, without pauses."""
+class _Rate:
+  """Items per second since it was last read."""
 
-  def __init__(self, clock=time.monotonic):
+  def __init__(self, clock):
     self._clock = clock
-    self._restart()
+    self._count, self._start = 0, clock()
 
-  def _restart(self):
-    self._images, self._paused, self._start = 0, 0.0, self._clock()
+  def add(self, count: int) -> None:
+    self._count += count
 
-  def add(self, num_images: int) -> None:
-    """Counts images."""
-    self._images += num_images
-
-  @contextlib.contextmanager
-  def paused(self):
-    """Does not count the time spent in the context."""
-    start = self._clock()
-    try:
-      yield
-    finally:
-      self._paused += self._clock() - start
-
-  def read(self) -> float:
-    """Images per second since it was last read."""
-    rate = self.peek()
-    self._restart()
+  def read(self, restart: bool = True) -> float:
+    now = self._clock()
+    seconds = now - self._start
+    rate = self._count / seconds if seconds > 0 else 0.0
+    if restart:
+      self._count, self._start = 0, now
     return rate
-
-  def peek(self) -> float:
-    """The same, without starting again."""
-    seconds = self._clock() - self._start - self._paused
-    return self._images / seconds if seconds > 0 else 0.0
 
 
 class RunSummary:
@@ -77,9 +61,11 @@ class RunSummary:
     self._log_file = log_file
     self._clock = clock
     self._start = clock()
+    self._paused_seconds = 0.0
     # Since the last log, since the warm-up, and for `habana_rates`.
-    self._window, self._whole = ImageRate(clock), ImageRate(clock)
-    self._board, self._board_steps = ImageRate(clock), ImageRate(clock)
+    self._window, self._whole, self._board, self._board_steps = (
+      _Rate(lambda: clock() - self._paused_seconds) for _ in range(4)
+    )
     self._steps = 0
     self.values = {}
 
@@ -100,11 +86,12 @@ class RunSummary:
 
   @contextlib.contextmanager
   def paused(self):
-    """Does not count the time spent in the context."""
-    with contextlib.ExitStack() as stack:
-      for rate in (self._window, self._whole, self._board, self._board_steps):
-        stack.enter_context(rate.paused())
+    """Does not count the time spent in the context in any rate."""
+    start = self._clock()
+    try:
       yield
+    finally:
+      self._paused_seconds += self._clock() - start
 
   def log(
     self,
@@ -144,10 +131,10 @@ class RunSummary:
     return self
 
   def __exit__(self, kind, error, unused_traceback):
-    rate = self._whole.peek()
+    rate = self._whole.read(restart=False)
     seconds = self._clock() - self._start
     status = 'SUCCESS' if kind is None else f'FAILURE, {kind.__name__}'
-    if isinstance(error, monitor.Stopped):
+    if isinstance(error, Stopped):
       status = 'STOPPED by SIGTERM; the same command continues from here'
     self._writer.print('\n'.join(self._lines(status, rate, seconds)))
     if self._writer.enabled:
@@ -176,15 +163,14 @@ class RunSummary:
 def inference_lines(
   seconds: Sequence[float], batch_size: int
 ) -> tuple[list[str], dict[str, float]]:
-  """Speed of an evaluation, as text and for the log.
+  """Speed of an evaluation: lines of text, and numbers for the log.
 
   Args:
     seconds: of every batch; the first one compiles.
     batch_size: images of a batch.
 
   Returns:
-    Lines of text; numbers under Habana's names, -1 during the warm-up as
-    there.
+    The lines; the numbers under Habana's names, -1 during the warm-up as there.
   """
   logged = {
     'avg_inference_throughput': -1.0,
@@ -194,12 +180,8 @@ def inference_lines(
   if not steady.size:
     return [], logged
   rate = batch_size / np.mean(steady)
-  percentiles = ', '.join(
-    f'{percent} % {value:.3g}'
-    for percent, value in zip(
-      _LATENCY_PERCENTS, np.percentile(steady, _LATENCY_PERCENTS)
-    )
-  )
+  latencies = zip(_LATENCY_PERCENTS, np.percentile(steady, _LATENCY_PERCENTS))
+  percentiles = ', '.join(f'{n} % {value:.3g}' for n, value in latencies)
   # Habana skips the first hundred, and the last, which is not full.
   after = np.asarray(seconds[WARMUP_STEPS:-1])
   if after.size:
@@ -224,9 +206,7 @@ def log(path: str | None, *entries: Mapping[str, float]) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   now = time.time()
   with path.open('a', encoding='utf-8') as file:
-    for entry in entries:
-      if not entry:
-        continue
+    for entry in filter(None, entries):
       line = {
         'timestamp': now,
         'datetime': str(datetime.datetime.fromtimestamp(now)),
@@ -253,11 +233,10 @@ class Profile:
     """
     steps = tuple(steps or ())
     if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
-      raise UserError(
-        'training.profile must be the first and the last step to trace, '
-        f'counted from 1, got {steps}.',
-        argument='training.profile',
-        given=steps,
+      raise invalid(
+        'training.profile',
+        steps,
+        'the first and the last step to trace, counted from 1',
       )
     self._workdir = str(workdir)
     self._first, self._last = steps or (0, 0)

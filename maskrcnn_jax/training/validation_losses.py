@@ -18,7 +18,7 @@ import numpy as np
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.evaluation import scores
 from maskrcnn_jax.models import targets as targets_lib
-from maskrcnn_jax.models.mask_rcnn import MaskRCNN, TrainOutputs
+from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.structures import Instances
 from maskrcnn_jax.training import data_checks, train_step
 
@@ -30,7 +30,7 @@ class ValidationLosses:
     """Compiles nothing yet.
 
     Args:
-      model: as `model_sharding.shard_model` made it for the mesh.
+      model: from `model_sharding.shard_model`.
       mesh: of all devices of all hosts.
     """
     self._mesh = mesh
@@ -72,7 +72,9 @@ class ValidationLosses:
       losses = self._losses(
         variables,
         mesh_lib.put_batch(batch, self._mesh),
-        mesh_lib.put_rows(_seeds(batch['image_ids']), self._mesh),
+        mesh_lib.put_rows(
+          (batch['image_ids'] & 0xFFFFFFFF).astype(np.uint32), self._mesh
+        ),
       )
       # The device has work while the values before are fetched.
       _add(found, previous)
@@ -131,25 +133,11 @@ def image_losses(
   )
 
   def one_image(*row):
-    row = jax.tree.map(lambda x: x[None], row)
-    rpn, rois, box, mask_logits, instances, valid, targets = row
-    outputs = TrainOutputs(rpn, rois, box, mask_logits)
-    return train_step.training_losses(model, outputs, instances, valid, targets)
+    batch_of_one = jax.tree.map(lambda x: x[None], row)
+    return train_step.training_losses(model, *batch_of_one)
 
-  losses = jax.vmap(one_image)(
-    outputs.rpn,
-    outputs.rois,
-    outputs.box,
-    outputs.mask_logits,
-    instances,
-    valid,
-    targets,
-  )
+  losses = jax.vmap(one_image)(outputs, instances, valid, targets)
   return {**losses, 'valid': valid}
-
-
-def _seeds(image_ids: np.ndarray) -> np.ndarray:
-  return (image_ids & 0xFFFFFFFF).astype(np.uint32)
 
 
 def _add(found: dict[str, list[float]], losses) -> None:

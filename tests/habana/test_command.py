@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import re
 import signal
 import subprocess
@@ -16,10 +15,10 @@ import numpy as np
 import optax
 import pytest
 import quick
-import tensorflow_checkpoint
 import tiny_run
 import yaml
-from habana_runs import execute, lines
+from habana_runs import config_of, data, execute
+from tiny_run import lines
 
 from maskrcnn_jax import input_pipeline
 from maskrcnn_jax.checkpoints import store
@@ -31,7 +30,7 @@ from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import loop, train_step
 from maskrcnn_jax.training import optimizer as optimizer_lib
 
-config_of = habana_runs.config_of
+TRAIN = ['--mode=train', '--noeval_after_training', '--train_batch_size=2']
 
 
 def small_config(*argv, **environ):
@@ -134,19 +133,10 @@ def dataset(tmp_path_factory):
   return tiny_run.write_dataset(tmp_path_factory.mktemp('dataset'))
 
 
-def data_flags(dataset):
-  pattern, annotations_file = dataset
-  return [
-    f'--training_file_pattern={pattern}',
-    f'--validation_file_pattern={pattern}',
-    f'--val_json_file={annotations_file}',
-  ]
-
-
 def test_fake_data_repeats_the_first_batch(dataset):
   seen = {}
   for flag in ('--use_fake_data', '--nouse_fake_data'):
-    config = small_config(*data_flags(dataset), '--train_batch_size=2', flag)
+    config = small_config(*data(dataset), '--train_batch_size=2', flag)
     batches = input_pipeline.train_batches(**config.input)
     seen[flag] = [next(batches)['image_ids'].tolist() for _ in range(4)]
   assert seen['--use_fake_data'] == [seen['--nouse_fake_data'][0]] * 4
@@ -173,7 +163,7 @@ def test_inputs_are_checked_before_the_first_step(
   dataset, tmp_path, monkeypatch, capsys, flag, value, field
 ):
   monkeypatch.chdir(tmp_path)
-  argv = [*data_flags(dataset), *habana_runs.scratch(), '--mode=train']
+  argv = [*data(dataset), *habana_runs.scratch(), '--mode=train']
   assert habana.main([*argv, f'--{flag}={value}']) == 2
   error = capsys.readouterr().err
   assert error.startswith('mask_rcnn_main.py: ')
@@ -211,9 +201,9 @@ def test_evaluation_of_an_empty_folder_is_an_error(
 
 def test_a_backbone_cannot_be_evaluated(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
-  backbone = tensorflow_checkpoint.google_backbone(50, 4)
-  tensorflow_checkpoint.write_named(tmp_path / 'model.ckpt-112603', backbone)
-  argv = ['--mode=eval', '--checkpoint=model.ckpt-112603', *habana_runs.small()]
+  habana_runs.write_backbone(tmp_path)
+  prefix = next(tmp_path.rglob('*.index')).with_suffix('')
+  argv = ['--mode=eval', f'--checkpoint={prefix}', *habana_runs.small()]
   assert habana.main(argv) == 2
   error = capsys.readouterr().err
   assert 'model.ckpt-112603' in error and 'backbone' in error
@@ -248,7 +238,7 @@ RUN_FLAGS = [
 def run(tmp_path_factory, dataset, env):
   """The folder of a run with cycles, and what it printed."""
   folder = tmp_path_factory.mktemp('run')
-  argv = [*data_flags(dataset), *habana_runs.scratch(), *RUN_FLAGS]
+  argv = [*data(dataset), *habana_runs.scratch(), *RUN_FLAGS]
   return folder, execute(argv, folder, env)
 
 
@@ -262,12 +252,16 @@ def test_train_and_eval_in_cycles(run):
   assert sorted(lines(folder / 'run', 'train/total_loss')) == [1, 2, 3, 4, 5, 6]
   # Three cycles of two steps, the first one without its evaluation.
   assert sorted(lines(folder / 'run', 'eval/AP')) == [4, 6]
-  steps = sorted(int(p.name) for p in (folder / 'run/checkpoints').iterdir())
   # Every third one, and the one that was evaluated on the way.
-  assert steps == [3, 4, 6]
+  assert tiny_run.saved_steps(folder / 'run') == [3, 4, 6]
   position = store.read_position(folder / 'run')
   assert position['examples'] == 6 * 2
   assert re.search(r'\b1 cpu\b.*\b2 images', shown)
+  # The evaluations report after each batch.
+  for step in (4, 6):
+    for batches, images in ((1, 2), (2, 3)):
+      line = rf'\bstep {step}\b.*\b{batches} batch.*\b{images} images'
+      assert re.search(line, shown)
   assert '--nms_on_hpu has no effect here' in shown
   params = yaml.safe_load((folder / 'run' / 'params.yaml').read_text())
   assert params['total_steps'] == 6
@@ -275,16 +269,7 @@ def test_train_and_eval_in_cycles(run):
 
 
 @pytest.mark.slow
-def test_evaluation_reports_on_its_way(run):
-  _, shown = run
-  for step in (4, 6):
-    for batches, images in ((1, 2), (2, 3)):
-      line = rf'\bstep {step}\b.*\b{batches} batch.*\b{images} images'
-      assert re.search(line, shown)
-
-
-@pytest.mark.slow
-def test_tensorboard_has_habanas_names(run):
+def test_tensorboard_has_habanas_names_and_a_trace(run):
   folder, _ = run
   events = b''.join(
     path.read_bytes() for path in (folder / 'run').glob('events.out.*')
@@ -302,6 +287,8 @@ def test_tensorboard_has_habanas_names(run):
     'eval/image-7',
   ):
     assert name.encode() in events, name
+  (trace,) = (folder / 'run').glob('plugins/profile/*/*.xplane.pb')
+  assert trace.stat().st_size > 10_000
 
 
 @pytest.mark.slow
@@ -331,34 +318,15 @@ def test_the_log_summarizes_the_run(run):
 
 
 @pytest.mark.slow
-def test_a_trace_was_written(run):
-  folder, _ = run
-  (trace,) = (folder / 'run').glob('plugins/profile/*/*.xplane.pb')
-  assert trace.stat().st_size > 10_000
-
-
-@pytest.mark.slow
 def test_both_commands_give_the_same_metrics(run, dataset, env, tmp_path):
   folder, _ = run
-  saved = folder / 'run' / 'config.json'
-  config = tmp_path / 'same.py'
-  config.write_text(
-    'import json, ml_collections\n'
-    'def frozen(x):\n'
-    '  if isinstance(x, dict):\n'
-    '    return {k: frozen(v) for k, v in x.items()}\n'
-    '  return tuple(map(frozen, x)) if isinstance(x, list) else x\n'
-    'def get_config():\n'
-    f'  values = json.load(open({str(saved)!r}))\n'
-    '  return ml_collections.ConfigDict(frozen(values))\n'
-  )
+  config = store.restore(folder / 'run')[1]
+  config.runtime = store.read_config(folder / 'run')['runtime']
+  path = tiny_run.write_config(config, tmp_path / 'same.py')
   subprocess.run(
     [
-      sys.executable,
-      '-m',
-      'maskrcnn_jax.cli.main',
-      'train_and_eval',
-      f'--config={config}',
+      *(sys.executable, '-m', 'maskrcnn_jax.cli.main', 'train_and_eval'),
+      f'--config={path}',
       f'--workdir={tmp_path}/run',
     ],
     env=env,
@@ -376,8 +344,7 @@ def test_both_commands_give_the_same_metrics(run, dataset, env, tmp_path):
 def test_a_finished_run_is_left_alone(run, dataset, env):
   folder, _ = run
   before = {p: p.stat().st_mtime_ns for p in (folder / 'run').rglob('*')}
-  argv = [*data_flags(dataset), *habana_runs.scratch(), '--model_dir=run']
-  argv += ['--mode=train', '--noeval_after_training']
+  argv = [*data(dataset), *habana_runs.scratch(), '--model_dir=run', *TRAIN]
   execute([*argv, '--total_steps=5'], folder, env)
   wide = '--config.model.backbone.width=8'
   shown = execute([*argv, '--total_steps=9', wide], folder, env, code=2)
@@ -390,7 +357,7 @@ def test_a_finished_run_is_left_alone(run, dataset, env):
 @pytest.mark.slow
 def test_evaluation_of_some_images_in_any_batch(run, dataset, env):
   folder, _ = run
-  argv = [*data_flags(dataset), *habana_runs.scratch(), '--mode=eval']
+  argv = [*data(dataset), *habana_runs.scratch(), '--mode=eval']
   argv += ['--model_dir=run', '--log_path=logs/eval.json']
   results = folder / 'run' / 'eval' / 'detections-6.json'
   expected = json.loads(results.read_text())
@@ -411,7 +378,7 @@ def test_evaluation_of_some_images_in_any_batch(run, dataset, env):
 @pytest.mark.slow
 def test_ground_truth_of_the_records(run, dataset, env):
   folder, _ = run
-  argv = [*data_flags(dataset), *habana_runs.scratch(), '--mode=eval']
+  argv = [*data(dataset), *habana_runs.scratch(), '--mode=eval']
   argv += ['--model_dir=run', '--val_json_file=no.json', '--log_path=e.json']
   execute([*argv, '--include_groundtruth_in_features'], folder, env)
   (truth,) = (folder / 'run' / 'eval').glob('ground-truth-*.json')
@@ -424,7 +391,7 @@ def test_ground_truth_of_the_records(run, dataset, env):
 
 @pytest.mark.slow
 def test_train_with_and_without_evaluation(dataset, env, tmp_path):
-  argv = [*data_flags(dataset), *habana_runs.scratch(), '--mode=train']
+  argv = [*data(dataset), *habana_runs.scratch(), '--mode=train']
   argv += ['--total_steps=2', '--train_batch_size=2', '--eval_batch_size=2']
   leftover = tmp_path / 'results' / 'model.ckpt-360000.index'
   leftover.parent.mkdir()
@@ -438,15 +405,6 @@ def test_train_with_and_without_evaluation(dataset, env, tmp_path):
   assert (tmp_path / 'mrcnn.json').exists()
 
 
-def write_backbone(folder, seed=0):
-  """Writes Google's backbone to the default of --checkpoint."""
-  prefix = folder / 'weights/resnet/resnet-nhwc-2018-02-07/model.ckpt-112603'
-  prefix.parent.mkdir(parents=True)
-  tensors = tensorflow_checkpoint.google_backbone(50, 4, seed)
-  tensorflow_checkpoint.write_named(prefix, tensors)
-  return tensors
-
-
 def kernel(workdir, step, *path):
   params = store.restore(workdir, step)[0]['params']['backbone']
   for name in path:
@@ -456,9 +414,8 @@ def kernel(workdir, step, *path):
 
 @pytest.mark.slow
 def test_a_new_run_starts_from_the_pretrained_backbone(dataset, env, tmp_path):
-  tensors = write_backbone(tmp_path)
-  argv = [*data_flags(dataset), *habana_runs.small(), '--mode=train']
-  argv += ['--noeval_after_training', '--train_batch_size=2']
+  tensors = habana_runs.write_backbone(tmp_path)
+  argv = [*data(dataset), *habana_runs.small(), *TRAIN]
   # The first step has the learning rate 0.
   shown = execute([*argv, '--total_steps=1'], tmp_path, env)
   assert 'model.ckpt-112603 (backbone)' in shown
@@ -477,54 +434,19 @@ def test_a_new_run_starts_from_the_pretrained_backbone(dataset, env, tmp_path):
   np.testing.assert_array_equal(frozen, tensors['conv2d_2/kernel'])
 
 
-@pytest.mark.long
-def test_a_killed_run_resumes_with_the_trained_backbone(dataset, env, tmp_path):
-  write_backbone(tmp_path)
-  argv = [*data_flags(dataset), *habana_runs.small(), '--mode=train']
-  argv += ['--noeval_after_training', '--train_batch_size=2', '--seed=0']
-  argv += ['--total_steps=30', '--save_checkpoints_steps=5']
-  argv += ['--warmup_steps=5', '--config.training.log_every_steps=1']
-  execute([*argv, '--model_dir=whole'], tmp_path, env)
-  workdir, rng = tmp_path / 'killed', random.Random(time.time_ns())
-  for kills_left in (2, 1, 0):
-    before = store.latest_step(workdir)
-    process = habana_runs.start([*argv, '--model_dir=killed'], tmp_path, env)
-    while kills_left and process.poll() is None:
-      time.sleep(0.01)
-      if store.latest_step(workdir) != before:
-        # The next save may not have begun, be on its way, or be finished.
-        time.sleep(rng.uniform(0.0, 0.3))
-        process.send_signal(signal.SIGKILL)
-        break
-    shown, _ = process.communicate()
-    assert ('model.ckpt-112603' in shown) == (before is None)
-  assert process.returncode == 0
-  whole, killed = (
-    store.restore(tmp_path / name)[0] for name in ('whole', 'killed')
-  )
-  jax.tree.map(np.testing.assert_array_equal, whole, killed)
-  key = 'train/total_loss'
-  assert lines(workdir, key) == lines(tmp_path / 'whole', key)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
   'num_steps', [10, pytest.param(50, marks=pytest.mark.long)]
 )
 def test_seed_and_determinism(num_steps, dataset, env, tmp_path):
-  argv = [*data_flags(dataset), *habana_runs.scratch(), '--mode=train']
-  argv += ['--noeval_after_training', '--train_batch_size=2', '--amp']
+  argv = [*data(dataset), *habana_runs.scratch(), *TRAIN, '--amp']
   argv += ['--warmup_steps=5', '--deterministic']
   argv += ['--config.training.log_every_steps=10']
-  for name, seed, steps in (
-    ('a', 0, num_steps),
-    ('b', 0, num_steps),
-    ('c', 1, 10),
-  ):
+  runs = ('a', 0, num_steps), ('b', 0, num_steps), ('c', 1, 10)
+  for name, seed, steps in runs:
     flags = [f'--model_dir={name}', f'--seed={seed}', f'--total_steps={steps}']
     execute([*argv, *flags], tmp_path, env)
-  states = [store.restore(tmp_path / name)[0] for name in ('a', 'b')]
-  jax.tree.map(np.testing.assert_array_equal, *states)
+  tiny_run.assert_same_end(tmp_path / 'a', tmp_path / 'b')
   ours, again, other = (
     lines(tmp_path / name, 'train/total_loss') for name in ('a', 'b', 'c')
   )
@@ -586,9 +508,8 @@ def test_one_process_drives_one_device_or_all(dataset, env, tmp_path):
 
 @pytest.mark.slow
 def test_termination_saves_the_run(dataset, env, tmp_path):
-  argv = [*data_flags(dataset), *habana_runs.scratch(), '--mode=train']
-  argv += ['--noeval_after_training', '--total_steps=100000']
-  argv += ['--save_checkpoints_steps=5', '--train_batch_size=2']
+  argv = [*data(dataset), *habana_runs.scratch(), *TRAIN]
+  argv += ['--total_steps=100000', '--save_checkpoints_steps=5']
   process = habana_runs.start(argv, tmp_path, env)
   while not list((tmp_path / 'results').glob('checkpoints/*')):
     assert process.poll() is None

@@ -4,9 +4,9 @@ import pathlib
 import subprocess
 import sys
 
-import habana_runs
 import numpy as np
 import pytest
+from habana_runs import config_of
 
 from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.errors import UserError
@@ -118,9 +118,6 @@ def flat(section, prefix=''):
   return values
 
 
-config_of = habana_runs.config_of
-
-
 def test_flags_are_those_of_the_original():
   assert {flag.name for flag in flags.FLAGS} == {row[0] for row in FLAGS}
 
@@ -198,12 +195,6 @@ def test_precision_follows_the_environment(text, dtype):
   assert amp == ('bfloat16' if dtype == 'float32' else dtype)
 
 
-@pytest.mark.parametrize('name', ['habana', 'gather'])
-def test_two_names_of_one_roi_align(name):
-  config = config_of(f'--pyramid_roi_impl={name}')
-  assert config.model.roi_align.dtype is None
-
-
 @pytest.mark.parametrize(
   'argv, counts, expected',
   [
@@ -274,11 +265,6 @@ def test_a_wrong_value_names_its_flag(argv, argument, given):
     config_of(*argv)
   assert error.value.argument == argument
   assert error.value.given == given
-
-
-def test_decay_steps_and_factors_must_have_the_same_length():
-  with pytest.raises(UserError, match='decay_steps'):
-    optimizer.OptimizerOptions(**config_of('--learning_rate_steps=5').optimizer)
 
 
 def test_a_list_of_operations_for_bfloat16_is_refused():

@@ -11,7 +11,6 @@ import shutil
 
 import habana_runs
 import pytest
-import tensorflow_checkpoint
 import tiny_run
 
 from maskrcnn_jax.checkpoints import store
@@ -84,11 +83,7 @@ def env(tmp_path_factory):
 @pytest.fixture
 def folder(tmp_path):
   """Weights, records and annotations at the paths of the README."""
-  prefix = tmp_path / 'weights/resnet/resnet-nhwc-2018-02-07/model.ckpt-112603'
-  prefix.parent.mkdir(parents=True)
-  tensorflow_checkpoint.write_named(
-    prefix, tensorflow_checkpoint.google_backbone(50, 4)
-  )
+  habana_runs.write_backbone(tmp_path)
   data = tmp_path / 'data/tensorflow/coco2017/tf_records'
   (data / 'annotations').mkdir(parents=True)
   pattern, truth = tiny_run.write_dataset(data)
@@ -124,8 +119,8 @@ def check(folder, shown, precision, batch_size):
   assert store.read_position(workdir)['examples'] == 2 * batch_size
   config = store.read_config(workdir)
   assert config['model']['dtype'] == DTYPES[precision]
-  assert sorted(habana_runs.lines(workdir, 'train/total_loss')) == [1, 2]
-  assert sorted(habana_runs.lines(workdir, 'eval/mask_AP')) == [2]
+  assert sorted(tiny_run.lines(workdir, 'train/total_loss')) == [1, 2]
+  assert sorted(tiny_run.lines(workdir, 'eval/mask_AP')) == [2]
   assert (workdir / 'params.yaml').exists()
   assert (folder / 'mrcnn.json').exists()
   return config

@@ -1,12 +1,12 @@
 """Runs of launch/mask_rcnn_main.py as processes, on a model of seconds."""
 
-import json
 import os
 import pathlib
 import subprocess
 import sys
 
 import quick
+import tensorflow_checkpoint
 
 from maskrcnn_jax.habana import command as habana
 from maskrcnn_jax.habana import flags as habana_flags
@@ -47,18 +47,34 @@ def config_of(*argv, environ=None, **counts):
   return habana.make_config(habana_flags.parse(argv), environ or {}, **counts)
 
 
-def small(**more):
-  """Flags of a small model; `__` stands for a dot."""
-  fields = {name.replace('__', '.'): value for name, value in more.items()}
-  return [
-    f'--config.{name}={value}' for name, value in {**MODEL, **fields}.items()
-  ]
+def small(more=()):
+  """Flags of a small model."""
+  fields = {**MODEL, **dict(more)}
+  return [f'--config.{name}={value}' for name, value in fields.items()]
 
 
 def scratch():
   """Flags of an even smaller model without pretrained weights."""
-  fields = {name.replace('.', '__'): value for name, value in SCRATCH.items()}
-  return ['--checkpoint=', *small(**fields)]
+  return ['--checkpoint=', *small(SCRATCH)]
+
+
+def data(dataset):
+  """Flags of a data set, of `tiny_run.write_dataset`."""
+  pattern, annotations_file = dataset
+  return [
+    f'--training_file_pattern={pattern}',
+    f'--validation_file_pattern={pattern}',
+    f'--val_json_file={annotations_file}',
+  ]
+
+
+def write_backbone(folder):
+  """Writes Google's backbone to the default of --checkpoint."""
+  prefix = folder / 'weights/resnet/resnet-nhwc-2018-02-07/model.ckpt-112603'
+  prefix.parent.mkdir(parents=True)
+  tensors = tensorflow_checkpoint.google_backbone(50, 4)
+  tensorflow_checkpoint.write_named(prefix, tensors)
+  return tensors
 
 
 def environment(cache, **more):
@@ -92,12 +108,3 @@ def execute(argv, cwd, env, code=0, launcher=()):
   shown, _ = process.communicate(timeout=600)
   assert process.returncode == code, shown[-4000:]
   return shown
-
-
-def lines(workdir, key):
-  """Step -> line of metrics.jsonl with that key, without the speed."""
-  text = (pathlib.Path(workdir) / 'metrics.jsonl').read_text()
-  found = [json.loads(line) for line in text.splitlines()]
-  for line in found:
-    line.pop('train/images_per_second', None)
-  return {line['step']: line for line in found if key in line}

@@ -1,6 +1,8 @@
 """A tiny data set and the config of a tiny run."""
 
+import copy
 import json
+import pathlib
 
 import example_records
 import jax
@@ -8,6 +10,7 @@ import ml_collections
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from maskrcnn_jax.checkpoints import store
 from maskrcnn_jax.datasets import records
 
 SIZES = ((48, 64), (64, 40), (32, 32))
@@ -97,6 +100,34 @@ def make_config(pattern, annotations_file):
       },
     }
   )
+
+
+def changed(config, fields):
+  """A copy of a config with other values by path, such as `training.seed`."""
+  config = copy.deepcopy(config)
+  with config.unlocked():
+    config.update_from_flattened_dict(fields)
+  return config
+
+
+def lines(workdir, key):
+  """Step -> last line of metrics.jsonl with that key, without the speed."""
+  text = (pathlib.Path(workdir) / 'metrics.jsonl').read_text()
+  found = [json.loads(line) for line in text.splitlines()]
+  for line in found:
+    line.pop('train/images_per_second', None)
+  return {line['step']: line for line in found if key in line}
+
+
+def saved_steps(workdir):
+  folder = pathlib.Path(workdir) / 'checkpoints'
+  return sorted(int(path.name) for path in folder.iterdir())
+
+
+def assert_same_end(*workdirs):
+  """The newest checkpoints are the same, bit by bit."""
+  states = [store.restore(workdir)[0] for workdir in workdirs]
+  jax.tree.map(np.testing.assert_array_equal, *states)
 
 
 def write_config(config, path):

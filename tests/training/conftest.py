@@ -1,10 +1,13 @@
 """Fixtures of whole runs: a data set, and programs compiled once."""
 
 import jax
+import narrow_models
 import pytest
 import quick
 import tiny_run
 from jax.experimental.compilation_cache import compilation_cache
+
+from maskrcnn_jax.weights import tensor_files, torchvision
 
 
 @pytest.fixture(scope='session')
@@ -35,3 +38,18 @@ def fast_compilation(programs):
 def dataset(tmp_path_factory):
   """The record pattern and the COCO json of `tiny_run.write_dataset`."""
   return tiny_run.write_dataset(tmp_path_factory.mktemp('dataset'))
+
+
+@pytest.fixture
+def config(dataset):
+  return tiny_run.make_config(*dataset)
+
+
+@pytest.fixture(scope='session')
+def source(tmp_path_factory):
+  """A file of a narrow model under torchvision's names, for four classes."""
+  model = narrow_models.make_model(depth=18)
+  path = tmp_path_factory.mktemp('files') / 'weights.pth'
+  variables = narrow_models.random_variables(model)
+  tensor_files.write(path, torchvision.state_dict(variables))
+  return str(path)

@@ -159,7 +159,7 @@ def test_annotations_complete_the_classes_of_records(tmp_path, caplog):
     tmp_path / 'own', [1, 2, 4], ['Cat', '', 'cow'], [0, 1, 3]
   )
   config = run_config(own, str(tmp_path / 'none'), path)
-  found = data_checks.training_classes(config)
+  found, _ = data_checks.training_classes(config)
   assert categories.saved_classes(found) == {
     1: {'name': 'Cat', 'category_id': 0},  # As in training.
     2: {'name': 'n1', 'category_id': 1},
@@ -173,7 +173,7 @@ def test_annotations_complete_the_classes_of_records(tmp_path, caplog):
 def test_classes_without_any_names_have_their_numbers(tmp_path, caplog):
   own = write_records(tmp_path / 'own', [2, 5], ['', 'cow'])
   config = run_config(own, own, None)
-  found = data_checks.training_classes(config)
+  found, _ = data_checks.training_classes(config)
   assert categories.saved_classes(found) == {2: '2', 5: 'cow'}
   (record,) = caplog.records
   assert '[2]' in record.getMessage() and own in record.getMessage()

@@ -16,7 +16,6 @@ from maskrcnn_jax.datasets import records
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import finetuning, pretrained, train_step
-from maskrcnn_jax.training.options import TrainingOptions
 from maskrcnn_jax.weights import (
   coco_classes,
   load_report,
@@ -35,14 +34,6 @@ def make_model(num_classes=NUM_SOURCE):
 @functools.cache
 def source_variables():
   return narrow_models.random_variables(make_model())
-
-
-@pytest.fixture(name='source', scope='module')
-def fixture_source(tmp_path_factory):
-  """A file of weights under torchvision's names, for four classes."""
-  path = tmp_path_factory.mktemp('files') / 'weights.pth'
-  tensor_files.write(path, torchvision.state_dict(source_variables()))
-  return str(path)
 
 
 @pytest.fixture(name='workdir', scope='module')
@@ -184,22 +175,18 @@ def test_records_without_objects_have_no_classes(source, tmp_path):
   assert error.value.path == str(path)
 
 
-def options(source, finetune=True):
-  return TrainingOptions(1, pretrained=source, finetune=finetune)
-
-
 def test_predictors_are_kept_for_the_same_classes_only(workdir, source):
   same = {1: 'disc', 2: 'square', 3: 'cross'}
   other = {**same, 3: 'star'}
 
   def resets(path, classes):
-    return finetuning.load_options(options(path), classes).reset_predictors
+    return finetuning.load_options(path, True, classes).reset_predictors
 
   assert not resets(workdir, same)
   assert resets(workdir, other)
   assert not resets(workdir, {})  # Unknown classes.
   assert not resets(source, same)
-  strict = finetuning.load_options(options(source, False), same)
+  strict = finetuning.load_options(source, False, same)
   assert strict == load_report.STRICT
 
 
@@ -212,7 +199,7 @@ def test_a_file_with_91_classes_has_those_of_coco(tmp_path):
     (dict(enumerate(map(str, range(1, 91)))), True),
     (coco_classes.NAMES, False),
   ):
-    found = finetuning.load_options(options(path), classes)
+    found = finetuning.load_options(path, True, classes)
     assert found.reset_predictors == reset
 
 
@@ -224,9 +211,8 @@ def test_a_state_for_other_classes_resets_only_the_predictors(
   fresh = narrow_models.random_variables(model, seed=1)
   state = train_step.TrainState(step=np.int32(0), opt_state=(), **fresh)
   path = source if kind == 'file' else workdir
-  training = options(path)
   state, report = pretrained.start_from(
-    path, state, finetuning.load_options(training, OWN)
+    path, state, finetuning.load_options(path, True, OWN)
   )
   actual = load_report.flatten(state.variables())
   old = load_report.flatten(source_variables())

@@ -123,22 +123,6 @@ def test_a_low_score_cannot_collapse(tmp_path):
   assert monitor.collapsed_score(tmp_path, 3, {'eval/AP': 0.0}) is None
 
 
-@pytest.fixture(scope='module')
-def healthy():
-  """A tiny model, its variables and a batch, all finite."""
-  model = tiny_model.make_model()
-  batch = tiny_model.make_batch()
-  state, _ = tiny_model.make_state(model, batch)
-  return model, state.variables(), batch
-
-
-def first(healthy, variables=None, batch=None):
-  model, own_variables, own_batch = healthy
-  return monitor.first_nonfinite(
-    model, variables or own_variables, batch or own_batch, jax.random.key(0)
-  )
-
-
 def replaced(tree, path, change):
   """A copy of nested dicts with one leaf changed."""
   name, *rest = path
@@ -147,20 +131,26 @@ def replaced(tree, path, change):
 
 
 @pytest.mark.slow
-def test_the_first_tensor_that_is_not_finite(healthy):
-  _, variables, batch = healthy
-  assert first(healthy) is None
-  path = ('params', 'fpn', 'output3', 'kernel')
-  bad = replaced(variables, path, lambda x: x.at[0, 0, 0, 0].set(np.nan))
-  assert first(healthy, bad) == 'params/fpn/output3/kernel'
+def test_the_first_tensor_that_is_not_finite():
+  model, batch = tiny_model.make_model(), tiny_model.make_batch()
+  state, _ = tiny_model.make_state(model, batch)
+
+  def first(params=state.params, batch=batch):
+    changed = state.replace(params=params)
+    key = jax.random.key(0)
+    return monitor.find_nonfinite(model, key, changed, 1, batch)
+
+  assert first().startswith('All ')
+  path = ('fpn', 'output3', 'kernel')
+  bad = replaced(state.params, path, lambda x: x.at[0, 0, 0, 0].set(np.nan))
+  assert first(bad).endswith(': params/fpn/output3/kernel')
   images = np.array(batch['images'])
   images[1, 3, 3, 0] = np.inf
-  bad = {**batch, 'images': images}
-  assert first(healthy, batch=bad) == 'images[1]'
+  assert first(batch={**batch, 'images': images}).endswith(': images[1]')
   # Finite numbers that become too large are named where that happens.
-  path = ('params', 'backbone', 'stem', 'conv', 'kernel')
-  bad = replaced(variables, path, lambda x: x * 0 + 1e38)
-  assert first(healthy, bad) == 'output of backbone/stem/conv'
+  path = ('backbone', 'stem', 'conv', 'kernel')
+  bad = replaced(state.params, path, lambda x: x * 0 + 1e38)
+  assert first(bad).endswith(': output of backbone/stem/conv')
 
 
 @pytest.mark.parametrize(

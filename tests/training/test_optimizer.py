@@ -36,6 +36,14 @@ PLAIN = {
 }
 
 
+def assert_near(actual, expected, rtol=1e-6, atol=0.0):
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol),
+    actual,
+    expected,
+  )
+
+
 def all_of(params, value):
   return jax.tree.map(lambda _: value, params)
 
@@ -124,10 +132,18 @@ def test_warmup_by_hand():
   np.testing.assert_allclose(rates, [0.2, 0.4, 0.6, 0.8, 1, 1], rtol=1e-6)
 
 
-def test_options_need_a_factor_for_every_decay_step():
+@pytest.mark.parametrize(
+  'fields, argument',
+  [
+    ({'decay_steps': (1, 2), 'decay_factors': (0.1,)}, 'decay_steps'),
+    *(({'ema_decay': decay}, 'ema_decay') for decay in (0.0, 1.0, -0.1)),
+  ],
+)
+def test_invalid_options_are_refused(fields, argument):
   with pytest.raises(UserError) as error:
-    OptimizerOptions(decay_steps=(1, 2), decay_factors=(0.1,))
-  assert error.value.argument == 'optimizer.decay_steps'
+    OptimizerOptions(**fields)
+  assert error.value.argument == f'optimizer.{argument}'
+  assert error.value.given == fields[argument]
 
 
 @pytest.mark.parametrize('rate_in_momentum', [False, True])
@@ -155,13 +171,7 @@ def test_steps_match_sgd_with_momentum(rate_in_momentum):
     expected = jax.tree.map(
       lambda w, m, rate=outer: w - rate * m, expected, momentum
     )
-    jax.tree.map(
-      lambda actual, wanted: np.testing.assert_allclose(
-        actual, wanted, rtol=1e-6, atol=1e-7
-      ),
-      params,
-      expected,
-    )
+    assert_near(params, expected, atol=1e-7)
 
 
 def test_rate_in_momentum_matters_only_where_the_rate_changes():
@@ -170,9 +180,7 @@ def test_rate_in_momentum_matters_only_where_the_rate_changes():
     run(OptimizerOptions(**PLAIN, rate_in_momentum=flag), gradients)[-1][0]
     for flag in (False, True)
   ]
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *results
-  )
+  assert_near(*results)
 
 
 def test_only_trainable_kernels_decay():
@@ -184,28 +192,17 @@ def test_only_trainable_kernels_decay():
   np.testing.assert_allclose(loss, 0.5 * 0.01 * np.sum(kernel**2), rtol=1e-6)
   expected = jax.tree.map(np.zeros_like, PARAMS)
   expected['box_head']['fc6']['kernel'] = 0.01 * kernel
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
-    gradients,
-    expected,
-  )
+  assert_near(gradients, expected)
 
 
 def test_only_gradients_of_biases_are_multiplied():
   options = OptimizerOptions(**{**PLAIN, 'bias_gradient_factor': 2.0})
-  gradients = all_of(PARAMS, np.float32(1.0))
-  gradients = jax.tree.map(np.broadcast_to, gradients, shapes(PARAMS))
+  gradients = jax.tree.map(np.ones_like, PARAMS)
   ((params, _),) = run(options, [gradients])
   moved = jax.tree.map(lambda new, old: np.mean(new - old), params, PARAMS)
   expected = all_of(PARAMS, -0.1)
   expected['box_head']['fc6']['bias'] = -0.2
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), moved, expected
-  )
-
-
-def shapes(params):
-  return jax.tree.map(lambda x: x.shape, params)
+  assert_near(moved, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -243,14 +240,8 @@ def test_clipping_scales_all_gradients(limit, factor):
   gradients['box_head']['fc6']['bias'] = np.float32([0.0, 4.0])  # Norm 5.
   options = OptimizerOptions(**PLAIN, clip_global_norm=limit)
   ((params, _),) = run(options, [gradients])
-  jax.tree.map(
-    lambda new, old, gradient: np.testing.assert_allclose(
-      new, old - 0.1 * factor * gradient, rtol=1e-6
-    ),
-    params,
-    PARAMS,
-    gradients,
-  )
+  expected = jax.tree.map(lambda x, g: x - 0.1 * factor * g, PARAMS, gradients)
+  assert_near(params, expected)
 
 
 def test_clipping_ignores_frozen_gradients():

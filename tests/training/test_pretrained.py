@@ -27,13 +27,6 @@ def model_tensors():
   return torchvision.state_dict(narrow_models.random_variables(make_model()))
 
 
-@pytest.fixture(name='source', scope='module')
-def fixture_source(tmp_path_factory):
-  path = tmp_path_factory.mktemp('files') / 'weights.pth'
-  tensor_files.write(path, model_tensors())
-  return path
-
-
 @pytest.fixture(name='imported', scope='module')
 def fixture_imported(source, tmp_path_factory):
   """A workdir made by the command, and the text that it printed."""

@@ -37,16 +37,17 @@ def entries(path):
 
 def test_pauses_do_not_count():
   clock = Clock()
-  rate = summary.ImageRate(clock)
-  rate.add(8)
+  run = summary.RunSummary(None, clock=clock)
+  run.add(8, None)
   clock.now += 2.0
-  with rate.paused():
+  with run.paused():
     clock.now += 10.0
-  assert rate.peek() == rate.read() == pytest.approx(4.0)
-  rate.add(3)
+  rates = run.habana_rates()
+  assert rates == {'global_step/sec': 0.5, 'examples/sec': 4.0}
+  run.add(3, None)
   clock.now += 1.5
-  assert rate.read() == pytest.approx(2.0)
-  assert rate.read() == 0.0
+  assert run.habana_rates()['examples/sec'] == pytest.approx(2.0)
+  assert run.habana_rates()['examples/sec'] == 0.0
 
 
 def run_steps(tmp_path, num_steps, capsys):
@@ -164,32 +165,25 @@ def profiler(monkeypatch):
   return calls
 
 
-def run_profile(trace, num_steps, calls):
-  with trace:
+@pytest.mark.parametrize(
+  'steps, num_steps, calls',
+  [
+    ((2, 3), 5, [1, 'start', 2, 3, 'stop', 4, 5]),
+    # Closed where training ends.
+    ((2, 9), 3, [1, 'start', 2, 3, 'stop']),
+    ((3, 3), 3, [1, 2, 'start', 3, 'stop']),
+    (None, 2, [1, 2]),
+  ],
+)
+def test_the_trace_covers_its_steps(
+  profiler, tmp_path, steps, num_steps, calls
+):
+  with summary.Profile(tmp_path, steps) as trace:
     for step in range(1, num_steps + 1):
       trace.before(step)
-      calls.append(step)
+      profiler.append(step)
       trace.after(step, ())
-
-
-def test_the_trace_starts_before_the_first_step_and_ends_after_the_last(
-  profiler, tmp_path
-):
-  run_profile(summary.Profile(tmp_path, (2, 3)), 5, profiler)
-  assert profiler == [1, 'start', 2, 3, 'stop', 4, 5]
-
-
-def test_the_trace_is_closed_where_training_ends(profiler, tmp_path):
-  run_profile(summary.Profile(tmp_path, (2, 9)), 3, profiler)
-  assert profiler == [1, 'start', 2, 3, 'stop']
-  profiler.clear()
-  run_profile(summary.Profile(tmp_path, (3, 3)), 3, profiler)
-  assert profiler == [1, 2, 'start', 3, 'stop']
-
-
-def test_no_steps_no_trace(profiler, tmp_path):
-  run_profile(summary.Profile(tmp_path, None), 2, profiler)
-  assert profiler == [1, 2]
+  assert profiler == calls
 
 
 @pytest.mark.parametrize('steps', [(2,), (0, 3), (4, 3), (1, 2, 3)])

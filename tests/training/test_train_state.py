@@ -9,9 +9,7 @@ from tiny_checkpoint import CLASSES, POSITION, assert_same, make_config
 from tiny_checkpoint import make_state as make_plain_state
 
 from maskrcnn_jax.checkpoints import store
-from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.training import train_state
-from maskrcnn_jax.training.optimizer import OptimizerOptions
 
 
 def make_state(**kwargs):
@@ -80,14 +78,6 @@ def test_the_average_is_used_to_detect_and_starts_at_the_parameters():
   assert train_state.advance_average(plain, None) is plain
 
 
-@pytest.mark.parametrize('decay', [0.0, 1.0, -0.1])
-def test_invalid_decays_are_refused(decay):
-  with pytest.raises(UserError) as error:
-    OptimizerOptions(ema_decay=decay)
-  assert error.value.argument == 'optimizer.ema_decay'
-  assert error.value.given == decay
-
-
 def test_restore_returns_the_average_and_resume_both(tmp_path):
   state = make_state(step=4)
   with store.CheckpointWriter(tmp_path) as writer:
@@ -113,7 +103,6 @@ def test_a_run_without_an_average_does_not_resume_with_one(tmp_path):
 
 
 SHARDINGS = """
-from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.training import train_state
 params = {'kernel': jax.numpy.ones((3, 3, 8, 16)), 'bias': jax.numpy.ones(16)}
 state = train_state.start_average(

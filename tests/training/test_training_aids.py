@@ -3,44 +3,18 @@
 Scores that decide something are made up, so that they are known.
 """
 
-import copy
-import json
-
-import jax
 import numpy as np
 import pytest
 import tiny_run
 from PIL import Image
 
-from maskrcnn_jax.checkpoints import store as checkpoint
+from maskrcnn_jax.checkpoints import store
 from maskrcnn_jax.evaluation import scores
 from maskrcnn_jax.training import evaluator, loop
 
 pytestmark = pytest.mark.usefixtures('fast_compilation')
 
 METRIC = 'eval/mask_AP'
-
-
-@pytest.fixture
-def config(dataset):
-  return tiny_run.make_config(*dataset)
-
-
-def lines(workdir, key):
-  """step -> the last line of metrics.jsonl that has the key, but for speed."""
-  text = (workdir / 'metrics.jsonl').read_text()
-  found = [json.loads(line) for line in text.splitlines()]
-  speed = 'train/images_per_second'
-  return {
-    line['step']: {k: v for k, v in line.items() if k != speed}
-    for line in found
-    if key in line
-  }
-
-
-def kept(workdir):
-  names = [p.name for p in (workdir / 'checkpoints').iterdir()]
-  return sorted(int(name) for name in names)
 
 
 class Killed(BaseException):
@@ -64,15 +38,17 @@ def score_by(monkeypatch, table, killed_at=None):
 
 
 def with_patience(config, patience=1, num_steps=8):
-  config = copy.deepcopy(config)
-  with config.unlocked():
-    config.training.num_steps = num_steps
-    config.training.keep_best = METRIC
-    config.training.patience = patience
-    config.training.keep_checkpoints = 1
-    config.training.checkpoint_every_steps = 100
-  config.evaluation.every_steps = 1
-  return config
+  return tiny_run.changed(
+    config,
+    {
+      'training.num_steps': num_steps,
+      'training.keep_best': METRIC,
+      'training.patience': patience,
+      'training.keep_checkpoints': 1,
+      'training.checkpoint_every_steps': 100,
+      'evaluation.every_steps': 1,
+    },
+  )
 
 
 TABLE = {1: 0.1, 2: 0.3, 3: 0.2, 4: 0.4, 5: 0.1}
@@ -88,8 +64,8 @@ def test_a_run_without_improvement_stops_early_and_keeps_its_best(
   assert values[METRIC] == 0.2
   said = capsys.readouterr().err
   assert METRIC in said and 'step 2 (0.3)' in said
-  assert kept(tmp_path) == [2, 3]
-  assert checkpoint.step_of(tmp_path, 'best') == 2
+  assert tiny_run.saved_steps(tmp_path) == [2, 3]
+  assert store.step_of(tmp_path, 'best') == 2
   assert (tmp_path / 'curves.png').exists()
   # The same command does not go on silently, and neither does its training.
   before = (tmp_path / 'metrics.jsonl').read_text()
@@ -98,13 +74,13 @@ def test_a_run_without_improvement_stops_early_and_keeps_its_best(
   assert evaluated == [1, 2, 3, 3]  # As of any run that has ended.
   added = (tmp_path / 'metrics.jsonl').read_text().removeprefix(before)
   assert 'train/' not in added
-  assert kept(tmp_path) == [2, 3]
+  assert tiny_run.saved_steps(tmp_path) == [2, 3]
   # With more patience it goes on, and finds something better.
   loop.train_and_evaluate(with_patience(config, 2, num_steps=4), tmp_path)
   assert 'training.patience' not in capsys.readouterr().err
-  assert checkpoint.latest_step(tmp_path) == 4
-  assert checkpoint.step_of(tmp_path, 'best') == 4
-  assert sorted(lines(tmp_path, 'train/total_loss')) == [1, 2, 3, 4]
+  assert store.latest_step(tmp_path) == 4
+  assert store.step_of(tmp_path, 'best') == 4
+  assert sorted(tiny_run.lines(tmp_path, 'train/total_loss')) == [1, 2, 3, 4]
 
 
 @pytest.mark.slow
@@ -115,13 +91,13 @@ def test_a_run_killed_before_an_evaluation_makes_up_for_it(
   score_by(monkeypatch, TABLE, killed_at=2)
   with pytest.raises(Killed):
     loop.train_and_evaluate(with_patience(config), tmp_path)
-  assert checkpoint.latest_step(tmp_path) == 2  # Saved, not evaluated.
-  assert sorted(lines(tmp_path, METRIC)) == [1]
+  assert store.latest_step(tmp_path) == 2  # Saved, not evaluated.
+  assert sorted(tiny_run.lines(tmp_path, METRIC)) == [1]
   evaluated = score_by(monkeypatch, TABLE)
   loop.train_and_evaluate(with_patience(config), tmp_path)
   assert evaluated == [2, 3]
-  assert kept(tmp_path) == [2, 3]
-  assert checkpoint.step_of(tmp_path, 'best') == 2
+  assert tiny_run.saved_steps(tmp_path) == [2, 3]
+  assert store.step_of(tmp_path, 'best') == 2
   # Killed once more, at the evaluation that is the last one: it still is.
   text = (tmp_path / 'metrics.jsonl').read_text().splitlines(keepends=True)
   (tmp_path / 'metrics.jsonl').write_text(
@@ -130,18 +106,20 @@ def test_a_run_killed_before_an_evaluation_makes_up_for_it(
   evaluated = score_by(monkeypatch, TABLE)
   values = loop.train_and_evaluate(with_patience(config), tmp_path)
   assert evaluated == [3] and values[METRIC] == 0.2
-  assert kept(tmp_path) == [2, 3]
+  assert tiny_run.saved_steps(tmp_path) == [2, 3]
 
 
 def aided(config):
   """A run with an average and with losses beside the AP."""
-  config = copy.deepcopy(config)
-  with config.unlocked():
-    config.optimizer.ema_decay = 0.9
-    config.evaluation.losses = True
-    config.training.keep_best = scores.LOSS
-  config.evaluation.every_steps = 2
-  return config
+  return tiny_run.changed(
+    config,
+    {
+      'optimizer.ema_decay': 0.9,
+      'evaluation.losses': True,
+      'training.keep_best': scores.LOSS,
+      'evaluation.every_steps': 2,
+    },
+  )
 
 
 @pytest.fixture(scope='module')
@@ -155,7 +133,7 @@ def run(tmp_path_factory, dataset, fast_compilation):
 @pytest.mark.slow
 def test_validation_losses_are_reported_with_the_ap(run):
   workdir, values = run
-  reported = lines(workdir, scores.LOSS)
+  reported = tiny_run.lines(workdir, scores.LOSS)
   assert sorted(reported) == [2, 4]
   for line in reported.values():
     terms = [line[f'{scores.LOSS}_{term}'] for term in scores.TERMS]
@@ -166,7 +144,7 @@ def test_validation_losses_are_reported_with_the_ap(run):
   assert reported[2][scores.LOSS] != reported[4][scores.LOSS]
   assert len(values) == 24 + 6
   best = min(reported, key=lambda step: reported[step][scores.LOSS])
-  assert checkpoint.step_of(workdir, 'best') == best
+  assert store.step_of(workdir, 'best') == best
 
 
 @pytest.mark.slow
@@ -190,14 +168,13 @@ def test_an_average_is_evaluated_saved_and_resumed_bit_by_bit(
   workdir, _ = run
   half = aided(config)
   half.training.num_steps = 2
-  # Its last step is evaluated from the checkpoint.
+  # Its last step is evaluated from the store.
   loop.train_and_evaluate(half, tmp_path)
   loop.train_and_evaluate(aided(config), tmp_path)
   for key in ('train/total_loss', 'eval/AP'):
-    assert lines(tmp_path, key) == lines(workdir, key)
+    assert tiny_run.lines(tmp_path, key) == tiny_run.lines(workdir, key)
   states = [w / 'checkpoints/4/state' for w in (workdir, tmp_path)]
-  trees = [checkpoint.layout.tensors(path.parent) for path in states]
+  trees = [store.layout.tensors(path.parent) for path in states]
   assert trees[0].keys() == trees[1].keys() >= {'ema', 'params'}
-  variables = [checkpoint.restore(w)[0] for w in (workdir, tmp_path)]
-  jax.tree.map(np.testing.assert_array_equal, *variables)
+  tiny_run.assert_same_end(workdir, tmp_path)
   assert '| disc  | 2       |' in capsys.readouterr().out
