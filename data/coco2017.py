@@ -33,8 +33,6 @@ _PACKAGES = ('numpy', 'PIL', 'pycocotools', 'tensorflow', 'tqdm')
 # already, annotations are text; records add masks to the images.
 _GROWTH = {'zips': 1.01, 'annotations': 4.0}
 _RECORDS_GROWTH = 1.1
-
-
 # Names to extract alone, where some are missing; more: the whole zip.
 _MOST_MEMBERS = 1000
 _UNZIP_DISK_FULL = 50  # Exit code of unzip.
@@ -54,10 +52,7 @@ def main(arguments=None):
   with only_run(folder / 'raw-data'):
     # A zip that was removed after it was extracted is not missed.
     packed = [each for each in archives if _lost_names(each, folder) != []]
-    needs = dict.fromkeys(options.stages, 0)
-    _add_packed(needs, packed, folder)
-    _add_records(needs, archives, folder)
-    _require_space(folder, needs)
+    _require_space(folder, options.stages, packed, archives)
     if 'download' in options.stages:
       curl.download(packed)
     if 'extract' in options.stages:
@@ -170,22 +165,9 @@ def _require_programs(stages):
     )
 
 
-def _require_space(folder, needs):
-  """Raises if there is less free disk space than the sum of the needs."""
-  needed, free = sum(needs.values()), shutil.disk_usage(folder).free
-  if needed > free:
-    stages = [f'{name} {n / 1e9:.1f} GB' for name, n in needs.items() if n]
-    raise UserError(
-      f'{folder} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are '
-      f'needed ({", ".join(stages)}).',
-      path=folder,
-      given=free,
-      wanted=needed,
-    )
-
-
-def _add_packed(needs, packed, folder):
-  """Adds the bytes that download and extraction of the zips need."""
+def _require_space(folder, stages, packed, archives):
+  """Raises if there is less free disk space than the stages need."""
+  needs = dict.fromkeys(stages, 0)
   for archive in packed:
     size = archive.size or 0
     if 'download' in needs and not archive.path.exists():
@@ -195,14 +177,20 @@ def _add_packed(needs, packed, folder):
       there = sum(x.stat().st_size for x in images.glob('*'))
       out = int(size * _GROWTH[_kind(archive)])
       needs['extract'] += max(out - there, 0)
-
-
-def _add_records(needs, archives, folder):
-  """Adds the bytes that the records need."""
   for archive in archives:
     split = archive.path.name.partition('2017')[0]
     if split in needs and not _record_files(folder, split):
       needs[split] += int((archive.size or 0) * _RECORDS_GROWTH)
+  needed, free = sum(needs.values()), shutil.disk_usage(folder).free
+  if needed > free:
+    shares = [f'{name} {n / 1e9:.1f} GB' for name, n in needs.items() if n]
+    raise UserError(
+      f'{folder} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are '
+      f'needed ({", ".join(shares)}).',
+      path=folder,
+      given=free,
+      wanted=needed,
+    )
 
 
 def _kind(archive):

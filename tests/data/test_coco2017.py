@@ -73,12 +73,8 @@ EXPECTED = (
   {f'annotations/{name}' for name in coco_archives.JSON_FILES}
   | {f'raw-data/{path.rpartition("/")[2]}' for path in ARCHIVES}
   | {
-    f'raw-data/{split}2017/{first + k:012d}.jpg'
-    for split, first, count in (
-      ('train', 100, 5),
-      ('val', 200, 3),
-      ('test', 300, 2),
-    )
+    f'raw-data/{split}2017/{coco_archives.file_name(split, k)}'
+    for split, count in coco_archives.NUM_IMAGES.items()
     for k in range(count)
   }
 )

@@ -26,7 +26,7 @@ def make() -> dict[str, bytes]:
   """The five zips by their path on the server."""
   archives = {
     f'zips/{split}2017.zip': _pack(
-      (f'{split}2017/{_name(split, k)}', _picture(split, k))
+      (f'{split}2017/{file_name(split, k)}', _picture(split, k))
       for k in range(count)
     )
     for split, count in NUM_IMAGES.items()
@@ -78,7 +78,7 @@ def _pack(members):
   return stream.getvalue()
 
 
-def _name(split, k):
+def file_name(split, k):
   return f'{_FIRST_ID[split] + k:012d}.jpg'
 
 
@@ -102,7 +102,7 @@ def _images(split):
   return [
     {
       'id': _FIRST_ID[split] + k,
-      'file_name': _name(split, k),
+      'file_name': file_name(split, k),
       'height': _size(k)[0],
       'width': _size(k)[1],
     }
