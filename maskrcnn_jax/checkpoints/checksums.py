@@ -1,12 +1,11 @@
 """Checksums: a checkpoint is as it was saved, or its corrupt part is named.
 
-The item `health` of a checkpoint (so named on disk, for versions of before and
-of now to read each other's) lists every tensor with its shape and a checksum,
-and a digest of every other item. The checksum of a tensor is the sum
-modulo 2**32 of one number for every 32-bit word, mixed from the word and its
-position, so it does not depend on how the tensor is sharded. As the mixing is
-invertible, any change within one word, such as a flipped bit, changes it; any
-other change goes unnoticed once in 2**32.
+The item `health` of a checkpoint (its name on disk since the first version)
+lists every tensor with its shape and a checksum, and a digest of every other
+item. The checksum of a tensor is the sum modulo 2**32 of one number for every
+32-bit word, mixed from the word and its position, so it does not depend on how
+the tensor is sharded. As the mixing is invertible, any change within one word,
+such as a flipped bit, changes it; any other goes unnoticed once in 2**32.
 """
 
 import contextlib
@@ -34,21 +33,12 @@ _UNRELATED = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 
 
 class CorruptCheckpointError(UserError):
-  """A checkpoint is not as it was saved.
-
-  Attributes:
-    path: of the item or the workdir.
-    item: name of the tensor, if one is known.
-  """
+  """A checkpoint is not as it was saved; `item` is the tensor, if known."""
 
 
 @contextlib.contextmanager
 def reading(path: pathlib.Path):
-  """Raises `CorruptCheckpointError` for any failure to read a file.
-
-  Args:
-    path: of the item that is read.
-  """
+  """Raises `CorruptCheckpointError` for any failure to read an item."""
   try:
     yield
   except (CorruptCheckpointError, *_UNRELATED):
@@ -61,7 +51,7 @@ def reading(path: pathlib.Path):
 
 
 def summary(error: Exception) -> str:
-  """Cause, type and text of an error of another library, which may be long."""
+  """Cause, type and text of an error of another library, shortened."""
   text = f'{type(error).__name__}: {error}'
   if len(text) > _MAX_CHARACTERS:
     half = _MAX_CHARACTERS // 2
@@ -133,7 +123,7 @@ def read(path: pathlib.Path) -> dict[str, Any] | None:
 
 
 def read_item(path: pathlib.Path, name: str):
-  """One item of a checkpoint other than `state`, checked.
+  """One item of a checkpoint other than `state`.
 
   Args:
     path: `WORKDIR/checkpoints/STEP`.
@@ -164,19 +154,18 @@ def read_shapes(path: pathlib.Path, checksums: Mapping | None):
   with reading(item):
     tree = ocp.StandardCheckpointHandler().metadata(item).tree
     found = shapes(tree)
-  saved = found
   if checksums:
     saved = {name: kind for name, (kind, _) in checksums['tensors'].items()}
-  for name in sorted({*saved, *found}):
-    if saved.get(name) != found.get(name):
-      raise CorruptCheckpointError(
-        f'{item}: tensor {name} is {found.get(name)}, saved was '
-        f'{saved.get(name)}.',
-        path=item,
-        item=name,
-        given=found.get(name),
-        wanted=saved.get(name),
-      )
+    for name in sorted({*saved, *found}):
+      given, wanted = found.get(name), saved.get(name)
+      if given != wanted:
+        raise CorruptCheckpointError(
+          f'{item}: tensor {name} is {given}, saved was {wanted}.',
+          path=item,
+          item=name,
+          given=given,
+          wanted=wanted,
+        )
   return tree
 
 
@@ -188,8 +177,7 @@ def check_tensors(checksums: Mapping[str, Any], path, state) -> None:
     path: of the item `state`.
     state: all of it, or a part with the same names.
   """
-  sums = _checksums(state)
-  saved = checksums['tensors']
+  sums, saved = _checksums(state), checksums['tensors']
   wrong = [name for name in sums if saved[name][1] != sums[name]]
   if wrong:
     more = f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''
@@ -203,10 +191,9 @@ def check_tensors(checksums: Mapping[str, Any], path, state) -> None:
 
 
 def _named(tree) -> dict[str, Any]:
-  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
   return {
     jax.tree_util.keystr(keys, simple=True, separator='/'): leaf
-    for keys, leaf in leaves
+    for keys, leaf in jax.tree.leaves_with_path(tree)
   }
 
 

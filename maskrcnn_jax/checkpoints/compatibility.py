@@ -20,8 +20,21 @@ class WorkdirError(UserError):
 
 
 def as_json(config) -> dict[str, Any]:
-  """A config in types of JSON, as it is read back."""
+  """A config in types of JSON."""
   return json.loads(json.dumps(ml_collections.ConfigDict(config).to_dict()))
+
+
+def from_json(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
+  """A config of JSON, with tuples for lists, so that options can be hashed."""
+  return ml_collections.ConfigDict(_with_tuples(config))
+
+
+def _with_tuples(value):
+  if isinstance(value, dict):
+    return {k: _with_tuples(v) for k, v in value.items()}
+  if isinstance(value, list):
+    return tuple(_with_tuples(v) for v in value)
+  return value
 
 
 def check_tensors(
@@ -55,10 +68,10 @@ def check_model(path, saved, given) -> None:
 
   Args:
     path: of the workdir or checkpoint.
-    saved: its config.
+    saved: its config, in types of JSON.
     given: the config of this run.
   """
-  saved, given = saved.get('model'), given.get('model')
+  saved, given = saved.get('model'), as_json(given).get('model')
   defaults = as_json(override.as_dict(MaskRCNN()))
   saved = _completed(saved, given, defaults)
   given = _completed(given, saved, defaults)

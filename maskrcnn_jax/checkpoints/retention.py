@@ -35,6 +35,11 @@ def steps(workdir) -> list[int]:
   return sorted(ocp.path.step.checkpoint_steps(directory(workdir)))
 
 
+def latest_step(workdir) -> int | None:
+  """The newest complete checkpoint, which may be corrupt; None without any."""
+  return max(steps(workdir), default=None)
+
+
 def find(path, step: int | str | None = None) -> pathlib.Path:
   """The folder of a checkpoint.
 
@@ -51,7 +56,7 @@ def find(path, step: int | str | None = None) -> pathlib.Path:
   path = pathlib.Path(path).absolute()
   if step is None and (path / 'state').is_dir():
     return path
-  if step is None and is_best(path):
+  if step is None and _is_best(path):
     path, step = path.parents[1], BEST
   saved = steps(path)
   if not saved:
@@ -68,25 +73,43 @@ def find(path, step: int | str | None = None) -> pathlib.Path:
   return directory(path) / str(saved[-1] if step is None else step)
 
 
-def is_best(path: pathlib.Path) -> bool:
-  """Whether a path names the best checkpoint of a workdir."""
+def _is_best(path: pathlib.Path) -> bool:
   return path.name == BEST and path.parent.name == _FOLDER
 
 
-def best_step(workdir, metric: str) -> int | None:
+def is_checkpoint(path) -> bool:
+  """Whether a path is a checkpoint, or a workdir that has one."""
+  path = pathlib.Path(path)
+  if _is_best(path):
+    path = path.parents[1]
+  return (path / 'state').is_dir() or latest_step(path) is not None
+
+
+def step_of(path, step: int | str | None = None) -> int:
+  """The finished steps of the checkpoint that `find(path, step)` returns."""
+  return int(find(path, step).name)
+
+
+def foreign_checkpoints(workdir) -> list[str]:
+  """Prefixes of the TensorFlow checkpoints in a folder."""
+  paths = pathlib.Path(workdir).glob('*ckpt*.index')
+  return sorted(str(path.with_suffix('')) for path in paths)
+
+
+def best_step(
+  workdir, metric: str, saved: Sequence[int] | None = None
+) -> int | None:
   """The saved step with the best score; None if no saved one has a score.
 
-  Only checkpoints on disk that were evaluated at their own step count. Of equal
-  scores the newest wins.
+  Only checkpoints that were evaluated at their own step count. Of equal scores
+  the newest wins.
 
   Args:
     workdir: directory of a run.
     metric: a key of `metrics.jsonl`, such as 'eval/mask_AP'; see `scores`.
+    saved: steps to choose from; None for those on disk.
   """
-  return _best_of(workdir, metric, steps(workdir))
-
-
-def _best_of(workdir, metric: str, saved: list[int]) -> int | None:
+  saved = steps(workdir) if saved is None else saved
   return scores.best_step(scores.read(workdir, metric), metric, saved)
 
 
@@ -102,7 +125,7 @@ def _find_best(workdir: pathlib.Path, saved: list[int]) -> int:
       argument='training.keep_best',
       path=workdir,
     )
-  best = _best_of(workdir, metric, saved)
+  best = best_step(workdir, metric, saved)
   if best is None:
     raise FileNotFoundError(
       f'{workdir} has no best checkpoint: none of its steps {saved} was '
@@ -156,10 +179,8 @@ def preservation(
 class _Best(_policies.PreservationPolicy):
   """Keeps the checkpoint with the best score so far.
 
-  Attributes:
-    workdir: whose `metrics.jsonl` is read at every save, as evaluations follow
-      the save of their step.
-    metric: a key of it.
+  `metrics.jsonl` is read at every save, as evaluations follow the save of their
+  step.
   """
 
   workdir: str | pathlib.Path
@@ -168,5 +189,5 @@ class _Best(_policies.PreservationPolicy):
   def should_preserve(self, checkpoints, *, context) -> Sequence[bool]:
     """One bool for each checkpoint."""
     saved = [info.step for info in checkpoints]
-    best = _best_of(self.workdir, self.metric, saved)
+    best = best_step(self.workdir, self.metric, saved)
     return [step == best for step in saved]

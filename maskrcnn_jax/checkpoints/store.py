@@ -1,4 +1,4 @@
-"""Checkpoints of a run: saved, found and restored. The door of this package.
+"""Checkpoints of a run: saved, found and restored.
 
 `WORKDIR/checkpoints/STEP` holds five items: `state` (the train state),
 `position` (examples consumed and salt of the input), `config`, `classes`
@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -24,12 +23,20 @@ from maskrcnn_jax import files
 from maskrcnn_jax.checkpoints import checksums, compatibility, retention
 from maskrcnn_jax.checkpoints.checksums import CorruptCheckpointError
 from maskrcnn_jax.checkpoints.compatibility import WorkdirError
+from maskrcnn_jax.checkpoints.disk_space import SaveError as SaveError
+from maskrcnn_jax.checkpoints.disk_space import check_can_save as check_can_save
 from maskrcnn_jax.checkpoints.retention import best_step as best_step
+from maskrcnn_jax.checkpoints.retention import (
+  foreign_checkpoints as foreign_checkpoints,
+)
+from maskrcnn_jax.checkpoints.retention import is_checkpoint as is_checkpoint
+from maskrcnn_jax.checkpoints.retention import latest_step as latest_step
+from maskrcnn_jax.checkpoints.retention import step_of as step_of
 from maskrcnn_jax.checkpoints.writer import CheckpointWriter as CheckpointWriter
-from maskrcnn_jax.checkpoints.writer import SaveError as SaveError
-from maskrcnn_jax.checkpoints.writer import check_can_save as check_can_save
 from maskrcnn_jax.config import with_new_names
 from maskrcnn_jax.distributed import collectives
+
+_CONFIG_FILE = 'config.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,50 +70,25 @@ def check_workdir(workdir, config, step: int | str | None = None) -> None:
     WorkdirError: the workdir holds a run of another model, or the processes do
       not share it.
   """
-  _check_shared(workdir)
-  given = compatibility.as_json(config)
+  newest = collectives.all_gather(latest_step(workdir) or 0)
+  if len({*newest}) > 1:
+    raise WorkdirError(
+      f'{workdir} has {min(newest)} finished steps in one process and '
+      f'{max(newest)} in another: the processes must share the folder.',
+      path=workdir,
+      given=newest,
+    )
   claimed = claimed_config(workdir)
   if claimed is not None:
-    compatibility.check_model(workdir, claimed, given)
+    compatibility.check_model(workdir, claimed, config)
   if step is not None:
-    compatibility.check_model(workdir, read_config(workdir, step), given)
+    compatibility.check_model(workdir, read_config(workdir, step), config)
     return
-  for newest in reversed(retention.steps(workdir)):
+  for saved in reversed(retention.steps(workdir)):
     # Whoever restores a corrupt one reports it.
     with contextlib.suppress(CorruptCheckpointError):
-      compatibility.check_model(workdir, read_config(workdir, newest), given)
+      compatibility.check_model(workdir, read_config(workdir, saved), config)
       return
-
-
-def check_same_model(path, config) -> None:
-  """Raises `WorkdirError` if a checkpoint is of another model.
-
-  Args:
-    path: as in `restore`.
-    config: whose section `model` is compared.
-  """
-  compatibility.check_model(
-    path, read_config(path), compatibility.as_json(config)
-  )
-
-
-def is_checkpoint(path) -> bool:
-  """Whether a path is a checkpoint, or a workdir that has one."""
-  path = pathlib.Path(path)
-  if retention.is_best(path):
-    path = path.parents[1]
-  return (path / 'state').is_dir() or latest_step(path) is not None
-
-
-def step_of(path, step: int | str | None = None) -> int:
-  """The finished steps of the checkpoint that `restore(path, step)` takes."""
-  return int(retention.find(path, step).name)
-
-
-def foreign_checkpoints(workdir) -> list[str]:
-  """Prefixes of the TensorFlow checkpoints in a folder."""
-  paths = pathlib.Path(workdir).glob('*ckpt*.index')
-  return sorted(str(path.with_suffix('')) for path in paths)
 
 
 def claim_workdir(
@@ -124,10 +106,9 @@ def claim_workdir(
   """
   if jax.process_index() != 0:
     return
-  text = json.dumps(compatibility.as_json(config), indent=2) + '\n'
-  texts = {_config_path(workdir).name: text, **(notes or {})}
-  for name, text in texts.items():
-    path = pathlib.Path(workdir) / name
+  contents = json.dumps(compatibility.as_json(config), indent=2) + '\n'
+  for name, text in {_CONFIG_FILE: contents, **(notes or {})}.items():
+    path = pathlib.Path(workdir, name)
     if path.exists():
       if path.read_text() == text:
         continue
@@ -142,7 +123,7 @@ def claimed_config(workdir) -> dict[str, Any] | None:
   Raises:
     WorkdirError: the file is no config.
   """
-  path = _config_path(workdir)
+  path = pathlib.Path(workdir, _CONFIG_FILE)
   if not path.exists():
     return None
   try:
@@ -151,21 +132,12 @@ def claimed_config(workdir) -> dict[str, Any] | None:
     raise WorkdirError(f'{path} is not a config: {error}', path=path) from error
 
 
-def latest_step(workdir) -> int | None:
-  """The newest complete checkpoint of a workdir; None if it has none.
-
-  It may still be corrupt, see `restore_latest`.
-  """
-  return max(retention.steps(workdir), default=None)
-
-
 def restore_latest(workdir, target, config) -> Restored | None:
   """The newest valid checkpoint of a workdir; None if it has none at all.
 
-  A checkpoint that cannot be read, or is not as it was saved, is named in a
-  warning and renamed to `STEP.damaged`, and the previous one is taken: the
-  finished steps are those of the result, not `latest_step` of before. All
-  processes take the same one.
+  A corrupt checkpoint is named in a warning and renamed to `STEP.damaged`, and
+  the previous one is taken, by all processes: the finished steps are those of
+  the result, not `latest_step` of before.
 
   Args:
     workdir: directory of the run.
@@ -180,9 +152,10 @@ def restore_latest(workdir, target, config) -> Restored | None:
   corrupt = []
   while (step := latest_step(workdir)) is not None:
     path = retention.directory(workdir) / str(step)
-    restored, reason = _restore_checked(path, target, config)
-    if not reason:
-      return restored
+    try:
+      return _restore(path, target, config)
+    except CorruptCheckpointError as error:
+      reason = str(error)
     corrupt.append(f'step {step}: {reason}')
     if jax.process_index() == 0:
       new = retention.set_aside(path, reason)
@@ -209,16 +182,14 @@ def restore(path, step: int | str | None = None):
   """The model of a checkpoint, for inspection or detection.
 
   Args:
-    path: a workdir, or one checkpoint of it (`WORKDIR/checkpoints/STEP`, or
-      `WORKDIR/checkpoints/best`).
-    step: of the workdir; `'best'` for the one with the best
-      `training.keep_best`; the newest if None.
+    path: a workdir, `WORKDIR/checkpoints/STEP` or `WORKDIR/checkpoints/best`.
+    step: of the workdir: its number; `'best'` by `training.keep_best`; the
+      newest if None.
 
   Returns:
-    The variables that `MaskRCNN.apply` and `detect` take (`params` and
-    `batch_stats`), on the default device, and the config as a ConfigDict,
-    without its section `runtime`, which describes another machine. Of a run
-    that averages its parameters `params` is the average.
+    The variables for `MaskRCNN.apply` and `detect` on the default device,
+    `params` (the average, if the run averages them) and `batch_stats`, and the
+    config as a ConfigDict, without `runtime`, which describes another machine.
 
   Raises:
     FileNotFoundError: there is no such checkpoint.
@@ -229,12 +200,14 @@ def restore(path, step: int | str | None = None):
   # A received folder must not choose what is loaded here, such as a plugin or
   # a cache of compiled programs.
   config.pop('runtime', None)
-  config = ml_collections.ConfigDict(_with_tuples(config))
+  config = compatibility.from_json(config)
   saved = checksums.read(path)
   tree = checksums.read_shapes(path, saved)
   params = 'ema' if 'ema' in tree else 'params'
-  wanted = {k: tree[k] for k in (params, 'batch_stats') if tree.get(k)}
-  item = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), wanted)
+  item = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+    {k: tree[k] for k in (params, 'batch_stats') if tree.get(k)},
+  )
   as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
   with checksums.reading(path / 'state'):
     variables = ocp.PyTreeCheckpointHandler().restore(
@@ -266,11 +239,7 @@ def read_classes(path, step: int | str | None = None) -> dict[int, str]:
 
 
 def read_category_ids(path, step: int | None = None) -> dict[int, int]:
-  """Class id -> category id in the annotations, of the classes that differ.
-
-  They do where annotations number categories from 0, which is the background
-  here.
-  """
+  """Category ids by class id, where they differ: in annotations from id 0."""
   classes = _read_item(path, step, 'classes')
   return {
     int(k): v['category_id']
@@ -288,76 +257,43 @@ def _read_item(path, step: int | str | None, name: str):
   return checksums.read_item(retention.find(path, step), name)
 
 
-def _restore_checked(path, target, config) -> tuple[Restored | None, str]:
-  """A checkpoint, or the reason why it is corrupt; alike in all processes."""
-  restored = saved = None
-  reason = ''
-  try:
-    restored, saved = _restore(path, target, config)
-  except CorruptCheckpointError as error:
-    reason = str(error)
+def _restore(path, target, config) -> Restored:
+  """A checkpoint; if it is corrupt in one process, all raise an error."""
+  item = path / 'state'
+  with _alike_in_all(path):
+    saved_config, position = read_config(path), read_position(path)
+    classes, saved = read_classes(path), checksums.read(path)
+    shapes = checksums.shapes(checksums.read_shapes(path, saved))
+    compatibility.check_model(path, saved_config, config)
+    given_config = compatibility.as_json(config)
+    changed = compatibility.differences(saved_config, given_config)
+    compatibility.check_tensors(path, shapes, target, changed)
+    with checksums.reading(item):
+      # A Checkpointer would wait for the other processes, which may have
+      # failed.
+      state = ocp.StandardCheckpointHandler().restore(
+        item, args=ocp.args.StandardRestore(target)
+      )
   # The checksums are computed by all processes together, or by none.
-  reason = collectives.first_error(reason)
-  if not reason and saved:
-    try:
-      checksums.check_tensors(saved, path / 'state', restored.state)
-    except CorruptCheckpointError as error:
-      reason = str(error)
-    reason = collectives.first_error(reason)
-  elif not reason and jax.process_index() == 0:
+  if saved:
+    with _alike_in_all(path):
+      checksums.check_tensors(saved, item, state)
+  elif jax.process_index() == 0:
     logging.warning(
       '%s has no checksums, as an older version saved it: it is not checked.',
       path,
     )
-  return restored, reason
+  return Restored(int(path.name), state, position, classes)
 
 
-def _restore(path, target, config) -> tuple[Restored, dict | None]:
-  """A checkpoint whose tensors are still to be checked, and its checksums."""
-  config_then, config_now = read_config(path), compatibility.as_json(config)
-  position, classes = read_position(path), read_classes(path)
-  saved = checksums.read(path)
-  shapes = checksums.shapes(checksums.read_shapes(path, saved))
-  compatibility.check_model(path, config_then, config_now)
-  changed = compatibility.differences(config_then, config_now)
-  compatibility.check_tensors(path, shapes, target, changed)
-  with checksums.reading(path / 'state'):
-    # A Checkpointer would wait for the other processes, which may have failed.
-    state = ocp.StandardCheckpointHandler().restore(
-      path / 'state', args=ocp.args.StandardRestore(_abstract(target))
-    )
-  return Restored(int(path.name), state, position, classes), saved
-
-
-def _config_path(workdir) -> pathlib.Path:
-  return pathlib.Path(workdir) / 'config.json'
-
-
-def _abstract(target):
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(
-      x.shape, x.dtype, sharding=getattr(x, 'sharding', None)
-    ),
-    target,
-  )
-
-
-def _check_shared(workdir) -> None:
-  """Raises if the processes do not see the same newest checkpoint."""
-  steps = collectives.all_gather(latest_step(workdir) or 0)
-  if len({*steps}) > 1:
-    raise WorkdirError(
-      f'{workdir} has {min(steps)} finished steps in one process and '
-      f'{max(steps)} in another: the processes must share the folder.',
-      path=workdir,
-      given=steps,
-    )
-
-
-def _with_tuples(value):
-  """Lists of JSON as tuples, so that options can be hashed."""
-  if isinstance(value, dict):
-    return {k: _with_tuples(v) for k, v in value.items()}
-  if isinstance(value, list):
-    return tuple(_with_tuples(v) for v in value)
-  return value
+@contextlib.contextmanager
+def _alike_in_all(path):
+  """Raises the first process's `CorruptCheckpointError` in all processes."""
+  reason = ''
+  try:
+    yield
+  except CorruptCheckpointError as error:
+    reason = str(error)
+  reason = collectives.first_error(reason)
+  if reason:
+    raise CorruptCheckpointError(reason, path=path)

@@ -9,37 +9,51 @@ import errno
 import logging
 import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Mapping
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
-from maskrcnn_jax.checkpoints import checksums, compatibility, retention
+from maskrcnn_jax.checkpoints import (
+  checksums,
+  compatibility,
+  disk_space,
+  retention,
+)
+from maskrcnn_jax.checkpoints.disk_space import SaveError
 from maskrcnn_jax.distributed import collectives
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import invalid
 
-# Besides numbers, a checkpoint holds metadata of every tensor and of itself.
-# Measured: 1.1 KB and 30 KB; file systems round up.
-_BYTES_PER_TENSOR = 2048
-_BYTES_PER_CHECKPOINT = 2**17
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DEFERRED = (signal.SIGTERM, signal.SIGINT)
 
 
-class SaveError(UserError):
-  """A checkpoint cannot be written.
+@contextlib.contextmanager
+def deferred_signals():
+  """Runs Python's handlers of SIGTERM and SIGINT after the block only.
 
-  Attributes:
-    path: of the checkpoint, or the folder of all.
-    code: the `errno` behind it; None if unknown.
+  A handler that raises (as the command's does, for SIGTERM) would leave Orbax
+  between two threads, and the process hanging at its end. Handlers that are not
+  Python's stay, such as the default one, and so do those of other threads.
   """
-
-  def __init__(self, message: str, code: int | None = None, **fields):
-    super().__init__(message, **fields)
-    self.code = code
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  received = []
+  handlers = {number: signal.getsignal(number) for number in _DEFERRED}
+  handlers = {
+    n: handler for n, handler in handlers.items() if callable(handler)
+  }
+  for number in handlers:
+    signal.signal(number, lambda *arguments: received.append(arguments))
+  try:
+    yield
+  finally:
+    for number, handler in handlers.items():
+      signal.signal(number, handler)
+    for number, frame in received:
+      handlers[number](number, frame)
 
 
 class CheckpointWriter:
@@ -63,20 +77,14 @@ class CheckpointWriter:
       workdir: directory of the run; made if missing.
       keep: number of the newest checkpoints that stay on disk.
       keep_best: a key of `metrics.jsonl`; the checkpoint with its best value
-        stays too, see `best_step`. None: no such.
+        stays too, see `best_step`.
       keep_every_hours: the oldest checkpoint stays too, and of the later ones
-        always the next that is so many hours younger. None: no such.
+        always the next that is so many hours younger.
     """
     if keep < 1:
-      raise UserError(
-        f'keep must be at least 1, got {keep}.', argument='keep', given=keep
-      )
+      raise invalid('keep', keep, 'at least 1')
     if keep_every_hours is not None and keep_every_hours <= 0:
-      raise UserError(
-        f'keep_every_hours must be positive, got {keep_every_hours}.',
-        argument='keep_every_hours',
-        given=keep_every_hours,
-      )
+      raise invalid('keep_every_hours', keep_every_hours, 'positive')
     self._workdir = workdir
     self._policy = retention.preservation(
       workdir, keep, keep_best, keep_every_hours
@@ -89,6 +97,7 @@ class CheckpointWriter:
         )
     self._manager = self._open()
 
+  @deferred_signals()
   def save(
     self,
     step: int,
@@ -117,43 +126,6 @@ class CheckpointWriter:
     Raises:
       SaveError: this save or the previous one failed for another reason.
     """
-    with deferred_signals():
-      return self._save(step, state, position, config, classes)
-
-  def wait(self) -> None:
-    """Returns when everything is on disk.
-
-    Raises:
-      SaveError: the last save failed.
-    """
-    with deferred_signals():
-      error = self._settle()
-    if error:
-      raise error
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, error_type, error, unused_traceback):
-    if jax.process_count() > 1 and error and collectives.is_loss(str(error)):
-      # The save would wait for the lost process until JAX ends this one, which
-      # could then not name it.
-      return
-    failure = None
-    with deferred_signals():
-      try:
-        self._manager.wait_until_finished()
-      except Exception as save_error:
-        failure = self._save_error(save_error)
-      # Not `_settle`: an error may have brought this process here alone.
-      self._close()
-    if failure and error_type is None:
-      raise failure
-    if failure:
-      # The error that ends the run matters more.
-      logging.warning('%s', failure)
-
-  def _save(self, step, state, position, config, classes) -> bool:
     failure = self._settle()
     if failure:
       self._continue_or_raise(failure)
@@ -182,6 +154,35 @@ class CheckpointWriter:
       return False
     return True
 
+  @deferred_signals()
+  def wait(self) -> None:
+    """Returns when everything is on disk.
+
+    Raises:
+      SaveError: the last save failed.
+    """
+    failure = self._settle()
+    if failure:
+      raise failure
+
+  def __enter__(self):
+    return self
+
+  @deferred_signals()
+  def __exit__(self, error_type, error, unused_traceback):
+    if jax.process_count() > 1 and error and collectives.is_loss(str(error)):
+      # The save would wait for the lost process until JAX ends this one, which
+      # could then not name it.
+      return
+    # Not `_settle`: an error may have brought this process here alone.
+    failure = self._finish()
+    self._close()
+    if failure and error_type is None:
+      raise failure
+    if failure:
+      # The error that ends the run matters more.
+      logging.warning('%s', failure)
+
   def _open(self) -> ocp.CheckpointManager:
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
     handler = ocp.StandardCheckpointHandler()
@@ -196,15 +197,18 @@ class CheckpointWriter:
       handler_registry=registry,
     )
 
-  def _settle(self) -> SaveError | None:
-    """Waits for the save in the background; its failure in any process."""
-    failure = None
+  def _finish(self) -> SaveError | None:
+    """Waits for the save in the background; its failure in this process."""
     try:
       self._manager.wait_until_finished()
     # A thread of another package may end with anything.
     except Exception as error:
-      failure = self._save_error(error)
-    failure = _first_failure(failure)
+      return self._save_error(error)
+    return None
+
+  def _settle(self) -> SaveError | None:
+    """Waits for the save in the background; its failure in any process."""
+    failure = disk_space.first_failure(self._finish())
     if failure:
       self._reopen()
     return failure
@@ -243,115 +247,14 @@ class CheckpointWriter:
 
   def _has_room(self, step: int, state) -> bool:
     """Whether the disk has room for one more; process 0 asks for all."""
-    fits = True
-    if jax.process_index() == 0:
-      needed, free = checkpoint_bytes(state), _free_bytes(self._workdir)
-      fits = free >= needed
-      if not fits:
-        logging.warning(
-          'Step %d is not saved: a checkpoint needs %s bytes, and %s has %s '
-          'left. Training goes on.',
-          *(step, f'{needed:,}', retention.directory(self._workdir)),
-          f'{free:,}',
-        )
-    return bool(collectives.broadcast(fits))
-
-
-@contextlib.contextmanager
-def deferred_signals():
-  """Runs Python's handlers of SIGTERM and SIGINT after the block only.
-
-  A handler that raises (as the command's does, for SIGTERM) would leave Orbax
-  between two threads, and the process hanging at its end. Handlers that are not
-  Python's, such as the default one, stay; so does everything in other threads
-  than the main one.
-  """
-  if threading.current_thread() is not threading.main_thread():
-    yield
-    return
-  received = []
-  handlers = {number: signal.getsignal(number) for number in _DEFERRED}
-  handlers = {
-    n: handler for n, handler in handlers.items() if callable(handler)
-  }
-  for number in handlers:
-    signal.signal(number, lambda *arguments: received.append(arguments))
-  try:
-    yield
-  finally:
-    for number, handler in handlers.items():
-      signal.signal(number, handler)
-    for number, frame in received:
-      handlers[number](number, frame)
-
-
-def check_can_save(workdir, state, keep: int = 3) -> None:
-  """Raises before the first step if the checkpoints of a run do not fit.
-
-  Args:
-    workdir: directory of the run; made if missing.
-    state: the train state, or its shapes.
-    keep: checkpoints that will stay; there is one more during a save.
-
-  Raises:
-    SaveError: the folder cannot be written, or the disk is too small.
-  """
-  failure = None
-  if jax.process_index() == 0:  # The processes share the folder.
-    failure = _find_failure(workdir, checkpoint_bytes(state), keep)
-  failure = _first_failure(failure)
-  if failure:
-    raise failure
-
-
-def _find_failure(workdir, size: int, keep: int) -> SaveError | None:
-  """The reason why checkpoints of a size cannot be written."""
-  folder = retention.directory(workdir)
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
-      file.write(bytes(1))
-  except OSError as error:
-    return SaveError(
-      f'{folder} cannot be written ({error.strerror}), so no checkpoint of '
-      'this run could be saved. Nothing was trained.',
-      error.errno,
-      path=folder,
-    )
-  # The checkpoints on disk are among those that will be there.
-  count = max(1, keep + 1 - len(retention.steps(workdir)))
-  free = _free_bytes(workdir)
-  if free >= count * size:
-    return None
-  return SaveError(
-    f'{folder} has {free:,} bytes left, and {count} more checkpoints of '
-    f'{size:,} bytes need {count * size:,}. Nothing was trained; free some '
-    f'space, or keep fewer than {keep}.',
-    errno.ENOSPC,
-    path=folder,
-    given=free,
-    wanted=count * size,
-  )
-
-
-def _first_failure(failure: SaveError | None) -> SaveError | None:
-  """The failure of the first process that has one; all processes call it."""
-  if jax.process_count() == 1:
-    return failure
-  own = failure and [str(failure), failure.code, failure.path]
-  found = next(filter(None, collectives.all_gather(own)), None)
-  return found and SaveError(*found[:2], path=found[2])
-
-
-def checkpoint_bytes(state) -> int:
-  """Upper bound of the bytes on disk of a checkpoint."""
-  leaves = jax.tree.leaves(state)
-  numbers = sum(x.size * np.dtype(x.dtype).itemsize for x in leaves)
-  return numbers + _BYTES_PER_TENSOR * len(leaves) + _BYTES_PER_CHECKPOINT
-
-
-def _free_bytes(workdir) -> int:
-  folder = retention.directory(workdir)
-  while not folder.exists():
-    folder = folder.parent
-  return shutil.disk_usage(folder).free
+    needed = disk_space.checkpoint_bytes(state)
+    free = disk_space.free_bytes(self._workdir)
+    fits = bool(collectives.broadcast(free >= needed))
+    if not fits and jax.process_index() == 0:
+      logging.warning(
+        'Step %d is not saved: a checkpoint needs %s bytes, and %s has %s '
+        'left. Training goes on.',
+        *(step, f'{needed:,}', retention.directory(self._workdir)),
+        f'{free:,}',
+      )
+    return fits

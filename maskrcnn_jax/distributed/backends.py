@@ -5,7 +5,6 @@ fails can end or hang the program. So `auto` first tries the installed plugins
 in a process of its own, and keeps JAX from loading them where that fails.
 """
 
-import contextlib
 import importlib.util
 import logging
 import os
@@ -14,13 +13,12 @@ import pkgutil
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib import metadata
 
 import jax
 from jax.extend import backend as jax_backend
 
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import UserError, invalid
 
 BACKENDS = ('auto', 'cpu', 'gpu', 'tpu', 'hpu')
 
@@ -64,12 +62,7 @@ def pick_backend(
       processes have it.
   """
   if name not in BACKENDS:
-    raise UserError(
-      f'runtime.backend must be one of {", ".join(BACKENDS)}, got {name!r}.',
-      argument='runtime.backend',
-      given=name,
-      wanted=BACKENDS,
-    )
+    raise invalid('runtime.backend', name, f'one of {", ".join(BACKENDS)}')
   if plugin_path:
     _add_plugin(name, plugin_path)
   found = _pick_any(num_processes) if name == 'auto' else _require(name)
@@ -88,12 +81,10 @@ def pick_backend(
 
 def installed_plugins() -> list[str]:
   """Plugins for accelerators that JAX would load, without loading them."""
-  plugins = _plugin_modules()
-  named = os.environ.get(_PATHS)
-  plugins += named.split(',') if named else []
+  named = filter(None, os.environ.get(_PATHS, '').split(','))
   # JAX knows this one itself.
-  plugins += ['libtpu'] if importlib.util.find_spec('libtpu') else []
-  return plugins
+  tpu = ['libtpu'] if importlib.util.find_spec('libtpu') else []
+  return [*_plugin_modules(), *named, *tpu]
 
 
 def _plugin_modules() -> list[str]:
@@ -109,18 +100,10 @@ def _plugin_modules() -> list[str]:
 def _add_plugin(name: str, path: str) -> None:
   """Registers a plugin's library with JAX under the name `hpu`."""
   if name not in ('auto', 'hpu'):
-    raise UserError(
-      'runtime.plugin_path is for runtime.backend hpu or auto, got it for '
-      f'{name!r}.',
-      argument='runtime.plugin_path',
-      given=path,
-    )
+    wanted = f'empty where runtime.backend is {name!r}, not hpu or auto'
+    raise invalid('runtime.plugin_path', path, wanted)
   if not pathlib.Path(path).is_file():
-    raise UserError(
-      f'runtime.plugin_path {path} does not exist.',
-      argument='runtime.plugin_path',
-      path=path,
-    )
+    raise invalid('runtime.plugin_path', path, 'a file that exists')
   entry = f'hpu{os.pathsep}{path}'
   named = os.environ.get(_PATHS, '')
   if entry not in named.split(','):
@@ -167,7 +150,9 @@ def _require(name: str) -> str:
       given='cpu',
     )
   before, plugins = jax.config.jax_platforms, installed_plugins()
-  platform = _platform(name, plugins)
+  listed, platform = ', '.join(plugins), name
+  if name == 'gpu':
+    platform = next((gpu for gpu in _GPUS if gpu in listed), _GPUS[0])
   # A list is no fallback: JAX fails where one of it does not start.
   jax.config.update('jax_platforms', f'{platform},cpu')
   try:
@@ -180,7 +165,6 @@ def _require(name: str) -> str:
     _start_cpu()
   found = _devices()
   jax.config.update('jax_platforms', before)
-  listed = ', '.join(plugins)
   advice = '' if platform in listed else f' To use it, {_INSTALL[name]}.'
   raise UserError(
     f'runtime.backend is {name!r}, but JAX finds only {found}: {reason}. '
@@ -190,14 +174,6 @@ def _require(name: str) -> str:
     given=name,
     wanted=plugins,
   )
-
-
-def _platform(name: str, plugins: list[str]) -> str:
-  """JAX's name of a backend."""
-  if name != 'gpu':
-    return name
-  text = ' '.join(plugins)
-  return next((gpu for gpu in _GPUS if gpu in text), _GPUS[0])
 
 
 def _default_name() -> str:
@@ -212,30 +188,22 @@ def _default_name() -> str:
 
 
 def _start_cpu() -> str:
-  """Starts JAX on the CPU alone; returns the backend in use.
+  """Starts JAX on the CPU alone, without plugins; returns the backend in use.
 
-  It is another one if JAX was started before.
+  It is another one if JAX was started before. JAX loads plugins whatever the
+  platform: one that hangs would hang the CPU too, one that fails would be
+  logged with a traceback. There is no option against it (0.10), but JAX goes
+  on, with a warning, where the import of a plugin fails, as Python makes it for
+  None in `sys.modules`.
   """
   jax.config.update('jax_platforms', 'cpu')
-  with _without_plugins():
-    return _default_name()
-
-
-@contextlib.contextmanager
-def _without_plugins() -> Iterator[None]:
-  """Keeps JAX from loading plugins, which it does whatever the platform.
-
-  One that hangs would hang the CPU too; one that fails would be logged with a
-  traceback. JAX has no option for it (0.10) but goes on, with a warning, where
-  the import of a plugin fails, as Python makes it for None in `sys.modules`.
-  """
   os.environ.pop(_PATHS, None)
   blocked = {x: None for x in _plugin_modules() if x not in sys.modules}
   sys.modules.update(blocked)
   before = logging.root.manager.disable
   logging.disable(logging.WARNING)
   try:
-    yield
+    return _default_name()
   finally:
     logging.disable(before)
     for module in blocked:
@@ -244,12 +212,11 @@ def _without_plugins() -> Iterator[None]:
 
 def _try_plugins(plugins: list[str]) -> str:
   """Tries plugins in a process of its own; the failure, '' if one works."""
-  environment = {**os.environ, 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
   names = ', '.join(plugins)
   try:
     done = subprocess.run(
       [sys.executable, '-c', _PROBE],
-      env=environment,
+      env={**os.environ, 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'},
       capture_output=True,
       text=True,
       check=False,

@@ -15,7 +15,6 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -73,15 +72,13 @@ def gather(items: list) -> list:
   return list(itertools.chain.from_iterable(map(json.loads, texts)))
 
 
-def first_error(message: str) -> str:
-  """The message of the first process that has one; '' if none has.
+def first_error(error: Any) -> Any:
+  """The error of the first process that has one; the given value if none has.
 
   Args:
-    message: what failed in this process; '' if nothing did.
+    error: of this process, in types of JSON; '' or None if it has none.
   """
-  if jax.process_count() == 1:
-    return message
-  return next(filter(None, _gather_texts(message)), '')
+  return next(filter(None, all_gather(error)), error)
 
 
 def preempted(step: int) -> bool:
@@ -172,10 +169,12 @@ def all_statuses(status: str, seconds: float) -> list[str]:
   job = _coordination()
   if job.client is None or job.num_processes == 1:
     return []
-  if not _connect_to_first():
-    return [f'{_first[0]}: it ended']
   try:
+    if job.process_id != 0:
+      _connect_to_first().close()
     return _exchange(job, status, seconds)
+  except OSError:
+    return [f'{_first[0]}: it ended']
   except jax.errors.JaxRuntimeError:
     return [f'{_first[0]}: no answer']
 
@@ -199,40 +198,26 @@ def _exchange(job, status: str, seconds: float) -> list[str]:
 
 def _exit_with_first() -> None:
   """Waits until the machine of process 0 closes a connection to it."""
-  while _connect_to_first(_wait_for_end):
-    if _leaving.is_set():
-      return
+  while not _leaving.is_set():
+    try:
+      connection = _connect_to_first()
+    except OSError:
+      break
+    # Process 0 drops silent connections after a while; then there is another.
+    with connection, contextlib.suppress(OSError):
+      connection.settimeout(_CONNECTION_SECONDS)
+      while connection.recv(4096):  # It sends a greeting.
+        pass
   if not _leaving.is_set():
     text = f'Lost: {_first[0]}: it ended. {ADVICE}\n'
     os.write(sys.stderr.fileno(), text.encode())
     os._exit(1)
 
 
-def _wait_for_end(connection: socket.socket) -> None:
-  # Process 0 drops silent connections after a while; then there is another.
-  connection.settimeout(_CONNECTION_SECONDS)
-  with contextlib.suppress(OSError):
-    while connection.recv(4096):  # It sends a greeting.
-      pass
-
-
-def _connect_to_first(
-  use: Callable[[socket.socket], None] = lambda connection: None,
-) -> bool:
-  """Whether process 0 takes a connection, which is then used."""
-  job = _coordination()
-  if job.process_id == 0:
-    return True
-  host, _, port = job.coordinator_address.rpartition(':')
-  try:
-    connection = socket.create_connection(
-      (host.strip('[]'), int(port)), _CONNECT_SECONDS
-    )
-  except OSError:
-    return False
-  with connection:
-    use(connection)
-  return True
+def _connect_to_first() -> socket.socket:
+  host, _, port = _coordination().coordinator_address.rpartition(':')
+  address = host.strip('[]'), int(port)
+  return socket.create_connection(address, _CONNECT_SECONDS)
 
 
 def _coordination():

@@ -10,7 +10,7 @@ import socket
 import time
 
 from maskrcnn_jax import files
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import UserError, invalid
 
 LOCAL_HOST = '127.0.0.1'
 # Launcher -> variables with the number of processes, the rank of this one, and
@@ -54,10 +54,9 @@ class Launch:
   local_rank: int | None = None
 
   def __str__(self):
-    """For messages: users look for the machine, not for the number."""
-    return (
-      f'process {self.rank} of {self.num_processes} on {os.uname().nodename}'
-    )
+    # With the machine, which users look for rather than the number.
+    host = os.uname().nodename
+    return f'process {self.rank} of {self.num_processes} on {host}'
 
 
 def find_launch() -> Launch | None:
@@ -78,12 +77,8 @@ def find_launch() -> Launch | None:
       if launch.num_processes <= 1 and launcher != 'explicit':
         return None
       if launch.rank >= launch.num_processes:
-        raise UserError(
-          f'{names[1]} must be less than {names[0]}, {launch.num_processes}; '
-          f'got {launch.rank}.',
-          argument=names[1],
-          given=launch.rank,
-        )
+        wanted = f'less than {names[0]}, {launch.num_processes}'
+        raise invalid(names[1], launch.rank, wanted)
       return launch
   return None
 
@@ -152,7 +147,5 @@ def _share_address(path: pathlib.Path, rank: int) -> str:
 def _number(name: str) -> int:
   text = os.environ[name]
   if not text.isdigit():
-    raise UserError(
-      f'{name} must be a whole number, got {text!r}.', argument=name, given=text
-    )
+    raise invalid(name, text, 'a whole number')
   return int(text)

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from maskrcnn_jax.distributed import collectives
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import UserError, invalid
 
 # Entries of a batch that stay on the host.
 HOST_KEYS = ('image_ids', 'original_sizes', 'scales')
@@ -52,32 +52,20 @@ def make_mesh(
   devices = jax.devices() if devices is None else devices
   num_devices = len(devices) if num_devices is None else num_devices
   if not 1 <= num_devices <= len(devices):
-    raise UserError(
-      f'num_devices must be 1 to {len(devices)}, the devices there are, got '
-      f'{num_devices}.',
-      argument='num_devices',
-      given=num_devices,
-      wanted=len(devices),
-    )
+    wanted = f'1 to {len(devices)}, the devices there are'
+    raise invalid('num_devices', num_devices, wanted)
   if spatial < 1 or num_devices % spatial:
-    raise UserError(
-      f'spatial must divide the number of devices, {num_devices}, got '
-      f'{spatial}.',
-      argument='spatial',
-      given=spatial,
-      wanted=num_devices,
-    )
+    wanted = f'a divisor of the number of devices, {num_devices}'
+    raise invalid('spatial', spatial, wanted)
   grid = np.array(devices[:num_devices]).reshape(-1, spatial)
   for row in grid:
     # The input pipeline reads whole images.
     if len({device.process_index for device in row}) > 1:
-      raise UserError(
-        'spatial must divide the number of devices of every process, since a '
-        'process holds whole images: this one has '
-        f'{jax.local_device_count()}, got {spatial}.',
-        argument='spatial',
-        given=spatial,
-        wanted=jax.local_device_count(),
+      raise invalid(
+        'spatial',
+        spatial,
+        'a divisor of the number of devices of every process, since a process '
+        f'holds whole images; this one has {jax.local_device_count()}',
       )
   return Mesh(grid, ('data', 'spatial'))
 
@@ -99,33 +87,22 @@ def config_shard_state(config) -> str:
   """`runtime.shard_state`, one of `SHARD_STATE`."""
   kind = config.get('runtime', {}).get('shard_state', 'none')
   if kind not in SHARD_STATE:
-    raise UserError(
-      f'runtime.shard_state must be one of {", ".join(SHARD_STATE)}, got '
-      f'{kind!r}.',
-      argument='runtime.shard_state',
-      given=kind,
-      wanted=SHARD_STATE,
+    raise invalid(
+      'runtime.shard_state', kind, f'one of {", ".join(SHARD_STATE)}'
     )
   return kind
 
 
 def check_canvas(canvas: tuple[int, int], mesh: Mesh) -> None:
-  """Raises `UserError` if an image cannot be split evenly over its devices.
-
-  Args:
-    canvas: (height, width).
-    mesh: whose axis `spatial` splits the height.
-  """
+  """Raises `UserError` if `spatial` cannot split a (height, width) evenly."""
   spatial, (height, width) = mesh.shape['spatial'], canvas
   multiple = _STRIDE * spatial
   rows = height // _STRIDE
   if spatial == 1 or (height % multiple == 0 and rows >= SMALLEST_HEIGHT):
     return
   least = -(-SMALLEST_HEIGHT // spatial) * multiple
-  heights = {
-    max(height // multiple * multiple, least),
-    max(-(-height // multiple) * multiple, least),
-  }
+  near = (height // multiple, -(-height // multiple))
+  heights = sorted({max(n * multiple, least) for n in near})
   divisors = [1]
   if rows >= SMALLEST_HEIGHT:
     divisors = [n for n in range(1, rows + 1) if rows % n == 0]
@@ -133,18 +110,13 @@ def check_canvas(canvas: tuple[int, int], mesh: Mesh) -> None:
     f'The canvas {height}x{width} cannot be split by runtime.spatial='
     f'{spatial}: its height must be a multiple of {multiple} pixels, '
     f'{_STRIDE} for each device, and at least {SMALLEST_HEIGHT * _STRIDE}. A '
-    f'height of {" or ".join(map(str, sorted(heights)))} would fit; for this '
+    f'height of {" or ".join(map(str, heights))} would fit; for this '
     f'one, runtime.spatial may be {", ".join(map(str, divisors))}.',
     argument='runtime.spatial',
     item=f'{height}x{width}',
     given=spatial,
     wanted=divisors,
   )
-
-
-def num_parts(mesh: Mesh) -> int:
-  """Number of parts that the rows of a batch are split into."""
-  return mesh.shape['data']
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

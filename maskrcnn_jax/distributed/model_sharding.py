@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 from jax.sharding import Mesh
@@ -22,72 +23,53 @@ def shard_model(
   Args:
     model: any.
     mesh: of the batches.
-    shard_state: see `state_shardings`.
-    smallest: see `state_shardings`.
+    shard_state: the `kind` of `mesh.state_shardings`.
+    smallest: as there.
   """
-  layout = Layout()
+  hooks = {}
   if mesh.shape['spatial'] > 1:
-    layout = dataclasses.replace(
-      layout, split=_SplitHeight(mesh), whole=_WholeImages(mesh)
-    )
+    hooks['split'] = _ForEachArray(_split_height, mesh)
+    hooks['whole'] = _ForEachArray(_whole_images, mesh)
   if shard_state != 'none':
-    layout = dataclasses.replace(
-      layout, parameters=_GatherParameters(mesh, smallest)
-    )
-  return model.clone(layout=layout)
+    hooks['parameters'] = _ForEachArray(_gather_parameter, mesh, smallest)
+  return model.clone(layout=Layout(**hooks))
 
 
 @dataclasses.dataclass(frozen=True)
-class _SplitHeight:
-  """Splits the height of maps where that is even.
+class _ForEachArray:
+  """Applies a function to arrays; hashable, as the model must be."""
 
-  A dataclass, so that the model can be hashed.
-  """
-
+  function: Callable[..., jax.Array]
   mesh: Mesh
+  smallest: int = 0
 
   def __call__(self, tree):
-    return jax.tree.map(self._constrain, tree)
-
-  def _constrain(self, x):
-    even = x.shape[1] % self.mesh.shape['spatial'] == 0
-    even = even and x.shape[1] >= mesh_lib.SMALLEST_HEIGHT
-    sharding = mesh_lib.image_sharding if even else mesh_lib.batch_sharding
-    return jax.lax.with_sharding_constraint(x, sharding(self.mesh))
+    return jax.tree.map(lambda x: self.function(x, self), tree)
 
 
-@dataclasses.dataclass(frozen=True)
-class _WholeImages:
+def _split_height(x, hook):
+  """Splits the height of a map where that is even."""
+  even = x.shape[1] % hook.mesh.shape['spatial'] == 0
+  even = even and x.shape[1] >= mesh_lib.SMALLEST_HEIGHT
+  sharding = mesh_lib.image_sharding if even else mesh_lib.batch_sharding
+  return jax.lax.with_sharding_constraint(x, sharding(hook.mesh))
+
+
+def _whole_images(x, hook):
   """Gives every device the whole height of its images."""
-
-  mesh: Mesh
-
-  def __call__(self, tree):
-    return jax.lax.with_sharding_constraint(
-      tree, mesh_lib.batch_sharding(self.mesh)
-    )
+  sharding = mesh_lib.batch_sharding(hook.mesh)
+  return jax.lax.with_sharding_constraint(x, sharding)
 
 
-@dataclasses.dataclass(frozen=True)
-class _GatherParameters:
-  """Gathers parameters on every device, and keeps their gradients split.
+def _gather_parameter(x, hook):
+  """Gathers a parameter on every device, and keeps its gradient split.
 
   The compiler alone would sum whole gradients on every device before it takes a
   part of them.
   """
-
-  mesh: Mesh
-  smallest: int
-
-  def __call__(self, params):
-    return jax.tree.map(
-      lambda x: _gathered(
-        x,
-        mesh_lib.replicated(self.mesh),
-        mesh_lib.split_largest(x.shape, self.mesh, self.smallest),
-      ),
-      params,
-    )
+  whole = mesh_lib.replicated(hook.mesh)
+  part = mesh_lib.split_largest(x.shape, hook.mesh, hook.smallest)
+  return _gathered(x, whole, part)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

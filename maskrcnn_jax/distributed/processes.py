@@ -2,7 +2,6 @@
 
 import logging
 import os
-import pathlib
 import sys
 import time
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import Any
 import jax
 
 from maskrcnn_jax.distributed import backends, collectives, launcher
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import UserError, invalid
 
 # Folder of compiled programs.
 COMPILATION_CACHE = '~/.cache/maskrcnn_jax/xla'
@@ -50,18 +49,16 @@ def start(section: Mapping[str, Any]) -> int:
 
 def _describe_job(section: Mapping[str, Any]) -> None:
   """Sets the variables of a launcher for a job described in the config."""
-  names = {'num_processes': 'JAX_NUM_PROCESSES', 'process_id': 'JAX_PROCESS_ID'}
-  given = {name: section.get(name) for name in names}
+  given = {name: section.get(name) for name in ('num_processes', 'process_id')}
   missing = [name for name, value in given.items() if value is None]
   if len(missing) == 1:
-    (other,) = {*names} - {*missing}
+    (name,) = missing
     raise UserError(
-      f'runtime.{other} is {given[other]}, but runtime.{missing[0]} is not '
-      'set.',
-      argument=f'runtime.{missing[0]}',
+      f'runtime.{name} must be set too, given only {given}.',
+      argument=f'runtime.{name}',
     )
   if not missing:
-    os.environ.update({names[name]: str(given[name]) for name in names})
+    os.environ.update({f'JAX_{k.upper()}': str(v) for k, v in given.items()})
 
 
 def start_distributed(
@@ -90,17 +87,20 @@ def start_distributed(
   """
   launch = launcher.find_launch()
   if launch is None:
-    _check_alone()
+    number = os.environ.get('JAX_NUM_PROCESSES', '1')
+    if number != '1':  # Each process would train alone.
+      raise UserError(
+        f'JAX_NUM_PROCESSES is {number}, but the rank of this process is not '
+        'known: set JAX_PROCESS_ID, or let Kubernetes set '
+        'JOB_COMPLETION_INDEX.',
+        argument='JAX_PROCESS_ID',
+      )
     return 1
   address = coordinator_address or os.environ.get('JAX_COORDINATOR_ADDRESS')
   if address is None:
     address = launcher.find_address(launch)
   elif not address.rpartition(':')[2].isdigit():
-    raise UserError(
-      f'runtime.coordinator_address must be HOST:PORT, got {address!r}.',
-      argument='runtime.coordinator_address',
-      given=address,
-    )
+    raise invalid('runtime.coordinator_address', address, 'HOST:PORT')
   if launch.rank != 0:
     # Process 0 alone prints, but gloo, which JAX uses on the CPU, sends a line
     # in every process.
@@ -108,17 +108,6 @@ def start_distributed(
     logging.getLogger().setLevel(logging.WARNING)
   _join(launch, address, heartbeat_seconds)
   return launch.num_processes
-
-
-def _check_alone() -> None:
-  """Raises if half of a job is described: each process would train alone."""
-  number = os.environ.get('JAX_NUM_PROCESSES', '1')
-  if number != '1':
-    raise UserError(
-      f'JAX_NUM_PROCESSES is {number}, but the rank of this process is not '
-      'known: set JAX_PROCESS_ID, or let Kubernetes set JOB_COMPLETION_INDEX.',
-      argument='JAX_PROCESS_ID',
-    )
 
 
 def _join(
@@ -207,10 +196,10 @@ def _name_the_lost(
 
 
 def make_deterministic() -> None:
-  """Makes a GPU give the same bits in every run.
+  """Makes a GPU give the same bits in every run, as a CPU does anyway.
 
   Sums whose order would depend on timing, such as the gradients of overlapping
-  RoIs, are then added in a fixed order. A CPU does so anyway.
+  RoIs, are then added in a fixed order.
   """
   flag = '--xla_gpu_deterministic_ops=true'
   flags = os.environ.get('XLA_FLAGS', '')
@@ -221,15 +210,13 @@ def make_deterministic() -> None:
 def enable_compilation_cache(folder: str) -> None:
   """Keeps compiled programs on disk, so that the next start is faster.
 
-  A cache that is already set, as by `JAX_COMPILATION_CACHE_DIR`, stays.
-
   Args:
-    folder: of the programs; `~` is the home directory, '' keeps nothing.
+    folder: of the programs; `~` is the home directory, '' keeps nothing. One
+      that is already set, as by `JAX_COMPILATION_CACHE_DIR`, stays.
   """
-  if not folder or jax.config.jax_compilation_cache_dir:
-    return
-  path = pathlib.Path(folder).expanduser()
-  jax.config.update('jax_compilation_cache_dir', str(path))
+  if folder and not jax.config.jax_compilation_cache_dir:
+    path = os.path.expanduser(folder)
+    jax.config.update('jax_compilation_cache_dir', path)
 
 
 def _mute(descriptor: int) -> int:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from maskrcnn_jax.distributed import collectives
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import invalid
 
 # For the watchdogs of the other processes, whose clocks started at another
 # moment, to report where they are.
@@ -46,16 +46,11 @@ class Watchdog:
       UserError: seconds is negative.
     """
     if seconds < 0:
-      raise UserError(
-        f'runtime.watchdog_seconds must not be negative, got {seconds}.',
-        argument='runtime.watchdog_seconds',
-        given=seconds,
-      )
+      raise invalid('runtime.watchdog_seconds', seconds, 'at least 0')
     self._seconds = seconds
     self._answer_seconds = answer_seconds
     self._end, self._clock = end, clock
-    self._status, self._last_beat = 'starting', self._clock()
-    self._pauses = 0
+    self._status, self._last_beat, self._pauses = 'starting', clock(), 0
     self._stopped = threading.Event()
     self._thread = threading.Thread(
       target=self._watch, name='watchdog', daemon=True
@@ -73,11 +68,7 @@ class Watchdog:
       self._thread.join()
 
   def heartbeat(self, status: str) -> None:
-    """Reports progress.
-
-    Args:
-      status: what begins now, such as `step 12: reading`.
-    """
+    """Reports what begins now, such as `step 12: reading`."""
     self._status, self._last_beat = status, self._clock()
 
   @contextlib.contextmanager

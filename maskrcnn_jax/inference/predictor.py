@@ -99,7 +99,7 @@ class Predictor:
       options=resize,
     )
     self._mesh = mesh_lib.make_mesh(num_devices)
-    parts = mesh_lib.num_parts(self._mesh)
+    parts = self._mesh.shape['data']
     self._batch_size = -(-batch_size // parts) * parts
     self._variables = mesh_lib.put_replicated(variables, self._mesh)
     shardings = mesh_lib.input_shardings(self._mesh)

@@ -25,7 +25,6 @@ from maskrcnn_jax.datasets.categories import (
   known_name,
   read_from_records,
 )
-from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.errors import UserError, invalid
 
 
@@ -256,7 +255,7 @@ def check_batch_classes(batch: Mapping, num_classes: int) -> None:
 
 def check_batch_size(section: str, batch_size: int, mesh) -> None:
   """Raises if a batch cannot be split evenly over devices."""
-  parts = mesh_lib.num_parts(mesh)
+  parts = mesh.shape['data']
   if batch_size < 1 or batch_size % parts:
     what = f'the {parts} devices'
     if parts < mesh.size:
@@ -270,7 +269,7 @@ def padded_batch_size(batch_size: int, mesh) -> int:
   """The next multiple of the devices; rows without an image fill a batch."""
   if batch_size < 1:
     raise invalid('evaluation.batch_size', batch_size, 'at least 1')
-  parts = mesh_lib.num_parts(mesh)
+  parts = mesh.shape['data']
   padded = -(-batch_size // parts) * parts
   if padded != batch_size:
     logging.info(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskrcnn_jax import config as config_lib
-from maskrcnn_jax.checkpoints import store
+from maskrcnn_jax.checkpoints import compatibility, store
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
@@ -150,7 +150,7 @@ def whole_model(path: str, model: MaskRCNN, config):
     FileNotFoundError: there are no such weights.
   """
   if store.is_checkpoint(path):
-    store.check_same_model(path, config)
+    compatibility.check_model(path, store.read_config(path), config)
     return store.restore(path)[0], store.step_of(path)
   if external.kind(path) == 'backbone':
     raise UserError(

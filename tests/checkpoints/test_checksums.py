@@ -14,6 +14,7 @@ from tiny_checkpoint import (
   make_config,
   make_state,
   save,
+  save_state,
 )
 
 from maskrcnn_jax.checkpoints import checksums, retention, store
@@ -96,8 +97,7 @@ def saved(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('saved')
   with store.CheckpointWriter(workdir) as writer:
     for step in (2, 4):
-      state = random_state(step)
-      writer.save(step, state, POSITION, make_config(), CLASSES)
+      save_state(writer, step, random_state(step))
   return workdir
 
 
@@ -112,13 +112,23 @@ def restore_latest(workdir, config=None):
   return store.restore_latest(workdir, target, config or make_config())
 
 
+def corruption(function, *arguments):
+  """The error of a function that finds a corrupt checkpoint."""
+  with pytest.raises(store.CorruptCheckpointError) as error:
+    function(*arguments)
+  return error.value
+
+
 def flip(path, offset, bit):
   data = bytearray(path.read_bytes())
   data[offset] ^= 1 << bit
   path.write_bytes(data)
 
 
-def check_after_flips(saved, folder, flips_per_file):
+@pytest.mark.parametrize(
+  'flips_per_file', [1, pytest.param(10, marks=pytest.mark.slow)]
+)
+def test_no_flipped_bit_gives_wrong_values(saved, tmp_path, flips_per_file):
   """Flips bits of every file in turn, and restores."""
   draw = random.Random(0)
   newest = saved / 'checkpoints' / '4'
@@ -128,7 +138,7 @@ def check_after_flips(saved, folder, flips_per_file):
   for file in files:
     size = file.stat().st_size
     for _ in range(flips_per_file):
-      workdir = folder / 'run'
+      workdir = tmp_path / 'run'
       shutil.copytree(saved, workdir)
       flip(
         workdir / file.relative_to(saved),
@@ -145,15 +155,6 @@ def check_after_flips(saved, folder, flips_per_file):
       found |= {file.relative_to(newest).parts[0]} if aside else set()
       shutil.rmtree(workdir)
   assert found == {'state', 'position', 'config', 'classes', 'health'}
-
-
-def test_no_flipped_bit_gives_wrong_values(saved, tmp_path):
-  check_after_flips(saved, tmp_path, flips_per_file=1)
-
-
-@pytest.mark.slow
-def test_no_flipped_bit_of_many_gives_wrong_values(saved, tmp_path):
-  check_after_flips(saved, tmp_path, flips_per_file=10)
 
 
 @pytest.fixture
@@ -181,7 +182,7 @@ def test_the_previous_checkpoint_replaces_a_corrupt_one(run, caplog):
   assert store.latest_step(run) == 2
   # A run that goes on reaches the step again, which may be corrupt again.
   with store.CheckpointWriter(run) as writer:
-    writer.save(4, random_state(4), POSITION, make_config(), CLASSES)
+    save_state(writer, 4, random_state(4))
   assert_same(restore_latest(run).state, random_state(4))
   shutil.rmtree(run / 'checkpoints' / '4' / 'position')
   assert restore_latest(run).step == 2
@@ -192,41 +193,32 @@ def test_the_previous_checkpoint_replaces_a_corrupt_one(run, caplog):
 def test_wrong_numbers_in_valid_files_are_named(run):
   """As a bad memory chip leaves them: no file is wrong in itself."""
   with store.CheckpointWriter(run / 'other') as writer:
-    wrong = random_state(5).replace(step=jnp.int32(4))
-    writer.save(4, wrong, POSITION, make_config(), CLASSES)
+    save_state(writer, 4, random_state(5).replace(step=jnp.int32(4)))
   state = run / 'checkpoints' / '4' / 'state'
   shutil.rmtree(state)
   shutil.copytree(run / 'other' / 'checkpoints' / '4' / 'state', state)
-  with pytest.raises(store.CorruptCheckpointError) as error:
-    store.restore(run)
-  assert error.value.item == 'params/fpn/kernel'
-  assert error.value.path == str(state)
+  error = corruption(store.restore, run)
+  assert (error.item, error.path) == ('params/fpn/kernel', str(state))
   assert restore_latest(run).step == 2
 
 
 def test_a_missing_item_is_named(run):
   item = run / 'checkpoints' / '4' / 'health'
   shutil.rmtree(item)
-  with pytest.raises(store.CorruptCheckpointError) as error:
-    store.read_position(run)
-  assert error.value.path == str(item)
+  assert corruption(store.read_position, run).path == str(item)
   assert restore_latest(run).step == 2
 
 
 def test_without_a_valid_one_nothing_is_trained_from_the_start(run):
   for step in (2, 4):
     flip_in_kernel(run, step)
-  with pytest.raises(store.CorruptCheckpointError) as error:
-    restore_latest(run)
-  assert error.value.path == str(run)
-  assert [line.partition(':')[0] for line in error.value.given] == [
-    'step 4',
-    'step 2',
-  ]
-  with pytest.raises(store.CorruptCheckpointError) as error:
-    restore_latest(run)
-  assert error.value.given == [str(path) for path in retention.corrupt(run)]
-  assert len(error.value.given) == 2
+  error = corruption(restore_latest, run)
+  assert error.path == str(run)
+  steps = [line.partition(':')[0] for line in error.given]
+  assert steps == ['step 4', 'step 2']
+  error = corruption(restore_latest, run)
+  assert error.given == [str(path) for path in retention.corrupt(run)]
+  assert len(error.given) == 2
 
 
 def test_another_model_is_not_corrupt(run):
@@ -241,15 +233,12 @@ def test_another_model_is_not_corrupt(run):
 def test_a_checkpoint_that_is_only_read_stays_where_it_is(run):
   flip_in_kernel(run, 4)
   newest = run / 'checkpoints' / '4'
-  with pytest.raises(store.CorruptCheckpointError) as error:
-    store.restore(run)
-  assert error.value.path == str(newest / 'state')
+  assert corruption(store.restore, run).path == str(newest / 'state')
   assert store.latest_step(run) == 4
   store.restore(run, step=2)
   flip(newest / 'position' / 'metadata', 14, 0)
-  with pytest.raises(store.CorruptCheckpointError) as error:
-    store.read_position(run)
-  assert error.value.path == str(newest / 'position')
+  error = corruption(store.read_position, run)
+  assert error.path == str(newest / 'position')
 
 
 def test_a_checkpoint_without_checksums_is_taken_with_a_warning(

@@ -11,16 +11,10 @@ import subprocess
 import jax
 import pytest
 import small_disk
-from tiny_checkpoint import (
-  CLASSES,
-  POSITION,
-  assert_same,
-  make_config,
-  make_state,
-)
+from tiny_checkpoint import assert_same, make_config, make_state, save_state
 
 from maskrcnn_jax.checkpoints import checksums, store
-from maskrcnn_jax.checkpoints.writer import checkpoint_bytes
+from maskrcnn_jax.checkpoints.disk_space import checkpoint_bytes
 
 MEBIBYTE = 2**20
 
@@ -32,8 +26,7 @@ def large_state(step):
 
 
 def save(writer, step):
-  state = large_state(step)
-  return writer.save(step, state, POSITION, make_config(), CLASSES)
+  return save_state(writer, step, large_state(step))
 
 
 def restore_latest(workdir):

@@ -91,16 +91,13 @@ def test_a_sharded_state_comes_back_whole_and_the_other_way(tmp_path):
   layouts = [jax.NamedSharding(mesh, s) for s in (jax.P(None, 'data'), jax.P())]
   for step, (first, second) in enumerate((layouts, layouts[::-1]), start=1):
     state = checkpoint_process.state_of(step)
-
-    def put(layout, state=state):
-      return jax.tree.map(
-        lambda x: jax.device_put(x, layout if x.ndim == 2 else layouts[1]),
-        state,
-      )
-
+    saved, target = (
+      checkpoint_process.put(state, matrices, layouts[1])
+      for matrices in (first, second)
+    )
     with store.CheckpointWriter(tmp_path) as writer:
-      checkpoint_process.save(writer, step, put(first))
-    restored = store.restore_latest(tmp_path, put(second), make_config())
+      checkpoint_process.save(writer, step, saved)
+    restored = store.restore_latest(tmp_path, target, make_config())
     assert restored.step == step
     assert_same(restored.state, state)
     assert restored.state.params['fpn']['kernel'].sharding == second

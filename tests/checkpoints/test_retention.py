@@ -3,7 +3,13 @@
 import json
 
 import pytest
-from tiny_checkpoint import CLASSES, POSITION, make_config, make_state
+from tiny_checkpoint import (
+  CLASSES,
+  POSITION,
+  make_config,
+  make_state,
+  save_state,
+)
 
 from maskrcnn_jax.checkpoints import store
 from maskrcnn_jax.errors import UserError
@@ -18,14 +24,13 @@ def report(workdir, step, score, metric=METRIC):
     file.write(json.dumps({'step': step, metric: score}) + '\n')
 
 
-def save_and_score(workdir, scores, **options):
+def save_and_score(workdir, scores, metric=METRIC, **options):
   """A run that is evaluated after every save, except where it is None."""
   with store.CheckpointWriter(workdir, **options) as writer:
     for step, score in scores.items():
-      state = make_state(step=step)
-      writer.save(step, state, POSITION, make_config(), CLASSES)
+      save_state(writer, step, make_state(step=step))
       if score is not None:
-        report(workdir, step, score)
+        report(workdir, step, score, metric)
 
 
 def kept(workdir):
@@ -65,11 +70,8 @@ def test_only_saved_steps_and_last_lines_count(tmp_path):
 
 
 def test_of_a_loss_the_lowest_stays(tmp_path):
-  with store.CheckpointWriter(tmp_path, 1, 'eval/loss') as writer:
-    for step, loss in enumerate((0.5, 0.2, 0.4, 0.3), start=1):
-      state = make_state(step=step)
-      writer.save(step, state, POSITION, make_config(), CLASSES)
-      report(tmp_path, step, loss, 'eval/loss')
+  losses = {1: 0.5, 2: 0.2, 3: 0.4, 4: 0.3}
+  save_and_score(tmp_path, losses, 'eval/loss', keep=1, keep_best='eval/loss')
   assert kept(tmp_path) == [2, 4]
   assert store.best_step(tmp_path, 'eval/loss') == 2
 
@@ -81,7 +83,7 @@ def save_with_best(workdir, scores, keep_best=METRIC):
   with store.CheckpointWriter(workdir, 3, keep_best) as writer:
     for step, score in scores.items():
       state = make_state(step=step, scale=float(step))
-      writer.save(step, state, POSITION, config, CLASSES)
+      save_state(writer, step, state, config)
       report(workdir, step, score)
 
 

@@ -12,6 +12,7 @@ from tiny_checkpoint import (
   make_config,
   make_state,
   save,
+  save_state,
 )
 
 from maskrcnn_jax.checkpoints import store
@@ -66,7 +67,7 @@ def test_a_donated_state_is_saved_as_it_was(tmp_path):
     lambda s: jax.tree.map(lambda x: x * 0 - 1, s), donate_argnums=0
   )
   with store.CheckpointWriter(tmp_path) as writer:
-    writer.save(4, state, POSITION, make_config(), CLASSES)
+    save_state(writer, 4, state)
     for _ in range(3):
       state = step(state)
   restored = store.restore_latest(tmp_path, make_state(), make_config())
@@ -105,7 +106,7 @@ def test_restore_of_a_given_step(tmp_path):
 def test_a_model_without_statistics_is_restored(tmp_path):
   state = make_state().replace(batch_stats={})
   with store.CheckpointWriter(tmp_path) as writer:
-    writer.save(1, state, POSITION, make_config(), {})
+    save_state(writer, 1, state)
   variables, _ = store.restore(tmp_path)
   assert variables['batch_stats'] == {}
 
@@ -143,9 +144,10 @@ def refused(function, *arguments):
 
 def test_another_model_section_is_refused(tmp_path):
   save(tmp_path)
-  assert refused(
-    store.restore_latest, tmp_path, make_state(), make_config(depth=50)
-  ) == ['model.depth: saved 18, given 50']
+  arguments = tmp_path, make_state(), make_config(depth=50)
+  assert refused(store.restore_latest, *arguments) == [
+    'model.depth: saved 18, given 50'
+  ]
 
 
 def test_a_workdir_is_claimed_once(tmp_path):

@@ -28,16 +28,11 @@ def only_the_cpu():
     pytest.skip('an accelerator is present')
 
 
-def test_auto_takes_the_cpu_with_a_warning(only_the_cpu, caplog):
+@pytest.mark.parametrize('name, num_warnings', [('auto', 1), ('cpu', 0)])
+def test_the_cpu_is_taken(only_the_cpu, caplog, name, num_warnings):
   with caplog.at_level(logging.WARNING):
-    assert backends.pick_backend('auto') == 'cpu'
-  assert len(caplog.records) == 1
-
-
-def test_cpu_is_taken_without_a_warning(only_the_cpu, caplog):
-  with caplog.at_level(logging.WARNING):
-    assert backends.pick_backend('cpu') == 'cpu'
-  assert not caplog.text
+    assert backends.pick_backend(name) == 'cpu'
+  assert len(caplog.records) == num_warnings
 
 
 @pytest.mark.parametrize('name', ['gpu', 'tpu', 'hpu'])
@@ -55,7 +50,7 @@ def test_an_unknown_backend_lists_the_known_ones():
   with pytest.raises(UserError) as error:
     backends.pick_backend('cuda')
   assert error.value.given == 'cuda'
-  assert error.value.wanted == ('auto', 'cpu', 'gpu', 'tpu', 'hpu')
+  assert 'auto, cpu, gpu, tpu, hpu' in error.value.wanted
 
 
 @pytest.mark.parametrize(
@@ -88,18 +83,24 @@ print(jax.jit(jnp.sum)(jnp.ones(3)))
 """
 
 
-def pick(python, name, behaviour='healthy', path='', seconds=60, **variables):
-  """A new process that picks a backend and computes 3.0 on it."""
+def run(python, code, *arguments, behaviour='healthy', **variables):
+  """A new process in which JAX chooses the backend."""
   names = ('JAX_PLATFORMS', 'XLA_FLAGS', 'PJRT_NAMES_AND_LIBRARY_PATHS')
   kept = {k: v for k, v in os.environ.items() if k not in names}
   return subprocess.run(
-    [python, '-c', PICK, name, path, str(seconds)],
+    [python, '-c', code, *arguments],
     env={**kept, 'PYTHONPATH': str(ROOT), 'FAKE_HPU': behaviour, **variables},
     capture_output=True,
     text=True,
     check=False,
     timeout=120,
   )
+
+
+def pick(python, name, behaviour='healthy', path='', seconds=60, **variables):
+  """A new process that picks a backend and computes 3.0 on it."""
+  arguments = (PICK, name, path, str(seconds))
+  return run(python, *arguments, behaviour=behaviour, **variables)
 
 
 @pytest.mark.parametrize('name', ['auto', 'hpu'])
@@ -134,41 +135,35 @@ def test_auto_falls_back_to_the_cpu_with_one_line(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('behaviour', ['initialize', 'client', 'devices'])
-def test_a_named_plugin_that_fails_is_an_error(with_plugin, behaviour):
+@pytest.mark.parametrize(
+  'behaviour, reason',
+  [
+    ('initialize', "Backend 'hpu' is not in the list of known backends"),
+    ('client', 'the driver does not answer'),
+    ('devices', "Backend 'hpu' provides no devices"),
+  ],
+)
+def test_a_named_plugin_that_fails_is_an_error(with_plugin, behaviour, reason):
   done = pick(with_plugin, 'hpu', behaviour)
   assert done.returncode == 2
-  reasons = {
-    'initialize': "Backend 'hpu' is not in the list of known backends",
-    'client': 'the driver does not answer',
-    'devices': "Backend 'hpu' provides no devices",
-  }
-  for text in ("'hpu'", '1 cpu', 'fake_hpu', reasons[behaviour]):
+  for text in ("'hpu'", '1 cpu', 'fake_hpu', reason):
     assert text in done.stdout
 
 
-@pytest.mark.parametrize('how', ['config', 'environment'])
-def test_the_cpu_loads_no_plugin(with_plugin, how):
+@pytest.mark.parametrize(
+  'name, variables', [('cpu', {}), ('auto', {'JAX_PLATFORMS': 'cpu'})]
+)
+def test_the_cpu_loads_no_plugin(with_plugin, name, variables):
   """Loaded, it would hang."""
-  if how == 'config':
-    done = pick(with_plugin, 'cpu', 'hang')
-  else:
-    done = pick(with_plugin, 'auto', 'hang', JAX_PLATFORMS='cpu')
+  done = pick(with_plugin, name, 'hang', **variables)
   assert done.stdout.split() == ['cpu', '3.0'], done.stderr
 
 
+IMPORT = 'from maskrcnn_jax.distributed import backends\n'
+
+
 def test_several_processes_must_name_the_backend(with_plugin):
-  code = (
-    'from maskrcnn_jax.distributed import backends\n'
-    'backends.pick_backend("auto", 2)'
-  )
-  done = subprocess.run(
-    [with_plugin, '-c', code],
-    env={**os.environ, 'JAX_PLATFORMS': '', 'PYTHONPATH': str(ROOT)},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  done = run(with_plugin, IMPORT + 'backends.pick_backend("auto", 2)')
   last = done.stderr.splitlines()[-1]
   assert 'UserError: runtime.backend' in last
   assert '(fake_hpu)' in last
@@ -218,30 +213,12 @@ def test_a_file_that_is_no_library_is_an_error(tmp_path):
 
 
 def test_installed_plugins_are_found_without_loading_them(with_plugin):
-  code = (
-    'import sys\nfrom maskrcnn_jax.distributed import backends\n'
-    'print(backends.installed_plugins(), "fake_hpu" in sys.modules)'
-  )
-  done = subprocess.run(
-    [with_plugin, '-c', code],
-    env={**os.environ, 'PYTHONPATH': str(ROOT)},
-    capture_output=True,
-    text=True,
-    check=True,
-  )
+  code = 'print(backends.installed_plugins(), "fake_hpu" in sys.modules)'
+  done = run(with_plugin, f'import sys\n{IMPORT}{code}')
   assert done.stdout == "['fake_hpu'] False\n"
 
 
 def test_a_plugin_can_be_imported_once_the_cpu_is_started(with_plugin):
-  code = (
-    'from maskrcnn_jax.distributed import backends\n'
-    'print(backends.pick_backend("cpu"))\nimport fake_hpu'
-  )
-  done = subprocess.run(
-    [with_plugin, '-c', code],
-    env={**os.environ, 'PYTHONPATH': str(ROOT), 'FAKE_HPU': 'hang'},
-    capture_output=True,
-    text=True,
-    check=True,
-  )
+  code = IMPORT + 'print(backends.pick_backend("cpu")); import fake_hpu'
+  done = run(with_plugin, code, behaviour='hang')
   assert (done.stdout, done.stderr) == ('cpu\n', '')

@@ -1,14 +1,15 @@
 """Several processes under mpirun compute what one computes, and end as one."""
 
+import functools
 import json
 import shutil
-import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import tiny_run
-from job_process import command, environment, metrics
+from job_process import command, execute, metrics
 
 from maskrcnn_jax.checkpoints import store
 
@@ -41,32 +42,20 @@ def config(tmp_path_factory):
   return tiny_run.write_config(config, folder / 'tiny.py')
 
 
-def execute(arguments, timeout=600):
-  """Runs a process to its end; its output is text."""
-  return subprocess.run(
-    arguments,
-    env=environment(),
-    capture_output=True,
-    text=True,
-    check=False,
-    timeout=timeout,
-  )
-
-
 @pytest.fixture(scope='module')
 def one(config, tmp_path_factory):
   """Workdir and output of a run of four steps in one process."""
-  workdir = tmp_path_factory.mktemp('one')
-  done = execute(command('train_and_eval', config, workdir))
-  assert done.returncode == 0, done.stderr
-  return workdir, done
+  return run_to_end(config, tmp_path_factory.mktemp('one'))
 
 
 @pytest.fixture(scope='module')
 def two(config, tmp_path_factory):
   """The same in two processes."""
-  workdir = tmp_path_factory.mktemp('two')
-  done = execute([*MPIRUN, *command('train_and_eval', config, workdir)])
+  return run_to_end(config, tmp_path_factory.mktemp('two'), MPIRUN)
+
+
+def run_to_end(config, workdir, prefix=()):
+  done = execute([*prefix, *command('train_and_eval', config, workdir)])
   assert done.returncode == 0, done.stderr
   return workdir, done
 
@@ -127,14 +116,8 @@ def test_process_0_alone_prints_and_writes(two):
 
 def test_one_process_reads_the_checkpoint_of_two(one, two):
   states = [store.restore(workdir)[0] for workdir, _ in (one, two)]
-  expected, actual = (np.concatenate(_flat(state)) for state in states)
-  np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
-
-
-def _flat(tree):
-  if isinstance(tree, dict):
-    return [array for key in sorted(tree) for array in _flat(tree[key])]
-  return [np.ravel(tree)]
+  close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
+  jax.tree.map(close, *states)
 
 
 @pytest.mark.long

@@ -15,12 +15,17 @@ from maskrcnn_jax.errors import UserError
 
 
 @pytest.fixture
-def no_launcher(monkeypatch):
-  """The environment of a process that nobody launched."""
+def set_launcher(monkeypatch):
+  """Sets variables in the environment of a process that nobody launched."""
   for name in [*os.environ]:
     if name.startswith(LAUNCHER_NAMES):
       monkeypatch.delenv(name)
-  return monkeypatch
+
+  def set_variables(variables):
+    for name, value in variables.items():
+      monkeypatch.setenv(name, value)
+
+  return set_variables
 
 
 def slurm_step(num_tasks):
@@ -64,59 +69,53 @@ def numbered(num_processes, **variables):
     ({**slurm_step(4), **launched(2, 0)}, launcher.Launch('ompi', 2, 0, 0)),
   ],
 )
-def test_the_launcher_is_recognized(variables, expected, no_launcher):
-  for name, value in variables.items():
-    no_launcher.setenv(name, value)
+def test_the_launcher_is_recognized(variables, expected, set_launcher):
+  set_launcher(variables)
   assert launcher.find_launch() == expected
 
 
 @pytest.mark.parametrize(
-  'variables, argument',
+  'variables, section, argument',
   [
-    (numbered(2, JAX_PROCESS_ID=2), 'JAX_PROCESS_ID'),
-    (numbered('two', JAX_PROCESS_ID=0), 'JAX_NUM_PROCESSES'),
-    (numbered(2), 'JAX_PROCESS_ID'),
-    (numbered(2, JAX_PROCESS_ID=0), 'runtime.coordinator_address'),
+    (numbered(2, JAX_PROCESS_ID=2), {}, 'JAX_PROCESS_ID'),
+    (numbered('two', JAX_PROCESS_ID=0), {}, 'JAX_NUM_PROCESSES'),
+    (numbered(2), {}, 'JAX_PROCESS_ID'),
+    (numbered(2, JAX_PROCESS_ID=0), {}, 'runtime.coordinator_address'),
     # Open MPI 5 on two machines.
     (
       {
         **launched(2, 0, PMIX_SERVER_TMPDIR='/tmp'),
         'OMPI_COMM_WORLD_LOCAL_SIZE': '1',
       },
+      {},
       'runtime.coordinator_address',
     ),
+    # An address without a port.
+    (
+      launched(2, 0),
+      {'coordinator_address': 'node1'},
+      'runtime.coordinator_address',
+    ),
+    ({}, {'num_processes': 2}, 'runtime.process_id'),
+    ({}, {'process_id': 0}, 'runtime.num_processes'),
   ],
 )
-def test_an_incomplete_job_is_an_error(variables, argument, no_launcher):
-  for name, value in variables.items():
-    no_launcher.setenv(name, value)
+def test_an_incomplete_job_is_an_error(
+  variables, section, argument, set_launcher
+):
+  set_launcher(variables)
   with pytest.raises(UserError) as error:
-    processes.start_distributed()
+    processes.start(section)
   assert error.value.argument == argument
   assert argument in str(error.value)
 
 
-def test_an_address_needs_a_port(no_launcher):
-  for name, value in launched(2, 0).items():
-    no_launcher.setenv(name, value)
-  with pytest.raises(UserError) as error:
-    processes.start_distributed('node1')
-  assert error.value.argument == 'runtime.coordinator_address'
-  assert error.value.given == 'node1'
-
-
-def test_a_missing_rank_in_the_config_is_an_error(no_launcher):
-  with pytest.raises(UserError) as error:
-    processes.start({'num_processes': 2})
-  assert error.value.argument == 'runtime.process_id'
-
-
-def test_a_single_process_starts_and_ends_by_itself(no_launcher):
+def test_a_single_process_starts_and_ends_by_itself(set_launcher):
   assert processes.start_distributed() == 1
   processes.end_job('not printed', 2)
 
 
-def test_all_processes_must_have_the_backend(no_launcher):
+def test_all_processes_must_have_the_backend(set_launcher):
   with pytest.raises(UserError) as error:
     backends.pick_backend('auto', num_processes=2)
   assert error.value.argument == 'runtime.backend'
@@ -131,6 +130,17 @@ def test_a_process_alone_exchanges_with_itself():
   assert collectives.first_error('full') == 'full'
   assert collectives.all_statuses('step 1', 0) == []
   collectives.barrier()
+
+
+def start(code, *arguments, **variables):
+  """A new process that runs a program, with these variables of a launcher."""
+  return subprocess.Popen(
+    [sys.executable, '-c', code, *map(str, arguments)],
+    env=environment(**variables),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
 
 
 EXCHANGE = """
@@ -154,18 +164,16 @@ open(f'{sys.argv[1]}/{rank}.json', 'w').write(json.dumps(report))
 
 
 def test_two_processes_exchange_values(tmp_path):
-  job = {
-    'JAX_NUM_PROCESSES': '2',
-    'JAX_COORDINATOR_ADDRESS': launcher.free_address(),
-  }
+  address = launcher.free_address()
   running = [
-    subprocess.Popen(
-      [sys.executable, '-c', EXCHANGE, str(tmp_path)],
-      env=environment(**job, JAX_PROCESS_ID=str(rank)),
+    start(
+      *(EXCHANGE, tmp_path),
+      **numbered(2, JAX_PROCESS_ID=rank, JAX_COORDINATOR_ADDRESS=address),
     )
     for rank in range(2)
   ]
-  assert [p.wait(timeout=120) for p in running] == [0, 0]
+  errors = [p.communicate(timeout=120)[1] for p in running]
+  assert [p.returncode for p in running] == [0, 0], errors
   for rank in range(2):
     report = json.loads((tmp_path / f'{rank}.json').read_text())
     assert report['broadcast'] == [True, False]
@@ -194,18 +202,11 @@ print(number, jax.process_index(), jax.device_count(), jax.local_device_count())
 
 def test_processes_of_open_mpi_5_find_each_other_on_one_machine(tmp_path):
   """Its variables, without mpirun: each version names this folder."""
-  job = {'PMIX_NAMESPACE': 'prterun-host-12345@1'}
-  running = [
-    subprocess.Popen(
-      [sys.executable, '-c', JOIN],
-      env=environment(
-        **launched(2, rank, PMIX_SERVER_TMPDIR=str(tmp_path), **job)
-      ),
-      stdout=subprocess.PIPE,
-      text=True,
-    )
-    for rank in (1, 0)
-  ]
+  job = {
+    'PMIX_SERVER_TMPDIR': str(tmp_path),
+    'PMIX_NAMESPACE': 'prterun-host-12345@1',
+  }
+  running = [start(JOIN, **launched(2, rank, **job)) for rank in (1, 0)]
   second, first = [p.communicate(timeout=120)[0] for p in running]
   assert [p.returncode for p in running] == [0, 0]
   assert first.split() == ['2', '0', '2', '1']
@@ -225,16 +226,7 @@ processes.end_job('the cause', 3, expected=sys.argv[1] == 'expected')
 @pytest.mark.slow
 def test_the_process_that_knows_the_cause_ends_first():
   cases = ((0, 'expected'), (1, 'expected'), (0, 'a bug'))
-  running = [
-    subprocess.Popen(
-      [sys.executable, '-c', FAIL, kind],
-      env=environment(**launched(2, rank)),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for rank, kind in cases
-  ]
+  running = [start(FAIL, kind, **launched(2, rank)) for rank, kind in cases]
   seconds = []
   for process in running:
     start, message = process.communicate(timeout=60)

@@ -8,10 +8,10 @@ import socket
 import subprocess
 import time
 
-import numpy as np
 import pytest
 import tiny_run
-from job_process import command, environment, metrics
+from job_process import command, environment, execute, metrics
+from tiny_checkpoint import assert_same
 
 from maskrcnn_jax.checkpoints import store
 from maskrcnn_jax.distributed import launcher
@@ -26,14 +26,8 @@ SECONDS_TO_END = 60
 
 def on_hosts(num_hosts, devices, arguments):
   """Runs a command to its end on simulated hosts with some devices each."""
-  done = subprocess.run(
-    ['bash', HOSTS, str(num_hosts), *arguments],
-    env=environment(DEVICES=str(devices)),
-    capture_output=True,
-    text=True,
-    check=False,
-    timeout=600,
-  )
+  arguments = ['bash', HOSTS, str(num_hosts), *arguments]
+  done = execute(arguments, DEVICES=str(devices))
   assert done.returncode == 0, done.stderr
   return done
 
@@ -69,8 +63,7 @@ def test_the_layout_of_devices_does_not_matter(four_devices, hosts):
   expected, actual = (metrics(four_devices[n], key) for n in (1, hosts))
   assert sorted(expected) == [1, 2, 3, 4]
   assert actual == expected
-  first, second = (store.restore(four_devices[n])[0] for n in (1, hosts))
-  assert_equal(first, second)
+  assert_same(*(store.restore(four_devices[n])[0] for n in (1, hosts)))
 
 
 def test_a_restart_on_the_same_hosts_is_exact(config, four_devices, tmp_path):
@@ -79,18 +72,7 @@ def test_a_restart_on_the_same_hosts_is_exact(config, four_devices, tmp_path):
     on_hosts(2, 2, command('train', config, tmp_path, flag))
   key = 'train/total_loss'
   assert metrics(tmp_path, key) == metrics(four_devices[2], key)
-  first, second = (store.restore(w)[0] for w in (four_devices[2], tmp_path))
-  assert_equal(first, second)
-
-
-def assert_equal(first, second):
-  """Raises unless two nested dicts hold the same arrays, bit for bit."""
-  if isinstance(first, dict):
-    assert first.keys() == second.keys()
-    for key in first:
-      assert_equal(first[key], second[key])
-  else:
-    np.testing.assert_array_equal(first, second)
+  assert_same(*(store.restore(w)[0] for w in (four_devices[2], tmp_path)))
 
 
 @pytest.mark.parametrize('batch_size', [4, 12])

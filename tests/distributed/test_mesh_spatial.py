@@ -118,11 +118,8 @@ def test_neither_images_nor_backbone_maps_are_gathered(compared):
       if kind == 'collective-permute':
         continue
       for shape in shapes:
-        assert is_small(shape) or is_gathered(kind, shape, name), (
-          kind,
-          shape,
-          name,
-        )
+        small = is_small(shape) or is_gathered(kind, shape, name)
+        assert small, (kind, shape, name)
 
 
 def is_small(shape):
@@ -236,7 +233,8 @@ def test_each_device_gets_its_part_of_the_height(placed):
 
 
 def test_an_uneven_split_is_refused(placed):
-  assert placed['three'][:3] == ['spatial', 3, 8]
+  assert placed['three'][:2] == ['spatial', 3]
+  assert '8' in placed['three'][2]
   *fields, text = placed['canvas']
   assert fields == ['runtime.spatial', 4, [1, 2, 13, 26]]
   assert re.findall(r'\d+', text)[:2] == ['832', '1344']

@@ -3,11 +3,12 @@
 import os
 import pathlib
 import re
-import subprocess
 import sys
 import time
+import types
 
 import pytest
+from job_process import execute
 
 from maskrcnn_jax.distributed import watchdog
 from maskrcnn_jax.errors import UserError
@@ -16,19 +17,10 @@ ROOT = pathlib.Path(__file__).parents[2]
 SIMULATED_HOSTS = ROOT / 'launch' / 'simulated_hosts.sh'
 
 
-class Clock:
-  """Seconds that pass only when a test says so."""
-
-  now = 0.0
-
-  def __call__(self):
-    return self.now
-
-
 def make(seconds):
-  """A watchdog, its clock, and the exit codes it ends the process with."""
-  codes, clock = [], Clock()
-  watch = watchdog.Watchdog(seconds, 0, codes.append, clock)
+  """A watchdog, its clock (in `now`), and the exit codes it ends with."""
+  codes, clock = [], types.SimpleNamespace(now=0.0)
+  watch = watchdog.Watchdog(seconds, 0, codes.append, lambda: clock.now)
   return watch, clock, codes
 
 
@@ -99,15 +91,8 @@ with watchdog.Watchdog(3, answer_seconds=10) as watch:
 
 @pytest.mark.slow
 def test_a_collective_that_does_not_return_names_step_and_hosts():
-  kept = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-  done = subprocess.run(
-    ['bash', SIMULATED_HOSTS, '2', sys.executable, '-c', HANG],
-    env={**kept, 'PYTHONPATH': str(ROOT)},
-    capture_output=True,
-    text=True,
-    check=False,
-    timeout=120,
-  )
+  program = (sys.executable, '-c', HANG)
+  done = execute(['bash', SIMULATED_HOSTS, '2', *program], timeout=120)
   assert done.returncode == 3
   host = os.uname().nodename
   assert f'process 0 on {host}, pid ' in done.stderr

@@ -50,6 +50,13 @@ def save(writer, step, state):
   return writer.save(step, state, position, config, classes)
 
 
+def put(state, matrices, others):
+  """A state with one sharding for matrices and another for the rest."""
+  return jax.tree.map(
+    lambda x: jax.device_put(x, matrices if x.ndim == 2 else others), state
+  )
+
+
 def start(workdir):
   """A process that saves, and where it tells the last step it has begun."""
   context = multiprocessing.get_context('forkserver')
@@ -81,12 +88,8 @@ def _restore_and_save(workdir, num_devices, layout):
   mesh = jax.make_mesh((num_devices,), ('data',))
   whole = jax.NamedSharding(mesh, jax.P())
   split = jax.NamedSharding(mesh, jax.P(None, 'data'))
-  fresh = jax.tree.map(
-    lambda x: jax.device_put(
-      x, split if x.ndim == 2 and layout == 'sharded' else whole
-    ),
-    state_of(0),
-  )
+  matrices = split if layout == 'sharded' else whole
+  fresh = put(state_of(0), matrices, whole)
   config = tiny_checkpoint.make_config()
   restored = store.restore_latest(workdir, fresh, config)
   step, state = (restored.step, restored.state) if restored else (0, fresh)

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import subprocess
 import sys
 
 import quick
@@ -30,6 +31,18 @@ def environment(**variables):
     'PYTHONPATH': os.pathsep.join(paths),
     **variables,
   }
+
+
+def execute(arguments, timeout=600, **variables):
+  """Runs a process to its end; its output is text."""
+  return subprocess.run(
+    arguments,
+    env=environment(**variables),
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=timeout,
+  )
 
 
 def launched(size, rank, **more):

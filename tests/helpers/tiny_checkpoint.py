@@ -55,8 +55,11 @@ def save(workdir, steps=(4,), config=None, keep=3, **kwargs):
   """Saves states that differ in their step alone."""
   with store.CheckpointWriter(workdir, keep) as writer:
     for step in steps:
-      state = make_state(step=step, **kwargs)
-      writer.save(step, state, POSITION, config or make_config(), CLASSES)
+      save_state(writer, step, make_state(step=step, **kwargs), config)
+
+
+def save_state(writer, step, state, config=None):
+  return writer.save(step, state, POSITION, config or make_config(), CLASSES)
 
 
 def assert_same(left, right):
