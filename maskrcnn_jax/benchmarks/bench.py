@@ -20,7 +20,7 @@ from maskrcnn_jax.benchmarks import (
 )
 from maskrcnn_jax.benchmarks.options import SUBJECTS, BenchOptions
 from maskrcnn_jax.benchmarks.subject import make_subject
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import invalid
 
 _COMPARISONS = {
   'step': comparison.training,
@@ -53,18 +53,27 @@ def bench(
     FileExistsError: the folder has results already.
   """
   if jax.process_count() > 1:
-    raise UserError(
-      'bench measures one process; start it alone.',
-      given=jax.process_count(),
-      wanted=1,
-    )
+    raise invalid('number of processes', jax.process_count(), '1')
   if output and pathlib.Path(output, 'bench.json').exists():
     raise FileExistsError(
       f'{output} holds the results of an earlier run; choose another --output.'
     )
   result = {'machine': machine.describe(), 'peaks': machine.measure_peaks()}
   subject = make_subject(config, is_real, min(options.rounds, _MAX_BATCHES))
-  result['subject'] = _describe(subject, options)
+  result['subject'] = {
+    'canvas': list(subject.canvas),
+    'batch_size': subject.batch_size,
+    'dtype': subject.model.dtype,
+    'num_classes': subject.model.num_classes,
+    'depth': subject.model.backbone.depth,
+    'images': subject.images,
+    'objects': [
+      batch['instances']['valid'].sum(axis=1).tolist()
+      for batch in subject.host_batches
+    ],
+    'rounds': options.rounds,
+    'warmup': options.warmup,
+  }
   with torchvision_process.beside(
     options.against, subject, machine.num_cpus(), options.channels_last
   ) as (other, facts):
@@ -116,24 +125,6 @@ def _measure(name, config, subject, other, options):
     num_processes=section.get('num_processes'),
     scorer=section.get('scorer', 'pycocotools'),
   )
-
-
-def _describe(subject, options) -> dict[str, Any]:
-  """Model, batches and rounds, for the record."""
-  return {
-    'canvas': list(subject.canvas),
-    'batch_size': subject.batch_size,
-    'dtype': subject.model.dtype,
-    'num_classes': subject.model.num_classes,
-    'depth': subject.model.backbone.depth,
-    'images': subject.images,
-    'objects': [
-      batch['instances']['valid'].sum(axis=1).tolist()
-      for batch in subject.host_batches
-    ],
-    'rounds': options.rounds,
-    'warmup': options.warmup,
-  }
 
 
 def _write(result, output) -> None:

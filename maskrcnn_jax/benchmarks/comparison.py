@@ -1,5 +1,11 @@
-"""Training step, detection and backbone, alone or beside torchvision's."""
+"""Training step, detection and backbone, alone or beside torchvision's.
 
+Results are JSON values: of each side `seconds` (see `measure.throughput`) and
+`images_per_second`, of `ours` also `program` (see `measure.Program`); with
+another side `ratios` of our time to theirs.
+"""
+
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,12 +26,10 @@ class Step:
     """Compiles the step of a subject."""
     self._batches = subject.batches()
     self._state = subject.state()
-    self._key = jax.device_put(
-      jax.random.key(0), mesh_lib.replicated(subject.mesh)
-    )
-    step = jitted_step(subject, self._state)
+    self._key = mesh_lib.put_replicated(jax.random.key(0), subject.mesh)
     self.program = measure.compile_program(
-      step, self._state, self._batches[0], self._key
+      jitted_step(subject, self._state),
+      *(self._state, self._batches[0], self._key),
     )
     self.losses = None
 
@@ -51,21 +55,16 @@ class Step:
 
 def jitted_step(subject: Subject, state: Any):
   """`jit_train_step` for the shardings of a state."""
+  shardings = jax.tree.map(lambda x: x.sharding, state)
   return train_step.jit_train_step(
-    subject.model,
-    subject.optimizer,
-    subject.mesh,
-    jax.tree.map(lambda x: x.sharding, state),
+    subject.model, subject.optimizer, subject.mesh, shardings
   )
 
 
 def training(
-  subject: Subject,
-  other: TorchvisionProcess | None = None,
-  rounds: int = 5,
-  warmup: int = 2,
+  subject: Subject, other: TorchvisionProcess | None, rounds: int, warmup: int
 ) -> dict[str, Any]:
-  """Times of a training step, images a second, work and memory.
+  """Times, work and memory of a training step.
 
   Args:
     subject: to train.
@@ -74,11 +73,9 @@ def training(
     warmup: rounds before them.
 
   Returns:
-    `ours` with `program` (see `measure.Program`), `seconds`,
-    `images_per_second`, `losses` and `foreground`, the RoIs of every image that
-    the mask head computes. With another side also `torchvision`, whose mask
-    head sees as many foreground RoIs as ours, `torchvision_free`, where it sees
-    those that the model found, and `ratios` of our time to theirs.
+    Also `losses` and `foreground`, the RoIs of every image that the mask head
+    computes. The mask head of `torchvision` sees as many foreground RoIs as
+    ours, that of `torchvision_free` those that the model found.
   """
   step = Step(subject)
   foreground = subject.model.sampling.num_mask_rows
@@ -97,51 +94,35 @@ def training(
     other.load_weights(subject.state().variables())
     sides['torchvision'] = theirs('torchvision', foreground)
     sides['torchvision_free'] = theirs('torchvision_free', None)
-  seconds = measure.alternate(sides, rounds, warmup, 'train step')
-  result = measure.compare(seconds, subject.batch_size)
+  result = _compare(subject, sides, rounds, warmup, 'train step', step.program)
   result['ours'] |= {
-    'program': step.program.costs(),
     'foreground': [foreground] * subject.batch_size,
     'losses': step.losses,
   }
   for name, answer in answers.items():
-    result[name]['foreground'] = answer['foreground']
-    result[name]['losses'] = answer['loss']
+    result[name] |= {
+      'foreground': answer['foreground'],
+      'losses': answer['loss'],
+    }
   return result
 
 
 def inference(
-  subject: Subject,
-  other: TorchvisionProcess | None = None,
-  rounds: int = 5,
-  warmup: int = 2,
+  subject: Subject, other: TorchvisionProcess | None, rounds: int, warmup: int
 ) -> dict[str, Any]:
-  """Times of detection, images a second, work and memory.
+  """Times, work and memory of detection; see `training` for the arguments.
 
-  Up to masks of 28x28 cells on both sides; the time in which torchvision pastes
-  them into images is reported apart.
-
-  Args:
-    subject: to detect with; its weights find objects in plenty.
-    other: see `training`.
-    rounds: likewise.
-    warmup: likewise.
+  Up to masks of 28x28 cells on both sides, with weights that find objects in
+  plenty.
 
   Returns:
-    `ours` with `program`, `seconds`, `images_per_second` and the `detections`
-    of every image. With another side also `torchvision`, with `pasting`, and
-    `ratios` of our time to theirs.
+    Also the number of `detections` of every image, and of torchvision `pasting`
+    (see `measure.summary`), the time to paste masks into images, which the
+    other times do not contain.
   """
   batches = subject.batches()
   variables = subject.state(examples.DETECTION_BACKGROUND).variables()
-  program = measure.compile_program(
-    lambda variables, images, sizes: train_step.detect(
-      subject.model, variables, images, sizes
-    ),
-    variables,
-    batches[0]['images'],
-    batches[0]['image_sizes'],
-  )
+  program = measure.compile_program(*detect_call(subject, variables))
   found, pasting = {}, []
 
   def ours(number):
@@ -162,33 +143,28 @@ def inference(
   if other:
     other.load_weights(variables)
     sides['torchvision'] = theirs
-  seconds = measure.alternate(sides, rounds, warmup, 'inference')
-  result = measure.compare(seconds, subject.batch_size)
+  result = _compare(subject, sides, rounds, warmup, 'inference', program)
   for name in sides:
     result[name]['detections'] = found[name]
-  result['ours']['program'] = program.costs()
   if other:
     result['torchvision']['pasting'] = measure.summary(pasting[warmup:])
   return result
 
 
+def detect_call(subject: Subject, variables: Any) -> tuple:
+  """Jitted detection, and its arguments for the first batch."""
+
+  def detect(variables, images, image_sizes):
+    return train_step.detect(subject.model, variables, images, image_sizes)
+
+  batch = subject.batches()[0]
+  return jax.jit(detect), variables, batch['images'], batch['image_sizes']
+
+
 def backbone(
-  subject: Subject,
-  other: TorchvisionProcess | None = None,
-  rounds: int = 5,
-  warmup: int = 2,
+  subject: Subject, other: TorchvisionProcess | None, rounds: int, warmup: int
 ) -> dict[str, Any]:
-  """Times of the backbone forward and backward, from normalised images.
-
-  Args:
-    subject: whose backbone it is, with its frozen stages; the first batch.
-    other: see `training`.
-    rounds: likewise.
-    warmup: likewise.
-
-  Returns:
-    As `training`.
-  """
+  """Times and work of the backbone forward and backward, on the first batch."""
   state = subject.state()
   calls, _ = stages.record_training(subject, state, only='backbone')
   call, arguments = calls['backbone']
@@ -198,10 +174,20 @@ def backbone(
   }
   if other:
     other.load_weights(state.variables())
-    sides['torchvision'] = lambda number: other.ask('backbone', number=0)[
-      'seconds'
-    ]
-  seconds = measure.alternate(sides, rounds, warmup, 'backbone')
+    sides['torchvision'] = lambda _: other.ask('backbone', number=0)['seconds']
+  return _compare(subject, sides, rounds, warmup, 'backbone', program)
+
+
+def _compare(
+  subject: Subject,
+  sides: dict[str, Callable[[int], float]],
+  rounds: int,
+  warmup: int,
+  title: str,
+  program: measure.Program,
+) -> dict[str, Any]:
+  """Runs the sides in turn, `ours` first."""
+  seconds = measure.alternate(sides, rounds, warmup, title)
   result = measure.compare(seconds, subject.batch_size)
   result['ours']['program'] = program.costs()
   return result

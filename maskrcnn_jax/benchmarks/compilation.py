@@ -1,10 +1,9 @@
 """Time to compile the step and detection, with a cold and a warm cache."""
 
-import contextlib
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,54 +12,55 @@ from jax.experimental.compilation_cache import compilation_cache
 from maskrcnn_jax.benchmarks import comparison
 from maskrcnn_jax.benchmarks.subject import Subject
 from maskrcnn_jax.distributed import mesh as mesh_lib
-from maskrcnn_jax.training import train_step
 
 
 def run(subject: Subject) -> dict[str, Any]:
-  """Seconds until a program can run.
-
-  Args:
-    subject: whose programs they are.
+  """Seconds until the programs `step` and `inference` of a subject can run.
 
   Returns:
-    For `step` and `inference`: `cold`, with an empty cache, and `cached`, each
-    `trace_seconds` (Python), `compile_seconds` (the compiler, or reading its
-    program from the cache) and their sum `seconds`; and `cache_bytes`.
+    By program see `cold_and_cached`.
   """
   batch, state = subject.batches()[0], subject.state()
-  key = jax.device_put(jax.random.key(0), mesh_lib.replicated(subject.mesh))
-
-  def step():
-    return comparison.jitted_step(subject, state), (state, batch, key)
-
-  def detect():
-    def function(variables, images, sizes):
-      return train_step.detect(subject.model, variables, images, sizes)
-
-    images = batch['images'], batch['image_sizes']
-    return jax.jit(function), (state.variables(), *images)
-
-  return {'step': cold_and_cached(step), 'inference': cold_and_cached(detect)}
+  key = mesh_lib.put_replicated(jax.random.key(0), subject.mesh)
+  return {
+    'step': cold_and_cached(
+      lambda: (comparison.jitted_step(subject, state), state, batch, key)
+    ),
+    'inference': cold_and_cached(
+      lambda: comparison.detect_call(subject, state.variables())
+    ),
+  }
 
 
-def cold_and_cached(make: Callable[[], tuple[Any, tuple]]) -> dict[str, Any]:
+def cold_and_cached(make: Callable[[], tuple]) -> dict[str, Any]:
   """Compiles a program with an empty cache, and again with what that wrote.
 
   Args:
     make: returns a jitted function and its arguments, the same in each call.
 
   Returns:
-    See `run`.
+    `cold`, with an empty cache, and `cached`, each `trace_seconds` (Python),
+    `compile_seconds` (the compiler, or reading its program from the cache) and
+    their sum `seconds`; and `cache_bytes`.
 
   Raises:
     RuntimeError: the second program did not come from the cache.
   """
   with tempfile.TemporaryDirectory(prefix='maskrcnn_jax_') as folder:
-    with _cache_in(folder):
+    settings = {
+      'jax_compilation_cache_dir': folder,
+      'jax_persistent_cache_min_compile_time_secs': 0.0,
+    }
+    former = {name: getattr(jax.config, name) for name in settings}
+    try:
+      _configure(settings)
       cold = _compile(*make())
       again = make()
       written = _sizes(folder)
       cached = _compile(*again)
+    finally:
+      _configure(former)
+      compilation_cache.reset_cache()
     if _sizes(folder) != written or not written:
       raise RuntimeError(
         f'The compiled program did not come from the cache: {written}.'
@@ -68,7 +68,12 @@ def cold_and_cached(make: Callable[[], tuple[Any, tuple]]) -> dict[str, Any]:
   return {'cold': cold, 'cached': cached, 'cache_bytes': sum(written.values())}
 
 
-def _compile(jitted, arguments) -> dict[str, float]:
+def _configure(settings) -> None:
+  for name, value in settings.items():
+    jax.config.update(name, value)
+
+
+def _compile(jitted, *arguments) -> dict[str, float]:
   # Of this process; files stay.
   jax.clear_caches()
   compilation_cache.reset_cache()
@@ -82,24 +87,6 @@ def _compile(jitted, arguments) -> dict[str, float]:
     'compile_seconds': end - middle,
     'seconds': end - start,
   }
-
-
-@contextlib.contextmanager
-def _cache_in(folder: str) -> Iterator[None]:
-  """Caches compiled programs in a folder, however short they took."""
-  settings = {
-    'jax_compilation_cache_dir': folder,
-    'jax_persistent_cache_min_compile_time_secs': 0.0,
-  }
-  former = {name: getattr(jax.config, name) for name in settings}
-  try:
-    for name, value in settings.items():
-      jax.config.update(name, value)
-    yield
-  finally:
-    for name, value in former.items():
-      jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 def _sizes(folder: str) -> dict[str, int]:

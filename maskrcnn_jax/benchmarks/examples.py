@@ -10,17 +10,15 @@ machine.
 
 import re
 import zlib
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from PIL import Image, ImageDraw
 
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import UserError, invalid
 
-# Objects of an image: gamma-Poisson with COCO's mean, and its long tail.
-_MEAN_OBJECTS, _SHAPE = 7.3, 1.0
+_MEAN_OBJECTS = 7.3
 # Sides of objects, as shares of the canvas, log-uniform: with 640 pixels some
 # two fifths are below COCO's 32 pixels, a quarter above its 96.
 _SIDES = (0.02, 0.7)
@@ -54,7 +52,6 @@ def synthetic_batches(
   max_instances: int = 100,
   mask_size: int = 112,
   num_objects: int | None = None,
-  seed: int = 0,
 ) -> list[dict[str, Any]]:
   """Random images with polygons for objects; needs no data and no TensorFlow.
 
@@ -66,7 +63,6 @@ def synthetic_batches(
     max_instances: rows of `instances`.
     mask_size: side of the masks.
     num_objects: of every image; None: as many as in COCO, at least 1.
-    seed: of all that is random.
 
   Returns:
     Batches as the input pipeline makes them, without what is only for results.
@@ -75,19 +71,13 @@ def synthetic_batches(
     UserError: there are more objects than rows.
   """
   if num_objects is not None and not 1 <= num_objects <= max_instances:
-    raise UserError(
-      f'num_objects must be 1 to max_instances, {max_instances}, got '
-      f'{num_objects}.',
-      argument='num_objects',
-      given=num_objects,
-      wanted=max_instances,
-    )
+    wanted = f'from 1 to max_instances, {max_instances}'
+    raise invalid('num_objects', num_objects, wanted)
 
   def one_image(random):
-    count = num_objects
-    if count is None:
-      mean = random.gamma(_SHAPE, _MEAN_OBJECTS / _SHAPE)
-      count = int(np.clip(random.poisson(mean), 1, max_instances))
+    # Geometric: COCO's mean, and its long tail.
+    count = num_objects or random.poisson(random.exponential(_MEAN_OBJECTS))
+    count = min(max(count, 1), max_instances)
     image = random.integers(0, 256, (*canvas, 3), np.uint8)
     boxes = np.zeros((max_instances, 4), np.float32)
     classes = np.zeros(max_instances, np.int32)
@@ -105,7 +95,7 @@ def synthetic_batches(
 
   batches = []
   for number in range(num_batches):
-    random = np.random.default_rng([seed, number])
+    random = np.random.default_rng([0, number])
     rows = [one_image(random) for _ in range(batch_size)]
     batches.append(
       {
@@ -161,43 +151,10 @@ def real_batches(inputs: Any, num_batches: int) -> list[dict[str, Any]]:
   )
 
 
-def full_masks(
-  masks: np.ndarray, boxes: np.ndarray, canvas: Sequence[int]
-) -> np.ndarray:
-  """Masks of whole images, from masks of boxes.
-
-  Args:
-    masks: `[n, size, size]` uint8, each of its box.
-    boxes: `[n, 4]` in pixels.
-    canvas: (height, width).
-
-  Returns:
-    `[n, height, width]` bool: where the cell under the middle of a pixel is
-    more than half full; the pixel in the middle of the box at least.
-  """
-  size = masks.shape[-1]
-  result = np.zeros((len(masks), *canvas), bool)
-  for whole, mask, box in zip(result, masks, boxes):
-    cells, inside = [], []
-    for axis in range(2):
-      start, end = box[axis], box[axis + 2]
-      pixels = np.arange(canvas[axis]) + 0.5
-      position = (pixels - start) / max(end - start, 1e-6) * size
-      inside.append((pixels >= start) & (pixels < end))
-      cells.append(np.clip(position, 0, size - 1).astype(int))
-    filled = mask[np.ix_(*cells)] >= 128
-    whole[:] = filled & inside[0][:, None] & inside[1]
-    middle = ((box[:2] + box[2:]) / 2).astype(int)
-    whole[tuple(np.minimum(middle, np.array(canvas) - 1))] = True
-  return result
-
-
 def example_variables(variables: Any, background: float) -> Any:
-  """Weights of the same structure and shapes, from formulas.
+  """Weights of the structure and shapes of `variables`, from formulas.
 
-  Args:
-    variables: `params` and `batch_stats` of a model, or their shapes.
-    background: added to the logit of class 0; the larger, the fewer objects.
+  `background` is added to the logit of class 0; the larger, the fewer objects.
   """
 
   def make(path, array):

@@ -19,13 +19,12 @@ AXES = {
   'objects': (1, 10, 30, 100),
   'classes': (2, 21, 91, 1203),
 }
-_OUT_OF_MEMORY = 'RESOURCE_EXHAUSTED'
 
 
 def run(
   config: Any,
-  rounds: int = 3,
-  warmup: int = 1,
+  rounds: int,
+  warmup: int,
   axes: Mapping[str, Sequence[int]] = AXES,
 ) -> list[dict[str, Any]]:
   """Steps with synthetic images, one size changed at a time.
@@ -49,12 +48,8 @@ def run(
       subject = subject_of(config, axis, value)
       batch_sizes[value] = subject.batch_size
       steps[value] = _fitting_step(subject)
-    seconds = measure.alternate(
-      {value: step.seconds for value, step in steps.items() if step},
-      rounds,
-      warmup,
-      axis,
-    )
+    sides = {value: step.seconds for value, step in steps.items() if step}
+    seconds = measure.alternate(sides, rounds, warmup, axis)
     for value, step in steps.items():
       row = {'seconds': None, 'images_per_second': None, 'program': None}
       if step:
@@ -65,13 +60,7 @@ def run(
 
 
 def subject_of(config: Any, axis: str, value: int) -> Subject:
-  """The subject of a config with one size changed.
-
-  Args:
-    config: stays as it is.
-    axis: of `AXES`.
-    value: of the axis.
-  """
+  """The subject of a config, which stays as it is, with one of `AXES` set."""
   config = copy.deepcopy(config)
   if axis == 'batch':
     config.input.batch_size = value
@@ -79,14 +68,8 @@ def subject_of(config: Any, axis: str, value: int) -> Subject:
     config.input.canvases = ((value, value),)
   elif axis == 'classes':
     config.model.num_classes = value
-  elif axis != 'objects':
-    raise ValueError(f'axis must be one of {", ".join(AXES)}, got {axis!r}.')
-  return make_subject(
-    config,
-    is_real=False,
-    num_batches=1,
-    num_objects=value if axis == 'objects' else None,
-  )
+  num_objects = value if axis == 'objects' else None
+  return make_subject(config, False, num_batches=1, num_objects=num_objects)
 
 
 def _fitting_step(subject) -> Step | None:
@@ -95,7 +78,7 @@ def _fitting_step(subject) -> Step | None:
     step = Step(subject)
     step.seconds(0)
   except jax.errors.JaxRuntimeError as error:
-    if _OUT_OF_MEMORY not in str(error):
+    if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
     logging.info('it does not fit into the memory')
     return None

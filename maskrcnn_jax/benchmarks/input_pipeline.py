@@ -7,14 +7,13 @@ measured.
 
 import collections
 import concurrent.futures
-import logging
 import multiprocessing
 import os
 import pathlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ import tensorflow as tf
 import tqdm
 
 from maskrcnn_jax.datasets import records
-from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.input_pipeline import (
   batches,
   decode,
@@ -39,21 +37,16 @@ _CACHES = {
 }
 # Batches that may be ready, which the time of the next ones does not show.
 _READ_AHEAD = 12
-# Data sets are read so often in a row: the start takes time too.
-_REPEATS = 16
 
 
-def run(
-  config: Any, num_images: int = 90, rounds: int = 5, core: int | None = None
-) -> dict[str, Any]:
-  """Measures the input of a config on one core.
+def run(config: Any, num_images: int = 90, rounds: int = 5) -> dict[str, Any]:
+  """Measures the input of a config on the last core this process may use.
 
   Args:
     config: a ConfigDict with the section `input`; its cache, its threads and
       `repeat_first` do not count.
     num_images: number of records, the first ones, which are read repeatedly.
     rounds: of all measurements; medians are returned.
-    core: number of the core; None: the last that this process may use.
 
   Returns:
     num_images, num_objects, megapixels: of the records; the latter two are the
@@ -61,44 +54,25 @@ def run(
     uncached, cached_rows, cached_records: for each cache `images_per_second`,
       by the clock, and `images_per_cpu_second`, which other work on the core
       hardly changes.
-    milliseconds: processor time of an image by stage, as each takes alone;
-      `maps` are sizes, boxes and pixel maps, `flip` counts for the half that is
-      mirrored, `rest` is what all of it takes beyond its stages.
+    milliseconds: processor time of an image by stage, one thread, for the
+      images of the most frequent canvas; `rest` is what a training batch takes
+      beyond its stages.
     cores: the process could use; empty where the system does not pin processes.
 
   Raises:
     UserError: there are no records, or an argument is wrong.
   """
-  for name, value in (('num_images', num_images), ('rounds', rounds)):
-    if value < 1:
-      raise UserError(
-        f'{name} must be at least 1, got {value}.',
-        argument=name,
-        given=value,
-        wanted=1,
-      )
+  pin = {}
+  if hasattr(os, 'sched_setaffinity'):
+    core = max(os.sched_getaffinity(0))
+    pin = {'initializer': os.sched_setaffinity, 'initargs': (0, {core})}
   # A new process: threads stay on the cores where they were started.
   with concurrent.futures.ProcessPoolExecutor(
-    1, multiprocessing.get_context('spawn'), **_pin(core)
+    1, multiprocessing.get_context('spawn'), **pin
   ) as executor:
     inputs = config.input.to_dict()
-    return executor.submit(_measure, inputs, num_images, rounds).result()
-
-
-def _pin(core: int | None) -> dict[str, Any]:
-  """Arguments of an executor whose process uses one core only."""
-  if not hasattr(os, 'sched_setaffinity'):
-    return {}
-  allowed = os.sched_getaffinity(0)
-  core = max(allowed) if core is None else core
-  if core not in allowed:
-    raise UserError(
-      f'core must be one of {sorted(allowed)}, got {core}.',
-      argument='core',
-      given=core,
-      wanted=sorted(allowed),
-    )
-  return {'initializer': os.sched_setaffinity, 'initargs': (0, {core})}
+    result = executor.submit(_measure, inputs, num_images, rounds).result()
+  return result | {'cores': [core] if pin else []}
 
 
 def _measure(
@@ -106,77 +80,69 @@ def _measure(
 ) -> dict[str, Any]:
   """`run` in the process that calls it."""
   reader.set_up_tensorflow(1)
-  # Stages are traced for every record, which TensorFlow would warn of.
-  logging.getLogger('tensorflow').setLevel(logging.ERROR)
   inputs = {**inputs, 'num_threads': 1, 'repeat_first': False}
   source = records.index_records(inputs['file_pattern'], inputs.get('split'))
   rows = range(min(num_images, len(source)))
-  rates, times = {name: [] for name in _CACHES}, []
+  rates, times = collections.defaultdict(list), collections.defaultdict(list)
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder, 'part.tfrecord')
     records.write_records(path, (records.read_record(source, i) for i in rows))
     inputs |= {'file_pattern': str(path), 'split': None}
     index = records.index_records(str(path))
-    pipelines = {name: _Pipeline(inputs, _CACHES[name]) for name in _CACHES}
-    stages = _Stages(index, inputs)
-    stages.run()  # Traces and warms up.
+    pipelines = {
+      name: _pipeline({**inputs, 'cache': cache}, len(index))
+      for name, cache in _CACHES.items()
+    }
+    stages = _stages(index, inputs)
     for _ in tqdm.trange(rounds, disable=None, unit='round'):
       # In turn, so that other work of the machine slows all alike.
-      for name, pipeline in pipelines.items():
-        rates[name].append(pipeline.run())
-      times.append(stages.run())
-    result = _describe(index)
-  for name, values in rates.items():
-    wall, cpu = map(statistics.median, zip(*values))
-    result[name] = {'images_per_second': wall, 'images_per_cpu_second': cpu}
-  milliseconds = {
-    name: statistics.median(each[name] for each in times) for name in times[0]
-  }
-  total = 1e3 / result['uncached']['images_per_cpu_second']
-  milliseconds['rest'] = total - sum(milliseconds.values())
-  pinned = hasattr(os, 'sched_getaffinity')
-  cores = sorted(os.sched_getaffinity(0)) if pinned else []
-  return result | {'milliseconds': milliseconds, 'cores': cores}
-
-
-def _describe(index) -> dict[str, float]:
-  """Number of images, and their mean objects and pixels."""
-  objects = [len(records.read_objects(index, i)) for i in range(len(index))]
+      for name, run_epoch in pipelines.items():
+        rates[name].append(run_epoch())
+      before = 0.0
+      for name, iterator in stages.items():
+        size = inputs['batch_size'] if name == 'batch' else 1
+        total = _milliseconds(iterator, -(-len(index) // size)) / size
+        times[name].append(total - before)
+        before = total
+    objects = [len(records.read_objects(index, row)) for row in rows]
   pixels = index.heights.astype(np.int64) * index.widths
-  return {
+  result = {
     'num_images': len(index),
     'num_objects': float(np.mean(objects)),
     'megapixels': float(np.mean(pixels)) / 1e6,
   }
+  for name, values in rates.items():
+    wall, cpu = map(statistics.median, zip(*values))
+    result[name] = {'images_per_second': wall, 'images_per_cpu_second': cpu}
+  milliseconds = {name: statistics.median(x) for name, x in times.items()}
+  total = 1e3 / result['uncached']['images_per_cpu_second']
+  milliseconds['rest'] = total - sum(milliseconds.values())
+  return result | {'milliseconds': milliseconds}
 
 
-class _Pipeline:
-  """Training batches that are read repeatedly."""
-
-  def __init__(self, inputs, cache):
+def _pipeline(inputs, num_images) -> Callable[[], tuple[float, float]]:
+  """Images a second by the clock and by processor time, over an epoch."""
+  if inputs['cache'] != 'nothing':
     # A cache is measured when it is full: with every image, never mirrored.
-    flip = {} if cache == 'nothing' else {'flip': False}
-    self._batches = batches.train_batches(**{**inputs, 'cache': cache, **flip})
-    size = inputs['batch_size']
-    count = len(records.index_records(inputs['file_pattern']))
-    self._num_batches = -(-count // size)
-    self._batch_size = size
-    # Fills the cache.
-    for _ in range(self._num_batches):
-      next(self._batches)
+    inputs = {**inputs, 'flip': False}
+  made = batches.train_batches(**inputs)
+  num_batches = -(-num_images // inputs['batch_size'])
+  for _ in range(num_batches):
+    next(made)
 
-  def run(self) -> tuple[float, float]:
-    """Images a second by the clock and by processor time, over an epoch."""
+  def run_epoch():
     _wait_for_threads()
     for _ in range(_READ_AHEAD):
-      next(self._batches)
+      next(made)
     wall, cpu = time.perf_counter(), time.process_time()
-    for _ in range(self._num_batches):
-      next(self._batches)
+    for _ in range(num_batches):
+      next(made)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    images = self._num_batches * self._batch_size
     _wait_for_threads()
+    images = num_batches * inputs['batch_size']
     return images / wall, images / cpu
+
+  return run_epoch
 
 
 def _wait_for_threads() -> None:
@@ -187,125 +153,67 @@ def _wait_for_threads() -> None:
     time.sleep(0.05)
 
 
-class _Stages:
-  """The functions of the pipeline, each alone."""
+def _stages(index, inputs) -> dict[str, Iterator]:
+  """Endless iterators, each with one more stage of the pipeline."""
+  names = ('max_instances', 'mask_size', 'flip', 'image_dtype')
+  options = transforms.TransformOptions(
+    **{name: inputs[name] for name in names if name in inputs},
+    resize=transforms.resize_options(inputs.get('resize')),
+  )
+  fits = [transforms.fit_size(x, options.resize) for x in inputs['canvases']]
+  choices = order.assign_canvases(index.heights, index.widths, fits)
+  # A batch has one canvas.
+  choice = np.bincount(choices).argmax()
+  rows = np.flatnonzero(choices == choice)
+  canvas, fit = (
+    tf.constant(inputs['canvases'][choice]),
+    tf.constant(fits[choice]),
+  )
+  paths = tf.constant([index.files[i] for i in index.file_indices[rows]])
 
-  def __init__(self, index, inputs):
-    self._index = index
-    self._batch_size = inputs['batch_size']
-    names = ('max_instances', 'mask_size', 'flip', 'image_dtype')
-    options = transforms.TransformOptions(
-      **{name: inputs[name] for name in names if name in inputs},
-      resize=transforms.resize_options(inputs.get('resize')),
-    )
-    canvases = inputs['canvases']
-    fits = [transforms.fit_size(x, options.resize) for x in canvases]
-    choices = order.assign_canvases(index.heights, index.widths, fits)
-    self._canvases = [tf.constant(canvases[choice]) for choice in choices]
-    self._fits = [tf.constant(fits[choice]) for choice in choices]
-    self._options = options
-    functions = _functions(options)
-    self._functions = {name: _trace(x) for name, x in functions.items()}
-    # The cost of an empty call depends on its arguments.
-    self._calls = {name: _trace(lambda *_: 0) for name in functions}
+  def read(row, *location):
+    return records.record_at(*location).map(lambda record: (row, record))
 
-  def run(self) -> dict[str, float]:
-    """Milliseconds of processor time of an image, by stage."""
-    self._seconds = collections.defaultdict(float)
-    for row in range(len(self._index)):
-      padded = self._run_row(row)
-    seconds = dict(self._seconds)
-    seconds['cut_masks'] -= seconds['decode_masks']
-    seconds['flip'] = (seconds.pop('mirror') - seconds['resize']) / 2
-    milliseconds = {
-      name: value / len(self._index) * 1e3 for name, value in seconds.items()
-    }
-    return {
-      'read': self._read(),
-      **milliseconds,
-      'batch': self._batch(padded),
-    }
+  def decode_record(row, serialized):
+    record = records.parse_record(serialized)
+    return row, decode.decode_record(record, options.max_instances)
 
-  def _run_row(self, row):
-    """The image and the instances of a record, padded."""
-    canvas, fit = self._canvases[row], self._fits[row]
-    serialized = tf.constant(records.read_record(self._index, row))
-    record = self._call('parse', serialized)
-    image = self._call('decode_image', record['encoded'])
-    example = decode.decode_record(record, self._options.max_instances)
-    maps = self._call('maps', example, canvas, fit)
-    size = tf.cast(maps['image_sizes'], tf.int32)
-    self._call('mirror', image, size, tf.constant(True))
-    resized = self._call('resize', image, size, tf.constant(False))
-    image = self._call('round', resized)
-    self._call('decode_masks', maps['masks'], maps['original_sizes'])
-    instances, _ = self._call('cut_masks', maps)
-    return self._call('pad', {'images': image, 'instances': instances}, canvas)
+  def resize(row, example):
+    flip = transforms.draw_flip(tf.stack([row, 0]), options)
+    return transforms.resize(example, canvas, fit, flip, options.resize)
 
-  def _call(self, name, *arguments):
-    start = time.process_time()
-    result = self._functions[name](*arguments)
-    middle = time.process_time()
-    self._calls[name](*arguments)
-    end = time.process_time()
-    self._seconds[name] += (middle - start) - (end - middle)
-    return result
+  def finish_image(example):
+    image = transforms.finish_image(example['image'], options.image_dtype)
+    return example | {'image': image}
 
-  def _read(self):
-    index = self._index
-    paths = tf.constant([index.files[i] for i in index.file_indices])
-    locations = tf.data.Dataset.from_tensor_slices(
-      (paths, index.offsets, index.lengths)
-    )
-    read = locations.repeat(_REPEATS).flat_map(records.record_at)
-    return _time_dataset(read, _REPEATS * len(index))
+  def crop_masks(example):
+    instances, _ = transforms.finish_instances(example, options)
+    return {'images': example['image'], 'instances': instances}
 
-  def _batch(self, row):
-    count = _REPEATS * self._batch_size
-    rows = tf.data.Dataset.from_tensors(row).repeat(count)
-    return _time_dataset(rows.batch(self._batch_size), count)
-
-
-def _trace(function: Callable) -> Callable:
-  return tf.function(function, reduce_retracing=True, autograph=False)
-
-
-def _functions(options) -> dict[str, Callable]:
-  """The stages as functions of an image."""
-
-  def maps(example, canvas, fit):
-    flip = tf.constant(False)
-    made = transforms.resize(example, canvas, fit, flip, options.resize)
-    return {name: made[name] for name in made if name != 'image'}
-
-  def decode_masks(pngs, image_size):
-    # One value of each mask, or TensorFlow would skip the decode.
-    return tf.map_fn(
-      lambda png: decode.decode_mask(png, image_size)[0, 0],
-      pngs,
-      fn_output_signature=tf.uint8,
-      parallel_iterations=1,
-    )
-
-  return {
-    'parse': records.parse_record,
-    'decode_image': decode.decode_image,
-    'maps': maps,
-    'mirror': transforms.resize_image,
-    'resize': transforms.resize_image,
-    'round': lambda x: transforms.finish_image(x, options.image_dtype),
-    'decode_masks': decode_masks,
-    'cut_masks': lambda x: transforms.finish_instances(x, options),
-    'pad': lambda row, canvas: transforms.pad(row, canvas, options),
+  steps = {
+    'read': lambda x: x.flat_map(read),
+    'decode_image': lambda x: x.map(decode_record),
+    'resize': lambda x: x.map(resize),
+    'round': lambda x: x.map(finish_image),
+    'masks': lambda x: x.map(crop_masks),
+    'pad': lambda x: x.map(lambda y: transforms.pad(y, canvas, options)),
+    'batch': lambda x: x.batch(inputs['batch_size']),
   }
-
-
-def _time_dataset(dataset: tf.data.Dataset, num_images: int) -> float:
-  """Milliseconds of processor time of an image."""
   settings = tf.data.Options()
   settings.threading.private_threadpool_size = 1
-  elements = iter(dataset.with_options(settings))
+  locations = (rows, paths, index.offsets[rows], index.lengths[rows])
+  dataset = tf.data.Dataset.from_tensor_slices(locations).repeat()
+  found = {}
+  for name, add in steps.items():
+    dataset = add(dataset)
+    found[name] = iter(dataset.with_options(settings))
+    next(found[name])
+  return found
+
+
+def _milliseconds(iterator, count) -> float:
+  """Processor time of an element."""
   start = time.process_time()
-  for _ in elements:
-    pass
-  return (time.process_time() - start) / num_images * 1e3
+  for _ in range(count):
+    next(iterator)
+  return (time.process_time() - start) / count * 1e3

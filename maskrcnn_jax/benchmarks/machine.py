@@ -73,27 +73,29 @@ def measure_peaks(
     and written ones together. `gemm_side`: of the fastest product by dtype.
   """
   kind = 'cpu' if jax.default_backend() == 'cpu' else 'default'
-  flops, best_sides = {}, {}
-  for dtype in DTYPES:
-    rates = {
-      side: _gemm_rate(side, dtype, rounds) for side in sides or _SIDES[kind]
-    }
-    best_sides[dtype] = max(rates, key=rates.get)
-    flops[dtype] = rates[best_sides[dtype]]
-  bandwidth = _copy_rate(copy_bytes or _COPY_BYTES[kind], rounds)
-  return {'flops': flops, 'gemm_side': best_sides, 'bandwidth': bandwidth}
+  best = {
+    dtype: max(
+      (_gemm_rate(side, dtype, rounds), side) for side in sides or _SIDES[kind]
+    )
+    for dtype in DTYPES
+  }
+  return {
+    'flops': {dtype: rate for dtype, (rate, _) in best.items()},
+    'gemm_side': {dtype: side for dtype, (_, side) in best.items()},
+    'bandwidth': _copy_rate(copy_bytes or _COPY_BYTES[kind], rounds),
+  }
 
 
 def highest(*measured: dict[str, Any]) -> dict[str, Any]:
   """The highest of each peak, of several measurements."""
   best = {
-    dtype: max(measured, key=lambda peaks, d=dtype: peaks['flops'][d])
+    dtype: max((x['flops'][dtype], x['gemm_side'][dtype]) for x in measured)
     for dtype in measured[0]['flops']
   }
   return {
-    'flops': {dtype: peaks['flops'][dtype] for dtype, peaks in best.items()},
-    'gemm_side': {d: peaks['gemm_side'][d] for d, peaks in best.items()},
-    'bandwidth': max(peaks['bandwidth'] for peaks in measured),
+    'flops': {dtype: rate for dtype, (rate, _) in best.items()},
+    'gemm_side': {dtype: side for dtype, (_, side) in best.items()},
+    'bandwidth': max(x['bandwidth'] for x in measured),
   }
 
 
@@ -124,11 +126,12 @@ def add_floors(result: dict[str, Any]) -> None:
 
   Args:
     result: see `bench.bench`; changed in place. Whatever has a `program` and
-      `seconds` gets `floor` (see `measure.floor`) of its operations and of the
-      bytes that any program must move, arguments and outputs; `gap_seconds`,
-      the median less the floor; `traffic_seconds`, the time of the bytes that
-      this program moves, without caches; and `peak_share`, operations a second
-      over the peak.
+      `seconds` gets `floor`, the least time that its work can take:
+      `compute_seconds` of its operations, `memory_seconds` of the bytes that
+      any program must move, arguments and outputs, their maximum `seconds`, and
+      `bound`, 'compute' or 'memory'; `gap_seconds`, the median less the floor;
+      `traffic_seconds`, the time of the bytes that this program moves, without
+      caches; and `peak_share`, operations a second over the peak.
   """
   float32 = result['subject']['dtype'] == 'float32'
   peak = result['peaks']['flops']['float32' if float32 else 'bfloat16']
@@ -139,23 +142,24 @@ def add_floors(result: dict[str, Any]) -> None:
   rows += [row for row in result.get('growth', []) if row['program']]
   for row in rows:
     work, median = row['program'], row['seconds']['median']
-    row['floor'] = measure.floor(
-      work['flops'], work['memory']['least_moved'], peak, bandwidth
-    )
-    row['traffic_seconds'] = work['bytes_accessed'] / bandwidth
+    compute = work['flops'] / peak
+    memory = work['memory']['least_moved'] / bandwidth
+    row['floor'] = {
+      'compute_seconds': compute,
+      'memory_seconds': memory,
+      'seconds': max(compute, memory),
+      'bound': 'memory' if memory > compute else 'compute',
+    }
     row['gap_seconds'] = median - row['floor']['seconds']
-    row['peak_share'] = work['flops'] / median / peak
+    row['traffic_seconds'] = work['bytes_accessed'] / bandwidth
+    row['peak_share'] = compute / median
 
 
 class OtherLoad:
   """CPUs used by other processes, since it was made or last read."""
 
   def __init__(self, pids: Sequence[int] = ()):
-    """Starts to count.
-
-    Args:
-      pids: processes besides this one that are part of the benchmark.
-    """
+    """Starts to count; `pids` are part of the benchmark, as is this process."""
     self._pids = [os.getpid(), *pids]
     self._last = self._now()
 
@@ -171,13 +175,10 @@ class OtherLoad:
     """Seconds of the wall clock, of all CPUs, and of our processes."""
     try:
       busy = busy_seconds((_PROC / 'stat').read_text())
-      own = sum(
-        process_seconds((_PROC / str(pid) / 'stat').read_text())
-        for pid in self._pids
-      )
+      own = [(_PROC / str(pid) / 'stat').read_text() for pid in self._pids]
     except OSError:
       return None
-    return time.monotonic(), busy, own
+    return time.monotonic(), busy, sum(map(process_seconds, own))
 
 
 def busy_seconds(stat: str) -> float:
@@ -189,11 +190,7 @@ def busy_seconds(stat: str) -> float:
 
 
 def process_seconds(stat: str) -> float:
-  """Seconds that a process and its children that ended have worked.
-
-  Args:
-    stat: text of /proc/PID/stat.
-  """
+  """Seconds that a process and its ended children worked, of /proc/PID/stat."""
   # The name in parentheses may hold spaces; fields 14 to 17 are utime, stime,
   # cutime and cstime.
   fields = stat.rpartition(')')[2].split()

@@ -40,12 +40,7 @@ class Program:
 
 
 def compile_program(function: Callable, *arguments: Any) -> Program:
-  """Compiles a function for these arguments.
-
-  Args:
-    function: jitted, or any that can be.
-    arguments: arrays, or their shapes.
-  """
+  """Compiles a function for these arguments, arrays or shapes."""
   jitted = function if hasattr(function, 'lower') else jax.jit(function)
   start = time.perf_counter()
   traced = jitted.trace(*arguments)
@@ -71,7 +66,7 @@ def count_flops(traced: Any, compiled: Any) -> float:
   operations (Winograd), the operations that it saves count as done.
 
   Args:
-    traced: the function, of all devices.
+    traced: a `jax.stages.Traced`, of all devices.
     compiled: the same as one device has it.
   """
   defined = traced.lower(lowering_platforms=('tpu',))
@@ -85,10 +80,7 @@ def count_flops(traced: Any, compiled: Any) -> float:
 
 
 def program_memory(compiled: Any) -> dict[str, int]:
-  """Bytes of a compiled program on one device, by what they hold.
-
-  Args:
-    compiled: see `jax.stages.Compiled`.
+  """Bytes of a `jax.stages.Compiled` on one device, by what they hold.
 
   Returns:
     `arguments`, `outputs`, `aliased` (outputs in the memory of arguments),
@@ -150,21 +142,26 @@ def alternate(
 def compare(
   seconds: Mapping[str, Sequence[float]], batch_size: int
 ) -> dict[str, Any]:
-  """Throughput of every side, and the ratios of our times to the others'.
+  """By side its `throughput`; `ratios` of our times to the others'.
 
   Args:
     seconds: of every round, by side; ours is `ours`.
     batch_size: images of a call.
 
   Returns:
-    By side `seconds` and `images_per_second`; with other sides also `ratios`.
+    A ratio has the `median`, that of the medians, below 1 where we are faster,
+    and `lowest` and `highest` of the ratios of single rounds.
   """
   result = {name: throughput(x, batch_size) for name, x in seconds.items()}
-  ratios = {
-    name: ratio(seconds['ours'], values)
-    for name, values in seconds.items()
-    if name != 'ours'
-  }
+  ours, ratios = seconds['ours'], {}
+  for name in seconds.keys() - {'ours'}:
+    rounds = [a / b for a, b in zip(ours, seconds[name], strict=True)]
+    medians = statistics.median(ours) / statistics.median(seconds[name])
+    ratios[name] = {
+      'median': medians,
+      'lowest': min(rounds),
+      'highest': max(rounds),
+    }
   return result | ({'ratios': ratios} if ratios else {})
 
 
@@ -179,53 +176,6 @@ def summary(seconds: Sequence[float]) -> dict[str, Any]:
 
 
 def throughput(seconds: Sequence[float], batch_size: int) -> dict[str, Any]:
-  """Times of a batch, and images a second by their median."""
+  """`summary` of the `seconds` of a batch, and `images_per_second`."""
   times = summary(seconds)
-  return {
-    'seconds': times,
-    'images_per_second': batch_size / times['median'],
-  }
-
-
-def ratio(ours: Sequence[float], others: Sequence[float]) -> dict[str, float]:
-  """Ratio of our times to theirs, of the same rounds.
-
-  Args:
-    ours: seconds of every round.
-    others: likewise.
-
-  Returns:
-    `median`: ratio of the medians, below 1 where we are faster. `lowest` and
-    `highest` of the ratios of single rounds.
-  """
-  rounds = [a / b for a, b in zip(ours, others, strict=True)]
-  return {
-    'median': statistics.median(ours) / statistics.median(others),
-    'lowest': min(rounds),
-    'highest': max(rounds),
-  }
-
-
-def floor(
-  flops: float, num_bytes: float, peak: float, bandwidth: float
-) -> dict[str, Any]:
-  """Roofline: the least time that work can take on a machine.
-
-  Args:
-    flops: operations.
-    num_bytes: to be read and written at least.
-    peak: operations a second.
-    bandwidth: bytes a second.
-
-  Returns:
-    `compute_seconds`, `memory_seconds`, their maximum `seconds`, and `bound`,
-    the name of the larger: 'compute' or 'memory'.
-  """
-  times = {'compute': flops / peak, 'memory': num_bytes / bandwidth}
-  bound = max(times, key=times.get)
-  return {
-    'compute_seconds': times['compute'],
-    'memory_seconds': times['memory'],
-    'seconds': times[bound],
-    'bound': bound,
-  }
+  return {'seconds': times, 'images_per_second': batch_size / times['median']}

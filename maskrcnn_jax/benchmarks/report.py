@@ -7,7 +7,6 @@
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from maskrcnn_jax import charts
@@ -29,15 +28,11 @@ _KINDS = {'train': 'training', 'inference': 'detection'}
 
 
 def text(result: dict[str, Any]) -> str:
-  """Markdown tables of everything that was measured.
-
-  Args:
-    result: see `bench.bench`, with floors.
-  """
+  """Markdown tables of a `bench.bench` result, with floors."""
   peaks = result['peaks']
   cells = {f'{x} GFLOP/s': number(n, 1e9) for x, n in peaks['flops'].items()}
   cells['copy GB/s'] = number(peaks['bandwidth'], 1e9)
-  sides = [x for name in NAMES for x in _side_cells(result, name)]
+  sides = [_side_cells(*measured) for measured in _sides(result)]
   parts = [_heading(result), _warning(result), table([cells]), table(sides)]
   for kind, stages in result.get('stages', {}).items():
     parts += _stage_parts(kind, stages)
@@ -46,40 +41,12 @@ def text(result: dict[str, Any]) -> str:
   if 'growth' in result:
     parts += [
       'A step with synthetic images, one size changed at a time:',
-      table(_growth_cells(result['growth'])),
+      table([_growth_cells(row) for row in result['growth']]),
     ]
   for name in ('input', 'evaluation'):
     if name in result:
       parts += [f'{name.capitalize()}:', table(_plain_cells(result[name]))]
   return '\n\n'.join(part for part in parts if part)
-
-
-def comparison(results: Sequence[dict[str, Any]]) -> str:
-  """One table of several runs, as of several batch sizes.
-
-  Args:
-    results: see `text`.
-  """
-  rows = []
-  for result in results:
-    subject = result['subject']
-    height, width = subject['canvas']
-    for name in NAMES:
-      for side, values in _sides(result, name):
-        rows.append(
-          {
-            'what': NAMES[name],
-            'batch': str(subject['batch_size']),
-            'canvas': f'{height}x{width}',
-            'dtype': subject['dtype'],
-            'images': 'random' if subject['images'] == 'synthetic' else 'real',
-            'side': SIDES[side],
-            'images/s': number(values['images_per_second']),
-            'our time / theirs': _ratio(result, name, side),
-            'of peak': _share(values),
-          }
-        )
-  return table(rows)
 
 
 def summary(folder: str) -> str:
@@ -97,12 +64,33 @@ def summary(folder: str) -> str:
   results.sort(
     key=lambda x: (x['subject']['images'], x['subject']['batch_size'])
   )
-  return comparison(results)
+  rows = []
+  for result in results:
+    subject = result['subject']
+    for name, side, values, ratio in _sides(result):
+      is_random = subject['images'] == 'synthetic'
+      rows.append(
+        {
+          'what': NAMES[name],
+          'batch': str(subject['batch_size']),
+          'canvas': _canvas(subject),
+          'dtype': subject['dtype'],
+          'images': 'random' if is_random else 'real',
+          'side': SIDES[side],
+          'images/s': number(values['images_per_second']),
+          'our time / theirs': ratio,
+          'of peak': _share(values),
+        }
+      )
+  return table(rows)
+
+
+def _canvas(subject) -> str:
+  return 'x'.join(map(str, subject['canvas']))
 
 
 def _heading(result) -> str:
   machine, subject = result['machine'], result['subject']
-  height, width = subject['canvas']
   other, beside = result.get('torchvision'), ''
   if other:
     layout = ', channels_last' if other['channels_last'] else ''
@@ -117,8 +105,8 @@ def _heading(result) -> str:
   return (
     f'{machine["devices"]} x {machine["device"]}, {machine["cpus"]} CPUs, jax '
     f'{machine["jax"]}{beside}. Batches of {subject["batch_size"]} at '
-    f'{height}x{width}, {subject["dtype"]}, {subject["num_classes"]} classes, '
-    f'images: {subject["images"]}. Load {machine["load_before"]:.1f} before, '
+    f'{_canvas(subject)}, {subject["dtype"]}, {subject["num_classes"]} classes,'
+    f' images: {subject["images"]}. Load {machine["load_before"]:.1f} before, '
     f'{machine["load_after"]:.1f} after. Peak memory: {memory}.'
   )
 
@@ -136,54 +124,58 @@ def _warning(result) -> str:
   )
 
 
-def _sides(result, name):
-  """Sides of a subject and their measurements."""
-  for side in SIDES:
-    if side in result.get(name, {}):
-      yield side, result[name][side]
+def _sides(result):
+  """Subject, side, measurements, and ratio of our time to theirs, as a text."""
+  for name in NAMES:
+    measured = result.get(name, {})
+    for side in [x for x in SIDES if x in measured]:
+      ratio = measured.get('ratios', {}).get(side)
+      shown = (
+        '-'
+        if ratio is None
+        else (
+          f'{ratio["median"]:.2f} '
+          f'({ratio["lowest"]:.2f} to {ratio["highest"]:.2f})'
+        )
+      )
+      yield name, side, measured[side], shown
 
 
-def _side_cells(result, name) -> list[dict[str, str]]:
-  """A row for every side of a subject."""
-  return [
-    {
-      'what': NAMES[name],
-      'side': SIDES[side],
-      **_time_cells(values['seconds']),
-      'images/s': number(values['images_per_second']),
-      'our time / theirs': _ratio(result, name, side),
-      'GFLOP': number(values.get('program', {}).get('flops'), 1e9),
-      'of peak': _share(values),
-      'needs GiB': number(_needed(values), 2**30),
-    }
-    for side, values in _sides(result, name)
-  ]
-
-
-def _time_cells(seconds) -> dict[str, str]:
+def _side_cells(name, side, values, ratio) -> dict[str, str]:
   return {
-    'ms': number(seconds['median'], 1e-3),
-    'lowest': number(seconds['lowest'], 1e-3),
-    'highest': number(seconds['highest'], 1e-3),
+    'what': NAMES[name],
+    'side': SIDES[side],
+    **_time_cells(values),
+    'images/s': number(values['images_per_second']),
+    'our time / theirs': ratio,
+    **_program_cells(values),
   }
 
 
-def _ratio(result, name, side) -> str:
-  """The ratio of our time to theirs, with the spread."""
-  ratio = result[name].get('ratios', {}).get(side)
-  if ratio is None:
-    return '-'
-  spread = f'{ratio["lowest"]:.2f} to {ratio["highest"]:.2f}'
-  return f'{ratio["median"]:.2f} ({spread})'
+def _time_cells(values) -> dict[str, str]:
+  seconds = values['seconds'] or {}
+  return {
+    name: number(seconds.get(key), 1e-3)
+    for name, key in (
+      ('ms', 'median'),
+      ('lowest', 'lowest'),
+      ('highest', 'highest'),
+    )
+  }
+
+
+def _program_cells(values) -> dict[str, str]:
+  program = values.get('program') or {}
+  return {
+    'GFLOP': number(program.get('flops'), 1e9),
+    'of peak': _share(values),
+    'needs GiB': number(program.get('memory', {}).get('needed'), 2**30),
+  }
 
 
 def _share(values) -> str:
   share = values.get('peak_share')
   return '-' if share is None else f'{share:.1%}'
-
-
-def _needed(values) -> float | None:
-  return values['program']['memory']['needed'] if 'program' in values else None
 
 
 def _stage_parts(kind, stages) -> list[str]:
@@ -203,7 +195,7 @@ def _stage_cells(stage, total) -> dict[str, str]:
   work, floor, seconds = stage['program'], stage['floor'], stage['seconds']
   return {
     'stage': stage['name'],
-    **_time_cells(seconds),
+    **_time_cells(stage),
     'of all': f'{seconds["median"] / total:.1%}',
     'GFLOP': number(work['flops'], 1e9),
     'least GB': number(work['memory']['least_moved'], 1e9),
@@ -231,20 +223,14 @@ def _compile_cells(result) -> list[dict[str, str]]:
   ]
 
 
-def _growth_cells(rows) -> list[dict[str, str]]:
-  nothing = {'median': None, 'lowest': None, 'highest': None}
-  return [
-    {
-      'size': row['axis'],
-      'value': str(row['value']),
-      **_time_cells(row['seconds'] or nothing),
-      'images/s': number(row['images_per_second']),
-      'GFLOP': number(row['program'] and row['program']['flops'], 1e9),
-      'needs GiB': number(row['program'] and _needed(row), 2**30),
-      'of peak': _share(row),
-    }
-    for row in rows
-  ]
+def _growth_cells(row) -> dict[str, str]:
+  return {
+    'size': row['axis'],
+    'value': str(row['value']),
+    **_time_cells(row),
+    'images/s': number(row['images_per_second']),
+    **_program_cells(row),
+  }
 
 
 def _plain_cells(values, prefix='') -> list[dict[str, str]]:
@@ -260,42 +246,38 @@ def _plain_cells(values, prefix='') -> list[dict[str, str]]:
 
 
 def draw(result: dict[str, Any], path: Any) -> None:
-  """Writes a chart of the sides, the stages, and the growth of a step.
-
-  Args:
-    result: see `bench.bench`, with floors.
-    path: of the PNG file.
-  """
+  """Writes a PNG of the sides, the stages, and the growth of a step."""
   charts.save(charts.bar_chart(bar_panels(result)), path)
 
 
 def bar_panels(result: dict[str, Any]) -> list[charts.BarPanel]:
   """The panels of `draw`; those without measurements are empty."""
+
+  def panel(title, rows):
+    title = f'ms of {title} (line: floor)'
+    return charts.BarPanel(title, [_bar(*row) for row in rows])
+
   sides = [
-    _bar(f'{NAMES[name]}: {SIDES[side]}', values, side == 'ours')
-    for name in NAMES
-    for side, values in _sides(result, name)
+    (f'{NAMES[name]}: {SIDES[side]}', values, side == 'ours')
+    for name, side, values, _ in _sides(result)
   ]
-  panels = [charts.BarPanel('ms of a batch (line: floor)', sides)]
+  panels = [panel('a batch', sides)]
   for kind, stages in result.get('stages', {}).items():
-    bars = [_bar(x['name'], x) for x in stages]
-    title = f'ms of the stages of {_KINDS[kind]}, each alone (line: floor)'
-    panels.append(charts.BarPanel(title, bars))
-  growth = [row for row in result.get('growth', []) if row['seconds']]
-  labels = [f'{row["axis"]} {row["value"]}' for row in growth]
+    rows = [(x['name'], x) for x in stages]
+    panels.append(panel(f'the stages of {_KINDS[kind]}, each alone', rows))
+  growth = [
+    (f'{row["axis"]} {row["value"]}', row)
+    for row in result.get('growth', [])
+    if row['seconds']
+  ]
+  memory = [
+    charts.Bar(label, row['program']['memory']['needed'] / 2**30)
+    for label, row in growth
+  ]
   return [
     *panels,
-    charts.BarPanel(
-      'ms of a step, one size changed at a time (line: floor)',
-      [_bar(label, row) for label, row in zip(labels, growth)],
-    ),
-    charts.BarPanel(
-      'GiB that a step needs',
-      [
-        charts.Bar(label, _needed(row) / 2**30)
-        for label, row in zip(labels, growth)
-      ],
-    ),
+    panel('a step, one size changed at a time', growth),
+    charts.BarPanel('GiB that a step needs', memory),
   ]
 
 

@@ -44,7 +44,7 @@ class Call:
   """A call of a submodule or method of the model, to be made again.
 
   Attributes:
-    module: unbound: the model or one of its submodules.
+    module: the model or one of its submodules, unbound.
     method: its name.
     static: the arguments that are no arrays, by position.
   """
@@ -54,21 +54,10 @@ class Call:
   static: Mapping[int, Any]
 
   def forward(self, variables: Any, arrays: Mapping[int, Any]) -> Any:
-    """The output.
-
-    Args:
-      variables: of the module.
-      arrays: the other arguments, by position.
-    """
+    """The output; `arrays` are the other arguments, by position."""
     given = {**self.static, **arrays}
-    output, _ = self.module.apply(
-      variables,
-      *(given[position] for position in sorted(given)),
-      method=self.method,
-      rngs={'sampling': jax.random.key(0)},
-      mutable=['batch_stats'],
-    )
-    return output
+    arguments = [given[position] for position in sorted(given)]
+    return _apply(self.module, variables, self.method, *arguments)
 
   def forward_and_backward(self, variables, arrays) -> Any:
     """The output, and the gradients of parameters and first argument."""
@@ -85,6 +74,17 @@ class Call:
       params,
       inputs,
     )
+
+
+def _apply(module, variables, method, *arguments):
+  output, _ = module.apply(
+    variables,
+    *arguments,
+    method=method,
+    rngs={'sampling': jax.random.key(0)},
+    mutable=['batch_stats'],
+  )
+  return output
 
 
 def _with_gradients(function: Callable, *arguments: Any) -> tuple[Any, Any]:
@@ -105,8 +105,7 @@ def record_calls(
   Args:
     model: to run.
     variables: of the model.
-    method: to call.
-    arguments: of the method.
+    method: to call, with the `arguments`.
     only: name of the one stage to record; nothing behind it is computed.
 
   Returns:
@@ -124,39 +123,28 @@ def record_calls(
       names = _NAMES.get((*path, method), ())
       name = next((x for x in names if x not in calls), None)
       if name:
-        is_array = [
-          any(isinstance(x, jax.Array) for x in jax.tree.leaves(argument))
-          for argument in args
-        ]
-        arrays[name] = {i: x for i, x in enumerate(args) if is_array[i]}
-        static = {i: x for i, x in enumerate(args) if not is_array[i]}
+        given, static = {}, {}
+        for position, x in enumerate(args):
+          is_array = any(isinstance(y, jax.Array) for y in jax.tree.leaves(x))
+          (given if is_array else static)[position] = x
+        arrays[name] = given
         calls[name] = Call(context.module.clone(parent=None), method, static)
-        own_variables[name] = _variables_of(path, variables)
+        # The model's own methods need none.
+        own_variables[name] = {
+          kind: tree[path[0]]
+          for kind, tree in variables.items()
+          if path and path[0] in tree
+        }
       return next_function(*args, **kwargs)
 
     with nn.intercept_methods(intercept):
-      output, _ = model.apply(
-        variables,
-        *arguments,
-        method=method,
-        rngs={'sampling': jax.random.key(0)},
-        mutable=['batch_stats'],
-      )
+      output = _apply(model, variables, method, *arguments)
     if only:
       return {only: own_variables[only]}, {only: arrays[only]}, None
     return own_variables, arrays, output
 
   own, arrays, output = jax.jit(run)(variables, arguments)
   return {x: (calls[x], (own[x], arrays[x])) for x in calls if x in own}, output
-
-
-def _variables_of(path: tuple[str, ...], variables: Mapping[str, Any]):
-  """Those of a submodule; the model's own methods need none."""
-  if not path:
-    return {}
-  return {
-    kind: tree[path[0]] for kind, tree in variables.items() if path[0] in tree
-  }
 
 
 def record_training(
@@ -247,17 +235,8 @@ def detection_stages(subject: Subject) -> Stages:
   return stages
 
 
-def run(subject: Subject, rounds: int = 5, warmup: int = 2) -> dict[str, Any]:
-  """Times and work of every stage of `train` and `inference`.
-
-  Args:
-    subject: to train, and to detect with.
-    rounds: that count.
-    warmup: rounds before them.
-
-  Returns:
-    By kind a row of each stage, see `measure_stages`.
-  """
+def run(subject: Subject, rounds: int, warmup: int) -> dict[str, Any]:
+  """`measure_stages` of `train` and `inference`."""
   return {
     'train': measure_stages(training_stages(subject), rounds, warmup),
     'inference': measure_stages(detection_stages(subject), rounds, warmup),
@@ -265,14 +244,9 @@ def run(subject: Subject, rounds: int = 5, warmup: int = 2) -> dict[str, Any]:
 
 
 def measure_stages(
-  stages: Mapping[str, tuple[Callable, tuple]], rounds: int, warmup: int
+  stages: Stages, rounds: int, warmup: int
 ) -> list[dict[str, Any]]:
   """Compiles functions and runs them by turns.
-
-  Args:
-    stages: functions and their arguments, by name.
-    rounds: that count.
-    warmup: rounds before them.
 
   Returns:
     For each its `name`, `seconds` (see `measure.summary`) and `program` (see
@@ -287,9 +261,8 @@ def measure_stages(
     run, arguments = programs[name].run, stages[name][1]
     return lambda number: measure.seconds_of(run, *arguments)[0]
 
-  seconds = measure.alternate(
-    {name: side(name) for name in programs}, rounds, warmup, 'stages'
-  )
+  sides = {name: side(name) for name in programs}
+  seconds = measure.alternate(sides, rounds, warmup, 'stages')
   return [
     {
       'name': name,

@@ -51,11 +51,7 @@ class Subject:
     return [mesh_lib.put_batch(batch, self.mesh) for batch in self.host_batches]
 
   def state(self, background: float = examples.TRAINING_BACKGROUND):
-    """A train state of example weights on the devices.
-
-    Args:
-      background: see `examples.example_variables`.
-    """
+    """A train state of `examples.example_variables` on the devices."""
     state = jax.eval_shape(
       lambda key: train_step.init_state(
         self.model, self.optimizer, self.host_batches[0], key

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import operator
 import pathlib
 import subprocess
 import tempfile
@@ -10,15 +11,15 @@ from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 
-from maskrcnn_jax.benchmarks import examples
 from maskrcnn_jax.benchmarks.subject import LEARNING_RATE, Subject
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import UserError, invalid
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.weights import torchvision
 
 _SCRIPT = pathlib.Path(__file__).with_name('torchvision_side.py')
-# torchvision builds every pyramid and head with these.
+# torchvision builds every model with these.
 _FIXED = {
   'pyramid_channels': 256,
   'mask_channels': 256,
@@ -29,23 +30,20 @@ _FIXED = {
   'box_convs': 0,
   'box_dense': 2,
   'bgr': False,
+  'backbone.width': 64,
+  'backbone.stride_in_1x1': False,
+  'head_norm.kind': 'none',
 }
-_OPTIMIZER = {
-  'learning_rate': LEARNING_RATE,
-  'momentum': 0.9,
-  'weight_decay': 1e-4,
-}
+_NORMS = ('frozen', 'batch')
+_NUM_ANCHORS = 3
+_OPTIMIZER = {'lr': LEARNING_RATE, 'momentum': 0.9, 'weight_decay': 1e-4}
 
 
 class TorchvisionProcess:
   """A child process that answers requests, one at a time."""
 
-  def __init__(self, python: str, script: pathlib.Path = _SCRIPT):
-    """Starts it.
-
-    Args:
-      python: an interpreter that has torch and torchvision.
-      script: what it runs.
+  def __init__(self, python: str):
+    """Starts an interpreter that has torch and torchvision.
 
     Raises:
       UserError: there is no such interpreter.
@@ -55,7 +53,7 @@ class TorchvisionProcess:
     self._stderr = tempfile.TemporaryFile('w+')  # noqa: SIM115
     try:
       self._process = subprocess.Popen(
-        [python, str(script)],
+        [python, str(_SCRIPT)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=self._stderr,
@@ -63,24 +61,18 @@ class TorchvisionProcess:
       )
     except OSError as error:
       self._stderr.close()
-      raise UserError(
-        '--against must be an interpreter that has torch and torchvision, such '
-        f'as venv/bin/python; {python!r} cannot be started: {error.strerror}.',
-        argument='against',
-        path=python,
+      raise self._error(
+        f'cannot be started: {error.strerror}. It must be an interpreter that '
+        'has torch and torchvision, such as venv/bin/python.'
       ) from error
-
-  @property
-  def pid(self) -> int:
-    """Process id of the child."""
-    return self._process.pid
+    self.pid = self._process.pid
 
   def ask(self, name: str, **fields: Any) -> dict[str, Any]:
     """The answer of the child.
 
     Args:
-      name: of the request.
-      fields: JSON values.
+      name: of the request, a method of `torchvision_side.Side`.
+      fields: its arguments, JSON values.
 
     Raises:
       UserError: the request failed, or the child ended; with the reason.
@@ -92,34 +84,37 @@ class TorchvisionProcess:
     except BrokenPipeError:
       line = ''
     if not line:
-      raise UserError(
-        f'{self._python} of --against ended: {self._last_line()}',
-        argument='against',
-        path=self._python,
-        item=name,
-      )
+      code = self._process.wait()
+      self._stderr.seek(0)
+      lines = self._stderr.read().strip().splitlines()
+      reason = lines[-1] if lines else f'exit code {code}'
+      raise self._error(f'ended: {reason}', name)
     answer = json.loads(line)
     if 'error' in answer:
-      raise UserError(
-        f'torchvision in {self._python} failed in {name}: {answer["error"]}',
-        argument='against',
-        path=self._python,
-        item=name,
-      )
+      raise self._error(f'failed in {name}: {answer["error"]}', name)
     return answer
+
+  def _error(self, reason: str, item: str | None = None) -> UserError:
+    return UserError(
+      f'{self._python} of --against {reason}',
+      argument='against',
+      path=self._python,
+      item=item,
+    )
 
   def load_weights(self, variables: Any) -> None:
     """Sends our `params` and `batch_stats`."""
-    self._load('load_weights', torchvision.state_dict(variables))
+    self._send('load_weights', torchvision.state_dict(variables))
 
   def load_batches(self, batches: Sequence[Mapping[str, Any]]) -> None:
     """Sends our batches, of one size, to take in turn."""
-    self._load('load_batches', arrays_of(batches))
+    size = len(batches[0]['images'])
+    self._send('load_batches', arrays_of(batches), batch_size=size)
 
-  def _load(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+  def _send(self, name, arrays, **fields) -> None:
     with tempfile.TemporaryDirectory(prefix='maskrcnn_jax_') as folder:
       np.savez(f'{folder}/arrays.npz', **arrays)
-      self.ask(name, path=f'{folder}/arrays.npz')
+      self.ask(name, path=f'{folder}/arrays.npz', **fields)
 
   def close(self) -> None:
     """Ends the child process."""
@@ -132,12 +127,6 @@ class TorchvisionProcess:
       self._process.wait()
     self._process.stdout.close()
     self._stderr.close()
-
-  def _last_line(self) -> str:
-    self._process.wait()
-    self._stderr.seek(0)
-    lines = self._stderr.read().strip().splitlines()
-    return lines[-1] if lines else f'exit code {self._process.returncode}'
 
 
 @contextlib.contextmanager
@@ -165,28 +154,18 @@ def beside(
     yield None, None
     return
   if subject.mesh.size > 1:
-    raise UserError(
-      f'--against compares single devices, and this run has {subject.mesh.size}'
-      ': add --config.runtime.num_devices=1.',
-      argument='runtime.num_devices',
-      given=subject.mesh.size,
-      wanted=1,
-    )
-  wanted = settings(subject.model, subject.canvas)
+    wanted = '1 with --against, which compares single devices'
+    raise invalid('runtime.num_devices', subject.mesh.size, wanted)
   if channels_last is None:
     channels_last = jax.default_backend() == 'gpu'
-  process = TorchvisionProcess(python)
-  try:
+  own = settings(subject.model, subject.canvas)
+  own['channels_last'] = channels_last
+  with contextlib.closing(TorchvisionProcess(python)) as process:
     facts = process.ask(
-      'set_up',
-      model=wanted | {'channels_last': channels_last},
-      threads=threads,
-      optimizer=_OPTIMIZER,
+      'set_up', model=own, threads=threads, optimizer=_OPTIMIZER
     )
     process.load_batches(subject.host_batches)
     yield process, facts | {'channels_last': channels_last}
-  finally:
-    process.close()
 
 
 def settings(model: MaskRCNN, canvas: Sequence[int]) -> dict[str, Any]:
@@ -197,34 +176,20 @@ def settings(model: MaskRCNN, canvas: Sequence[int]) -> dict[str, Any]:
     canvas: (height, width) of the images.
 
   Raises:
-    UserError: torchvision has no such model; `item` is the first field that
+    UserError: torchvision has no such model; `argument` is the first field that
       differs.
   """
-  anchors = model.anchors.scales_per_octave * len(model.anchors.aspect_ratios)
-  backbone = model.backbone
-  norms = ('frozen', 'batch')
-  fields = {
-    **{name: (getattr(model, name), value) for name, value in _FIXED.items()},
-    'backbone.width': (backbone.width, 64),
-    'backbone.norm': (
-      backbone.norm,
-      backbone.norm if backbone.norm in norms else ' or '.join(norms),
-    ),
-    'backbone.stride_in_1x1': (backbone.stride_in_1x1, False),
-    'head_norm.kind': (model.head_norm.kind, 'none'),
-    'anchors (per cell)': (anchors, 3),
-  }
-  wrong = [
-    f'model.{name}={ours} (torchvision: {theirs})'
-    for name, (ours, theirs) in fields.items()
-    if ours != theirs
-  ]
-  if wrong:
-    raise UserError(
-      f"torchvision's Mask R-CNN differs from {', '.join(wrong)}.",
-      argument='against',
-      item=wrong[0].partition('=')[0],
-    )
+  for name, theirs in _FIXED.items():
+    ours = operator.attrgetter(name)(model)
+    if ours != theirs:
+      raise invalid(f'model.{name}', ours, f'{theirs!r}, as in torchvision')
+  backbone, anchors = model.backbone, model.anchors
+  if backbone.norm not in _NORMS:
+    raise invalid('model.backbone.norm', backbone.norm, f'one of {_NORMS}')
+  num_anchors = anchors.scales_per_octave * len(anchors.aspect_ratios)
+  if num_anchors != _NUM_ANCHORS:
+    wanted = f'{_NUM_ANCHORS} per cell, as in torchvision'
+    raise invalid('model.anchors', num_anchors, wanted)
   train, test = model.train_proposals, model.test_proposals
   return {
     'depth': backbone.depth,
@@ -253,27 +218,40 @@ def settings(model: MaskRCNN, canvas: Sequence[int]) -> dict[str, Any]:
 
 
 def arrays_of(batches: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-  """Batches as torchvision wants them; see
-  `torchvision_side.Side.load_batches`.
+  """Images and targets as torchvision wants them.
 
   Args:
     batches: of one size.
+
+  Returns:
+    `image`, `boxes` (x1, y1, x2, y2), `labels` and `masks`, of the size of the
+    image and packed, by `NAME/N` where N counts the images of all batches.
   """
-  canvas = batches[0]['images'].shape[1:3]
-  counts, boxes, labels, masks = [], [], [], []
+  arrays = {}
   for batch in batches:
     instances = batch['instances']
-    counts.append(instances['valid'].sum(axis=1))
     for row, valid in enumerate(instances['valid']):
-      own = instances['boxes'][row][valid]
-      boxes.append(own[:, [1, 0, 3, 2]])
-      labels.append(instances['classes'][row][valid].astype(np.int64))
-      full = examples.full_masks(instances['masks'][row][valid], own, canvas)
-      masks.append(np.packbits(full, axis=-1))
-  return {
-    'images': np.stack([batch['images'] for batch in batches]),
-    'counts': np.stack(counts),
-    'boxes': np.concatenate(boxes).astype(np.float32),
-    'labels': np.concatenate(labels),
-    'masks': np.concatenate(masks),
-  }
+      boxes = instances['boxes'][row][valid]
+      image, number = batch['images'][row], len(arrays) // 4
+      masks = _full_masks(instances['masks'][row][valid], boxes, image)
+      arrays |= {
+        f'image/{number}': image,
+        f'boxes/{number}': boxes[:, [1, 0, 3, 2]],
+        f'labels/{number}': instances['classes'][row][valid].astype(np.int64),
+        f'masks/{number}': np.packbits(masks, axis=-1),
+      }
+  return arrays
+
+
+def _full_masks(masks, boxes, image) -> np.ndarray:
+  """Masks of boxes as masks of the image; each half full cell counts."""
+  result = np.zeros((len(masks), *image.shape[:2]), bool)
+  for whole, mask, box in zip(result, masks, boxes):
+    y1, x1, y2, x2 = np.round(box).astype(int)
+    # At least one pixel.
+    y1, x1 = np.minimum((y1, x1), np.subtract(whole.shape, 1))
+    sides = max(x2 - x1, 1), max(y2 - y1, 1)
+    part = Image.fromarray(mask).resize(sides, Image.Resampling.NEAREST)
+    inside = whole[y1 : y1 + sides[1], x1 : x1 + sides[0]]
+    inside[:] = np.asarray(part)[: inside.shape[0], : inside.shape[1]] >= 128
+  return result

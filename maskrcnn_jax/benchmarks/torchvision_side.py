@@ -16,13 +16,7 @@ import types
 
 
 def serve(side, requests, answers):
-  """Answers requests until there are none.
-
-  Args:
-    side: an object; each request calls one of its methods with its fields.
-    requests: lines.
-    answers: a text file.
-  """
+  """Answers lines of requests, the name of a method and its arguments."""
   for line in requests:
     request = json.loads(line)
     name = request.pop('do')
@@ -38,13 +32,7 @@ class Side:
   """torchvision's model, optimizer and batches; methods answer requests."""
 
   def set_up(self, model, threads, optimizer):
-    """Makes the model.
-
-    Args:
-      model: its settings, see `_make_model`.
-      threads: of the CPU.
-      optimizer: `learning_rate`, `momentum` and `weight_decay` of SGD.
-    """
+    """Makes the model from its settings, see `_make_model`, and SGD."""
     import torch
     import torchvision
 
@@ -56,17 +44,12 @@ class Side:
     # Products of float32 as JAX makes them on a GPU.
     torch.backends.cuda.matmul.allow_tf32 = True
     self.settings = model
-    self.layout = torch.contiguous_format
-    if model['channels_last']:
-      self.layout = torch.channels_last
-    self.model = _make_model(torch, torchvision, model)
+    layout = 'channels_last' if model['channels_last'] else 'contiguous_format'
+    self.layout = getattr(torch, layout)
+    self.model = _make_model(torch, model)
     self.model.to(self.device, memory_format=self.layout)
-    self.optimizer = torch.optim.SGD(
-      [x for x in self.model.parameters() if x.requires_grad],
-      lr=optimizer['learning_rate'],
-      momentum=optimizer['momentum'],
-      weight_decay=optimizer['weight_decay'],
-    )
+    trainable = [x for x in self.model.parameters() if x.requires_grad]
+    self.optimizer = torch.optim.SGD(trainable, **optimizer)
     self.found = _watch_foreground(self.model)
     return {
       'torch': torch.__version__,
@@ -76,67 +59,46 @@ class Side:
     }
 
   def load_weights(self, path):
-    """Loads weights.
-
-    Args:
-      path: .npz with the `state_dict` of the model.
-    """
+    """Loads the `state_dict` in a .npz file."""
     import numpy as np
 
     with np.load(path) as arrays:
       state = {x: self.torch.from_numpy(arrays[x]) for x in arrays.files}
-    wanted = set(self.model.state_dict())
-    if wanted != set(state):
-      raise ValueError(
-        f'Missing weights: {sorted(wanted - set(state))}; unexpected: '
-        f'{sorted(set(state) - wanted)}.'
-      )
     self.model.load_state_dict(state)
     return {}
 
-  def load_batches(self, path):
-    """Loads batches, and puts them on the device.
-
-    Args:
-      path: .npz with `images` [n, batch, height, width, 3] in 0..255, `counts`
-        [n, batch], and the `boxes`, `labels` and packed `masks` of all objects.
-    """
+  def load_batches(self, path, batch_size):
+    """Puts batches on the device; see `torchvision_process.arrays_of`."""
     import numpy as np
 
-    torch = self.torch
-    self.batches = []
+    examples = []
     with np.load(path) as arrays:
-      arrays = dict(arrays)
-    start = 0
-    for images, counts in zip(arrays['images'], arrays['counts']):
-      pictures, targets = [], []
-      for image, count in zip(images, counts.tolist()):
-        part = slice(start, start + count)
-        start += count
-        masks = np.unpackbits(arrays['masks'][part], axis=-1)
-        pixels = torch.from_numpy(image.astype(np.float32) / 255)
-        pictures.append(pixels.permute(2, 0, 1).contiguous().to(self.device))
-        targets.append(
-          {
-            'boxes': torch.from_numpy(arrays['boxes'][part]).to(self.device),
-            'labels': torch.from_numpy(arrays['labels'][part]).to(self.device),
-            'masks': torch.from_numpy(masks).to(self.device),
-          }
+      for number in range(len(arrays.files) // 4):
+        image, boxes, labels, masks = (
+          arrays[f'{name}/{number}']
+          for name in ('image', 'boxes', 'labels', 'masks')
         )
-      self.batches.append((pictures, targets))
+        pixels = (image.astype(np.float32) / 255).transpose(2, 0, 1)
+        target = {
+          'boxes': self._put(boxes),
+          'labels': self._put(labels),
+          'masks': self._put(np.unpackbits(masks, axis=-1)),
+        }
+        examples.append((self._put(pixels.copy()), target))
+    starts = range(0, len(examples), batch_size)
+    self.batches = [
+      tuple(map(list, zip(*examples[x : x + batch_size]))) for x in starts
+    ]
     return {'batches': len(self.batches)}
 
+  def _put(self, array):
+    return self.torch.from_numpy(array).to(self.device)
+
   def train_step(self, number, foreground):
-    """A step of training.
+    """A step of training on a batch; they are taken in turn.
 
-    Args:
-      number: of the batch; they are taken in turn.
-      foreground: RoIs of every image that the mask head sees; None: as many as
-        the model finds, as it is trained.
-
-    Returns:
-      `seconds`, `loss`, and `foreground`, how many the mask head saw of every
-      image.
+    The mask head sees `foreground` RoIs of every image; None: as many as the
+    model finds. The answer's `foreground` is what it saw.
     """
     images, targets = self.batches[number % len(self.batches)]
     self.model.train()
@@ -159,15 +121,7 @@ class Side:
     }
 
   def detect(self, number):
-    """Detection up to masks of 28x28 cells; pasting is timed apart.
-
-    Args:
-      number: of the batch.
-
-    Returns:
-      `seconds`, `pasting_seconds`, and of every image its `detections`, and the
-      `scores`.
-    """
+    """Detection up to masks of 28x28 cells; pasting is timed apart."""
     images, _ = self.batches[number % len(self.batches)]
     self.model.eval()
     self.torch.backends.cudnn.benchmark = True
@@ -193,11 +147,7 @@ class Side:
     }
 
   def backbone(self, number):
-    """Forward and backward of the ResNet alone, from loaded images.
-
-    Args:
-      number: of the batch.
-    """
+    """Forward and backward of the ResNet alone, from loaded images."""
     images, _ = self.batches[number % len(self.batches)]
     self.model.train()
     body = self.model.backbone.body
@@ -216,8 +166,7 @@ class Side:
     """`peak`, bytes in use at once: of the GPU, else of this process."""
     if self.device.type == 'cuda':
       return {'peak': self.torch.cuda.max_memory_allocated()}
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {'peak': most * 1024}
+    return {'peak': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
   def _precision(self):
     enabled = self.settings['dtype'] != 'float32'
@@ -231,16 +180,8 @@ class Side:
     return time.perf_counter()
 
 
-def _make_model(torch, torchvision, settings):
-  """torchvision's Mask R-CNN with a ResNet.
-
-  Args:
-    torch: the module.
-    torchvision: likewise.
-    settings: `depth`, `norm`, `norm_epsilon`, `frozen_stages`, `canvas`,
-      `num_classes`, `box_channels`, `mask_convs`, and `options`, keyword
-      arguments of torchvision's model.
-  """
+def _make_model(torch, settings):
+  """torchvision's Mask R-CNN; see `torchvision_process.settings`."""
   from torchvision.models import detection
   from torchvision.models.detection import (
     backbone_utils,
@@ -249,15 +190,13 @@ def _make_model(torch, torchvision, settings):
   )
   from torchvision.ops import misc
 
-  epsilon = settings['norm_epsilon']
-  norm = {
-    'frozen': functools.partial(misc.FrozenBatchNorm2d, eps=epsilon),
-    'batch': functools.partial(torch.nn.BatchNorm2d, eps=epsilon),
-  }[settings['norm']]
+  norm = torch.nn.BatchNorm2d
+  if settings['norm'] == 'frozen':
+    norm = misc.FrozenBatchNorm2d
   backbone = backbone_utils.resnet_fpn_backbone(
     backbone_name=f'resnet{settings["depth"]}',
     weights=None,
-    norm_layer=norm,
+    norm_layer=functools.partial(norm, eps=settings['norm_epsilon']),
     trainable_layers=5 - settings['frozen_stages'],
   )
   height, width = settings['canvas']
@@ -282,8 +221,7 @@ def _make_model(torch, torchvision, settings):
 
 def _watch_foreground(model):
   """A list to which each step appends the foreground RoIs of its images."""
-  found = []
-  heads = model.roi_heads
+  found, heads = [], model.roi_heads
   select = heads.select_training_samples
 
   def watched(proposals, targets):

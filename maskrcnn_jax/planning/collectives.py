@@ -77,14 +77,12 @@ def _visit(name, times, computations, found) -> None:
   """Adds the collectives of a computation that runs `times` in a step."""
   instructions = computations.get(name, {})
   for instruction in instructions.values():
-    kind, is_start = instruction.opcode, False
-    if kind.endswith('-start'):
-      kind, is_start = kind.removesuffix('-start'), True
+    kind = instruction.opcode.removesuffix('-start')
+    is_start = kind != instruction.opcode
     if kind in KINDS:
       size = _payload(kind, instruction, instructions, is_start)
       source = _OP_NAME.search(instruction.line)
-      source = source[1] if source else ''
-      found.append(Collective(kind, size, source, times))
+      found.append(Collective(kind, size, source[1] if source else '', times))
       continue  # The computation that it applies adds two numbers.
     inner = times
     if kind == 'while':
@@ -110,21 +108,13 @@ def _payload(kind, instruction, instructions, is_start) -> int:
 
 def _size(type_: str) -> int:
   """Bytes of the arrays in the text of a type, without padding of layouts."""
-  return sum(
-    -(-_bits(dtype) * math.prod(_dimensions(sides)) // 8)
-    for dtype, sides in _ARRAY.findall(type_)
-  )
-
-
-def _bits(dtype: str) -> int:
-  if dtype == 'pred':
-    return 8
-  number = re.match(r'[a-z]+(\d+)', dtype)  # As in f32, bf16, u8, f8e4m3fn.
-  return int(number[1]) if number else 0
-
-
-def _dimensions(sides: str) -> list[int]:
-  return [int(side) for side in sides.replace('<=', '').split(',') if side]
+  total = 0
+  for dtype, sides in _ARRAY.findall(type_):
+    number = re.match(r'[a-z]+(\d+)', dtype)  # As in f32, bf16, u8, f8e4m3fn.
+    bits = int(number[1]) if number else 8 * (dtype == 'pred')
+    sides = sides.replace('<=', '').split(',')
+    total += -(-bits * math.prod(int(x) for x in sides if x) // 8)
+  return total
 
 
 def _read(text: str):
@@ -172,9 +162,6 @@ def _closing(line: str, start: int) -> int:
 
 def summary(collectives: list[Collective]) -> list[dict]:
   """Collectives grouped by kind, source and number of runs.
-
-  Args:
-    collectives: see `find_collectives`.
 
   Returns:
     Dicts of `kind`, `source`, `times`, `count` of instructions and `bytes` of

@@ -19,12 +19,11 @@ from maskrcnn_jax import files, input_pipeline
 from maskrcnn_jax.benchmarks import measure
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.distributed import model_sharding
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import invalid
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.planning import collectives, report, topologies
 from maskrcnn_jax.training import train_step
 
-_OUT_OF_MEMORY = 'RESOURCE_EXHAUSTED'
 # As in `Used 21.57G of 15.75G hbm`.
 _USED = re.compile(r'Used ([\d.]+)([KMGT]?)i?B? of ([\d.]+)([KMGT]?)i?B? hbm')
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
@@ -55,12 +54,7 @@ def plan(
       topology is not installed.
   """
   if min(batches_per_device or [1]) < 1:
-    raise UserError(
-      f'batch_per_device must be at least 1, got {batches_per_device}.',
-      argument='batch_per_device',
-      given=batches_per_device,
-      wanted=1,
-    )
+    raise invalid('batch_per_device', batches_per_device, 'at least 1')
   num_devices = config.get('runtime', {}).get('num_devices')
   found = [topologies.find(name, num_devices) for name in names]
   rows = []
@@ -86,13 +80,7 @@ def plan_step(
   batch_per_device: int,
   rate_is_given: bool = False,
 ) -> dict[str, Any]:
-  """Requirements of one step.
-
-  Args:
-    config: see `plan`.
-    topology: devices that share the step.
-    batch_per_device: images.
-    rate_is_given: see `plan`.
+  """Requirements of one step; see `plan` for the arguments.
 
   Returns:
     A row of JSON values. Bytes and operations are of one device and one step
@@ -103,7 +91,9 @@ def plan_step(
   num_devices = len(topology.devices)
   batch_size = batch_per_device * num_devices
   canvas = max(config.input.canvases, key=lambda sides: sides[0] * sides[1])
-  spec = _batch_spec(config, canvas, batch_size)
+  shared = ('max_instances', 'mask_size', 'image_dtype')
+  options = {k: config.input[k] for k in shared if k in config.input}
+  spec = input_pipeline.batch_spec(tuple(canvas), batch_size, **options)
   row = {
     'topology': topology.name,
     'devices': num_devices,
@@ -125,10 +115,7 @@ def plan_step(
 def lower_step(config, spec, topology: topologies.Topology):
   """The training step of a config, traced for a topology; no array is made.
 
-  Args:
-    config: see `plan`.
-    spec: of the global batch, see `input_pipeline.batch_spec`.
-    topology: devices that share the step.
+  `spec` is that of the global batch, see `input_pipeline.batch_spec`.
   """
   model = MaskRCNN.from_config(config.model)
   optimizer = train_step.make_optimizer(model, config.optimizer)
@@ -151,23 +138,10 @@ def lower_step(config, spec, topology: topologies.Topology):
   return step.lower(state, batch, key)
 
 
-def _batch_spec(config, canvas, batch_size):
-  """The `tf.TensorSpec`s of a batch of the config's input."""
-  shared = ('max_instances', 'mask_size', 'image_dtype')
-  options = {k: config.input[k] for k in shared if k in config.input}
-  return input_pipeline.batch_spec(tuple(canvas), batch_size, **options)
-
-
 def compile_step(
   lowered, topology: topologies.Topology, batch_per_device: int
 ) -> dict[str, Any]:
-  """The fields of `plan_step` that depend on the compiled program.
-
-  Args:
-    lowered: see `lower_step`.
-    topology: that it was lowered for.
-    batch_per_device: images.
-  """
+  """The fields of `plan_step` that depend on the program of `lower_step`."""
   chip = topology.chip
   capacity = int(chip.memory / chip.devices) if chip else None
   start = time.monotonic()
@@ -200,16 +174,9 @@ def compile_step(
 
 
 def needed_memory(message: str) -> int | None:
-  """Bytes that a step would need, from the error of a compiler.
-
-  Args:
-    message: of the error.
-
-  Returns:
-    None for any other error, or if the message has no number.
-  """
+  """Bytes that a step would need, from an error of the compiler, or None."""
   used = _USED.search(message)
-  if _OUT_OF_MEMORY not in message or used is None:
+  if 'RESOURCE_EXHAUSTED' not in message or used is None:
     return None
   return int(float(used[1]) * _UNITS[used[2]])
 

@@ -1,5 +1,6 @@
 """Report of a plan: Markdown tables and a bar chart."""
 
+import collections
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,11 +18,7 @@ _BATCH_COLORS = (
 
 
 def text(rows: Sequence[dict]) -> str:
-  """Markdown tables of memory, work, time and input, and of the collectives.
-
-  Args:
-    rows: see `plan.plan_step`.
-  """
+  """Markdown tables of rows of `plan.plan_step`."""
   parts = [
     'Memory of one device, in GiB:',
     table([_memory_cells(row) for row in rows]),
@@ -36,12 +33,7 @@ def text(rows: Sequence[dict]) -> str:
 
 
 def draw(rows: Sequence[dict], path: Any) -> None:
-  """Writes a chart of memory, collectives and time.
-
-  Args:
-    rows: see `plan.plan_step`.
-    path: of the PNG file.
-  """
+  """Writes a PNG of memory, collectives and time."""
   charts.save(charts.bar_chart(bar_panels(rows)), path)
 
 
@@ -58,10 +50,27 @@ def bar_panels(rows: Sequence[dict]) -> list[charts.BarPanel]:
       bars.append(charts.Bar(label, value(row), color, limit and limit(row)))
     return charts.BarPanel(title, bars)
 
+  def capacity_gib(row):
+    capacity = row['memory']['capacity']
+    return capacity and capacity / 2**30
+
+  def collective_mb(row):
+    found = row['collectives']
+    return None if found is None else sum(x['bytes'] for x in found) / 1e6
+
   panels = [
-    panel('GiB per device (line: capacity)', _memory_gib, _capacity_gib),
-    panel('MB combined by collectives in a step', _collective_mb),
-    panel('Estimated ms of a step', _step_ms),
+    panel(
+      'GiB per device (line: capacity)',
+      lambda row: row['memory']['needed'] / 2**30,
+      lambda row: (
+        row['memory']['capacity'] and row['memory']['capacity'] / 2**30
+      ),
+    ),
+    panel('MB combined by collectives in a step', collective_mb),
+    panel(
+      'Estimated ms of a step',
+      lambda row: row['time'] and row['time']['step_seconds'] * 1e3,
+    ),
   ]
   # Without a known chip there is no time to show.
   return [x for x in panels if any(bar.value is not None for bar in x.bars)]
@@ -73,10 +82,10 @@ def _memory_cells(row) -> dict[str, str]:
     'devices': str(row['devices']),
     'batch': str(row['batch_size']),
     'learning rate': f'{row["learning_rate"]:.4g}',
-    'arguments': _gib(memory.get('arguments')),
-    'temporaries': _gib(memory.get('temporaries')),
-    'program': _gib(memory.get('program')),
-    'peak': _gib(memory.get('peak')),
+    **{
+      name: _gib(memory.get(name))
+      for name in ('arguments', 'temporaries', 'program', 'peak')
+    },
     'needed': _gib(memory['needed']),
     'capacity': _gib(memory['capacity']),
     'fits': 'yes' if memory['fits'] else 'NO',
@@ -88,9 +97,10 @@ def _work_cells(row) -> dict[str, str]:
   return _name_cells(row) | {
     'GFLOP per image': number(row.get('flops_per_image'), 1e9),
     'GB accessed': number(row['bytes_accessed'], 1e9),
-    'compute ms': number(time.get('compute'), 1e-3),
-    'memory ms': number(time.get('memory'), 1e-3),
-    'network ms': number(time.get('network'), 1e-3),
+    **{
+      f'{name} ms': number(time.get(name), 1e-3)
+      for name in ('compute', 'memory', 'network')
+    },
     'step ms': number(time.get('step_seconds'), 1e-3),
     'from': time.get('source', '-'),
     'images/s': number(time.get('images_per_second')),
@@ -110,10 +120,9 @@ def _input_cells(row) -> dict[str, str]:
 
 def _collective_cells(row) -> list[dict[str, str]]:
   """Cells of every kind of collective, inside and outside of loops."""
-  groups = {}
+  groups = collections.defaultdict(list)
   for x in row['collectives'] or ():
-    group = groups.setdefault((x['kind'], x['times'] is None), [])
-    group.append(x)
+    groups[x['kind'], x['times'] is None].append(x)
   return [
     _name_cells(row)
     | {
@@ -140,21 +149,3 @@ def _short(source: str, length: int = 60) -> str:
 
 def _gib(value) -> str:
   return '-' if value is None else f'{value / 2**30:.2f}'
-
-
-def _memory_gib(row) -> float:
-  return row['memory']['needed'] / 2**30
-
-
-def _capacity_gib(row) -> float | None:
-  capacity = row['memory']['capacity']
-  return capacity and capacity / 2**30
-
-
-def _collective_mb(row) -> float | None:
-  found = row['collectives']
-  return None if found is None else sum(x['bytes'] for x in found) / 1e6
-
-
-def _step_ms(row) -> float | None:
-  return row['time'] and row['time']['step_seconds'] * 1e3

@@ -104,10 +104,7 @@ KNOWN = (
 
 
 def check_names(names: Sequence[str]) -> None:
-  """Checks the names of topologies before anything is compiled.
-
-  Args:
-    names: see `KNOWN`.
+  """Checks that names are among `KNOWN`, before anything is compiled.
 
   Raises:
     UserError: a name is unknown, or the slice does not exist.
@@ -139,11 +136,7 @@ def _error(name, message, wanted=KNOWN) -> UserError:
 
 
 def prepare(names: Sequence[str]) -> None:
-  """Sets up JAX for these topologies; before any device is used.
-
-  Args:
-    names: that passed `check_names`.
-  """
+  """Sets up JAX for names that passed `check_names`; before it is used."""
   for variable, value in _QUIET.items():
     os.environ.setdefault(variable, value)
   if _HERE in names:
@@ -204,8 +197,7 @@ def find(name: str, num_devices: int | None = None) -> Topology:
 
 
 def _topology(name, devices) -> Topology:
-  kind = devices[0].device_kind
-  chips = [chip for chip in CHIPS.values() if chip.kind == kind]
+  chips = [x for x in CHIPS.values() if x.kind == devices[0].device_kind]
   num_hosts = len({device.process_index for device in devices})
   return Topology(name, devices, num_hosts, chips[0] if chips else None)
 

@@ -13,7 +13,7 @@ def _make():
       x = jnp.tanh(x @ x) + 1
     return x
 
-  return jax.jit(function), (jnp.ones((8, 8)),)
+  return jax.jit(function), jnp.ones((8, 8))
 
 
 def test_the_second_program_comes_from_the_cache():
@@ -32,7 +32,7 @@ def test_a_changed_program_is_not_cached():
 
   def make():
     number = next(numbers)
-    return jax.jit(lambda x: x + number), (jnp.ones(4),)
+    return jax.jit(lambda x: x + number), jnp.ones(4)
 
   with pytest.raises(RuntimeError):
     compilation.cold_and_cached(make)

@@ -9,7 +9,7 @@ import plain_evaluation
 import pytest
 from pycocotools import mask as coco_mask
 
-from maskrcnn_jax.benchmarks import detections, evaluation
+from maskrcnn_jax.benchmarks import evaluation
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.evaluation import coco_metrics, coco_results
 
@@ -49,7 +49,7 @@ def annotations_file(tmp_path):
 
 
 def test_detections_do_not_depend_on_the_batches(annotations_file):
-  workload = detections.make_workload(annotations_file, 7, 20)
+  workload = evaluation.make_workload(annotations_file, 7, 20)
   found, batches = zip(*workload.batches(3))
   assert [len(batch['valid']) for batch in batches] == [3, 3, 1]
   ids = np.concatenate([batch['image_ids'] for batch in batches])
@@ -63,7 +63,7 @@ def test_detections_do_not_depend_on_the_batches(annotations_file):
 
 
 def test_detections_are_like_those_of_a_model(annotations_file):
-  workload = detections.make_workload(annotations_file, 6, 20)
+  workload = evaluation.make_workload(annotations_file, 6, 20)
   for found, batch in workload.batches(4):
     assert found.boxes.shape[1:] == (20, 4)
     assert found.masks.shape[1:] == (20, 28, 28)
@@ -114,7 +114,7 @@ def test_a_file_without_objects(tmp_path):
 @pytest.mark.skipif(not DATA.is_dir(), reason='MASKRCNN_TEST_DATA is not set.')
 def test_detections_on_coco_score_as_pasted_masks_do_in_pycocotools(tmp_path):
   path = DATA / 'coco-mini' / 'annotations' / 'instances_val2017.json'
-  workload = detections.make_workload(path, 60, 100)
+  workload = evaluation.make_workload(path, 60, 100)
   ours, plain = [], []
   for found, batch in workload.batches(8):
     counts = []

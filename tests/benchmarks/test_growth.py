@@ -34,11 +34,6 @@ def test_one_size_changes_and_the_others_stay(axis, shape, count, classes):
   assert config == _make_config()
 
 
-def test_an_axis_that_is_not_known():
-  with pytest.raises(ValueError, match='depth'):
-    growth.subject_of(_make_config(), 'depth', 50)
-
-
 @pytest.mark.slow
 def test_the_number_of_objects_changes_no_program():
   rows = growth.run(

@@ -26,7 +26,7 @@ class Side:
   def set_up(self, model, threads, optimizer):
     print('this must not reach the answers')
     self._model = model
-    assert optimizer['learning_rate'] > 0
+    assert optimizer['lr'] > 0
     return {
       'torch': '0',
       'torchvision': '0',
@@ -39,13 +39,16 @@ class Side:
       self._weights = {name: arrays[name] for name in arrays.files}
     return {}
 
-  def load_batches(self, path):
+  def load_batches(self, path, batch_size):
+    height, width = self._model['canvas']
+    counts = []
     with np.load(path) as arrays:
-      self._counts = arrays['counts']
-      height, width = self._model['canvas']
-      assert arrays['images'].shape[2:] == (height, width, 3)
-      assert len(arrays['boxes']) == self._counts.sum()
-      assert arrays['masks'].shape[1:] == (height, width // 8)
+      for number in range(len(arrays.files) // 4):
+        assert arrays[f'image/{number}'].shape == (height, width, 3)
+        counts.append(len(arrays[f'boxes/{number}']))
+        wanted = (counts[-1], height, width // 8)
+        assert arrays[f'masks/{number}'].shape == wanted
+    self._counts = np.reshape(counts, [-1, batch_size])
     return {'batches': len(self._counts)}
 
   def train_step(self, number, foreground):
