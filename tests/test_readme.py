@@ -1,4 +1,4 @@
-"""The README's examples run, and its links lead somewhere."""
+"""The README's examples run; the links of all pages lead somewhere."""
 
 import pathlib
 import re
@@ -15,18 +15,35 @@ from maskrcnn_jax.config import load_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
+PAGES = [
+  'README.md',
+  '.github/CONTRIBUTING.md',
+  'data/README.md',
+  'launch/README.md',
+  'tests/golden/README.md',
+  *sorted(f'docs/{page.name}' for page in ROOT.glob('docs/*.md')),
+]
 EXAMPLES = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
 
 
-def test_links_lead_somewhere():
-  links = re.findall(r'\]\(([^)#]+)\)', README)
-  missing = [
-    link
-    for link in links
-    if not link.startswith('http') and not (ROOT / link).exists()
-  ]
-  assert links
-  assert not missing
+def anchors(page):
+  """Anchors of the headings of a page, as GitHub makes them."""
+  headings = re.findall(r'^#+ (.*)$', page.read_text('utf-8'), re.MULTILINE)
+  return {
+    re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-')
+    for heading in headings
+  }
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_links_lead_somewhere(page):
+  path = ROOT / page
+  for link in re.findall(r'\]\(([^)\s]+)\)', path.read_text('utf-8')):
+    if not link.startswith('http'):
+      name, _, anchor = link.partition('#')
+      target = path.parent / name if name else path
+      assert target.exists(), link
+      assert not anchor or anchor in anchors(target), link
 
 
 @pytest.mark.slow
