@@ -134,7 +134,7 @@ def _model():
     'losses': {  # LossOptions.
       # RPN normalizer: means per level (levels), or sampled anchors (sampled).
       'rpn_normalizer': 'levels',
-      'rpn_samples': 256,  # Number of sampled anchors: rpn_targets.num_samples.
+      'rpn_samples': 256,  # The same number as rpn_targets.num_samples.
       'rpn_delta': 1 / 9,  # Delta of the Huber loss of RPN boxes.
       # Box normalizer: coordinates of the foreground, or all rois.
       'box_normalizer': 'foreground',
@@ -166,7 +166,7 @@ def _input():
     'seed': 0,  # Random seed of order and augmentation.
     'image_dtype': 'uint8',  # Type of images: uint8 (rounded) or float32.
     'num_threads': placeholder(int),  # Threads; None: one per CPU, at most 16.
-    # Cache in memory: rows, records or nothing; None: whatever fits well.
+    # Cache in memory: rows, records or nothing; None: the first that fits.
     'cache': placeholder(str),
     'repeat_first': False,  # Repetition of the first batch, for benchmarks.
     # Fraction of rows with unreadable images or objects that stops the run.

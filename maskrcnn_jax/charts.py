@@ -201,7 +201,7 @@ def save(figure, path) -> None:
 
 @contextlib.contextmanager
 def drawn_at_end(workdir, enabled: bool):
-  """Draws the curves of a run when the block ends, however; if enabled."""
+  """Draws the curves when the block ends, after an error too; if enabled."""
   try:
     yield
   finally:

@@ -1,1 +1,1 @@
-"""Benchmarks: what a step costs, where its time goes, what others need."""
+"""Benchmarks: time and memory of a step and its stages, and torchvision's."""

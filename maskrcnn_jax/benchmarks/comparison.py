@@ -69,8 +69,8 @@ def training(
   Args:
     subject: to train.
     other: with the same model and batches; None: none.
-    rounds: that count.
-    warmup: rounds before them.
+    rounds: measured rounds.
+    warmup: rounds before them, not measured.
 
   Returns:
     Also `losses` and `foreground`, the RoIs of every image that the mask head
@@ -112,8 +112,8 @@ def inference(
 ) -> dict[str, Any]:
   """Times, work and memory of detection; see `training` for the arguments.
 
-  Up to masks of 28x28 cells on both sides, with weights that find objects in
-  plenty.
+  Up to masks of 28x28 cells on both sides, with weights that find many
+  objects.
 
   Returns:
     Also the number of `detections` of every image, and of torchvision `pasting`

@@ -1,9 +1,9 @@
 """Time of an evaluation after the device is done: masks, file and scores.
 
-The cost depends on the sizes, shapes and classes of the detections, so all of
-them are those of annotated objects. Most objects are found once, with a high
-score, a box that is a little off and a mask that is a little rough; the other
-detections lie around objects, or anywhere, with low scores.
+The cost depends on the sizes, shapes and classes of the detections, so they are
+made from annotated objects. Most objects are found once, with a high score, a
+box that is a little off and a mask that is a little rough; the other detections
+lie around objects, or anywhere, with low scores.
 """
 
 import collections

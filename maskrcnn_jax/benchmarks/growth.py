@@ -31,8 +31,8 @@ def run(
 
   Args:
     config: a ConfigDict with the sections `model` and `input`.
-    rounds: that count; the steps of an axis run in turn.
-    warmup: rounds before them.
+    rounds: measured rounds; the steps of an axis run in turn.
+    warmup: rounds before them, not measured.
     axes: values by axis, see `AXES`.
 
   Returns:

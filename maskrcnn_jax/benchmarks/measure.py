@@ -120,12 +120,12 @@ def alternate(
 
   Args:
     sides: by name a function of the round number that returns seconds.
-    rounds: that count.
-    warmup: rounds before them.
+    rounds: measured rounds.
+    warmup: rounds before them, not measured.
     title: of the progress bar.
 
   Returns:
-    By name the seconds of every round that counts.
+    By name the seconds of every measured round.
   """
   seconds = {name: [] for name in sides}
   total = (warmup + rounds) * len(sides)

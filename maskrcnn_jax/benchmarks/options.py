@@ -19,8 +19,8 @@ class BenchOptions:
 
   Attributes:
     what: some of `SUBJECTS`.
-    rounds: that count; medians are taken over them.
-    warmup: rounds before them.
+    rounds: measured rounds; medians are taken over them.
+    warmup: rounds before them, not measured.
     against: an interpreter with torch and torchvision, whose Mask R-CNN is
       measured in turn with ours; None: none.
     channels_last: memory layout of the other side; None: on a GPU.

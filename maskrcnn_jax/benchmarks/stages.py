@@ -62,7 +62,7 @@ class Call:
   def forward_and_backward(self, variables, arrays) -> Any:
     """The output, and the gradients of parameters and first argument."""
     params, inputs = variables.get('params', {}), {0: arrays[0]}
-    # The pixels want no gradient, and none passes the choice of RoIs.
+    # Pixels need no gradient, and none passes through the choice of RoIs.
     if self.module.name == 'backbone' or self.method == 'sample':
       inputs = {}
     if not (params or inputs):
@@ -205,7 +205,7 @@ def training_stages(subject: Subject) -> Stages:
 
 
 def detection_stages(subject: Subject) -> Stages:
-  """Detection, with weights that find objects in plenty."""
+  """Detection, with weights that find many objects."""
   model, batch = subject.model, subject.batches()[0]
   images, sizes = batch['images'], batch['image_sizes']
   variables = subject.state(examples.DETECTION_BACKGROUND).variables()

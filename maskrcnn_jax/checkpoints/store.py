@@ -1,4 +1,4 @@
-"""Checkpoints of a run: saved, found and restored.
+"""Checkpoints of a run: found, checked and restored; `writer` saves them.
 
 `WORKDIR/checkpoints/STEP` holds five items: `state` (the train state),
 `position` (examples consumed and salt of the input), `config`, `classes`
@@ -97,7 +97,7 @@ def claim_workdir(
   """Writes the config into a workdir that passed `check_workdir`.
 
   A later run with other settings outside `model` leaves `config.json` as it is
-  and adds `config-from-step-STEP.json`; so it is with the notes.
+  and adds `config-from-step-STEP.json`. The notes are treated the same way.
 
   Args:
     workdir: directory of the run; made if missing.
@@ -136,8 +136,8 @@ def restore_latest(workdir, target, config) -> Restored | None:
   """The newest valid checkpoint of a workdir; None if it has none at all.
 
   A corrupt checkpoint is named in a warning and renamed to `STEP.damaged`, and
-  the previous one is taken, by all processes: the finished steps are those of
-  the result, not `latest_step` of before.
+  all processes take the previous one. So the result says how many steps are
+  finished; a `latest_step` that was read earlier may be wrong.
 
   Args:
     workdir: directory of the run.

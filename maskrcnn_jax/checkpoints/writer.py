@@ -78,8 +78,8 @@ class CheckpointWriter:
       keep: number of the newest checkpoints that stay on disk.
       keep_best: a key of `metrics.jsonl`; the checkpoint with its best value
         stays too, see `best_step`.
-      keep_every_hours: the oldest checkpoint stays too, and of the later ones
-        always the next that is so many hours younger.
+      keep_every_hours: the oldest checkpoint stays too, then the first that is
+        at least this many hours younger, and so on.
     """
     if keep < 1:
       raise invalid('keep', keep, 'at least 1')

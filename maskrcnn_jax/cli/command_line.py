@@ -146,7 +146,7 @@ def run(
   except UserError as error:
     print(f'{name}: {error}', file=sys.stderr)
     return 2
-  # Runs `finally` blocks; a training run saves first, see `stopping`.
+  # Runs `finally` blocks; a training run saves first, see `termination`.
   signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
   try:
     return function() or 0

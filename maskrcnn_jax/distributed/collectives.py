@@ -91,10 +91,10 @@ def preempted(step: int) -> bool:
 
 
 def barrier() -> None:
-  """Waits until all processes are here, for as long as they live.
+  """Waits for all processes, without a time limit while they are alive.
 
-  A collective waits half a minute for the others, on the CPU; compiling or
-  scoring may take one process longer than another by more.
+  On the CPU, a collective waits only half a minute for the others; one process
+  may take longer than that to compile or to score.
   """
   job = _coordination()
   if job.client is not None and job.num_processes > 1:

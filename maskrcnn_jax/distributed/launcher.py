@@ -87,7 +87,7 @@ def find_address(launch: Launch) -> str | None:
   """`HOST:PORT` of process 0 where none was given; None: JAX finds it.
 
   Raises:
-    JobError: the launcher does not say it.
+    JobError: the launcher does not tell the address.
   """
   if launch.num_processes == 1:
     return free_address()

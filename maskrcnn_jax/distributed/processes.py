@@ -123,10 +123,10 @@ def _join(
       launch.num_processes,
       launch.rank,
       local_device_ids=local_ids,
-      # With an address there is nothing left to detect; in a pod JAX would
-      # want to ask Kubernetes, with a package and a permission for it.
+      # With an address nothing is left to detect. In a pod JAX would ask
+      # Kubernetes, which needs a package and a permission.
       cluster_detection_method='deactivate' if address else None,
-      # JAX would listen to all machines.
+      # Otherwise JAX would accept connections from all machines.
       coordinator_bind_address=address if is_local else None,
       heartbeat_timeout_seconds=heartbeat_seconds,
     )

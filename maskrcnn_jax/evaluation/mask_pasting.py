@@ -92,7 +92,7 @@ def compress(lengths: np.ndarray, num_runs: np.ndarray) -> list[str]:
   while len(index):
     bits = numbers & 31
     numbers >>= 5
-    # What is left is the sign alone, if the highest bit written has it already.
+    # Done if only sign bits are left and the highest bit written equals them.
     more = numbers != -(bits >> 4)
     parts.append((index, bits + 32 * more + 48))
     index, numbers = index[more], numbers[more]

@@ -1,1 +1,1 @@
-"""Detects objects in images that are of no data set."""
+"""Detection in images that belong to no data set."""

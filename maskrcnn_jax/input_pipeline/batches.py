@@ -49,7 +49,7 @@ def train_batches(
     canvases: (height, width) of the input; every batch has one of them, and
       every image takes the one that shrinks it least.
     batch_size: images in a batch over all hosts.
-    max_instances: objects in an image; the largest of more are kept.
+    max_instances: most objects of an image; of more the largest are kept.
     mask_size: side of the mask crops.
     flip: mirror half of the images.
     seed: of order and augmentation.
@@ -135,7 +135,7 @@ def eval_batches(
   Args:
     file_pattern: see `train_batches`, also for the arguments not named here.
     with_instances: add `instances`, without crowds.
-    max_images: take only so many images, the first ones; None: all.
+    max_images: number of images to take, the first ones; None: all.
 
   Returns:
     A finite iterator with `counts`, as `train_batches`, but lost rows never

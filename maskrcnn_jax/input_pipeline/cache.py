@@ -85,7 +85,7 @@ def limit_bytes() -> int | None:
 
 
 def fits_in_memory(num_bytes: int) -> bool:
-  """Whether every process of this machine may cache so many bytes."""
+  """Whether every process of this machine may cache this many bytes."""
   return has_plenty_of_memory() and num_bytes <= limit_bytes()
 
 

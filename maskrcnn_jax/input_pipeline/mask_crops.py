@@ -15,8 +15,7 @@ def crop_masks(encoded, image_size, boxes, rows, columns, mask_size: int):
   """Masks of the canvas, cut to the boxes and resized bilinearly.
 
   The values of `tf.image.crop_and_resize` of full-size masks with boxes divided
-  by the canvas: Habana divides by the size but samples on a grid of size - 1
-  (seed_facts 5.6).
+  by the canvas: Habana divides by the size but samples on a grid of size - 1.
 
   Args:
     encoded: `[n]` PNG files, not 0 on the object.

@@ -42,7 +42,7 @@ class TransformOptions:
   """Transforms of an example.
 
   Attributes:
-    max_instances: rows of the instance arrays; the largest objects of more are
+    max_instances: rows of the instance arrays; of more objects the largest are
       kept.
     mask_size: side of the mask crops.
     flip: mirror half of the images.
@@ -204,9 +204,11 @@ def transform(
 ):
   """One row of a batch from one record, without its padding.
 
-  This is where augmentation goes: after `resize`, as functions of the example
-  and the seed of the record, before masks are cropped. A geometric one changes
-  `image`, `boxes`, `rows` and `columns` together.
+  This is where augmentation goes: after `resize`, as functions of the example,
+  before masks are cropped. A geometric one changes `image`, `boxes`, `rows` and
+  `columns` together. Random values are drawn where `flip` is, in `reader` from
+  `location['seed']`, and passed in. A cache of rows would repeat the first draw
+  for ever, so set `input.cache='records'`.
 
   Args:
     record: see `datasets.records.parse_record`.

@@ -97,7 +97,7 @@ def checkpoint_classes(
 def check_validation_classes(
   config, wanted: Classes, source
 ) -> tuple[dict[int, Category], dict[int, Category]]:
-  """Compares the validation set, where it is there, with trained classes.
+  """Compares the classes of the validation set, if any, with the trained ones.
 
   Args:
     config: its section `evaluation`, if any, names the validation set.

@@ -1,8 +1,8 @@
 """Training monitor: non-finite steps, loss spikes, AP collapse, early stop.
 
 A non-finite step is skipped; several in a row send the run back to its newest
-checkpoint. Of the record runs of MLPerf Training v0.7 to v3.1 one in seventy
-fell to an AP of 0 and trained on for hours; here that is a warning.
+checkpoint. Of the published runs of MLPerf Training v0.7 to v3.1, one in
+seventy fell to an AP of 0 and kept training for hours; here that is a warning.
 """
 
 import collections
@@ -69,7 +69,7 @@ class Monitor:
     self._pending.append((step, image_ids, inputs, metrics))
 
   def settle(self, state, lag: int) -> list[dict]:
-    """Waits for the queued steps but the last `lag`; warns of bad ones.
+    """Waits for all queued steps but the last `lag`; warns of bad ones.
 
     It stops where the run must go back.
 

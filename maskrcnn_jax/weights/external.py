@@ -58,7 +58,7 @@ def load(
 
 
 def kind(path: str | os.PathLike) -> str:
-  """What weights are of: `backbone` or `model`; raises as `load`."""
+  """Kind of the weights, `backbone` or `model`; raises as `load`."""
   if _is_tensorflow(path):
     return tensorflow.kind(path)
   return _read(path)[1].kind
@@ -75,7 +75,7 @@ def infer_model(path: str | os.PathLike) -> InferredModel:
 
 @contextlib.contextmanager
 def _naming(path):
-  """Errors name the file."""
+  """Adds the path to the errors of the block."""
   try:
     yield
   except UserError as error:

@@ -80,7 +80,7 @@ def load(
 
 
 def kind(prefix: str | os.PathLike) -> str:
-  """What a checkpoint is of, `backbone` or `model`; raises as `load`."""
+  """Kind of a checkpoint, `backbone` or `model`; raises as `load`."""
   return _open(prefix).layout.kind
 
 

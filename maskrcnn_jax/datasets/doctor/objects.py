@@ -16,8 +16,10 @@ from maskrcnn_jax.datasets import coco_json, examples, masks
 from maskrcnn_jax.datasets.coco_json import CocoImage
 from maskrcnn_jax.datasets.findings import Finding, InvalidEntryError
 
-_BOX_IOU = 0.6  # Lowest of box and mask, unless edges differ by up to
-_BOX_SLACK = 2.0  # pixels.
+# A box and its mask agree from this IoU on, or if no edge differs by more
+# pixels; an area agrees within this factor, or within these pixels.
+_BOX_IOU = 0.6
+_BOX_SLACK = 2.0
 _AREA_FACTOR = 2.0
 _AREA_SLACK = 8.0
 _OUTSIDE = 1.0  # Pixels that a polygon may reach beyond its image.
