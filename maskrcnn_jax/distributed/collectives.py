@@ -91,7 +91,7 @@ def preempted(step: int) -> bool:
 
 
 def barrier() -> None:
-  """Waits for all processes, without a time limit while they are alive.
+  """Waits for all processes, for up to a day.
 
   On the CPU, a collective waits only half a minute for the others; one process
   may take longer than that to compile or to score.

@@ -49,7 +49,8 @@ def train_batches(
     canvases: (height, width) of the input; every batch has one of them, and
       every image takes the one that shrinks it least.
     batch_size: images in a batch over all hosts.
-    max_instances: most objects of an image; of more the largest are kept.
+    max_instances: largest number of objects of an image; if it has more, the
+      largest ones are kept.
     mask_size: side of the mask crops.
     flip: mirror half of the images.
     seed: of order and augmentation.

@@ -42,8 +42,8 @@ class TransformOptions:
   """Transforms of an example.
 
   Attributes:
-    max_instances: rows of the instance arrays; of more objects the largest are
-      kept.
+    max_instances: rows of the instance arrays; if there are more objects, the
+      largest ones are kept.
     mask_size: side of the mask crops.
     flip: mirror half of the images.
     image_dtype: 'uint8' (rounded) or 'float32'; both 0..255.
