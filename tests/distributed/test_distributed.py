@@ -210,4 +210,4 @@ def test_processes_must_share_the_workdir(config, two, tmp_path):
   # One process with each workdir.
   done = execute([*MPIRUN[:-1], '1', *own, ':', '--np', '1', *other])
   assert done.returncode == 2
-  assert done.stderr.count(f'maskrcnn-jax: {two[0]} ') == 1, done.stderr
+  assert done.stderr.count(f': {two[0]} has ') == 1, done.stderr
