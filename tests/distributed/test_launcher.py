@@ -229,8 +229,8 @@ def test_the_process_that_knows_the_cause_ends_first():
   running = [start(FAIL, kind, **launched(2, rank)) for rank, kind in cases]
   seconds = []
   for process in running:
-    start, message = process.communicate(timeout=60)
-    seconds.append(time.time() - float(start))
+    started, message = process.communicate(timeout=60)
+    seconds.append(time.time() - float(started))
     assert process.returncode == 3
     assert message == 'the cause\n'
   assert seconds == sorted(seconds)
