@@ -1,11 +1,17 @@
-"""What holds for all tests."""
+"""Signals, fixtures and the order of tests."""
 
 import pathlib
+import signal
 import sys
 
 import pytest
 
 TESTS = pathlib.Path(__file__).parent
+
+# Background jobs of a shell ignore SIGINT; the processes that tests interrupt
+# would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -25,6 +31,6 @@ def recorded(request):
 
 
 def pytest_collection_modifyitems(items):
-  """Whole runs come first: whoever ends with one leaves the others idle."""
+  """Files with slow tests come first, so that workers end at the same time."""
   slow = {x.path for x in items if x.get_closest_marker('slow')}
   items.sort(key=lambda x: (x.path not in slow, x.path.parent != TESTS))
