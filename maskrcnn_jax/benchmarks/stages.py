@@ -76,12 +76,17 @@ class Call:
     )
 
 
+def _keys():
+  """Keys of RPN targets and of RoIs, made of key 0 as `loss_fn` makes them."""
+  return jax.random.split(jax.random.key(0))
+
+
 def _apply(module, variables, method, *arguments):
   output, _ = module.apply(
     variables,
     *arguments,
     method=method,
-    rngs={'sampling': jax.random.key(0)},
+    rngs={'sampling': _keys()[1]},
     mutable=['batch_stats'],
   )
   return output
@@ -172,7 +177,7 @@ def training_stages(subject: Subject) -> Stages:
 
   def rpn_targets(instances, valid):
     return targets_lib.rpn_targets(
-      anchors, instances, valid, jax.random.key(0), model.rpn_targets
+      anchors, instances, valid, _keys()[0], model.rpn_targets
     )
 
   def losses(outputs, instances, valid, targets):
