@@ -28,7 +28,9 @@ ALLOWED = {
     'numpy PIL .input_pipeline .structures .visualize'
   ),
   'maskrcnn_jax/input_pipeline': 'numpy absl tensorflow .datasets',
-  'maskrcnn_jax/evaluation': 'numpy pycocotools hotcoco .structures .tables',
+  'maskrcnn_jax/evaluation': (
+    'numpy pycocotools hotcoco .datasets.coco_json .structures .tables'
+  ),
   'maskrcnn_jax/weights': 'numpy ml_dtypes safetensors',
   'maskrcnn_jax/weights/tensorflow': 'numpy tensorflow',
   'maskrcnn_jax/distributed': 'jax numpy .models',

@@ -48,12 +48,9 @@ def make_report(
   """The report of an evaluation.
 
   Args:
-    truth: COCO dataset.
-    results: COCO result dicts with `bbox`.
-    image_ids: the images that count.
+    truth: see `confusion_matrix`, also for the others.
     tables: COCOeval's `precision` by kind (`'bbox'`, `'segm'`), its categories
       in the order of their ids.
-    min_score: of the detections in the confusion matrix.
   """
   categories = {c['id']: c for c in truth['categories']}
   ids, wanted = sorted(categories), {*image_ids}
@@ -81,9 +78,6 @@ def average_precisions(precision: np.ndarray) -> np.ndarray:
 
   Args:
     precision: COCOeval's, `[thresholds, recalls, classes, areas, limits]`.
-
-  Returns:
-    `[classes]`, the means over thresholds and recalls.
   """
   # All areas, and the highest limit of detections.
   by_class = precision[:, :, :, 0, -1]
@@ -186,22 +180,15 @@ def format_classes(report: ClassReport) -> str:
 def format_confusion(report: ClassReport) -> str:
   """Table of the confusion matrix; zeros off the diagonal are blank."""
   names = [*report.names, _BACKGROUND]
-  rows = []
-  for row, name in enumerate(names):
-    cells = {'object': name}
-    for column, other in enumerate(names):
-      count = report.confusion[row, column]
-      is_right = row == column < len(report.names)
-      cells[other] = str(count) if count or is_right else ''
-    rows.append(cells)
-  return table(rows)
+  texts = np.where(report.confusion, report.confusion.astype(str), '')
+  diagonal = np.arange(len(report.names))
+  texts[diagonal, diagonal] = report.confusion[diagonal, diagonal]
+  rows = [dict(zip(names, row)) for row in texts.tolist()]
+  return table([{'object': name} | row for name, row in zip(names, rows)])
 
 
 def format_pairs(report: ClassReport) -> str:
-  """Table of the 20 most confused pairs of classes; '' without any.
-
-  Background is not among them.
-  """
+  """Table of the 20 most confused pairs, not of background; '' without any."""
   counts = report.confusion[:-1, :-1].copy()
   np.fill_diagonal(counts, 0)
   largest = np.argsort(-counts, axis=None, kind='stable')[:_MAX_PAIRS]

@@ -5,13 +5,13 @@ detection falls into an area range by the area of its box. COCO's own evaluation
 takes the area of the mask; so do we. Only the numbers by object size differ.
 """
 
-import json
 import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
+from maskrcnn_jax.datasets import coco_json
 from maskrcnn_jax.errors import UserError, invalid
 from maskrcnn_jax.evaluation import class_report, scoring
 
@@ -48,7 +48,6 @@ def evaluate(
     `eval/AP` .. `eval/ARl` for boxes, `eval/mask_AP` .. for masks.
 
   Raises:
-    FileNotFoundError: there is no annotations file.
     UserError: the file is not a COCO annotations file, an image id is not in
       it, a result or an annotation has no mask while masks are scored, or the
       scorer is unknown or not installed.
@@ -67,11 +66,8 @@ def evaluate_classes(
   """The numbers of `evaluate` for boxes and masks, and a report by class.
 
   Args:
-    results: see `evaluate`; all with `bbox`.
-    annotations_file: see `evaluate`.
-    image_ids: the images that were evaluated.
+    results: see `evaluate`, also for the others; all with `bbox`.
     min_score: of the detections in the confusion matrix.
-    **options: see `evaluate`.
   """
   truth, image_ids, scores = _score(
     results, annotations_file, image_ids, tuple(PREFIXES), options
@@ -125,29 +121,7 @@ def _score(results, annotations_file, image_ids, kinds, options):
 
 def _load_truth(annotations_file, with_masks):
   """The ground truth as COCOeval needs it."""
-  if not os.path.isfile(annotations_file):
-    raise FileNotFoundError(
-      f'annotations_file {os.fspath(annotations_file)!r} does not exist.'
-    )
-  with open(annotations_file, encoding='utf-8') as file:
-    try:
-      dataset = json.load(file)
-    except ValueError as error:
-      raise UserError(
-        f'{annotations_file} is not a json file: {error}', path=annotations_file
-      ) from error
-  missing = [
-    key
-    for key in ('images', 'annotations', 'categories')
-    if not isinstance(dataset, dict) or key not in dataset
-  ]
-  if missing:
-    raise UserError(
-      f'{annotations_file} is not a COCO annotations file: it has no '
-      f'{", ".join(missing)}.',
-      path=annotations_file,
-      wanted=missing,
-    )
+  dataset = coco_json.read_lists(annotations_file)
   for image in dataset['images']:
     if not isinstance(image['id'], int):
       raise UserError(
@@ -155,55 +129,50 @@ def _load_truth(annotations_file, with_masks):
         path=annotations_file,
         item=image['id'],
       )
-  _complete_annotations(dataset, annotations_file, with_masks)
   # Other fields need not be sent to worker processes.
   fields = ('id', 'height', 'width')
   images = [{k: i[k] for k in fields if k in i} for i in dataset['images']]
-  kept = {key: dataset[key] for key in ('annotations', 'categories')}
-  return kept | {'images': images}
-
-
-def _complete_annotations(dataset, annotations_file, with_masks):
-  """Numbers the annotations and adds fields that many files lack."""
   for number, annotation in enumerate(dataset['annotations'], start=1):
-    needed = ['image_id', 'category_id', 'bbox']
-    missing = [key for key in needed if key not in annotation]
-    if with_masks and not annotation.get('segmentation'):
-      missing.append('segmentation')
-    if missing:
-      raise UserError(
-        f'{annotations_file}: annotation {annotation.get("id")} has no '
-        f'{", ".join(missing)}.',
-        path=annotations_file,
-        item=annotation.get('id'),
-        wanted=missing,
-      )
-    annotation.setdefault('iscrowd', 0)
-    if 'area' not in annotation:
-      _, _, width, height = annotation['bbox']
-      annotation['area'] = width * height
-    # COCOeval takes id 0 for "no match", and equal ids for one annotation.
-    annotation['id'] = number
+    _complete(annotation, number, annotations_file, with_masks)
+  return dataset | {'images': images}
+
+
+def _complete(annotation, number, annotations_file, with_masks):
+  """Numbers an annotation and adds fields that many files lack."""
+  needed = ['image_id', 'category_id', 'bbox']
+  missing = [key for key in needed if key not in annotation]
+  if with_masks and not annotation.get('segmentation'):
+    missing.append('segmentation')
+  if missing:
+    raise UserError(
+      f'{annotations_file}: annotation {annotation.get("id")} has no '
+      f'{", ".join(missing)}.',
+      path=annotations_file,
+      item=annotation.get('id'),
+      wanted=missing,
+    )
+  annotation.setdefault('iscrowd', 0)
+  if 'area' not in annotation:
+    _, _, width, height = annotation['bbox']
+    annotation['area'] = width * height
+  # COCOeval takes id 0 for "no match", and equal ids for one annotation.
+  annotation['id'] = number
 
 
 def format_table(metrics: Mapping[str, float]) -> str:
-  """Table of the numbers: a row for boxes and one for masks.
+  """Table of `evaluate`'s numbers: a row for boxes and one for masks, if given.
 
-  Args:
-    metrics: of `evaluate`; a kind that is not in it gets no row.
-
-  Returns:
-    Lines of less than 100 columns, without a final line break; `n/a` where
-    there was nothing to measure.
+  Lines have less than 100 columns; `n/a` where there was nothing to measure.
   """
   widths = [max(len(name), 5) + 1 for name in NAMES]
-  lines = [' ' * 4 + ''.join(f'{n:>{w}}' for n, w in zip(NAMES, widths))]
+  rows = {'': NAMES}
   for label, prefix in zip(('box', 'mask'), PREFIXES.values()):
-    if prefix + NAMES[0] not in metrics:
-      continue
-    values = [metrics[prefix + name] for name in NAMES]
-    cells = ['n/a' if v < 0 or np.isnan(v) else f'{v:.3f}' for v in values]
-    lines.append(
-      f'{label:<4}' + ''.join(f'{c:>{w}}' for c, w in zip(cells, widths))
-    )
-  return '\n'.join(lines)
+    if prefix + NAMES[0] in metrics:
+      values = [metrics[prefix + name] for name in NAMES]
+      rows[label] = [
+        'n/a' if v < 0 or np.isnan(v) else f'{v:.3f}' for v in values
+      ]
+  return '\n'.join(
+    f'{label:<4}' + ''.join(f'{c:>{w}}' for c, w in zip(cells, widths))
+    for label, cells in rows.items()
+  )

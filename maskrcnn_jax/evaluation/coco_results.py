@@ -16,54 +16,23 @@ from maskrcnn_jax.evaluation.workers import Workers
 from maskrcnn_jax.structures import Detections
 
 
-def to_coco_results(
-  detections: Detections,
-  image_ids: np.ndarray,
-  original_sizes: np.ndarray,
-  scales: np.ndarray,
-  valid: np.ndarray,
-  category_ids: Mapping[int, int] | None = None,
-) -> list[dict]:
-  """Results of a batch, image by image, best first.
-
-  Args:
-    detections: of the batch, in input pixels; `masks` may be None.
-    image_ids: `[batch]` int64.
-    original_sizes: `[batch, 2]` (height, width) of the images as published.
-    scales: `[batch, 2]` input pixels per original pixel, (y, x).
-    valid: `[batch]` bool; False for filler rows, which give no result.
-    category_ids: of the classes that have another id in the annotations.
-
-  Returns:
-    Dicts with `image_id`, `category_id`, `bbox`, `score` and, with
-    masks, `segmentation` (compressed RLE, `counts` a str).
-  """
-  encoder = ResultEncoder(category_ids=category_ids)
-  encoder.add(
-    detections,
-    {
-      'image_ids': image_ids,
-      'original_sizes': original_sizes,
-      'scales': scales,
-      'valid': valid,
-    },
-  )
-  return encoder.collect()
-
-
 def image_results(
   found: Detections,
   image_id: int,
   image_size: tuple[int, int],
   category_ids: Mapping[int, int] | None = None,
 ) -> list[dict]:
-  """Results of one image, best first; see `to_coco_results`.
+  """Results of one image, best first.
 
   Args:
     found: detections in pixels of the image, without a batch axis or padding.
     image_id: of the results.
     image_size: (height, width).
     category_ids: of the classes that have another id in the annotations.
+
+  Returns:
+    Dicts with `image_id`, `category_id`, `bbox`, `score` and, with masks,
+    `segmentation` (compressed RLE, `counts` a str).
   """
   image, counts = (found, image_id, image_size), None
   if found.masks is not None:
@@ -74,8 +43,8 @@ def image_results(
 class ResultEncoder:
   """Encodes results batch by batch, their masks in worker processes.
 
-  The device computes the next batch meanwhile, and the main process is free to
-  prepare it. The results do not depend on the workers.
+  The device computes the next batch meanwhile. The results, see
+  `image_results`, do not depend on the workers.
   """
 
   def __init__(
@@ -103,8 +72,12 @@ class ResultEncoder:
     """Adds the detections of a batch; waits for the device.
 
     Args:
-      detections: arrays of the device or of the host.
-      batch: with `image_ids`, `original_sizes`, `scales` and `valid`.
+      detections: in input pixels, on the device or the host; `masks` may be
+        None.
+      batch: `image_ids` `[batch]`, `original_sizes` `[batch, 2]` (height,
+        width) of the images as published, `scales` `[batch, 2]` input pixels
+        per original pixel (y, x), `valid` `[batch]`: False for filler rows,
+        which give no result.
     """
     while len(self._pending) >= self._max_pending:
       self._finish_first()
@@ -136,12 +109,9 @@ class ResultEncoder:
 def _split(detections, batch):
   """Detections in its own pixels, id and size of each valid image."""
   # One copy of the whole batch to the host.
+  arrays = vars(detections).items()
   detections = detections.replace(
-    **{
-      name: np.asarray(array)
-      for name, array in vars(detections).items()
-      if array is not None
-    }
+    **{name: np.asarray(x) for name, x in arrays if x is not None}
   )
   images = []
   for row in np.flatnonzero(np.asarray(batch['valid'])):
@@ -176,14 +146,11 @@ def _make_results(image, counts, category_ids):
 
 
 def original_boxes(boxes: np.ndarray, scale: np.ndarray) -> np.ndarray:
-  """Boxes in pixels of the original image.
+  """Boxes `[n, 4]` float32 in pixels of the original image.
 
   Args:
     boxes: `[n, 4]` in input pixels.
     scale: `[2]` input pixels per original pixel, (y, x).
-
-  Returns:
-    `[n, 4]` float32.
   """
   inverse = 1 / np.asarray(scale, np.float64)
   return (boxes * np.tile(inverse, 2)).astype(np.float32)
@@ -196,11 +163,6 @@ def to_xywh(boxes: np.ndarray) -> np.ndarray:
 
 
 def write_results(results: Sequence[Mapping], path: str | os.PathLike) -> None:
-  """Writes a COCO results file, which appears whole or not at all.
-
-  Args:
-    results: of `to_coco_results`.
-    path: of the json file; its folder is made if missing.
-  """
+  """Writes a COCO results file, which appears whole or not at all."""
   # One text: in pieces the json module encodes in Python, much slower.
   files.write_text(path, json.dumps(list(results)))

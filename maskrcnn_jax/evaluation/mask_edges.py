@@ -25,8 +25,7 @@ def expand_boxes(boxes: np.ndarray, mask_size: int) -> np.ndarray:
     mask_size: cells along a side of a mask, without the padding.
 
   Returns:
-    `[n, 4]` int64 rows and columns `(y1, x1, y2, x2)`, the last ones included;
-    they may lie outside the image.
+    `[n, 4]` int64, the last pixels included, also outside the image.
   """
   boxes = np.asarray(boxes, np.float32)
   scale = np.float32((mask_size + 2) / mask_size)
@@ -71,22 +70,16 @@ def find_edges(
 
 @dataclasses.dataclass(frozen=True)
 class _Pixels:
-  """Rows or columns of an image that expanded boxes cover, box by box.
+  """Rows or columns of an image that expanded boxes cover, box by box."""
 
-  Attributes:
-    starts: `[n]` first pixel of each box in the image.
-    offsets: `[n]` index of the first pixel of each box in the arrays below.
-    cut: `[n]` pixels of each box that lie before the image.
-    steps: `[n]` cells per pixel.
-    owners: `[num_pixels]` the box of each pixel.
-    cells: `[num_pixels]` the last cell at or before the center of each pixel.
-    weights: `[num_pixels]` float32 weight of the next cell.
-  """
-
+  # `[n]` of each box: its first pixel in the image, the index of that pixel in
+  # the arrays below, its pixels before the image, and cells per pixel.
   starts: np.ndarray
   offsets: np.ndarray
   cut: np.ndarray
   steps: np.ndarray
+  # `[num_pixels]`: the box of each pixel, the last cell at or before its
+  # center, and the float32 weight of the next cell.
   owners: np.ndarray
   cells: np.ndarray
   weights: np.ndarray
@@ -96,24 +89,18 @@ class _Pixels:
 class _Spans:
   """Pairs of neighboring cells in a column that may have an edge between them.
 
-  Attributes:
-    columns: `[num_spans]` index of the column among those of all boxes.
-    owners: `[num_spans]` the box of the column.
-    cells: `[num_spans]` the first cell of the pair.
-    first_rows: `[num_spans]` index of the first row between the cells, among
-      the rows of all boxes.
-    end_rows: `[num_spans]` index after the last one.
-    lower: `[num_spans]` float32 value of the first cell.
-    upper: `[num_spans]` float32 value of the second.
+  All are `[num_spans]`.
   """
 
-  columns: np.ndarray
-  owners: np.ndarray
-  cells: np.ndarray
+  columns: np.ndarray  # Index of the column among those of all boxes.
+  owners: np.ndarray  # The box of the column.
+  cells: np.ndarray  # The first cell of the pair.
+  # Indices, among the rows of all boxes, of the first row between the cells and
+  # after the last one.
   first_rows: np.ndarray
   end_rows: np.ndarray
-  lower: np.ndarray
-  upper: np.ndarray
+  lower: np.ndarray  # Float32 value of the first cell.
+  upper: np.ndarray  # Of the second.
 
 
 def _cover(first, last, length, num_cells):

@@ -53,8 +53,6 @@ def paste_masks(
 
   Args:
     masks: see `encode_masks`, also for the others.
-    boxes: `[n, 4]`.
-    image_size: (height, width).
 
   Returns:
     `[n, height, width]` bool.

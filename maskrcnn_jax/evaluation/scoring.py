@@ -80,10 +80,8 @@ def score(
     for part in _split(category_ids, found, max(workers.count, 1)):
       own_truth = {**truth, 'annotations': _flatten(objects, part)}
       own_results = [_strip(result, kind) for result in _flatten(found, part)]
-      job = workers.submit(
-        *(make_tables, own_truth, own_results, image_ids, part, kind),
-        *(scorer, max_detections),
-      )
+      job = (make_tables, own_truth, own_results, image_ids, part, kind)
+      job = workers.submit(*job, scorer, max_detections)
       jobs.append((kind, part, job))
   tables = {kind: {} for kind in kinds}
   for kind, part, job in jobs:
@@ -100,7 +98,6 @@ def _by_category(rows):
 
 
 def _flatten(groups, category_ids):
-  """The rows of some categories."""
   return [row for each in category_ids for row in groups.get(each, ())]
 
 
@@ -118,11 +115,10 @@ def _split(category_ids, found, num_parts):
 
 def _strip(result, kind):
   """A result without the field that its kind ignores, to send less."""
-  ignored = None
-  if kind == 'bbox' and 'bbox' in result:
-    ignored = 'segmentation'
-  if kind == 'segm' and isinstance(result.get('segmentation'), dict):
-    ignored = 'bbox'
+  if kind == 'bbox':
+    ignored = 'segmentation' if 'bbox' in result else None
+  else:
+    ignored = 'bbox' if isinstance(result.get('segmentation'), dict) else None
   return {key: value for key, value in result.items() if key != ignored}
 
 
@@ -139,12 +135,7 @@ def make_tables(
 
   Args:
     truth: see `score`, also for the others.
-    results: COCO result dicts.
-    image_ids: in ascending order.
     category_ids: in ascending order.
-    kind: `'bbox'` or `'segm'`.
-    scorer: one of `SCORERS`.
-    max_detections: of an image and category.
 
   Returns:
     COCOeval's `precision`, `[thresholds, recalls, categories, areas, limits]`,
@@ -202,7 +193,6 @@ class _Evaluation(cocoeval.COCOeval):
 
 
 def _index(dataset):
-  """A dataset as pycocotools' object."""
   indexed = coco_api.COCO()
   indexed.dataset = dataset
   indexed.createIndex()
@@ -212,12 +202,11 @@ def _index(dataset):
 def _complete(results, images, kind):
   """The results as annotations, with boxes alone or with masks alone."""
   sizes = {image['id']: image for image in images}
+  fields = ('image_id', 'category_id', 'score')
   return [
     {
+      **{key: result[key] for key in fields},
       'id': number,
-      'image_id': result['image_id'],
-      'category_id': result['category_id'],
-      'score': result['score'],
       'iscrowd': 0,
       **_shape(result, sizes, kind),
     }
@@ -263,12 +252,11 @@ def _summarize(tables, category_ids, kind):
   """COCO's means over the tables of all categories, and their precision."""
   summary = cocoeval.COCOeval(iouType=kind)
   params = summary.params
-  shape = (
-    *(len(params.iouThrs), len(params.recThrs), len(category_ids)),
-    *(len(params.areaRng), len(params.maxDets)),
-  )
-  precision = np.full(shape, -1.0)
-  recall = np.full((shape[0], *shape[2:]), -1.0)
+  axes = (params.iouThrs, params.recThrs, category_ids)
+  axes = (*axes, params.areaRng, params.maxDets)
+  thresholds, recalls, *others = map(len, axes)
+  precision = np.full((thresholds, recalls, *others), -1.0)
+  recall = np.full((thresholds, *others), -1.0)
   for part, (of_precision, of_recall) in tables.items():
     own = np.searchsorted(category_ids, part)
     precision[:, :, own], recall[:, own] = of_precision, of_recall

@@ -122,7 +122,7 @@ def test_detections_on_coco_score_as_pasted_masks_do_in_pycocotools(tmp_path):
       image = found.image(row)
       boxes = coco_results.original_boxes(image.boxes, batch['scales'][row])
       counts += plain_evaluation.encode_masks(image.masks, boxes, tuple(size))
-    results = coco_results.to_coco_results(found, **batch)
+    results = plain_evaluation.to_results(found, **batch)
     ours += results
     plain += [
       {**result, 'segmentation': {**result['segmentation'], 'counts': text}}

@@ -6,6 +6,7 @@ import os
 import golden_files
 import numpy as np
 import pytest
+from plain_evaluation import to_results
 from pycocotools import mask as coco_mask
 
 from maskrcnn_jax.evaluation import coco_results
@@ -34,7 +35,7 @@ def test_habana(path):
   detections = make_detections(
     recorded['detection_boxes_yxyx'], recorded['detection_masks']
   )
-  results = coco_results.to_coco_results(
+  results = to_results(
     detections,
     recorded['source_ids'],
     info[:, 3:5].astype(np.int32),
@@ -61,7 +62,7 @@ def test_habana(path):
 def test_fields():
   boxes = np.array([[[2, 4, 10, 16], [0, 0, 6, 6]]])
   detections = make_detections(boxes)
-  (first, _) = coco_results.to_coco_results(
+  (first, _) = to_results(
     detections,
     np.array([908400386912]),
     np.array([[20, 20]]),
@@ -82,7 +83,7 @@ def test_filler_rows_and_padding_give_nothing():
   detections = make_detections(np.ones((3, 4, 4)))
   detections.valid[1] = False
   detections.valid[2, 2:] = False
-  results = coco_results.to_coco_results(
+  results = to_results(
     detections,
     np.array([5, 6, 7]),
     np.ones((3, 2)),
@@ -119,7 +120,7 @@ def test_results_do_not_depend_on_the_workers(num_workers):
     encoder = coco_results.ResultEncoder(workers, max_pending=2)
     for number, (detections, batch) in enumerate(_batches(6)):
       encoder.add(detections, {**batch, 'images': None})
-      expected += coco_results.to_coco_results(detections, **batch)
+      expected += to_results(detections, **batch)
       if number == 2:
         assert encoder.collect() == expected
     results = encoder.collect()
@@ -140,9 +141,9 @@ def test_encoder_raises_the_error_of_a_batch():
 def test_no_detections_and_no_masks():
   (detections, batch), *_ = _batches(2)
   nothing = detections.replace(valid=np.zeros((2, 3), bool))
-  assert coco_results.to_coco_results(nothing, **batch) == []
-  boxes = coco_results.to_coco_results(detections.replace(masks=None), **batch)
-  whole = coco_results.to_coco_results(detections, **batch)
+  assert to_results(nothing, **batch) == []
+  boxes = to_results(detections.replace(masks=None), **batch)
+  whole = to_results(detections, **batch)
   for with_mask in whole:
     del with_mask['segmentation']
   assert boxes == whole

@@ -15,6 +15,17 @@ from pycocotools import cocoeval
 from pycocotools import mask as coco_mask
 
 from maskrcnn_jax.evaluation import mask_pasting
+from maskrcnn_jax.evaluation.coco_results import ResultEncoder
+
+
+def to_results(
+  detections, image_ids, original_sizes, scales, valid
+) -> list[dict]:
+  """COCO results of one batch, see `ResultEncoder`."""
+  encoder = ResultEncoder()
+  batch = {'image_ids': image_ids, 'original_sizes': original_sizes}
+  encoder.add(detections, {**batch, 'scales': scales, 'valid': valid})
+  return encoder.collect()
 
 
 def encode_masks(

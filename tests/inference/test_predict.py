@@ -17,6 +17,7 @@ import quick
 import tiny_run
 from found import make_found
 from PIL import Image
+from plain_evaluation import to_results
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
@@ -276,7 +277,7 @@ def test_imported_weights_detect(photos, tmp_path):
     'uint8',
     transforms.ResizeOptions(**config.input.resize),
   )
-  expected = coco_results.to_coco_results(
+  expected = to_results(
     quick.jit(functools.partial(train_step.detect, model))(
       variables, row['images'][None], row['image_sizes'][None]
     ),
