@@ -21,6 +21,7 @@ from maskrcnn_jax import files
 from maskrcnn_jax.datasets import coco_json, examples, workers
 from maskrcnn_jax.datasets.findings import Finding, raise_errors
 from maskrcnn_jax.datasets.formats import convert
+from maskrcnn_jax.datasets.formats.source import Source
 from maskrcnn_jax.errors import UserError, invalid
 
 _IMAGES_PER_FILE = 500
@@ -98,7 +99,7 @@ def prepare(
     captions_file: COCO captions JSON.
     image_ids: ids of the images to write, in the order of the JSON; None: all.
     data_format: one of `convert.FORMATS`.
-    classes: names of other formats' classes, see `convert.read_class_names`.
+    classes: names of other formats' classes, see `class_names.read`.
 
   Raises:
     FileExistsError: there are files of that name.
@@ -122,9 +123,8 @@ def prepare(
     folder, name = os.path.split(stem)
     written_json = os.path.join(folder, f'instances_{name}.json')
     _require_absent([written_json])
-    content, found = convert.to_coco(
-      data_format, images_dir, annotations_file, classes, num_workers
-    )
+    source = Source(images_dir, annotations_file, classes, num_workers)
+    content, found = convert.to_coco(data_format, source)
     dataset = coco_json.parse(content, written_json, images_dir, found)
   raise_errors(dataset.findings)
   dataset = coco_json.add_captions(dataset, captions_file)

@@ -1,51 +1,65 @@
-"""YOLO polygons: a text file for every image.
+"""YOLO polygons: a text file `NAME.txt` for every image.
 
 A line is an object: its class, then x and y of every corner as fractions of the
 image's width and height. An image without a file has no objects.
 """
 
+import functools
+import pathlib
+from collections.abc import Mapping
+
 import numpy as np
 
-from maskrcnn_jax.datasets import masks
-from maskrcnn_jax.datasets.findings import Finding, InvalidEntryError
-from maskrcnn_jax.datasets.formats.labels import ImageLabels, LabelledImage
+from maskrcnn_jax.datasets.findings import InvalidEntryError
+from maskrcnn_jax.datasets.formats import class_names
+from maskrcnn_jax.datasets.formats.source import (
+  Content,
+  Image,
+  ImageLabels,
+  Source,
+  collect,
+)
 
 # Programs that write these files round, some of them over the border.
 _TOLERANCE = 0.01
 
 
-def read_polygons(image: LabelledImage) -> ImageLabels:
-  """Reads the text file of an image, `STEM.txt`."""
+def read(source: Source) -> Content:
+  """Reads text files; the category of class i is i, from 0."""
+  labels = source.label_files('.txt')
+  names = class_names.read(source.classes or class_names.find(source.labels), 0)
+  read_file = functools.partial(read_polygons, names=names)
+  return collect(source, labels, read_file, names, unlabelled='note')
+
+
+def read_polygons(
+  path: pathlib.Path, image: Image, names: Mapping[int, str]
+) -> ImageLabels:
+  """Reads a text file, in fractions of the upright image."""
   _, size = image.sizes
-  label = image.find_label('.txt')
-  if label is None:
-    message = f'has no text file in {image.labels_dir}: no objects.'
-    finding = Finding('no_label_file', image.path, message, 'note')
-    return ImageLabels(image.name, size, (), (finding,))
   objects, findings = [], []
-  text = label.read_text(encoding='utf-8', errors='replace')
+  text = path.read_text(encoding='utf-8-sig', errors='replace')
   for number, line in enumerate(text.splitlines(), start=1):
     if not line.strip():
       continue
     try:
-      objects.append(_read_line(line.split(), size, image.class_names))
+      objects.append(_read_line(line.split(), size, names))
     except InvalidEntryError as error:
       error.message = f'line {number}: {error.message}'
-      findings.append(error.finding(str(label)))
-  return ImageLabels(image.name, size, objects, findings)
+      findings.append(error.finding(str(path)))
+  return ImageLabels(size, objects, findings)
 
 
-def _read_line(words, size, class_names) -> dict:
+def _read_line(words, size, names) -> dict:
   try:
     class_id, *corners = map(float, words)
   except ValueError:
     raise _skip(f'must be numbers, got {" ".join(words)[:40]!r}.') from None
-  if class_id not in class_names:
+  if class_id not in names:
     raise InvalidEntryError(
       'category_id',
       f'class {words[0]} is not among the names, which are for '
-      f'{min(class_names)} to {max(class_names)}. Correct the line or add the '
-      'name.',
+      f'{min(names)} to {max(names)}. Correct the line or add the name.',
     )
   if len(corners) == 4:
     message = 'is a box (x, y, width, height): there is no mask to train on.'
@@ -62,22 +76,12 @@ def _read_line(words, size, class_names) -> dict:
       f'coordinates must be fractions from 0 to 1, got {outside[0]:g}; are '
       'these pixels?'
     )
-  return _make_object(int(class_id), np.clip(corners, 0.0, 1.0), size)
+  corners = np.clip(corners, 0.0, 1.0).reshape(-1, 2) * size[::-1]
+  return {
+    'category_id': int(class_id),
+    'segmentation': [corners.reshape(-1).tolist()],
+  }
 
 
 def _skip(message, kind='unusable_polygon') -> InvalidEntryError:
   return InvalidEntryError(kind, message, 'warning')
-
-
-def _make_object(category_id, fractions, size) -> dict:
-  corners = fractions.reshape(-1, 2) * size[::-1]
-  polygon = corners.reshape(-1).tolist()
-  x1, y1 = corners.min(axis=0).tolist()
-  x2, y2 = corners.max(axis=0).tolist()
-  mask = masks.decode_segmentation([polygon], *size)
-  return {
-    'category_id': category_id,
-    'bbox': [x1, y1, x2 - x1, y2 - y1],
-    'area': int(np.count_nonzero(mask)),
-    'segmentation': [polygon],
-  }

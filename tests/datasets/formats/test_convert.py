@@ -11,7 +11,7 @@ from maskrcnn_jax.cli import main as command
 from maskrcnn_jax.datasets import categories, ground_truth, prepare, records
 from maskrcnn_jax.datasets.categories import Category
 from maskrcnn_jax.datasets.findings import InvalidDataError
-from maskrcnn_jax.datasets.formats import convert
+from maskrcnn_jax.datasets.formats import class_names
 from maskrcnn_jax.errors import UserError
 
 
@@ -69,7 +69,7 @@ def test_yolo_becomes_records_and_a_json_with_its_own_numbers(yolo):
     {'id': 0, 'name': 'cat'},
     {'id': 2, 'name': 'cow'},
   ]
-  assert summary.counts() == {'ids_from_0': 1, 'no_label_file': 1}
+  assert summary.counts() == {'ids_from_0': 1, 'missing_label': 1}
 
 
 def test_a_png_of_numbers_becomes_records(tmp_path):
@@ -156,16 +156,15 @@ def test_names_are_found_or_given(tmp_path, name, text, expected):
   folder = tmp_path / 'labels' / 'train'
   folder.mkdir(parents=True)
   with pytest.raises(UserError) as error:
-    convert.read_class_names('yolo', folder, None)
+    class_names.find(folder)
   assert (error.value.argument, error.value.path) == ('classes', str(folder))
-  (tmp_path / name).write_text(text)
-  assert convert.read_class_names('yolo', folder, None) == expected
-  path = str(tmp_path / name)
-  assert convert.read_class_names('yolo', '.', path) == expected
+  path = tmp_path / name
+  path.write_text(text)
+  assert class_names.find(folder) == str(path)
+  assert class_names.read(str(path), 0) == expected
   moved = {number + 1: text for number, text in expected.items()}
-  assert convert.read_class_names('instance_png', '.', path) == moved
-  assert convert.read_class_names('yolo', '.', 'a, b') == {0: 'a', 1: 'b'}
-  assert convert.read_class_names('object_png', '.', None) == {1: 'object'}
+  assert class_names.read(str(path)) == moved
+  assert class_names.read('a, b', 0) == {0: 'a', 1: 'b'}
 
 
 @pytest.mark.parametrize(

@@ -2,55 +2,24 @@
 
 import numpy as np
 import pytest
+from label_sets import (
+  NUMBERS,
+  areas,
+  decode,
+  kinds,
+  make_image,
+  read,
+  save_mask,
+)
 from PIL import Image
 from pycocotools import mask as coco_mask
-
-from maskrcnn_jax.datasets.formats import convert, png_masks
-
-ONE = {1: 'cell'}
-TWO = {1: 'cat', 2: 'dog'}
-# Two objects of 2 x 3 and 1 x 2 pixels.
-NUMBERS = np.array(
-  [
-    [0, 5, 5, 5, 0, 0],
-    [0, 5, 5, 5, 0, 9],
-    [0, 0, 0, 0, 0, 9],
-    [0, 0, 0, 0, 0, 0],
-  ]
-)
 
 
 @pytest.fixture
 def folder(tmp_path):
-  """An image of 4 x 6 pixels, and a folder for its masks."""
-  (tmp_path / 'images').mkdir()
-  (tmp_path / 'masks').mkdir()
-  Image.new('RGB', (6, 4)).save(tmp_path / 'images' / 'a.jpg')
+  """An image of 4 x 6 pixels."""
+  make_image(tmp_path / 'images' / 'a.jpg')
   return tmp_path
-
-
-def read(folder, kind=png_masks.read_instances, names=ONE):
-  return convert.read_image(
-    'a.jpg', kind, folder / 'images', folder / 'masks', names
-  )
-
-
-def save(path, array, palette=None):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  image = Image.fromarray(array)
-  if palette:
-    image = image.convert('L')
-    image.putpalette(palette)
-  image.save(path)
-
-
-def decoded(found):
-  return [coco_mask.decode(each['segmentation']) for each in found.objects]
-
-
-def areas(found):
-  """Category and area of every object."""
-  return [(each['category_id'], each['area']) for each in found.objects]
 
 
 def colours(numbers):
@@ -59,7 +28,7 @@ def colours(numbers):
   return np.array([[table[x] for x in row] for row in numbers], np.uint8)
 
 
-KINDS = {
+PIXELS = {
   '8 bits': lambda x: x.astype(np.uint8),
   # 5 and 9 differ in the upper byte alone.
   '16 bits': lambda x: (x * 256).astype(np.uint16),
@@ -68,32 +37,33 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize('kind', [*KINDS, 'palette'])
+@pytest.mark.parametrize('kind', [*PIXELS, 'palette'])
 def test_numbers_of_every_kind_of_png(folder, kind):
-  path = folder / 'masks' / 'a.png'
+  path = folder / 'labels' / 'a.png'
   if kind == 'palette':
     # Two entries of one colour are two objects: the index counts.
-    save(path, NUMBERS.astype(np.uint8), [7] * 768)
+    save_mask(path, NUMBERS.astype(np.uint8), [7] * 768)
     with Image.open(path) as image:
       assert image.mode == 'P'
   else:
-    save(path, KINDS[kind](NUMBERS))
-  found = read(folder)
-  assert not found.findings
-  assert found.size == (4, 6)
-  by_area = sorted(found.objects, key=lambda x: x['area'])
+    save_mask(path, PIXELS[kind](NUMBERS))
+  content, findings = read('instance_png', folder)
+  assert not findings
+  expected = {'id': 1, 'file_name': 'a.jpg', 'height': 4, 'width': 6}
+  assert content['images'] == [expected]
+  assert content['categories'] == [{'id': 1, 'name': 'object'}]
+  by_area = sorted(content['annotations'], key=lambda x: x['area'])
   assert [x['area'] for x in by_area] == [2, 6]
   assert [x['bbox'] for x in by_area] == [[5, 1, 1, 2], [1, 0, 3, 2]]
-  assert {x['category_id'] for x in by_area} == {1}
-  total = sum(mask.astype(int) for mask in decoded(found))
-  np.testing.assert_array_equal(total, NUMBERS > 0)
+  np.testing.assert_array_equal(decode(by_area[0]), NUMBERS == 9)
+  np.testing.assert_array_equal(decode(by_area[1]), NUMBERS == 5)
 
 
 def test_run_lengths_by_hand(folder):
   mask = np.zeros((4, 6), np.uint8)
   mask[1:3, 0] = 1
-  save(folder / 'masks' / 'a.png', mask)
-  (found,) = read(folder).objects
+  save_mask(folder / 'labels' / 'a.png', mask)
+  (found,) = read('instance_png', folder)[0]['annotations']
   # Column by column: one pixel without, two with, twenty-one without.
   plain = coco_mask.frPyObjects({'size': [4, 6], 'counts': [1, 2, 21]}, 4, 6)
   assert found['segmentation']['counts'] == plain['counts'].decode()
@@ -102,85 +72,77 @@ def test_run_lengths_by_hand(folder):
 
 def test_classes_are_thousands(folder):
   numbers = np.where(NUMBERS == 5, 1001, np.where(NUMBERS == 9, 2007, 0))
-  path = folder / 'masks' / 'a.png'
-  save(path, numbers.astype(np.uint16))
-  found = read(folder, names=TWO)
-  assert areas(found) == [(1, 6), (2, 2)]
-  save(path, np.where(NUMBERS == 9, 3001, numbers).astype(np.uint16))
-  (finding,) = read(folder, names=TWO).findings
-  assert finding.severity == 'error'
-  assert finding.file == str(path)
+  path = folder / 'labels' / 'a.png'
+  save_mask(path, numbers.astype(np.uint16))
+  assert areas(read('instance_png', folder, 'cat,dog')[0]) == [(1, 6), (2, 2)]
+  save_mask(path, np.where(NUMBERS == 9, 3001, numbers).astype(np.uint16))
+  (finding,) = read('instance_png', folder, 'cat,dog')[1]
+  assert (finding.severity, finding.file) == ('error', str(path))
   assert '3001' in finding.message and '1 cat, 2 dog' in finding.message
 
 
 def test_unusable_files_are_named(folder):
-  path = folder / 'masks' / 'a.png'
-  (finding,) = read(folder).findings
-  assert 'a.png' in finding.message
-  save(path, np.ones((4, 7), np.uint8))
-  (finding,) = read(folder).findings
+  path = folder / 'labels' / 'a.png'
+  save_mask(path, np.ones((4, 7), np.uint8))
+  (finding,) = read('instance_png', folder)[1]
   assert '4 x 7' in finding.message and '4 x 6' in finding.message
   path.write_bytes(path.read_bytes()[:30])
-  (finding,) = read(folder).findings
-  assert (finding.kind, finding.file) == ('unusable_mask', str(path))
+  content, findings = read('instance_png', folder)
+  assert kinds(findings) == [('unusable_mask', 'a.png', 'error')]
   (folder / 'images' / 'a.jpg').write_bytes(b'no image')
-  found = read(folder)
-  assert found.size is None
-  assert found.findings[0].kind == 'unusable_image'
+  content, findings = read('instance_png', folder)
+  assert not content['images']
+  assert kinds(findings) == [('unusable_image', 'a.jpg', 'error')]
 
 
-@pytest.mark.parametrize('place', ['masks/a', 'masks/a/masks', 'masks/x/masks'])
+@pytest.mark.parametrize('place', ['a', 'a/masks', 'x/masks'])
 def test_a_png_for_every_object(folder, place):
-  name = 'a.jpg'
-  if place == 'masks/x/masks':
+  if place == 'x/masks':
     # As in DSB2018: x/images/a.jpg and x/masks/*.png.
-    name = 'x/images/a.jpg'
     (folder / 'images/x/images').mkdir(parents=True)
-    (folder / 'images/a.jpg').rename(folder / 'images' / name)
-  save(folder / place / '1.png', 255 * (NUMBERS == 5).astype(np.uint8))
+    (folder / 'images/a.jpg').rename(folder / 'images/x/images/a.jpg')
+  path = folder / 'labels' / place
+  save_mask(path / '1.png', 255 * (NUMBERS == 5).astype(np.uint8))
   # 16 bits of which the upper 8 are 0.
-  save(folder / place / '2.png', (NUMBERS == 9).astype(np.uint16))
-  found = convert.read_image(
-    name, png_masks.read_objects, folder / 'images', folder / 'masks', ONE
-  )
-  assert not found.findings
-  assert areas(found) == [(1, 6), (1, 2)]
-  np.testing.assert_array_equal(decoded(found)[0], NUMBERS == 5)
+  save_mask(path / '2.png', (NUMBERS == 9).astype(np.uint16))
+  content, findings = read('object_png', folder)
+  assert not findings
+  assert areas(content) == [(1, 6), (1, 2)]
+  np.testing.assert_array_equal(decode(content['annotations'][0]), NUMBERS == 5)
 
 
 def test_objects_may_overlap_and_unusable_ones_are_skipped(folder):
-  place = folder / 'masks' / 'a'
-  save(place / '1.png', np.ones((4, 6), np.uint8))
-  save(place / '2.png', (NUMBERS == 5).astype(np.uint8))
-  save(place / '3.png', np.zeros((4, 6), np.uint8))
-  save(place / '4.png', np.ones((3, 6), np.uint8))
-  found = read(folder, png_masks.read_objects)
-  assert [x['area'] for x in found.objects] == [24, 6]
-  assert [(x.kind, x.file[-5:], x.severity) for x in found.findings] == [
+  place = folder / 'labels' / 'a'
+  save_mask(place / '1.png', np.ones((4, 6), np.uint8))
+  save_mask(place / '2.png', (NUMBERS == 5).astype(np.uint8))
+  save_mask(place / '3.png', np.zeros((4, 6), np.uint8))
+  save_mask(place / '4.png', np.ones((3, 6), np.uint8))
+  content, findings = read('object_png', folder)
+  assert areas(content) == [(1, 24), (1, 6)]
+  assert kinds(findings) == [
     ('empty_mask', '3.png', 'warning'),
     ('unusable_mask', '4.png', 'warning'),
   ]
 
 
 def test_objects_of_several_classes_are_in_their_folders(folder):
-  place = folder / 'masks' / 'a'
-  save(place / 'dog' / '1.png', (NUMBERS == 5).astype(np.uint8))
-  save(place / 'cat' / '1.png', (NUMBERS == 9).astype(np.uint8))
-  found = read(folder, png_masks.read_objects, TWO)
-  assert areas(found) == [(1, 2), (2, 6)]
-  save(place / '3.png', (NUMBERS == 9).astype(np.uint8))
-  (finding,) = read(folder, png_masks.read_objects, TWO).findings
-  assert finding.file == str(place / '3.png')
-  assert finding.severity == 'error'
+  place = folder / 'labels' / 'a'
+  save_mask(place / 'dog' / '1.png', (NUMBERS == 5).astype(np.uint8))
+  save_mask(place / 'cat' / '1.png', (NUMBERS == 9).astype(np.uint8))
+  assert areas(read('object_png', folder, 'cat,dog')[0]) == [(1, 2), (2, 6)]
+  save_mask(place / '3.png', (NUMBERS == 9).astype(np.uint8))
+  _, findings = read('object_png', folder, 'cat,dog')
+  assert kinds(findings) == [('category_id', '3.png', 'error')]
 
 
-@pytest.mark.parametrize('kind', ['read_instances', 'read_objects'])
-def test_no_masks_are_an_error_and_empty_ones_are_not(folder, kind):
-  kind = getattr(png_masks, kind)
-  (finding,) = read(folder, kind).findings
-  assert (finding.kind, finding.severity) == ('missing_mask', 'error')
-  (folder / 'masks' / 'a').mkdir()
-  save(folder / 'masks' / 'a.png', np.zeros((4, 6), np.uint8))
-  found = read(folder, kind)
-  assert found.size == (4, 6)
-  assert not found.findings and not found.objects
+@pytest.mark.parametrize('name', ['instance_png', 'object_png'])
+def test_no_masks_are_an_error_and_empty_ones_are_not(folder, name):
+  (folder / 'labels' / 'a').mkdir(parents=True)
+  save_mask(folder / 'labels' / 'a.png', np.zeros((4, 6), np.uint8))
+  content, findings = read(name, folder)
+  assert len(content['images']) == 1
+  assert not findings and not content['annotations']
+  make_image(folder / 'images' / 'b.jpg')
+  content, findings = read(name, folder)
+  assert len(content['images']) == 1
+  assert kinds(findings) == [('missing_label', 'b.jpg', 'error')]

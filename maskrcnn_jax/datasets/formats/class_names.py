@@ -1,0 +1,73 @@
+"""Class names of formats whose labels hold numbers."""
+
+import os
+import pathlib
+from collections.abc import Mapping
+
+import yaml
+
+from maskrcnn_jax.errors import UserError, invalid
+
+# Files with YOLO's class names, in the folder of the labels or the two above.
+NAME_FILES = ('data.yaml', 'data.yml', 'classes.txt', 'obj.names')
+
+
+def read(classes: str, first: int = 1) -> dict[int, str]:
+  """Class names by category id.
+
+  Args:
+    classes: names joined by commas, or a file: one name a line, or YAML with
+      `names`.
+    first: category id of the first name.
+
+  Raises:
+    UserError: there are no names, or a file cannot be read.
+  """
+  if os.path.isfile(classes):
+    names = _read_file(pathlib.Path(classes))
+  else:
+    names = classes.split(',')
+  if not isinstance(names, Mapping):
+    names = dict(enumerate(names))
+  # Numbers in files are YOLO's, from 0.
+  names = {int(k) + first: str(name).strip() for k, name in names.items()}
+  if not names or not all(names.values()):
+    raise invalid('classes', classes, 'names')
+  return names
+
+
+def find(labels_dir: str | os.PathLike) -> str:
+  """The file of class names in the folder of the labels or the two above.
+
+  Raises:
+    UserError: there is none.
+  """
+  folder = pathlib.Path(labels_dir).resolve()
+  for place in (folder, *list(folder.parents)[:2]):
+    for name in NAME_FILES:
+      if (place / name).is_file():
+        return str(place / name)
+  raise UserError(
+    f'There are no class names: neither {labels_dir} nor the two folders above '
+    f'it hold one of {", ".join(NAME_FILES)}. Give the file, or the names '
+    'joined by commas, with --classes.',
+    argument='classes',
+    path=labels_dir,
+    wanted=NAME_FILES,
+  )
+
+
+def _read_file(path):
+  text = path.read_text(encoding='utf-8-sig')
+  if path.suffix not in ('.yaml', '.yml'):
+    return [line.strip() for line in text.splitlines() if line.strip()]
+  try:
+    content = yaml.safe_load(text)
+  except yaml.YAMLError as error:
+    raise UserError(f'{path} is not a YAML file: {error}', path=path) from error
+  names = content.get('names') if isinstance(content, Mapping) else None
+  if not isinstance(names, list | Mapping):
+    raise UserError(
+      f'{path} must have a list or a mapping `names`.', path=path, item='names'
+    )
+  return names
