@@ -1,8 +1,12 @@
 """Errors that a user can correct, as opposed to bugs."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 from typing import Any
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = 80
 
 
 class UserError(ValueError):
@@ -39,6 +43,11 @@ class UserError(ValueError):
     self.wanted = wanted
 
 
+def brief(value: Any) -> str:
+  """The start of a value's `repr`, for a message about untrusted content."""
+  return _BRIEF.repr(value)
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
   """A hint that ends a sentence: `; did you mean 'x'?`, or a full stop.
 
@@ -59,7 +68,7 @@ def invalid(argument: str, given: Any, wanted: str) -> UserError:
     wanted: description of the valid values, such as `at least 1`.
   """
   return UserError(
-    f'{argument} must be {wanted}, got {given!r}.',
+    f'{argument} must be {wanted}, got {brief(given)}.',
     argument=argument,
     given=given,
     wanted=wanted,

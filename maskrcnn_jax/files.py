@@ -6,6 +6,29 @@ import pathlib
 import tempfile
 from collections.abc import Iterator
 
+from maskrcnn_jax.errors import UserError, brief
+
+
+def inside(folder, name: str) -> pathlib.Path:
+  """Path of a file that untrusted content, such as a json, names in a folder.
+
+  The name must be relative, on any system, and without `..`. A link in the
+  folder is followed, wherever it leads: the owner of the folder made it, not
+  the content.
+
+  Raises:
+    UserError: the name leads out of the folder, or cannot be a name.
+  """
+  windows = pathlib.PureWindowsPath(name)  # Of both kinds of slashes.
+  is_name = windows.parts and '\0' not in name
+  if not is_name or windows.anchor or '..' in windows.parts:
+    raise UserError(
+      f'the name {brief(name)} leads out of the folder {folder}',
+      path=folder,
+      given=name,
+    )
+  return pathlib.Path(folder, name)
+
 
 @contextlib.contextmanager
 def replaced(path) -> Iterator[pathlib.Path]:

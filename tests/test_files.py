@@ -4,6 +4,7 @@ import stat
 import pytest
 
 from maskrcnn_jax import files
+from maskrcnn_jax.errors import UserError
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -51,3 +52,21 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
   with pytest.raises(RuntimeError), files.new_folder(tmp_path / 'other'):
     raise RuntimeError
   assert os.listdir(tmp_path) == ['folder']
+
+
+@pytest.mark.parametrize('name', ['a.jpg', 'sub/..a/b', 'a..', ' ', 'é:'])
+def test_names_inside_a_folder(tmp_path, name):
+  assert files.inside(tmp_path, name) == tmp_path / name
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    *('../a', 'a/../../b', '..', '/etc/passwd', '//host/a', '', '.', 'a\0'),
+    *('C:a', '..\\a', 'C:\\a', '\\\\host\\share\\a', '\\a'),
+  ],
+)
+def test_names_that_lead_out_of_a_folder(tmp_path, name):
+  with pytest.raises(UserError) as error:
+    files.inside(tmp_path, name)
+  assert (error.value.path, error.value.given) == (str(tmp_path), name)
