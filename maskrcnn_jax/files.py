@@ -1,10 +1,14 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and untrusted content."""
 
+import collections
 import contextlib
+import json
 import os
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 from maskrcnn_jax.errors import UserError, brief
 
@@ -28,6 +32,35 @@ def inside(folder, name: str) -> pathlib.Path:
       given=name,
     )
   return pathlib.Path(folder, name)
+
+
+def read_json(path) -> Any:
+  """Content of a JSON file that is not trusted.
+
+  Raises:
+    UserError: it cannot be read, is no JSON or nested too deeply, has a text
+      with half of a surrogate pair, or an object with a key twice.
+  """
+  try:
+    encoded = pathlib.Path(path).read_bytes()
+    content = json.loads(encoded, object_pairs_hook=_unique)
+    if re.search(rb'\\u[dD][89a-fA-F]', encoded):
+      json.dumps(content, ensure_ascii=False).encode()
+  except OSError as error:
+    raise UserError(f'{path} cannot be read: {error}', path=path) from error
+  except RecursionError:
+    raise UserError(f'{path} is nested too deeply.', path=path) from None
+  except ValueError as error:
+    raise UserError(f'{path} is not a JSON file: {error}', path=path) from error
+  return content
+
+
+def _unique(pairs) -> dict:
+  made = dict(pairs)
+  if len(made) < len(pairs):
+    keys = collections.Counter(key for key, _ in pairs)
+    raise ValueError(f'it has {brief(max(keys, key=keys.get))} twice')
+  return made
 
 
 @contextlib.contextmanager

@@ -32,6 +32,11 @@ def add_verbs(add_verb) -> None:
       metavar='N',
       help='number of worker processes',
     )
+    parser.add_argument(
+      '--allow_outside',
+      action='store_true',
+      help='read images that the json names outside of the folder',
+    )
   _add_prepare_flags(prepare)
   _add_check_flags(check)
 
@@ -97,6 +102,7 @@ def _prepare(args: argparse.Namespace) -> None:
     image_ids='image_ids',
     data_format='format',
     classes='classes',
+    allow_outside='allow_outside',
   )
   print(prepare.prepare(args.images, args.annotations, args.output, **options))
 
@@ -124,7 +130,8 @@ def _check(args: argparse.Namespace) -> int:
   if args.val_annotations:
     val = args.val_images or args.images, args.val_annotations
   found = check.check(
-    (args.images, args.annotations), val, config, args.num_workers
+    (args.images, args.annotations),
+    *(val, config, args.num_workers, args.allow_outside),
   )
   print(report.to_text(found))
   if args.json:

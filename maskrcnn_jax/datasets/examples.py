@@ -9,12 +9,15 @@ has no pixel is skipped too.
 import dataclasses
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
 from maskrcnn_jax.datasets import images, masks
-from maskrcnn_jax.datasets.coco_json import CocoImage, is_box, is_number
+from maskrcnn_jax.datasets.coco_json import CocoImage
 from maskrcnn_jax.datasets.findings import Finding, InvalidEntryError
+from maskrcnn_jax.errors import brief
 
 # Notes of `images.read_image`.
 _NOTES = {
@@ -137,31 +140,38 @@ def read_image(
 def _read_object(entry, image):
   """Box, class, category, crowd flag, area and PNG mask of an annotation."""
   box = read_box(entry, image)
-  mask = read_mask(entry, image)
+  runs = read_mask(entry, image)
   area = entry.get('area')
-  if not is_number(area):
-    area = np.count_nonzero(mask)
+  if not masks.is_number(area):
+    area = int(coco_mask.area(runs))
   is_crowd = bool(entry.get('iscrowd', 0))
   category_id = entry['category_id']
   class_id = entry.get('class_id', category_id)
-  return box, class_id, category_id, is_crowd, area, masks.encode_png(mask)
+  return (
+    box,
+    class_id,
+    category_id,
+    is_crowd,
+    area,
+    masks.encode_png(coco_mask.decode(runs)),
+  )
 
 
-def read_mask(entry: dict, image: CocoImage) -> np.ndarray:
-  """The mask of an annotation, `[height, width]` bool.
+def read_mask(entry: dict, image: CocoImage) -> dict[str, Any]:
+  """The mask of an annotation, as run lengths of pycocotools.
 
   Raises:
     InvalidEntryError: it cannot be read, or has no pixel.
   """
   try:
-    mask = masks.decode_segmentation(
+    runs = masks.read_segmentation(
       entry.get('segmentation'), image.height, image.width
     )
   except ValueError as error:
     raise InvalidEntryError('unusable_mask', f'{error}.', 'warning') from error
-  if not mask.any():
+  if not coco_mask.area(runs):
     raise InvalidEntryError('empty_mask', 'the mask has no pixel.', 'warning')
-  return mask
+  return runs
 
 
 def read_box(
@@ -173,10 +183,10 @@ def read_box(
     InvalidEntryError: it is malformed, or the reference converter skips it.
   """
   box = entry.get('bbox')
-  if not is_box(box):
+  if not masks.is_box(box):
     raise InvalidEntryError(
       'unusable_box',
-      f'bbox must be x, y, width, height, got {box!r}.',
+      f'bbox must be x, y, width, height, got {brief(box)}.',
       'warning',
     )
   x, y, width, height = box

@@ -1,10 +1,11 @@
 """Findings: problems of a data set, each with its place and remedy."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import UserError, brief
 
 SEVERITIES = ('error', 'warning', 'note')
 _LISTED_ERRORS = 10
@@ -34,9 +35,9 @@ class Finding:
   def __str__(self) -> str:
     place = [self.file]
     if self.image_id is not None:
-      place.append(f'image {self.image_id!r}')
+      place.append(f'image {brief(self.image_id)}')
     if self.annotation_id is not None:
-      place.append(f'annotation {self.annotation_id!r}')
+      place.append(f'annotation {brief(self.annotation_id)}')
     return f'{", ".join(place)}: {self.message}'
 
 
@@ -53,6 +54,15 @@ class InvalidEntryError(Exception):
     """The finding at a place."""
     what = self.kind, file, self.message, self.severity
     return Finding(*what, image_id, annotation_id)
+
+
+@contextlib.contextmanager
+def collected(findings: list[Finding], file: str, *ids: Any) -> Iterator[None]:
+  """Turns an `InvalidEntryError` in the block into a finding."""
+  try:
+    yield
+  except InvalidEntryError as error:
+    findings.append(error.finding(file, *ids))
 
 
 class InvalidDataError(UserError):

@@ -1,6 +1,7 @@
-"""Masks as data sets store them: polygons, run lengths, PNG files."""
+"""Masks and boxes as data sets store them: polygons, run lengths, PNG files."""
 
 import io
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,10 +9,30 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from maskrcnn_jax.datasets.coco_json import is_number
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import UserError, brief
 
-_EDGES_AT_A_TIME = 256  # So that a polygon of thousands needs little memory.
+# pycocotools counts in 32 bits, and needs 80 bytes for a pixel of outline.
+_MOST_PIXELS = 2**31
+_LARGEST_COORDINATE = 2**24
+_LONGEST_OUTLINE = 2**22
+_MOST_PAIRS = 2**20  # Of edges, in the search for crossings.
+
+
+def is_number(value: Any) -> bool:
+  """Whether a JSON value is a number that is finite as a float."""
+  # A JSON may hold integers of any length.
+  return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
+def is_box(value: Any) -> bool:
+  """Whether a JSON value is a list of four numbers that may be coordinates."""
+  return (
+    isinstance(value, list) and len(value) == 4 and all(map(_is_place, value))
+  )
+
+
+def _is_place(value) -> bool:
+  return is_number(value) and abs(value) <= _LARGEST_COORDINATE
 
 
 def encode_png(mask: np.ndarray) -> bytes:
@@ -36,6 +57,20 @@ def decode_segmentation(
 ) -> np.ndarray:
   """Decodes a COCO segmentation to a `[height, width]` bool mask.
 
+  See `read_segmentation`.
+  """
+  found = read_segmentation(segmentation, height, width)
+  return coco_mask.decode(found).astype(bool)
+
+
+def read_segmentation(
+  segmentation: Any, height: int, width: int
+) -> dict[str, Any]:
+  """Compressed run lengths of a COCO segmentation, as pycocotools has them.
+
+  The segmentation is not trusted: nothing reaches pycocotools, which checks
+  little, that it could not hold.
+
   Args:
     segmentation: polygons (a list of flat lists x, y, x, y, ...) or run lengths
       (a dict with `size` and `counts`, a list or COCO's compressed string).
@@ -45,59 +80,68 @@ def decode_segmentation(
   Raises:
     UserError: it is neither, or does not fit the image.
   """
+  if height * width >= _MOST_PIXELS:
+    raise UserError(f'{height} x {width} pixels are too many for a mask')
   if isinstance(segmentation, dict):
-    return _decode_run_lengths(segmentation, height, width)
+    counts = _read_counts(segmentation, height, width)
+    encoded = {'size': [height, width], 'counts': counts}
+    return coco_mask.frPyObjects(encoded, height, width)
   if not isinstance(segmentation, list) or not segmentation:
     raise UserError(
       'segmentation must be a list of polygons or run lengths with size and '
-      f'counts, got {type(segmentation).__name__} {str(segmentation)[:40]!r}'
+      f'counts, got {type(segmentation).__name__} {brief(segmentation)}'
     )
-  for polygon in segmentation:
-    _check_polygon(polygon)
+  if sum(map(_outline, segmentation)) > _LONGEST_OUTLINE:
+    raise UserError(f'polygons are longer than {_LONGEST_OUTLINE} pixels')
   # A list of four numbers would be read as a box, and has no inside.
   polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
   if not polygons:
     raise UserError('no polygon of the segmentation has three corners')
-  parts = coco_mask.frPyObjects(polygons, height, width)
-  return coco_mask.decode(parts).any(axis=-1)
+  return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
 
 
-def _check_polygon(polygon):
+def _outline(polygon) -> float:
+  """Pixels that pycocotools needs for the outline of a polygon it can read."""
   if not isinstance(polygon, list) or len(polygon) % 2:
     raise UserError(
-      'a polygon must be a list x, y, x, y, ..., got '
-      f'{str(polygon)[:40]!r} of odd length or another type'
+      f'a polygon must be a list x, y, x, y, ..., got {brief(polygon)} of odd '
+      'length or another type'
     )
   for value in polygon:
-    if not is_number(value):
-      raise UserError(f'a polygon has the coordinate {value!r}', given=value)
+    if not _is_place(value):
+      message = f'a polygon has the coordinate {brief(value)}'
+      raise UserError(message, given=value)
+  corners = np.array(polygon, np.float64).reshape(-1, 2)
+  steps = np.abs(corners - np.roll(corners, 1, axis=0))
+  return steps.max(axis=1).sum()
 
 
-def _decode_run_lengths(segmentation, height, width):
+def _read_counts(segmentation, height, width) -> list[int]:
+  """Lengths of runs that cover an image exactly."""
   size = segmentation.get('size')
   if size not in ([height, width], (height, width)):
     raise UserError(
-      f'the run lengths are for size {size}, the image is {height} x {width} '
-      '(height x width)',
+      f'the run lengths are for size {brief(size)}, the image is {height} x '
+      f'{width} (height x width)',
       given=size,
       wanted=[height, width],
     )
-  counts = segmentation.get('counts')
+  counts, pixels = segmentation.get('counts'), height * width
   if isinstance(counts, (str, bytes)):
     counts = _expand_counts(counts)
   if not isinstance(counts, list) or not all(
-    type(count) is int and count >= 0 for count in counts
+    type(count) is int and 0 <= count <= pixels for count in counts
   ):
-    raise UserError("counts must be lengths of runs or COCO's string of them")
-  if sum(counts) != height * width:
     raise UserError(
-      f'the run lengths add up to {sum(counts)} pixels, the image has '
-      f'{height * width}',
-      given=sum(counts),
-      wanted=height * width,
+      f"counts must be lengths of runs up to {pixels} or COCO's string of them"
     )
-  values = np.arange(len(counts)) % 2 == 1
-  return np.repeat(values, counts).reshape(width, height).T
+  if sum(counts) != pixels:
+    raise UserError(
+      f'the run lengths add up to {sum(counts)} pixels, the image has {pixels}',
+      given=sum(counts),
+      wanted=pixels,
+    )
+  return counts
 
 
 def _expand_counts(text):
@@ -119,6 +163,8 @@ def _expand_counts(text):
     value |= (bits & 31) << shift
     shift += 5
     if bits & 32:
+      if shift > 32:
+        raise UserError('counts hold a number of more than 32 bits')
       continue
     if bits & 16:
       value -= 1 << shift
@@ -141,29 +187,46 @@ def polygon_area(polygon: Sequence[float]) -> float:
 
 
 def find_crossing(polygon: Sequence[float]) -> tuple[float, float] | None:
-  """First point `(x, y)` at which a polygon crosses itself, if any.
+  """A point `(x, y)` at which a polygon crosses itself, if any.
 
   Edges that touch, or run along each other, do not cross.
 
   Args:
     polygon: flat list x, y, x, y, ... of finite numbers; corners may repeat.
+
+  Raises:
+    UserError: too many edges lie side by side to compare all of them.
   """
   points = np.asarray(polygon, np.float64).reshape(-1, 2)
-  starts, ends = points, np.roll(points, -1, axis=0)
-  keep = np.any(starts != ends, axis=1)
-  starts, ends = starts[keep], ends[keep]
-  for first in range(0, len(starts), _EDGES_AT_A_TIME):
-    part = slice(first, first + _EDGES_AT_A_TIME)
-    a, b = starts[part, None], ends[part, None]
-    crosses = _separates(a, b, starts, ends) & _separates(starts, ends, a, b)
-    rows, columns = np.nonzero(crosses)
-    if len(rows):
-      start, end = starts[first + rows[0]], ends[first + rows[0]]
-      other, to = starts[columns[0]], ends[columns[0]]
-      near, far = abs(_side(other, to, start)), abs(_side(other, to, end))
-      x, y = start + (end - start) * near / (near + far)
-      return float(x), float(y)
-  return None
+  edges = np.stack([points, np.roll(points, -1, axis=0)], axis=1)
+  edges = edges[np.any(edges[:, 0] != edges[:, 1], axis=1)]
+  first, second = _side_by_side(edges)
+  (a, b), (p, q) = edges[first].swapaxes(0, 1), edges[second].swapaxes(0, 1)
+  crosses = _separates(a, b, p, q) & _separates(p, q, a, b)
+  if not crosses.any():
+    return None
+  a, b, p, q = (each[np.argmax(crosses)] for each in (a, b, p, q))
+  near, far = abs(_side(p, q, a)), abs(_side(p, q, b))
+  x, y = a + (b - a) * near / (near + far)
+  return float(x), float(y)
+
+
+def _side_by_side(edges) -> tuple[np.ndarray, np.ndarray]:
+  """Indices of both edges of all pairs whose spans in x, or in y, meet."""
+  found = []
+  for axis in range(2):
+    low, high = np.sort(edges[..., axis], axis=1).T
+    order = np.argsort(low)
+    # Of the edges that begin after an edge, those until its end.
+    ends = np.searchsorted(low[order], high[order], 'right')
+    found.append((ends - np.arange(len(order)) - 1, order))
+  counts, order = min(found, key=lambda each: each[0].sum())
+  if counts.sum() > _MOST_PAIRS:
+    raise UserError(f'has {len(edges)} edges, too many side by side')
+  first = np.repeat(np.arange(len(order)), counts)
+  begins = np.cumsum(counts) - counts
+  second = first + 1 + np.arange(len(first)) - begins[first]
+  return order[first], order[second]
 
 
 def _separates(a, b, p, q):

@@ -83,6 +83,7 @@ def prepare(
   image_ids: Sequence[int] | None = None,
   data_format: str = convert.COCO,
   classes: str | None = None,
+  allow_outside: bool = False,
 ) -> Summary:
   """Writes the record files of a data set, all or none.
 
@@ -100,6 +101,7 @@ def prepare(
     image_ids: ids of the images to write, in the order of the JSON; None: all.
     data_format: one of `convert.FORMATS`.
     classes: names of other formats' classes, see `class_names.read`.
+    allow_outside: see `coco_json.find_file`.
 
   Raises:
     FileExistsError: there are files of that name.
@@ -118,7 +120,12 @@ def prepare(
         '--classes does not apply to COCO, whose JSON names the classes.',
         argument='classes',
       )
-    dataset = coco_json.inspect(annotations_file, images_dir)
+    dataset = coco_json.parse(
+      coco_json.read_lists(annotations_file),
+      os.fspath(annotations_file),
+      images_dir,
+      allow_outside=allow_outside,
+    )
   else:
     folder, name = os.path.split(stem)
     written_json = os.path.join(folder, f'instances_{name}.json')

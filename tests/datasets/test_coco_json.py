@@ -115,19 +115,20 @@ def test_inspection_goes_on_after_errors(tmp_path):
     ],
     categories=[*CATEGORIES, {'id': 'x', 'name': 'bird'}],
   )
-  dataset = coco_json.inspect(path)
+  dataset = coco_json.parse(coco_json.read_lists(path), str(path))
   assert [each.kind for each in dataset.findings] == [
     'category_id',
     'image_id',
     'entry',
     'unknown_image',
+    'annotation_id',
     'entry',
   ]
   assert "entry 2 (from 0) of 'images'" in str(dataset.findings[2])
-  assert [x['id'] for x in dataset.annotations[7]] == [70, [74]]
+  assert [x['id'] for x in dataset.annotations[7]] == [70]
   with pytest.raises(InvalidDataError) as error:
     coco_json.load(path)
-  assert len(error.value.findings) == 4
+  assert len(error.value.findings) == 5
 
 
 def test_missing_images_are_listed(tmp_path):

@@ -38,6 +38,7 @@ def check(
   val: tuple[str | os.PathLike, str | os.PathLike] | None = None,
   config: Mapping | None = None,
   num_workers: int | None = None,
+  allow_outside: bool = False,
 ) -> Report:
   """Reads and checks a data set; changes nothing.
 
@@ -46,14 +47,16 @@ def check(
     val: the same of the validation split.
     config: of a run on the data.
     num_workers: processes that read images; by default one per core.
+    allow_outside: see `coco_json.find_file`.
 
   Raises:
     FileNotFoundError: there is no such folder.
     UserError: a file is no COCO file at all.
   """
-  read = [split.read_split('train', *train, num_workers)]
+  options = num_workers, allow_outside
+  read = [split.read_split('train', *train, *options)]
   if val is not None:
-    read.append(split.read_split('val', *val, num_workers))
+    read.append(split.read_split('val', *val, *options))
   findings = []
   for each in read:
     findings += [*each.findings, *split_checks.check_split(each)]

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from maskrcnn_jax.datasets import coco_json, examples, masks
+from maskrcnn_jax.datasets import examples, masks
 from maskrcnn_jax.datasets.coco_json import CocoImage
 from maskrcnn_jax.datasets.findings import Finding, InvalidEntryError
+from maskrcnn_jax.errors import UserError, brief
 
 # A box and its mask agree from this IoU on, or if no edge differs by more
 # pixels; an area agrees within this factor, or within these pixels.
@@ -81,7 +82,7 @@ def check_object(
     image.image_id,
     entry.get('class_id', entry['category_id']),
     bool(entry.get('iscrowd', 0)),
-    float(area if coco_json.is_number(area) else box_area),
+    float(area if masks.is_number(area) else box_area),
     box_area**0.5,
   )
   return checked, findings
@@ -89,7 +90,7 @@ def check_object(
 
 def _box_problems(entry, mask) -> Iterator[tuple[str, str]]:
   box = entry.get('bbox')
-  if not coco_json.is_box(box):
+  if not masks.is_box(box):
     return
   x, y, width, height = box
   if x < 0 or y < 0:
@@ -100,13 +101,13 @@ def _box_problems(entry, mask) -> Iterator[tuple[str, str]]:
     )
   if mask is None or width <= 0 or height <= 0:
     return
-  around = coco_mask.toBbox(coco_mask.encode(np.asfortranarray(mask, np.uint8)))
+  around = coco_mask.toBbox(mask)
   iou = _iou(box, around)
   if _largest_difference(box, around) > _BOX_SLACK and iou < _BOX_IOU:
     yield (
       'box_mask_mismatch',
       f'the box {box} is not around its mask, which spans {around.tolist()} '
-      f'(IoU {iou:.2f}). {_box_remedy(box, mask.shape, around)}',
+      f'(IoU {iou:.2f}). {_box_remedy(box, mask["size"], around)}',
     )
 
 
@@ -146,10 +147,13 @@ def _field_problems(entry, mask) -> Iterator[tuple[str, str]]:
       'box stands in for it, and pycocotools alone fails. Add the number of '
       'pixels of the mask.',
     )
-  elif not coco_json.is_number(area):
-    yield 'unusable_area', f'area must be a number of pixels, got {area!r}.'
+  elif not masks.is_number(area):
+    yield (
+      'unusable_area',
+      f'area must be a number of pixels, got {brief(area)}.',
+    )
   elif mask is not None:
-    pixels = int(np.count_nonzero(mask))
+    pixels = int(coco_mask.area(mask))
     ratio = max(area, 1e-9) / pixels
     if abs(area - pixels) > _AREA_SLACK and not (
       1 / _AREA_FACTOR <= ratio <= _AREA_FACTOR
@@ -165,8 +169,8 @@ def _field_problems(entry, mask) -> Iterator[tuple[str, str]]:
     taken = 'a crowd' if entry['iscrowd'] else 'no crowd'
     yield (
       'crowd_flag',
-      f'iscrowd must be 0 or 1, got {entry["iscrowd"]!r}, which is taken to be '
-      f'{taken}. Correct it.',
+      f'iscrowd must be 0 or 1, got {brief(entry["iscrowd"])}, which is taken '
+      f'to be {taken}. Correct it.',
     )
 
 
@@ -179,7 +183,7 @@ def _polygon_problems(entry, image) -> Iterator[tuple[str, str]]:
     if (
       not isinstance(polygon, list)
       or len(polygon) % 2
-      or not all(map(coco_json.is_number, polygon))
+      or not all(map(masks.is_number, polygon))
     ):
       continue  # Reading the mask has said so.
     if len(polygon) < 6:
@@ -194,7 +198,11 @@ def _polygon_problems(entry, image) -> Iterator[tuple[str, str]]:
 
 def _shape_problems(where, polygon, image) -> Iterator[tuple[str, str]]:
   """Yields problems of a polygon with three corners or more."""
-  crossing = masks.find_crossing(polygon)
+  try:
+    crossing = masks.find_crossing(polygon)
+  except UserError as error:
+    yield 'crossing_not_searched', f'{where} {error}: it may cross itself.'
+    return
   if crossing:
     yield (
       'crossing_polygon',

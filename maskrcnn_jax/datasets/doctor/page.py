@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from maskrcnn_jax import visualize
-from maskrcnn_jax.datasets import coco_json, examples, images
+from maskrcnn_jax.datasets import examples, images, masks
 from maskrcnn_jax.datasets.coco_json import CocoImage
 from maskrcnn_jax.datasets.doctor import report as report_lib
 from maskrcnn_jax.datasets.doctor.check import Report
@@ -217,7 +218,7 @@ def draw_entries(
   kept = [
     (entry, label)
     for entry, label in zip(entries, labels)
-    if coco_json.is_box(entry.get('bbox'))
+    if masks.is_box(entry.get('bbox'))
   ]
   corners = [
     (y, x, y + height, x + width)
@@ -229,12 +230,12 @@ def draw_entries(
 
   def mask_of(index):
     try:
-      mask = examples.read_mask(kept[order[index]][0], image)
+      mask = coco_mask.decode(examples.read_mask(kept[order[index]][0], image))
     except InvalidEntryError:
       return np.zeros(size, bool)
     rows = np.arange(size[0]) * image.height // size[0]
     columns = np.arange(size[1]) * image.width // size[1]
-    return mask[rows[:, None], columns]
+    return mask[rows[:, None], columns] > 0
 
   return visualize.draw_objects(
     pixels,

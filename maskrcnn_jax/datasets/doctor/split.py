@@ -11,7 +11,7 @@ from maskrcnn_jax.datasets import coco_json, examples, workers
 from maskrcnn_jax.datasets.coco_json import CocoDataset, CocoImage
 from maskrcnn_jax.datasets.doctor import objects
 from maskrcnn_jax.datasets.doctor.objects import CheckedObject
-from maskrcnn_jax.datasets.findings import Finding
+from maskrcnn_jax.datasets.findings import Finding, collected
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +68,7 @@ def read_split(
   images_dir: str | os.PathLike,
   annotations_file: str | os.PathLike,
   num_workers: int | None = None,
+  allow_outside: bool = False,
 ) -> Split:
   """Reads and checks all images and objects of a split.
 
@@ -76,6 +77,7 @@ def read_split(
     images_dir: folder that the json's file names are relative to.
     annotations_file: COCO instances json.
     num_workers: processes; None: one per core.
+    allow_outside: see `coco_json.find_file`.
 
   Raises:
     FileNotFoundError: there is no such folder.
@@ -84,7 +86,8 @@ def read_split(
   images_dir = os.fspath(images_dir)
   if not os.path.isdir(images_dir):
     raise FileNotFoundError(f'There is no folder of images {images_dir}.')
-  dataset = coco_json.inspect(annotations_file)
+  file = os.fspath(annotations_file)
+  dataset = coco_json.parse(coco_json.read_lists(file), file)
   findings = list(dataset.findings)
   found, digests = [], {}
   tasks = (
@@ -92,7 +95,10 @@ def read_split(
     for image in dataset.images
   )
   check = functools.partial(
-    check_image, images_dir=images_dir, file=dataset.annotations_file
+    check_image,
+    images_dir=images_dir,
+    file=file,
+    allow_outside=allow_outside,
   )
   results = workers.map_images(check, tasks, len(dataset.images), num_workers)
   for image, (digest, checked, problems) in zip(dataset.images, results):
@@ -104,7 +110,11 @@ def read_split(
 
 
 def check_image(
-  image: CocoImage, entries: Sequence[dict], images_dir: str, file: str
+  image: CocoImage,
+  entries: Sequence[dict],
+  images_dir: str,
+  file: str,
+  allow_outside: bool,
 ) -> tuple[bytes | None, list[CheckedObject], list[Finding]]:
   """Reads an image and its objects.
 
@@ -113,10 +123,11 @@ def check_image(
     an unusable file; the findings.
   """
   path = os.path.join(images_dir, image.file_name)
-  encoded, finding = None, coco_json.find_missing(image, images_dir, file)
-  if finding is None:
+  encoded, findings, checked = None, [], []
+  with collected(findings, file, image.image_id):
+    coco_json.find_file(image, images_dir, allow_outside)
     encoded, finding = examples.read_image(image, path)
-  findings, checked = [finding] if finding else [], []
+    findings += [finding] if finding else []
   for entry in entries:
     usable, problems = objects.check_object(entry, image, path)
     findings += problems
