@@ -9,15 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from maskrcnn_jax import visualize
-from maskrcnn_jax.datasets import examples, images, masks
+from maskrcnn_jax.datasets import images, masks
 from maskrcnn_jax.datasets.coco_json import CocoImage
 from maskrcnn_jax.datasets.doctor import report as report_lib
 from maskrcnn_jax.datasets.doctor.check import Report
 from maskrcnn_jax.datasets.doctor.split import Split
-from maskrcnn_jax.datasets.findings import InvalidEntryError
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.structures import Instances
 
 # Findings of a kind in the page; the JSON has all.
@@ -229,13 +228,14 @@ def draw_entries(
   order = np.argsort(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
 
   def mask_of(index):
+    shape = kept[order[index]][0].get('segmentation')
     try:
-      mask = coco_mask.decode(examples.read_mask(kept[order[index]][0], image))
-    except InvalidEntryError:
+      mask = masks.decode_segmentation(shape, image.height, image.width)
+    except UserError:
       return np.zeros(size, bool)
     rows = np.arange(size[0]) * image.height // size[0]
     columns = np.arange(size[1]) * image.width // size[1]
-    return mask[rows[:, None], columns] > 0
+    return mask[rows[:, None], columns]
 
   return visualize.draw_objects(
     pixels,
