@@ -1,13 +1,14 @@
 """Worker processes over the images of a data set, results in order."""
 
 import collections
-import concurrent.futures
-import functools
 import itertools
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import process
 from typing import Any
+
+from maskrcnn_jax.errors import UserError, brief
 
 _CHUNK = 8  # Images a worker takes at a time.
 _IN_FLIGHT_PER_WORKER = 4  # Chunks, so that memory stays bounded.
@@ -27,12 +28,14 @@ def map_images(
     total: number of tasks.
     num_workers: processes; by default one per core. With 1, or few images,
       everything runs in this process.
+
+  Raises:
+    UserError: a worker process died; `item` is the image, if it dies again.
   """
   import tqdm
 
   num_workers = min(num_workers or os.cpu_count() or 1, -(-total // _CHUNK))
-  call = functools.partial(_call_all, function)
-  chunks = _run_chunks(call, iter(tasks), num_workers)
+  chunks = _run_chunks(function, iter(tasks), num_workers)
   with tqdm.tqdm(total=total, unit='image', disable=None) as bar:
     for chunk in chunks:
       for result in chunk:
@@ -48,17 +51,40 @@ def _run_chunks(function, tasks, num_workers):
   """Results of chunks of tasks in their order, a bounded number ahead."""
   chunks = iter(lambda: list(itertools.islice(tasks, _CHUNK)), [])
   if num_workers <= 1:
-    yield from map(function, chunks)
+    yield from (_call_all(function, chunk) for chunk in chunks)
     return
+  waiting = collections.deque()
+  with _start(num_workers) as pool:
+    try:
+      for chunk in itertools.chain(chunks, itertools.repeat(None)):
+        if chunk:
+          waiting.append((chunk, pool.submit(_call_all, function, chunk)))
+        elif not waiting:
+          return
+        if not chunk or len(waiting) >= num_workers * _IN_FLIGHT_PER_WORKER:
+          yield waiting[0][1].result()
+          waiting.popleft()
+    except process.BrokenProcessPool:
+      suspects = [task for chunk, _ in waiting for task in chunk]
+  raise _find_killer(function, suspects)
+
+
+def _start(num_workers) -> process.ProcessPoolExecutor:
   # TensorFlow's threads do not survive a fork.
   context = multiprocessing.get_context('spawn')
-  with concurrent.futures.ProcessPoolExecutor(
-    num_workers, mp_context=context
-  ) as pool:
-    waiting = collections.deque()
-    for chunk in chunks:
-      waiting.append(pool.submit(function, chunk))
-      if len(waiting) >= num_workers * _IN_FLIGHT_PER_WORKER:
-        yield waiting.popleft().result()
-    while waiting:
-      yield waiting.popleft().result()
+  return process.ProcessPoolExecutor(num_workers, mp_context=context)
+
+
+def _find_killer(function, tasks) -> UserError:
+  """The error that names the image at which a worker process dies."""
+  reason = 'A worker process died; is there too little memory? One of'
+  with _start(1) as pool:
+    for task in tasks:
+      try:
+        pool.submit(function, *task).result()
+      except process.BrokenProcessPool:
+        tasks, reason = [task], 'A worker process dies of'
+        break
+  names = [str(getattr(task[0], 'file_name', task[0])) for task in tasks]
+  shown = ', '.join(map(brief, names[:3]))
+  return UserError(f'{reason} the image {shown}.', item=names[0])

@@ -1,10 +1,12 @@
 """Worker processes over the images of a data set."""
 
 import operator
+import os
 
 import pytest
 
 from maskrcnn_jax.datasets import workers
+from maskrcnn_jax.errors import UserError
 
 
 @pytest.mark.parametrize('num_workers', [1, 2])
@@ -29,3 +31,16 @@ def test_tasks_are_taken_lazily():
   found = workers.map_images(operator.pow, tasks(), 1000, num_workers=1)
   assert next(found) == 0
   assert len(taken) < 100
+
+
+def _die_of(number, deadly):
+  if number == deadly:
+    os.abort()
+  return number
+
+
+def test_an_image_that_kills_a_worker_is_named():
+  tasks = ((number, 21) for number in range(30))
+  with pytest.raises(UserError) as error:
+    list(workers.map_images(_die_of, tasks, 30, num_workers=2))
+  assert error.value.item == '21'
