@@ -107,10 +107,8 @@ def prepare(
     FileExistsError: there are files of that name.
     InvalidDataError: the JSON or an image cannot be used; raised after all
       images were read.
-    UserError: an argument is wrong.
+    UserError: an argument is wrong, or all usable objects are crowds.
   """
-  from maskrcnn_jax.datasets import records  # Workers need no TensorFlow.
-
   start = time.monotonic()
   stem = _stem(output_pattern)
   written_json = content = None
@@ -145,6 +143,8 @@ def prepare(
   findings = list(dataset.findings)
   counts = np.zeros(4, int)  # Of images, empty ones, objects and crowds.
   made = make_examples(dataset, images_dir, num_workers)
+  from maskrcnn_jax.datasets import records  # Workers need no TensorFlow.
+
   with records.open_writers(paths) as writers:
     for writer, (example, found) in zip(itertools.cycle(writers), made):
       findings += found
@@ -153,6 +153,12 @@ def prepare(
         objects = len(example.classes)
         counts += (1, not objects, objects, example.is_crowd.sum())
     raise_errors(findings)
+    if counts[2] == counts[3]:
+      message = (
+        f'{annotations_file} has no usable object that is not a crowd: nothing '
+        'could be learnt. maskrcnn-jax check names the reasons.'
+      )
+      raise UserError(message, path=annotations_file, given=int(counts[3]))
     if content:
       files.write_text(written_json, json.dumps(content))
   seconds = time.monotonic() - start

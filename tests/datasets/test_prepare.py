@@ -23,7 +23,7 @@ def _object(annotation_id, image_id=1, **changes):
   return entry | changes
 
 
-def _write_set(folder, objects, num_images=5, height=20, width=30):
+def _write_set(folder, objects=None, num_images=5, height=20, width=30):
   """Makes images 1..n and a json; returns the arguments of `prepare`."""
   rng = np.random.default_rng(0)
   entries = []
@@ -32,8 +32,8 @@ def _write_set(folder, objects, num_images=5, height=20, width=30):
     Image.fromarray(pixels).save(folder / f'{image_id}.jpg')
     entry = {'id': image_id, 'file_name': f'{image_id}.jpg'}
     entries.append(entry | {'height': height, 'width': width})
-  content = {'images': entries, 'annotations': objects}
-  content['categories'] = [{'id': 3, 'name': 'cat'}]
+  content = {'images': entries, 'categories': [{'id': 3, 'name': 'cat'}]}
+  content['annotations'] = [_object(1)] if objects is None else objects
   (folder / 'a.json').write_text(json.dumps(content))
   return folder, folder / 'a.json', folder / 'out' / 'train-*.tfrecord'
 
@@ -104,7 +104,7 @@ def test_files_do_not_depend_on_the_number_of_workers(tmp_path):
 
 
 def test_existing_files_are_never_overwritten(tmp_path):
-  arguments = _write_set(tmp_path, [_object(1)])
+  arguments = _write_set(tmp_path)
   summary = prepare.prepare(*arguments, num_workers=1)
   before = pathlib.Path(summary.files[0]).read_bytes()
   with pytest.raises(FileExistsError, match='train-00000-of-00001'):
@@ -113,7 +113,7 @@ def test_existing_files_are_never_overwritten(tmp_path):
 
 
 def test_bad_images_are_all_named_and_nothing_is_left(tmp_path):
-  arguments = _write_set(tmp_path, [_object(1)])
+  arguments = _write_set(tmp_path)
   content = (tmp_path / '2.jpg').read_bytes()
   (tmp_path / '2.jpg').write_bytes(content[: len(content) // 2])
   Image.new('RGB', (31, 20)).save(tmp_path / '4.jpg')
@@ -127,9 +127,32 @@ def test_bad_images_are_all_named_and_nothing_is_left(tmp_path):
   assert not list((tmp_path / 'out').iterdir())
 
 
+@pytest.mark.parametrize('objects', [[], [_object(1, iscrowd=1)]])
+def test_nothing_to_learn_is_an_error(tmp_path, objects):
+  arguments = _write_set(tmp_path, objects)
+  with pytest.raises(UserError) as error:
+    prepare.prepare(*arguments, num_workers=1)
+  assert error.value.path == str(arguments[1])
+  assert not list((tmp_path / 'out').iterdir())
+
+
+def test_images_outside_of_the_folder_need_an_option(tmp_path):
+  (tmp_path / 'sub').mkdir()
+  _, annotations, output = _write_set(tmp_path, num_images=1)
+  text = annotations.read_text().replace('1.jpg', '../1.jpg')
+  annotations.write_text(text)
+  arguments = tmp_path / 'sub', annotations, output
+  with pytest.raises(InvalidDataError) as error:
+    prepare.prepare(*arguments, num_workers=1)
+  (finding,) = error.value.findings
+  assert (finding.kind, finding.image_id) == ('outside_folder', 1)
+  summary = prepare.prepare(*arguments, num_workers=1, allow_outside=True)
+  assert summary.num_images == 1
+
+
 @pytest.mark.parametrize('output', ['', 'out/', 'a*b', 'x/*.tfrecord'])
 def test_output_pattern_must_give_a_name(tmp_path, output):
-  folder, annotations, _ = _write_set(tmp_path, [])
+  folder, annotations, _ = _write_set(tmp_path)
   with pytest.raises(UserError) as error:
     prepare.prepare(folder, annotations, output, num_workers=1)
   assert error.value.argument == 'output_pattern'
@@ -138,7 +161,7 @@ def test_output_pattern_must_give_a_name(tmp_path, output):
 
 @pytest.mark.parametrize('output', ['val', 'val.tfrecord', 'val-*.tfrecord'])
 def test_forms_of_the_output_pattern(tmp_path, output):
-  folder, annotations, _ = _write_set(tmp_path, [], num_images=1)
+  folder, annotations, _ = _write_set(tmp_path, num_images=1)
   summary = prepare.prepare(
     folder, annotations, tmp_path / output, num_workers=1
   )
@@ -146,7 +169,7 @@ def test_forms_of_the_output_pattern(tmp_path, output):
 
 
 def test_captions_are_stored(tmp_path):
-  folder, annotations, output = _write_set(tmp_path, [], num_images=2)
+  folder, annotations, output = _write_set(tmp_path, num_images=2)
   captions = [{'image_id': 2, 'caption': text} for text in ('a', 'b')]
   (tmp_path / 'c.json').write_text(json.dumps({'annotations': captions}))
   summary = prepare.prepare(
