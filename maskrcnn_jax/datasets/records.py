@@ -13,7 +13,6 @@ import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
-import numpy as np
 import tensorflow as tf
 from tensorflow.python.lib.io import tf_record
 
@@ -26,6 +25,10 @@ from maskrcnn_jax.errors import UserError
 
 # Only in records of annotations that number categories from 0.
 _CATEGORY_IDS = 'object/class/category_id'
+_INTEGERS = (
+  *('height', 'width', 'object/class/label', 'object/is_crowd'),
+  _CATEGORY_IDS,
+)
 _BOX_SIDES = ('ymin', 'xmin', 'ymax', 'xmax')
 _FEATURES = {
   'image/encoded': tf.io.FixedLenFeature([], tf.string),
@@ -47,42 +50,48 @@ _FEATURES = {
 }
 
 
-def encode_record(example: ImageExample) -> bytes:
-  """Serializes an example."""
-  sizes = np.array([example.height, example.width] * 2, np.float64)
-  fractions = (example.boxes / sizes).T
-  integers = {
+def columns(example: ImageExample) -> dict[str, list]:
+  """Features of an example by name, without the `image/` before it.
+
+  Values are lists of one, or, of objects and captions, of any number.
+  """
+  fractions = example.boxes / ([example.height, example.width] * 2)
+  return {
+    'encoded': [example.encoded],
+    # Whatever the bytes are, as the reference does: readers may expect it.
+    'format': [b'jpeg'],
+    'filename': [example.filename.encode()],
+    'source_id': [str(example.image_id).encode()],
+    'key/sha256': [hashlib.sha256(example.encoded).hexdigest().encode()],
     'height': [example.height],
     'width': [example.width],
+    'caption': [caption.encode() for caption in example.captions],
+    **{
+      f'object/bbox/{side}': values.tolist()
+      for side, values in zip(_BOX_SIDES, fractions.T)
+    },
     'object/class/label': example.classes.tolist(),
+    'object/class/text': [name.encode() for name in example.class_names],
     'object/is_crowd': example.is_crowd.astype(int).tolist(),
+    'object/area': example.areas.astype(float).tolist(),
+    'object/mask': list(example.masks),
   }
+
+
+def encode_record(example: ImageExample) -> bytes:
+  """Serializes an example."""
+  values = columns(example)
   if example.category_ids is not None:
-    integers[_CATEGORY_IDS] = example.category_ids.tolist()
-  floats = {'object/area': example.areas.astype(float).tolist()} | {
-    f'object/bbox/{side}': values.tolist()
-    for side, values in zip(_BOX_SIDES, fractions)
-  }
-  texts = {
-    'filename': [example.filename],
-    'source_id': [str(example.image_id)],
-    'key/sha256': [hashlib.sha256(example.encoded).hexdigest()],
-    # Whatever the bytes are, as the reference does: readers may expect it.
-    'format': ['jpeg'],
-    'caption': example.captions,
-    'object/class/text': example.class_names,
-  }
-  encoded = {k: [text.encode() for text in v] for k, v in texts.items()}
-  encoded |= {'encoded': [example.encoded], 'object/mask': example.masks}
+    values[_CATEGORY_IDS] = example.category_ids.tolist()
   message = tf.train.Example()
-  for kind, features in (
-    ('int64_list', integers),
-    ('float_list', floats),
-    ('bytes_list', encoded),
-  ):
-    for name, values in features.items():
-      feature = message.features.feature[f'image/{name}']
-      getattr(feature, kind).value.extend(values)
+  for name, column in values.items():
+    feature = message.features.feature[f'image/{name}']
+    if name in _INTEGERS:
+      feature.int64_list.value.extend(column)
+    elif name.startswith(('object/bbox/', 'object/area')):
+      feature.float_list.value.extend(column)
+    else:
+      feature.bytes_list.value.extend(column)
   return message.SerializeToString(deterministic=True)
 
 

@@ -4,11 +4,10 @@ TFDS joins nested names with a slash, so `image -> object -> mask` is stored as
 `image/object/mask`, and `records.parse_record` reads these files too.
 """
 
-import hashlib
-
 import numpy as np
 import tensorflow_datasets as tfds
 
+from maskrcnn_jax.datasets import records
 from maskrcnn_jax.datasets.examples import ImageExample
 
 _BOX_SIDES = ('ymin', 'xmin', 'ymax', 'xmax')
@@ -42,36 +41,13 @@ def features(
 
 
 def to_features(example: ImageExample) -> dict:
-  """An example under the names of `features`."""
-  fractions = example.boxes / ([example.height, example.width] * 2)
-  objects = [
-    {
-      'bbox': dict(zip(_BOX_SIDES, box)),
-      'class': {'label': class_id, 'text': class_name},
-      'is_crowd': is_crowd,
-      'area': area,
-      'mask': mask,
-    }
-    for box, class_id, class_name, is_crowd, area, mask in zip(
-      fractions,
-      example.classes,
-      example.class_names,
-      example.is_crowd.astype(np.int64),
-      example.areas,
-      example.masks,
-      strict=True,
-    )
-  ]
-  return {
-    'image': {
-      'encoded': example.encoded,
-      'format': 'jpeg',  # As in `records.encode_record`.
-      'filename': example.filename,
-      'source_id': str(example.image_id),
-      'key': {'sha256': hashlib.sha256(example.encoded).hexdigest()},
-      'height': example.height,
-      'width': example.width,
-      'caption': list(example.captions),
-      'object': objects,
-    }
-  }
+  """An example under the names of `features`, each object's in columns."""
+  nested = {}
+  for name, column in records.columns(example).items():
+    *folders, last = name.split('/')
+    place = nested
+    for folder in folders:
+      place = place.setdefault(folder, {})
+    is_list = folders[:1] == ['object'] or last == 'caption'
+    place[last] = column if is_list else column[0]
+  return {'image': nested}

@@ -13,7 +13,7 @@ from maskrcnn_jax.datasets import records
 from maskrcnn_jax.errors import invalid
 from maskrcnn_jax.input_pipeline import cache as caches
 from maskrcnn_jax.input_pipeline import order, reader, transforms
-from maskrcnn_jax.input_pipeline.iterators import Batches, TrainBatches
+from maskrcnn_jax.input_pipeline.iterators import Batches
 
 CANVAS_MULTIPLE = 32  # The network halves its input five times.
 
@@ -38,7 +38,7 @@ def train_batches(
   cache: str | None = None,
   repeat_first: bool = False,
   max_unreadable_share: float = 0.05,
-) -> TrainBatches:
+) -> Batches:
   """Endless batches for training.
 
   A row whose image cannot be used has `valid` False; an object that cannot be
@@ -93,25 +93,27 @@ def train_batches(
     raise invalid('input.cache', cache, f'None or one of {caches.MODES}')
   if not 0.0 <= max_unreadable_share <= 1.0:
     raise invalid('input.max_unreadable_share', max_unreadable_share, 'in 0..1')
-  source = _Source(
-    *('input', file_pattern, split, canvases, batch_size),
-    *(host_index, host_count, options, num_threads),
-  )
-  batches = order.TrainOrder(
-    source.canvas_indices, batch_size, seed, salt, block_size
-  )
   first = 0 if repeat_first else start_examples
 
-  def plan(number):
-    return batches.batch(first + int(number) * batch_size)
+  def make_plans(canvas_indices):
+    examples = order.TrainOrder(
+      canvas_indices, batch_size, seed, salt, block_size
+    )
+    return tf.data.Dataset.counter(), lambda number: examples.batch(
+      first + int(number) * batch_size
+    )
 
   def seeds(part):
     pairs = zip(part.epochs, part.rows)
     return [order.example_seed(seed, salt, int(e), int(r)) for e, r in pairs]
 
-  dataset = source.read(tf.data.Dataset.counter(), plan, seeds, cache)
+  dataset = _read(
+    *('input', file_pattern, split, canvases, batch_size),
+    *((host_index, host_count), options, num_threads, cache),
+    *(make_plans, seeds),
+  )
   position = {'examples': start_examples, 'salt': salt}
-  return TrainBatches(
+  return Batches(
     dataset, batch_size, position, repeat_first, max_unreadable_share
   )
 
@@ -151,19 +153,18 @@ def eval_batches(
     with_instances=with_instances,
     resize=transforms.resize_options(resize),
   )
-  source = _Source(
+
+  def make_plans(canvas_indices):
+    plans = order.eval_plans(canvas_indices[:max_images], batch_size)
+    numbers = tf.data.Dataset.range(len(plans))
+    return numbers, lambda number: plans[int(number)]
+
+  dataset = _read(
     *('evaluation', file_pattern, split, canvases, batch_size),
-    *(host_index, host_count, options, num_threads),
+    *((host_index, host_count), options, num_threads, 'nothing'),
+    *(make_plans, lambda part: np.zeros([len(part.rows), 2], np.int64)),
   )
-  plans = order.eval_plans(source.canvas_indices[:max_images], batch_size)
-  numbers = tf.data.Dataset.range(len(plans))
-  return Batches(
-    source.read(
-      numbers,
-      lambda number: plans[int(number)],
-      lambda part: np.zeros([len(part.rows), 2], np.int64),
-    )
-  )
+  return Batches(dataset)
 
 
 def batch_spec(
@@ -189,70 +190,57 @@ def batch_spec(
   return rows.batch(batch_size, drop_remainder=True).element_spec
 
 
-class _Source:
-  """Indexed records, and this host's rows of batches of them.
+def _read(
+  section,
+  file_pattern,
+  split,
+  canvases,
+  batch_size,
+  hosts,
+  options,
+  num_threads,
+  cache,
+  make_plans,
+  seeds,
+) -> tf.data.Dataset:
+  """This host's rows of the batches that `make_plans` plans.
 
-  Attributes:
-    canvas_indices: `[n]`, the canvas of every record.
+  Args:
+    section: of the config, for errors.
+    hosts: index and number.
+    options: `transforms.TransformOptions`.
+    make_plans: from the canvas of every record, a dataset of batch numbers and
+      the `order.BatchPlan` of a number.
+    seeds: `[rows, 2]` int64 of a plan.
   """
-
-  def __init__(
-    self,
-    section,
-    file_pattern,
-    split,
-    canvases,
-    batch_size,
-    host_index,
-    host_count,
-    options,
-    num_threads,
-  ):
-    if not 0 <= host_index < host_count:
-      raise ValueError(f'host_index {host_index} of {host_count} hosts.')
-    if batch_size < 1 or batch_size % host_count:
-      wanted = f'a positive multiple of the number of hosts, {host_count}'
-      raise invalid(f'{section}.batch_size', batch_size, wanted)
-    if not canvases or not all(map(_is_canvas, canvases)):
-      wanted = f'(height, width) pairs of multiples of {CANVAS_MULTIPLE}'
-      raise invalid('input.canvases', canvases, wanted)
-    if num_threads is not None and num_threads < 1:
-      raise invalid('input.num_threads', num_threads, 'None, or 1 or more')
-    if options.image_dtype not in transforms.IMAGE_DTYPES:
-      wanted = f'one of {transforms.IMAGE_DTYPES}'
-      raise invalid('input.image_dtype', options.image_dtype, wanted)
-    self._canvases = canvases
-    self._fits = [transforms.fit_size(x, options.resize) for x in canvases]
-    self._hosts = host_index, host_count
-    self._batch_size = batch_size // host_count
-    self._options, self._num_threads = options, num_threads
-    reader.set_up_tensorflow(num_threads)
-    self._index = records.index_records(file_pattern, split)
-    self.canvas_indices = order.assign_canvases(
-      self._index.heights, self._index.widths, self._fits
-    )
-
-  def read(self, numbers, plan, seeds, cache='nothing') -> tf.data.Dataset:
-    """This host's batches.
-
-    Args:
-      numbers: dataset of the numbers of batches.
-      plan: the global `order.BatchPlan` of a number.
-      seeds: `[rows, 2]` int64 of a plan.
-      cache: one of `cache.MODES`; None: the first that fits.
-    """
-    if cache is None:
-      fits = np.asarray(self._fits)[self.canvas_indices]
-      cache = caches.choose_mode(self._index, fits, self._options)
-    locations = reader.record_locations(
-      numbers,
-      lambda number: order.host_rows(plan(number), *self._hosts),
-      *(seeds, self._index, self._canvases, self._fits),
-    )
-    return reader.read_batches(
-      *(locations, self._index, self._canvases, self._batch_size),
-      *(self._options, self._num_threads, cache),
-    )
+  host_index, host_count = hosts
+  if not 0 <= host_index < host_count:
+    raise ValueError(f'host_index {host_index} of {host_count} hosts.')
+  if batch_size < 1 or batch_size % host_count:
+    wanted = f'a positive multiple of the number of hosts, {host_count}'
+    raise invalid(f'{section}.batch_size', batch_size, wanted)
+  if not canvases or not all(map(_is_canvas, canvases)):
+    wanted = f'(height, width) pairs of multiples of {CANVAS_MULTIPLE}'
+    raise invalid('input.canvases', canvases, wanted)
+  if num_threads is not None and num_threads < 1:
+    raise invalid('input.num_threads', num_threads, 'None, or 1 or more')
+  if options.image_dtype not in transforms.IMAGE_DTYPES:
+    wanted = f'one of {transforms.IMAGE_DTYPES}'
+    raise invalid('input.image_dtype', options.image_dtype, wanted)
+  fits = [transforms.fit_size(x, options.resize) for x in canvases]
+  reader.set_up_tensorflow(num_threads)
+  index = records.index_records(file_pattern, split)
+  canvas_indices = order.assign_canvases(index.heights, index.widths, fits)
+  numbers, plan = make_plans(canvas_indices)
+  if cache is None:
+    image_fits = np.asarray(fits)[canvas_indices]
+    cache = caches.choose_mode(index, image_fits, options)
+  return reader.read_batches(
+    numbers,
+    lambda number: order.host_rows(plan(number), host_index, host_count),
+    *(seeds, index, canvases, fits, batch_size // host_count),
+    *(options, num_threads, cache),
+  )
 
 
 def _is_canvas(sides) -> bool:

@@ -11,7 +11,7 @@ from maskrcnn_jax.input_pipeline.faults import Tally
 
 
 class Batches:
-  """Iterator over the batches of a dataset, which counts faults.
+  """Batches of one host, whose faults are counted.
 
   The dataset's threads call Python. Its destructor waits for them, so it must
   not run while the interpreter exits: iterators that are still open then, such
@@ -20,20 +20,33 @@ class Batches:
   Attributes:
     element_spec: of a batch.
     tally: of faults, see `faults.Tally`.
+    position: of training batches, `examples` and `salt` of the next one, to
+      resume from.
   """
 
-  def __init__(self, dataset: tf.data.Dataset, repeat_first: bool = False):
-    """Starts reading.
+  def __init__(
+    self,
+    dataset: tf.data.Dataset,
+    batch_size: int = 0,
+    position: dict[str, int] | None = None,
+    repeat_first: bool = False,
+    max_unreadable_share: float | None = None,
+  ):
+    """Starts reading; see `batches.train_batches` for the last two arguments.
 
     Args:
       dataset: of `reader.read_batches`.
-      repeat_first: return the first batch for ever.
+      batch_size: rows of the global batch.
+      position: of the first batch.
     """
     self._batches = dataset.as_numpy_iterator()
     if repeat_first:
       self._batches = itertools.repeat(next(self._batches))
     self.element_spec = _without_faults(dataset.element_spec)
     self.tally = Tally()
+    self.position = position
+    self._batch_size = batch_size
+    self._max_unreadable_share = max_unreadable_share
     _OPEN.add(self)
 
   def __iter__(self) -> Iterator[dict]:
@@ -42,6 +55,11 @@ class Batches:
   def __next__(self) -> dict:
     batch = next(self._batches)
     self.tally.add(batch, batch['faults'])
+    if self._max_unreadable_share is not None:
+      self.tally.check(self._max_unreadable_share)
+    if self.position is not None:
+      examples = self.position['examples'] + self._batch_size
+      self.position = {**self.position, 'examples': examples}
     return _without_faults(batch)
 
   @property
@@ -52,41 +70,6 @@ class Batches:
   def close(self) -> None:
     """Stops reading; there is no batch after it."""
     self._batches = iter(())
-
-
-class TrainBatches(Batches):
-  """Endless batches of one host, which can be resumed.
-
-  Attributes:
-    position: `examples` and `salt` of the next batch, to resume from.
-  """
-
-  def __init__(
-    self,
-    dataset: tf.data.Dataset,
-    batch_size: int,
-    position: dict[str, int],
-    repeat_first: bool,
-    max_unreadable_share: float,
-  ):
-    """Starts reading; see `batches.train_batches` for the last two arguments.
-
-    Args:
-      dataset: endless batches of this host's rows.
-      batch_size: rows of the global batch.
-      position: of the first batch.
-    """
-    super().__init__(dataset, repeat_first)
-    self._batch_size = batch_size
-    self._max_unreadable_share = max_unreadable_share
-    self.position = position
-
-  def __next__(self) -> dict:
-    batch = super().__next__()
-    self.tally.check(self._max_unreadable_share)
-    examples = self.position['examples'] + self._batch_size
-    self.position = {**self.position, 'examples': examples}
-    return batch
 
 
 def _without_faults(batch):

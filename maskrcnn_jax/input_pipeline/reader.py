@@ -5,6 +5,7 @@ is False, so that no other row moves; its `faults` say why, as do those of
 skipped objects.
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -50,33 +51,15 @@ def set_up_tensorflow(num_threads: int | None) -> None:
     logging.log_first_n(
       logging.WARNING, 'TensorFlow was in use before and may hold the GPU.', 1
     )
-  if not num_threads:
-    return
-  try:
-    tf.config.threading.set_inter_op_parallelism_threads(num_threads)
-    tf.config.threading.set_intra_op_parallelism_threads(num_threads)
-  except RuntimeError:
-    return  # An earlier pipeline has set them.
+  if num_threads:
+    # Where an earlier pipeline has set them, they stay.
+    with contextlib.suppress(RuntimeError):
+      tf.config.threading.set_inter_op_parallelism_threads(num_threads)
+      tf.config.threading.set_intra_op_parallelism_threads(num_threads)
 
 
-def record_locations(
-  numbers: tf.data.Dataset,
-  plan: Callable,
-  seeds: Callable,
-  index: records.RecordIndex,
-  canvases: Sequence[tuple[int, int]],
-  fits: Sequence[tuple[int, int]],
-) -> tf.data.Dataset:
-  """Dataset of record locations: file and offset, with seed and canvas.
-
-  Args:
-    numbers: of the batches.
-    plan: this host's `order.BatchPlan` of a number.
-    seeds: `[rows, 2]` int64 of a plan.
-    index: of the records.
-    canvases: (height, width) of each.
-    fits: (height, width) that an image may fill on each canvas.
-  """
+def _record_locations(numbers, plan, seeds, index, canvases, fits):
+  """Dataset of record locations: file and offset, with seed and canvas."""
   paths = np.array([os.fsencode(path) for path in index.files], object)
 
   def columns(number):
@@ -110,20 +93,26 @@ def record_locations(
 
 
 def read_batches(
-  locations: tf.data.Dataset,
+  numbers: tf.data.Dataset,
+  plan: Callable,
+  seeds: Callable,
   index: records.RecordIndex,
   canvases: Sequence[tuple[int, int]],
+  fits: Sequence[tuple[int, int]],
   batch_size: int,
   options: transforms.TransformOptions,
   num_threads: int | None,
-  cache: str = 'nothing',
+  cache: str,
 ) -> tf.data.Dataset:
   """Reads, transforms and batches, with bounded threads, in order.
 
   Args:
-    locations: see `record_locations`.
+    numbers: of the batches.
+    plan: this host's `order.BatchPlan` of a number.
+    seeds: `[rows, 2]` int64 of a plan.
     index: of the records.
-    canvases: with a single one the shapes are static.
+    canvases: (height, width); with a single one the shapes are static.
+    fits: (height, width) that an image may fill on each canvas.
     batch_size: rows of this host.
     options: of the transforms.
     num_threads: readers; None: one per CPU, at most 16.
@@ -137,7 +126,9 @@ def read_batches(
   static = canvases[0] if len(set(map(tuple, canvases))) == 1 else (None, None)
   kept = caches.Cache(caches.limit_bytes())
 
-  dataset = locations.interleave(
+  dataset = _record_locations(
+    numbers, plan, seeds, index, canvases, fits
+  ).interleave(
     lambda location: _one_row(location, index, options, cache, kept),
     cycle_length=num_threads,
     block_length=1,
@@ -205,14 +196,14 @@ def _transform(serialized, location, flip, index, options, careful: bool):
 
 def _describe_objects(index, row: int, codes, boxes, classes) -> bytes:
   """`faults.encode` of the skipped objects of a record."""
-  record, found = _describe(index, row), []
+  found = []
   for number in np.flatnonzero(codes):
     fault = ObjectFault(codes[number])
     reason = _OBJECT_REASONS[fault].format(
       label=classes[number], box=tuple(boxes[number].tolist())
     )
-    text = f'{record}, object {number} (from 0) is skipped: {reason}.'
-    found.append((fault, text))
+    where = f'{_describe(index, row)}, object {number} (from 0)'
+    found.append((fault, f'{where} is skipped: {reason}.'))
   return faults.encode(found)
 
 
@@ -228,8 +219,9 @@ def _empty(location, index: records.RecordIndex, options):
     if row == order.FILLER:
       return b''
     fault, reason = _find_fault(index, int(row))
-    text = f'{_describe(index, row)} is skipped: {reason}'
-    return faults.encode([(fault, text)])
+    return faults.encode(
+      [(fault, f'{_describe(index, row)} is skipped: {reason}')]
+    )
 
   text = tf.numpy_function(describe, [location['row']], tf.string)
   return transforms.empty_row(location['canvas'], options) | {

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_run
-from job_process import command, execute, metrics
+from job_process import command, execute
 
 from maskrcnn_jax.checkpoints import store
 
@@ -61,7 +61,9 @@ def run_to_end(config, workdir, prefix=()):
 
 
 def test_losses_are_those_of_one_process(one, two):
-  expected, actual = (metrics(w, 'train/total_loss') for w, _ in (one, two))
+  expected, actual = (
+    tiny_run.lines(w, 'train/total_loss') for w, _ in (one, two)
+  )
   assert sorted(actual) == sorted(expected) == [1, 2, 3, 4]
   for step, line in expected.items():
     assert line['train/mask'] > 0
@@ -74,7 +76,7 @@ def test_losses_are_those_of_one_process(one, two):
 
 
 def test_results_are_those_of_one_process(one, two):
-  expected, actual = (metrics(w, 'eval/AP') for w, _ in (one, two))
+  expected, actual = (tiny_run.lines(w, 'eval/AP') for w, _ in (one, two))
   assert sorted(actual) == sorted(expected) == [3, 4]
   assert actual == expected
   # The files list the images of one process after those of the other.
@@ -128,7 +130,7 @@ def test_resume_gives_the_same_losses_bit_by_bit(config, two, tmp_path):
     assert done.returncode == 0, done.stderr
   assert done.stderr.count('continuing from step 2') == 1
   key = 'train/total_loss'
-  assert metrics(tmp_path, key) == metrics(two[0], key)
+  assert tiny_run.lines(tmp_path, key) == tiny_run.lines(two[0], key)
 
 
 def test_the_global_batch_is_that_of_one_process(tmp_path):

@@ -10,7 +10,7 @@ import time
 
 import pytest
 import tiny_run
-from job_process import command, environment, execute, metrics
+from job_process import command, environment, execute
 from tiny_checkpoint import assert_same
 
 from maskrcnn_jax.checkpoints import store
@@ -60,7 +60,7 @@ def four_devices(config, tmp_path_factory):
 @pytest.mark.parametrize('hosts', [2, 4])
 def test_the_layout_of_devices_does_not_matter(four_devices, hosts):
   key = 'train/total_loss'
-  expected, actual = (metrics(four_devices[n], key) for n in (1, hosts))
+  expected, actual = (tiny_run.lines(four_devices[n], key) for n in (1, hosts))
   assert sorted(expected) == [1, 2, 3, 4]
   assert actual == expected
   assert_same(*(store.restore(four_devices[n])[0] for n in (1, hosts)))
@@ -71,7 +71,7 @@ def test_a_restart_on_the_same_hosts_is_exact(config, four_devices, tmp_path):
     flag = f'--config.training.num_steps={num_steps}'
     on_hosts(2, 2, command('train', config, tmp_path, flag))
   key = 'train/total_loss'
-  assert metrics(tmp_path, key) == metrics(four_devices[2], key)
+  assert tiny_run.lines(tmp_path, key) == tiny_run.lines(four_devices[2], key)
   assert_same(*(store.restore(w)[0] for w in (four_devices[2], tmp_path)))
 
 
@@ -90,7 +90,7 @@ def test_61_images_on_3_hosts(config, four_devices, batch_size, tmp_path):
     (path,) = (workdir / 'eval').glob('detections-4.json')
     results = json.loads(path.read_text())
     results.sort(key=lambda result: (result['image_id'], -result['score']))
-    found.append((metrics(workdir, 'eval/AP'), results))
+    found.append((tiny_run.lines(workdir, 'eval/AP'), results))
   rounded = 'evaluation.batch_size 4 becomes 6: 3 devices' in done.stderr
   assert rounded == (batch_size == 4)
   # The 24 numbers and every detection, to the last digit.

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+import tiny_run
 from eight_devices import NUM_DEVICES, check_same, compare, run_on_eight
-from job_process import metrics
 
 # Of the largest entry of each array.
 TOLERANCE = 1e-5
@@ -196,5 +196,5 @@ def lines(workdir):
   return {
     (step, key): line
     for key in ('train/total_loss', 'eval/AP')
-    for step, line in metrics(workdir, key).items()
+    for step, line in tiny_run.lines(workdir, key).items()
   }

@@ -1,12 +1,10 @@
 """Scripts that run with eight CPU devices."""
 
 import json
-import os
-import pathlib
-import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).parents[2]
+import job_process
+
 NUM_DEVICES = 8
 
 _SETUP = """
@@ -125,23 +123,10 @@ def run_on_eight(script, *args):
     script: may use `jax`, `np`, `tiny_model`, `mesh_lib` and `train_step`.
     args: become its `arguments`, in the types of JSON.
   """
-  paths = [
-    str(ROOT),
-    str(ROOT / 'tests/helpers'),
-    os.environ.get('PYTHONPATH', ''),
-  ]
-  env = {
-    **os.environ,
-    'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count={NUM_DEVICES}',
-    'PYTHONPATH': os.pathsep.join(filter(None, paths)),
-  }
-  done = subprocess.run(
+  done = job_process.execute(
     [sys.executable, '-c', _SETUP + script, *map(json.dumps, args)],
-    env=env,
-    capture_output=True,
-    text=True,
-    check=False,
+    # Quick compilation would cost digits.
+    XLA_FLAGS=f'--xla_force_host_platform_device_count={NUM_DEVICES}',
   )
   assert done.returncode == 0, done.stderr
   return json.loads(done.stdout)

@@ -1,10 +1,8 @@
 """Runs code in a process that cannot import given packages."""
 
-import os
-import subprocess
 import sys
 
-import quick
+import job_process
 
 
 def run(code, blocked, folder):
@@ -18,19 +16,8 @@ def run(code, blocked, folder):
   setup = (
     f'import sys\nfor name in {tuple(blocked)!r}:\n  sys.modules[name] = None\n'
   )
-  environment = {
-    **os.environ,
-    'PYTHONPATH': '',
-    'TF_CPP_MIN_LOG_LEVEL': '3',
-    'XLA_FLAGS': quick.xla_flags(),
-  }
-  done = subprocess.run(
-    [sys.executable, '-c', setup + code],
-    cwd=folder,
-    env=environment,
-    capture_output=True,
-    text=True,
-    check=False,
+  done = job_process.execute(
+    [sys.executable, '-c', setup + code], cwd=folder, PYTHONPATH=''
   )
   assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
   return done.stdout

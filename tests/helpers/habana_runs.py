@@ -1,11 +1,10 @@
 """Runs of launch/mask_rcnn_main.py as processes, on a model of seconds."""
 
-import os
 import pathlib
 import subprocess
 import sys
 
-import quick
+import job_process
 import tensorflow_checkpoint
 
 from maskrcnn_jax.habana import command as habana
@@ -79,15 +78,11 @@ def write_backbone(folder):
 
 def environment(cache, **more):
   """Environment of a process that compiles quickly, and each program once."""
-  return {
-    **os.environ,
-    'PYTHONPATH': str(ROOT),
-    'JAX_COMPILATION_CACHE_DIR': str(cache),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    'XLA_FLAGS': quick.xla_flags(),
-    'TF_CPP_MIN_LOG_LEVEL': '2',
+  return job_process.environment(
+    JAX_COMPILATION_CACHE_DIR=str(cache),
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0',
     **more,
-  }
+  )
 
 
 def start(argv, cwd, env, launcher=()):

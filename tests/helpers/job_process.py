@@ -1,6 +1,5 @@
 """Commands in processes of their own, as those of a job."""
 
-import json
 import os
 import pathlib
 import subprocess
@@ -33,10 +32,11 @@ def environment(**variables):
   }
 
 
-def execute(arguments, timeout=600, **variables):
+def execute(arguments, timeout=600, cwd=None, **variables):
   """Runs a process to its end; its output is text."""
   return subprocess.run(
     arguments,
+    cwd=cwd,
     env=environment(**variables),
     capture_output=True,
     text=True,
@@ -60,12 +60,3 @@ def command(verb, config, workdir, *flags):
   """Arguments that run a verb in one process."""
   program = (sys.executable, '-m', 'maskrcnn_jax', verb)
   return [*program, f'--config={config}', f'--workdir={workdir}', *flags]
-
-
-def metrics(workdir, key):
-  """Step -> line of metrics.jsonl with a key, without `images_per_second`."""
-  text = (workdir / 'metrics.jsonl').read_text()
-  found = [json.loads(line) for line in text.splitlines()]
-  for line in found:
-    line.pop('train/images_per_second', None)
-  return {line['step']: line for line in found if key in line}
