@@ -171,6 +171,7 @@ def _input():
     'repeat_first': False,  # Repetition of the first batch, for benchmarks.
     # Fraction of rows with unreadable images or objects that stops the run.
     'max_unreadable_share': 0.05,
+    'max_pixels': placeholder(int),  # Of the largest image; None: 2**26.
     'resize': {  # ResizeOptions.
       # (shorter, longer) side to fit into; None: the canvas.
       'fit_size': placeholder(tuple),

@@ -45,6 +45,23 @@ def add_config(
   )
 
 
+def add_max_pixels(parser: argparse.ArgumentParser) -> None:
+  """Adds `--max_pixels`, see `set_max_pixels`."""
+  parser.add_argument(
+    '--max_pixels',
+    type=POSITIVE,
+    metavar='N',
+    help='refuse larger images (default: 67,108,864, which is 8192 x 8192)',
+  )
+
+
+def set_max_pixels(args: argparse.Namespace) -> None:
+  """Sets the budget of the decoder, see `images.check_size`."""
+  from maskrcnn_jax.datasets import images
+
+  images.set_max_pixels(args.max_pixels)
+
+
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
   """Separates `--config.a.b=v` and `--config.a.b v` from other arguments.
 

@@ -37,6 +37,7 @@ def add_verbs(add_verb) -> None:
       action='store_true',
       help='read images that the json names outside of the folder',
     )
+    command_line.add_max_pixels(parser)
   _add_prepare_flags(prepare)
   _add_check_flags(check)
 
@@ -94,6 +95,7 @@ def _add_check_flags(parser) -> None:
 def _prepare(args: argparse.Namespace) -> None:
   from maskrcnn_jax.datasets import prepare
 
+  command_line.set_max_pixels(args)
   options = command_line.given(
     args,
     num_shards='num_shards',
@@ -124,6 +126,8 @@ def _check(args: argparse.Namespace) -> int:
     from maskrcnn_jax import config as config_lib
 
     config = config_lib.load_config(args.config, args.override)
+    args.max_pixels = args.max_pixels or config.input.get('max_pixels')
+  command_line.set_max_pixels(args)
   from maskrcnn_jax.datasets.doctor import check, report
 
   val = None

@@ -69,6 +69,7 @@ def add_verbs(add_verb) -> None:
     metavar='N',
     help='halve the image at most N times (default: until it fits one tile)',
   )
+  command_line.add_max_pixels(parser)
   parser.add_argument(
     '--tta',
     nargs='?',
@@ -95,16 +96,10 @@ def add_verbs(add_verb) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-  import warnings
-
-  from PIL import Image
-
   from maskrcnn_jax.distributed import backends
-  from maskrcnn_jax.inference import image_files, predict
+  from maskrcnn_jax.inference import predict
 
-  # Pillow refuses images as large as --tile is for, and warns of odd EXIF data.
-  Image.MAX_IMAGE_PIXELS = image_files.MAX_PIXELS
-  warnings.filterwarnings('ignore', module='PIL')
+  command_line.set_max_pixels(args)
   backends.pick_backend('auto')
   options = command_line.given(
     args,

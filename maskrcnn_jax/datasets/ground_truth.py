@@ -1,12 +1,11 @@
 """COCO ground truth made of records, for evaluation without annotations."""
 
-import io
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from maskrcnn_jax.datasets import masks, records
+from maskrcnn_jax.datasets.images import decode
 from maskrcnn_jax.errors import UserError
 
 
@@ -66,9 +65,8 @@ def _xywh(box, size):
 
 def _decode_mask(png, size, image_id):
   try:
-    with Image.open(io.BytesIO(png)) as image:
-      mask = np.asarray(image.convert('L')) > 0
-  except OSError as error:
+    mask = np.asarray(decode(png).convert('L')) > 0
+  except UserError as error:
     raise UserError(
       f'A mask of image {image_id} cannot be read: {error}.', item=image_id
     ) from error

@@ -1,4 +1,8 @@
-"""Image files as records store them, and the list of image file endings.
+"""The decoder of image files, its limits, and images as records store them.
+
+A file is opened by its content, in one of `FORMATS` only: none of them starts
+another program. Its size is compared with a budget of pixels before anything is
+decoded.
 
 JPEG and PNG files go into a record byte for byte, in any colour mode; other
 formats, some of which TensorFlow cannot decode, as PNG. Of 16 bits the upper 8
@@ -10,28 +14,173 @@ practice; the flag is then ignored, by TensorFlow too) or the upright photo,
 which is then stored upright, as JPEG.
 """
 
+import contextlib
 import io
 import os
 import pathlib
+import stat
 import warnings
 from collections.abc import Iterator
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.datasets import image_headers
+from maskrcnn_jax.errors import UserError, invalid
 
+# Of Pillow; a JPEG may turn out to be an MPO, followed by a preview.
+FORMATS = ('JPEG', 'PNG', 'GIF', 'BMP', 'TIFF', 'WEBP', 'AVIF', 'PPM')
 # Files that are taken from a folder. A file that is named may have any ending.
 ENDINGS = (
   *('.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.png', '.gif', '.bmp', '.dib'),
-  *('.tif', '.tiff', '.webp', '.avif', '.jp2', '.j2k', '.ppm', '.pgm', '.pbm'),
-  *('.pnm', '.tga'),
+  *('.tif', '.tiff', '.webp', '.avif', '.ppm', '.pgm', '.pbm', '.pnm'),
 )
-KEPT_FORMATS = ('JPEG', 'MPO', 'PNG')  # MPO: a JPEG followed by a preview.
+KEPT_FORMATS = ('JPEG', 'MPO', 'PNG')
+# 8192 x 8192: more than the 61 million of full-frame cameras. Such an image
+# takes 0.2 GB decoded, and up to 1 GB on its way through training.
+MAX_PIXELS = 2**26
+# Passes over a JPEG of that many pixels; usual progressive ones have ten.
+_MAX_SCANS = 32
+_BYTES_PER_PIXEL = 8  # Of 16 bits, with alpha, not compressed.
 _JPEG_QUALITY = 95
 _TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap height and width.
-# What Pillow raises on files that it cannot read.
-UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)
+
+# The budget below takes the place of Pillow's, a warning and an error.
+Image.MAX_IMAGE_PIXELS = None
+_limit = MAX_PIXELS
+
+
+def max_pixels() -> int:
+  """Pixels of the largest image that this process decodes."""
+  return _limit
+
+
+def set_max_pixels(count: int | None, argument: str = '--max_pixels') -> None:
+  """Sets `max_pixels`, at first MAX_PIXELS, for everything in this process.
+
+  Args:
+    count: None changes nothing.
+    argument: its name, for the error.
+
+  Raises:
+    UserError: the count is no whole number of 1 or more.
+  """
+  global _limit
+  if count is None:
+    return
+  if not isinstance(count, int) or count < 1:
+    raise invalid(argument, count, 'a whole number of 1 or more')
+  _limit = count
+
+
+def check_size(
+  height: int, width: int, path: str | os.PathLike | None = None
+) -> None:
+  """Checks that an image, or what is claimed of it, is within the budget.
+
+  Raises:
+    UserError: a side is below 1, or there are more pixels than `max_pixels`;
+      the message does not repeat the path.
+  """
+  if min(height, width) < 1 or height * width > _limit:
+    raise UserError(
+      f'is {height} x {width} (height x width), allowed are 1 to {_limit:,} '
+      'pixels (--max_pixels, in training input.max_pixels)',
+      path=path,
+      given=(height, width),
+      wanted=_limit,
+    )
+
+
+def check_encoded(
+  encoded: bytes, path: str | os.PathLike | None = None
+) -> tuple[int, int] | None:
+  """`check_size` by the header of a JPEG, PNG, GIF, BMP or WebP file.
+
+  Needs no decoder. Data that takes time but adds no pixels is limited too:
+  passes over a JPEG, and what follows the last row of a PNG.
+
+  Returns:
+    (height, width); None for other formats and truncated headers.
+  """
+  size = image_headers.stored_size(encoded)
+  if size is None:
+    return None
+  check_size(*size, path)
+  scans = encoded.count(b'\xff\xda') if encoded.startswith(b'\xff\xd8') else 0
+  num_bytes = image_headers.png_data_bytes(encoded)
+  pixels = size[0] * size[1]
+  for unit, count, most in (
+    ('scans', scans, _MAX_SCANS * _limit // pixels),
+    ('bytes of image data', num_bytes, 2**16 + 9 * pixels),
+  ):
+    if count > most:
+      raise UserError(
+        f'is {size[0]} x {size[1]} and has {count} {unit}, allowed are {most}',
+        path=path,
+        given=count,
+        wanted=most,
+      )
+  return size
+
+
+def open_image(
+  encoded: bytes, path: str | os.PathLike | None = None
+) -> Image.Image:
+  """Opens an image file within the budget, without decoding it.
+
+  Raises:
+    UserError: it is empty, corrupt, too large or of none of `FORMATS`; the
+      message does not repeat the path.
+  """
+  with _errors(path):
+    check_encoded(encoded, path)
+    image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+    check_size(*image.size[::-1], path)
+    if image.format == 'TIFF':  # Whole tiles are decoded.
+      tags = image.tag_v2
+      check_size(tags.get(323, 1), tags.get(322, 1), path)
+    return image
+
+
+def decode(
+  encoded: bytes, path: str | os.PathLike | None = None
+) -> Image.Image:
+  """Decodes all of an image file, of an animation the first frame.
+
+  Raises:
+    UserError: see `open_image`; or it is truncated.
+  """
+  image = open_image(encoded, path)
+  with _errors(path):
+    image.load()
+  return image
+
+
+def orientation(image: Image.Image) -> int:
+  """EXIF orientation of an image; 1 if there is none, or corrupt EXIF data."""
+  with contextlib.suppress(Exception), warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
+  return 1
+
+
+@contextlib.contextmanager
+def _errors(path):
+  """Turns what Pillow raises into a `UserError`."""
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')  # About odd EXIF blocks.
+      yield
+  except UserError:
+    raise
+  except Image.UnidentifiedImageError:
+    raise UserError(
+      f'is no image, or of a format other than {", ".join(FORMATS)}', path=path
+    ) from None
+  # Pillow's plugins raise all kinds on corrupt files.
+  except Exception as error:
+    raise UserError(f'cannot be read ({error})', path=path) from error
 
 
 def find_in_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
@@ -51,15 +200,27 @@ def read_sizes(
   """(height, width) of an image as stored, and as EXIF rotates it.
 
   Raises:
-    UserError: the file cannot be read.
+    UserError: see `open_image`.
   """
+  image = open_image(read_bytes(path), path)
+  stored = image.size[::-1]
+  return stored, stored[::-1] if orientation(image) in _TRANSPOSED else stored
+
+
+def read_bytes(path: str | os.PathLike) -> bytes:
+  """Content of an image file; the errors are those of `open_image`."""
   try:
-    with Image.open(path) as image:
-      orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-      stored = image.size[::-1]
-  except UNREADABLE as error:
+    status = os.stat(path)
+    # A pipe or a device may have no end.
+    if not stat.S_ISREG(status.st_mode):
+      raise UserError('is no file', path=path)
+    if not 0 < status.st_size <= _BYTES_PER_PIXEL * _limit:
+      raise UserError(f'has {status.st_size:,} bytes', path=path)
+    return pathlib.Path(path).read_bytes()
+  except (OSError, ValueError) as error:
+    if isinstance(error, UserError):
+      raise
     raise UserError(f'cannot be read ({error})', path=path) from error
-  return stored, stored[::-1] if orientation in _TRANSPOSED else stored
 
 
 def read_image(
@@ -72,27 +233,17 @@ def read_image(
     `stored_upright`, `rotation_ignored` or `stored_as_png`.
 
   Raises:
-    UserError: the file is missing, corrupt or of another size.
+    UserError: the file is missing, corrupt, too large or of another size.
   """
-  try:
-    encoded = pathlib.Path(path).read_bytes()
-    with warnings.catch_warnings():
-      warnings.simplefilter('ignore')  # Of Pillow, about odd EXIF blocks.
-      with Image.open(io.BytesIO(encoded)) as image:
-        image.load()  # Decodes all of it: a truncated file ends here.
-        return _fit(encoded, image, (height, width), path)
-  except UNREADABLE as error:
-    raise UserError(f'cannot be read ({error})', path=path) from error
-
-
-def _fit(encoded, image, size, path):
-  orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-  if is_turned(image.size[::-1], orientation, size, path):
+  encoded = read_bytes(path)
+  image = decode(encoded, path)
+  turn = orientation(image)
+  if is_turned(image.size[::-1], turn, (height, width), path):
     upright = to_rgb(ImageOps.exif_transpose(image))
     return _encode(upright, 'JPEG'), 'stored_upright'
   if image.format not in KEPT_FORMATS:
     return _encode(to_rgb(image), 'PNG'), 'stored_as_png'
-  return encoded, None if orientation == 1 else 'rotation_ignored'
+  return encoded, None if turn == 1 else 'rotation_ignored'
 
 
 def is_turned(

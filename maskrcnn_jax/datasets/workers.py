@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import process
 from typing import Any
 
+from maskrcnn_jax.datasets import images
 from maskrcnn_jax.errors import UserError, brief
 
 _CHUNK = 8  # Images a worker takes at a time.
@@ -72,7 +73,12 @@ def _run_chunks(function, tasks, num_workers):
 def _start(num_workers) -> process.ProcessPoolExecutor:
   # TensorFlow's threads do not survive a fork.
   context = multiprocessing.get_context('spawn')
-  return process.ProcessPoolExecutor(num_workers, mp_context=context)
+  return process.ProcessPoolExecutor(
+    num_workers,
+    mp_context=context,
+    initializer=images.set_max_pixels,
+    initargs=[images.max_pixels()],
+  )
 
 
 def _find_killer(function, tasks) -> UserError:

@@ -5,10 +5,8 @@ as in `prepare`. EXIF orientation is applied.
 """
 
 import collections
-import contextlib
 import dataclasses
 import glob
-import io
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,8 +17,6 @@ from PIL import ExifTags, Image, ImageOps
 from maskrcnn_jax.datasets import coco_json, images
 from maskrcnn_jax.errors import UserError
 
-# Pixels of the largest image that is read: 3 GiB as RGB.
-MAX_PIXELS = 2**30
 # TensorFlow decodes no larger ones (`jpeg_mem.cc`: fewer than 2 ** 29 bytes).
 _MAX_PIXELS_OF_TENSORFLOW = 2**29 // 3
 
@@ -181,14 +177,11 @@ def read(
       is applied if the image then has this size, as in `prepare`. None: always.
 
   Raises:
-    UserError: the file is no image, corrupt, larger than `MAX_PIXELS` or not of
-      the given size; the message does not repeat the path.
+    UserError: the file cannot be decoded, see `images.decode`, or is not of the
+      given size; the message does not repeat the path.
   """
   try:
-    encoded = pathlib.Path(path).read_bytes()
-    if not encoded:
-      raise UserError('is empty', path=path)
-    pixels, orientation = _decode(encoded)
+    pixels, orientation = _decode(images.read_bytes(path))
     size = None if size is None else tuple(size)
     if not images.is_turned(pixels.shape[:2], orientation, size):
       return pixels
@@ -198,8 +191,6 @@ def read(
   except UserError as error:
     error.path = os.fspath(path)
     raise
-  except OSError as error:
-    raise UserError(f'cannot be read ({error.strerror})', path=path) from error
 
 
 def _decode(encoded: bytes) -> tuple[np.ndarray, int]:
@@ -207,34 +198,12 @@ def _decode(encoded: bytes) -> tuple[np.ndarray, int]:
   # It loads TensorFlow.
   from maskrcnn_jax.input_pipeline import single_images
 
-  with _decoding_errors():
-    image = Image.open(io.BytesIO(encoded))
-  width, height = image.size
-  if height * width > MAX_PIXELS:
-    raise UserError(
-      f'is {height} x {width}, more than {MAX_PIXELS:,} pixels',
-      given=(height, width),
-    )
+  image = images.open_image(encoded)
   by_tensorflow = image.format in images.KEPT_FORMATS
-  with _decoding_errors():
-    if by_tensorflow and height * width <= _MAX_PIXELS_OF_TENSORFLOW:
-      pixels = single_images.decode_file(encoded)
-    else:
-      pixels = np.asarray(images.to_rgb(image))
+  if by_tensorflow and np.prod(image.size) <= _MAX_PIXELS_OF_TENSORFLOW:
+    pixels = single_images.decode_file(encoded)
+  else:
+    image = images.decode(encoded)
+    pixels = np.asarray(images.to_rgb(image))
   # After decoding: Pillow turns a TIFF by itself, and then drops the flag.
-  try:
-    return pixels, image.getexif().get(ExifTags.Base.Orientation, 1)
-  except Exception:  # Corrupt EXIF; the pixels may well be sound.
-    return pixels, 1
-
-
-@contextlib.contextmanager
-def _decoding_errors():
-  """Turns what decoders raise into a `UserError`."""
-  try:
-    yield
-  except Image.UnidentifiedImageError:
-    raise UserError('is no image of a known format') from None
-  # Pillow's forty or so formats raise all kinds on corrupt files.
-  except Exception as error:
-    raise UserError(f'cannot be decoded ({error})') from error
+  return pixels, images.orientation(image)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from maskrcnn_jax.datasets import records
+from maskrcnn_jax.datasets import images, records
 from maskrcnn_jax.errors import invalid
 from maskrcnn_jax.input_pipeline import cache as caches
 from maskrcnn_jax.input_pipeline import order, reader, transforms
@@ -38,6 +38,7 @@ def train_batches(
   cache: str | None = None,
   repeat_first: bool = False,
   max_unreadable_share: float = 0.05,
+  max_pixels: int | None = None,
 ) -> Batches:
   """Endless batches for training.
 
@@ -71,6 +72,8 @@ def train_batches(
     max_unreadable_share: the run stops when more of its rows have no image, or
       lost all their objects; of at least `faults.MIN_ROWS` rows. It stops too
       at `faults.MAX_LOST_IN_A_ROW` such rows without a break.
+    max_pixels: of the largest image, see `images.set_max_pixels`; None: as it
+      is.
 
   Returns:
     An iterator of dicts (the batch table of the README) with `position` and
@@ -109,7 +112,7 @@ def train_batches(
 
   dataset = _read(
     *('input', file_pattern, split, canvases, batch_size),
-    *((host_index, host_count), options, num_threads, cache),
+    *((host_index, host_count), options, num_threads, max_pixels, cache),
     *(make_plans, seeds),
   )
   position = {'examples': start_examples, 'salt': salt}
@@ -132,6 +135,7 @@ def eval_batches(
   resize: Mapping | None = None,
   split: str | None = None,
   num_threads: int | None = None,
+  max_pixels: int | None = None,
 ) -> Batches:
   """Every image once, never mirrored; the last batches are filled up.
 
@@ -161,7 +165,7 @@ def eval_batches(
 
   dataset = _read(
     *('evaluation', file_pattern, split, canvases, batch_size),
-    *((host_index, host_count), options, num_threads, 'nothing'),
+    *((host_index, host_count), options, num_threads, max_pixels, 'nothing'),
     *(make_plans, lambda part: np.zeros([len(part.rows), 2], np.int64)),
   )
   return Batches(dataset)
@@ -199,6 +203,7 @@ def _read(
   hosts,
   options,
   num_threads,
+  max_pixels,
   cache,
   make_plans,
   seeds,
@@ -227,6 +232,7 @@ def _read(
   if options.image_dtype not in transforms.IMAGE_DTYPES:
     wanted = f'one of {transforms.IMAGE_DTYPES}'
     raise invalid('input.image_dtype', options.image_dtype, wanted)
+  images.set_max_pixels(max_pixels, 'input.max_pixels')
   fits = [transforms.fit_size(x, options.resize) for x in canvases]
   reader.set_up_tensorflow(num_threads)
   index = records.index_records(file_pattern, split)

@@ -8,24 +8,54 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from maskrcnn_jax.datasets import image_headers, images
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.input_pipeline.faults import ObjectFault
 
 
 def decode_image(encoded):
-  """RGB pixels, `[h, w, 3]` uint8, of a JPEG, PNG, GIF or BMP."""
+  """RGB pixels, `[h, w, 3]` uint8, of a checked JPEG, PNG, GIF or BMP."""
   # Grey is repeated and alpha dropped by the decoders.
   return tf.io.decode_image(encoded, channels=3, expand_animations=False)
 
 
+def check_image(encoded: bytes, height: int, width: int) -> bool:
+  """Checks the header of a record's image; True.
+
+  Raises:
+    UserError: it is over the budget, or has more pixels than the record states.
+  """
+  size = images.check_encoded(encoded)
+  # TensorFlow knows JPEG XL too, whose size is not checked.
+  if size is None:
+    raise UserError('is no JPEG, PNG, GIF, BMP or WebP file')
+  # It decodes all frames before it returns the first.
+  if encoded.startswith(b'GIF'):
+    images.check_size(1, image_headers.gif_pixels(encoded))
+  if size[0] * size[1] > int(height) * int(width):
+    raise UserError(
+      f'is {size[0]} x {size[1]}, the record says {height} x {width}',
+      given=size,
+      wanted=(height, width),
+    )
+  return True
+
+
 def decode_mask(png, image_size):
   """A mask from a PNG of the image's size, `[h, w]` uint8, 0 outside."""
-  mask = tf.squeeze(tf.io.decode_png(png, channels=1), axis=2)
+  # Width and height in the header, before anything is decoded.
+  sides = tf.io.decode_raw(
+    tf.strings.substr(png, 16, 8), tf.int32, little_endian=False
+  )
   check = tf.debugging.Assert(
-    tf.reduce_all(tf.shape(mask) == image_size),
-    ['A mask does not have the image size.'],
+    tf.reduce_all(sides[::-1] == image_size)
+    & (tf.strings.substr(png, 1, 3) == 'PNG')
+    # Data beyond the last row takes time too.
+    & (tf.strings.length(png) <= 2**16 + 9 * tf.reduce_prod(image_size)),
+    ['A mask is no PNG of the image size.'],
   )
   with tf.control_dependencies([check]):
-    return tf.identity(mask)
+    return tf.squeeze(tf.io.decode_png(png, channels=1), axis=2)
 
 
 def mask_faults(encoded, image_size):
@@ -35,12 +65,14 @@ def mask_faults(encoded, image_size):
   """
 
   def fault(png):
+    size = image_headers.stored_size(png) if png[1:4] == b'PNG' else None
+    if size not in (None, tuple(image_size)):
+      return ObjectFault.OTHER_SIZE_MASK
     try:
-      mask = tf.io.decode_png(png, channels=1)
+      decode_mask(png, image_size)
     except tf.errors.OpError:
       return ObjectFault.UNUSABLE_MASK
-    same = mask.shape[:2] == tuple(image_size)
-    return ObjectFault.NONE if same else ObjectFault.OTHER_SIZE_MASK
+    return ObjectFault.NONE
 
   return np.array([fault(png) for png in encoded], np.int32)
 
@@ -111,7 +143,12 @@ def decode_record(
     instances, `numbers`, their indices in the record, and `faults`, codes of
     `ObjectFault` of all objects of the record.
   """
-  image = decode_image(record['encoded'])
+  encoded = record['encoded']
+  checked = tf.numpy_function(
+    check_image, [encoded, record['height'], record['width']], tf.bool
+  )
+  with tf.control_dependencies([checked]):
+    image = decode_image(tf.identity(encoded))
   if not with_instances:
     return {'image': image}
   image_size = tf.shape(image)[:2]

@@ -237,6 +237,8 @@ def _find_fault(index: records.RecordIndex, row: int):
     kind = ImageFault.UNUSABLE_RECORD
     record = records.parse_record(tf.constant(serialized))
     kind = ImageFault.UNUSABLE_IMAGE
+    sides = (int(record[name]) for name in ('height', 'width'))
+    decode.check_image(record['encoded'].numpy(), *sides)
     decode.decode_image(record['encoded'])
   except (tf.errors.OpError, ValueError, OSError) as error:
     cause = error.__cause__ or error

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from maskrcnn_jax.datasets import images
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.input_pipeline import decode, order, reader, transforms
 
@@ -16,8 +17,9 @@ def decode_file(encoded: bytes) -> np.ndarray:
   """RGB pixels, `[h, w, 3]` uint8, of a JPEG or PNG file, as it is stored.
 
   Raises:
-    UserError: TensorFlow cannot decode it; says why.
+    UserError: it is over the budget, or TensorFlow cannot decode it; says why.
   """
+  images.check_encoded(encoded)
   reader.set_up_tensorflow(None)
   try:
     return decode.decode_image(encoded).numpy()

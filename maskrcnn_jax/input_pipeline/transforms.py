@@ -14,6 +14,7 @@ from maskrcnn_jax.errors import UserError, did_you_mean
 from maskrcnn_jax.input_pipeline import decode, mask_crops
 from maskrcnn_jax.input_pipeline.faults import ObjectFault
 
+_MOST_FLOATS = 2**26
 IMAGE_DTYPES = ('uint8', 'float32')
 
 
@@ -122,11 +123,19 @@ def nearest_pixels(original, resized, half_pixel: bool = True):
 
 def resize_image(image, size, flip):
   """Mirrors an image if `flip` and resizes it; `[h, w, 3]` float32."""
-  # From floats the kernel makes the same values in half the time.
-  image = tf.cast(image, tf.float32)
+
+  def resize(image):
+    # Half-pixel centres, no antialiasing.
+    return tf.image.resize(image, size, tf.image.ResizeMethod.BILINEAR)
+
   image = tf.cond(flip, lambda: tf.reverse(image, [1]), lambda: image)
-  # Half-pixel centres, no antialiasing.
-  return tf.image.resize(image, size, tf.image.ResizeMethod.BILINEAR)
+  # From floats the kernel makes the same values in half the time, but of a
+  # large image they would take much memory.
+  return tf.cond(
+    tf.size(image) > _MOST_FLOATS,
+    lambda: resize(image),
+    lambda: resize(tf.cast(image, tf.float32)),
+  )
 
 
 def resize(example, canvas, fit, flip, options: ResizeOptions):

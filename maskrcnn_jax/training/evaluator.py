@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from maskrcnn_jax import charts, visualize
-from maskrcnn_jax.datasets import categories
+from maskrcnn_jax.datasets import categories, images
 from maskrcnn_jax.distributed import collectives, model_sharding
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.evaluation import (
@@ -66,6 +66,7 @@ class Evaluator:
     self._batch_size = data_checks.padded_batch_size(
       self.options.batch_size, self._mesh
     )
+    images.set_max_pixels(config.input.get('max_pixels'), 'input.max_pixels')
     data = (self.options.file_pattern, self.options.max_images)
     self._annotations_file = self.options.annotations_file
     if not self._annotations_file:
@@ -216,7 +217,7 @@ class Evaluator:
 
   def _batches(self, with_instances=False):
     """This host's batches of the whole set, with the counts of bad records."""
-    shared = ('canvases', 'image_dtype', 'resize', 'num_threads')
+    shared = ('canvases', 'image_dtype', 'resize', 'num_threads', 'max_pixels')
     if with_instances:
       shared += ('max_instances', 'mask_size')
     return input_batches.eval_batches(

@@ -1,13 +1,16 @@
 """Image files as records store them."""
 
 import io
+import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
-from maskrcnn_jax.datasets import images
+from maskrcnn_jax.datasets import image_headers, images
 from maskrcnn_jax.errors import UserError
 
 
@@ -90,7 +93,128 @@ def test_truncated_or_missing_file_cannot_be_read(tmp_path, name):
 def test_images_of_a_folder(tmp_path):
   (tmp_path / 'sub').mkdir()
   (tmp_path / 'x.png').mkdir()
-  for name in ('b.JPG', 'sub/a.jp2', '.hidden.jpg', 'notes.txt'):
+  for name in ('b.JPG', 'sub/a.avif', '.hidden.jpg', 'notes.txt'):
     (tmp_path / name).touch()
   found = list(images.find_in_folder(tmp_path))
-  assert found == [tmp_path / 'b.JPG', tmp_path / 'sub' / 'a.jp2']
+  assert found == [tmp_path / 'b.JPG', tmp_path / 'sub' / 'a.avif']
+
+
+def chunk(kind, data):
+  """A chunk of a PNG file."""
+  checksum = zlib.crc32(kind + data)
+  size = len(data)
+  return struct.pack(f'>I4s{size}sI', size, kind, data, checksum)
+
+
+def bomb_png(height, width, more=b'', data=b''):
+  """A PNG of one bit per pixel."""
+  header = struct.pack('>IIBBBBB', width, height, 1, 0, 0, 0, 0)
+  data = zlib.compress(data or bytes((width // 8 + 2) * min(height, 99)))
+  chunks = chunk(b'IHDR', header) + more + chunk(b'IDAT', data)
+  return b'\x89PNG\r\n\x1a\n' + chunks + chunk(b'IEND', b'')
+
+
+def claiming(kind, place, sides, form):
+  """A small image file whose header claims other sides."""
+  stream = io.BytesIO()
+  Image.new('RGB', (20, 20)).save(stream, kind)
+  content = bytearray(stream.getvalue())
+  if kind == 'JPEG':
+    place += content.index(b'\xff\xc0')
+  struct.pack_into(form, content, place, *sides)
+  return bytes(content)
+
+
+def many_scans():
+  """A JPEG whose last scan comes again and again."""
+  stream = io.BytesIO()
+  Image.new('L', (2000, 2000)).save(stream, 'JPEG', progressive=True)
+  content = stream.getvalue()
+  begin, end = content.rindex(b'\xff\xda'), content.rindex(b'\xff\xd9')
+  return content[:end] + content[begin:end] * 2000 + content[end:]
+
+
+INFLATED = zlib.compress(bytes(2**27))
+HOSTILE = {
+  'png': lambda: bomb_png(60_000, 60_000),
+  'long': lambda: bomb_png(2**30, 1),
+  'no_side': lambda: bomb_png(0, 5),
+  'text': lambda: bomb_png(9, 9, chunk(b'zTXt', b'a\0\0' + INFLATED)),
+  'profile': lambda: bomb_png(9, 9, chunk(b'iCCP', b'a\0\0' + INFLATED)),
+  'more_data': lambda: bomb_png(9, 9, data=os.urandom(2**17)),
+  'jpeg': lambda: claiming('JPEG', 5, (65_000, 65_000), '>HH'),
+  'scans': many_scans,
+  'bmp': lambda: claiming('BMP', 18, (60_000, -60_000), '<ii'),
+  'gif': lambda: claiming('GIF', 6, (65_535, 65_535), '<HH'),
+  'webp': lambda: claiming('WEBP', 21, (2**28 - 1,), '<I'),
+  'ppm': lambda: b'P6 100000 100000 255\n',
+  'tiff': lambda: claiming('TIFF', 18, (2**30,), '<I'),
+  'eps': lambda: b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n',
+  'psd': lambda: b'8BPS' + bytes(68),
+  'dds': lambda: b'DDS ' + bytes(124),
+  'pcx': lambda: b'\x0a\x05\x01\x08' + bytes(124),
+}
+
+
+@pytest.mark.parametrize('name', HOSTILE)
+def test_hostile_images_are_refused_before_they_are_decoded(
+  tmp_path, monkeypatch, name
+):
+  def fail(*unused):
+    raise AssertionError('decoded, or another program started')
+
+  monkeypatch.setattr(os, 'system', fail)
+  monkeypatch.setattr('subprocess.Popen', fail)
+  if name not in ('more_data', 'tiff'):
+    monkeypatch.setattr('PIL.ImageFile.ImageFile.load', fail)
+  path = tmp_path / f'{name}.jpg'  # Whatever the ending says.
+  path.write_bytes(HOSTILE[name]())
+  for read in (
+    lambda: images.read_image(path, 9, 9),
+    lambda: images.decode(path.read_bytes(), path),
+  ):
+    with pytest.raises(UserError) as error:
+      read()
+    assert error.value.path == str(path)
+    assert '\n' not in str(error.value)
+
+
+def test_the_budget_counts_pixels_and_bytes(tmp_path, monkeypatch):
+  content = _save(tmp_path / 'a.png')
+  monkeypatch.setattr(images, '_limit', images.max_pixels())
+  images.set_max_pixels(30 * 40)
+  assert images.decode(content).size == (40, 30)
+  images.set_max_pixels(30 * 40 - 1)
+  with pytest.raises(UserError) as error:
+    images.read_sizes(tmp_path / 'a.png')
+  assert (error.value.given, error.value.wanted) == ((30, 40), 1199)
+  images.set_max_pixels(2)
+  with pytest.raises(UserError, match=f'{len(content)} bytes'):
+    images.read_bytes(tmp_path / 'a.png')
+  for wrong in (0, 1.5):
+    with pytest.raises(UserError) as error:
+      images.set_max_pixels(wrong, 'input.max_pixels')
+    assert error.value.argument == 'input.max_pixels'
+
+
+def test_what_is_no_file_is_not_read(tmp_path):
+  os.mkfifo(tmp_path / 'a.jpg')
+  for path in (tmp_path / 'a.jpg', tmp_path, '/dev/zero', 'a\0.jpg'):
+    with pytest.raises(UserError) as error:
+      images.read_image(path, 9, 9)
+    assert error.value.path == str(path)
+
+
+@pytest.mark.parametrize('kind', [*images.FORMATS])
+def test_headers_tell_the_size_that_decoders_find(kind):
+  stream = io.BytesIO()
+  frames = [Image.new('RGB', (31, 17), color) for color in ('red', 'blue')]
+  more = {'save_all': True, 'append_images': frames[1:]}
+  animated = kind in ('GIF', 'WEBP', 'PNG')
+  frames[0].save(stream, kind, **(more if animated else {}))
+  encoded = stream.getvalue()
+  known = kind not in ('TIFF', 'AVIF', 'PPM')
+  assert images.check_encoded(encoded) == ((17, 31) if known else None)
+  assert images.decode(encoded).size == (31, 17)
+  if kind == 'GIF':
+    assert image_headers.gif_pixels(encoded) == 2 * 17 * 31

@@ -86,6 +86,8 @@ def preprocess(golden, mode):
   masks = [example_records.png(mask) for mask in golden['in_masks']]
   record = {
     'encoded': tf.constant(example_records.png(golden['in_image'])),
+    'height': tf.constant(golden['in_image'].shape[0]),
+    'width': tf.constant(golden['in_image'].shape[1]),
     'boxes': tf.constant(golden['in_boxes']),
     'classes': tf.constant(golden['in_classes']),
     'is_crowd': tf.constant(golden['in_is_crowd']),

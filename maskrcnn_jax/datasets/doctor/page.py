@@ -209,8 +209,7 @@ def draw_entries(
   encoded, _ = images.read_image(
     split.image_path(image), image.height, image.width
   )
-  with Image.open(io.BytesIO(encoded)) as opened:
-    pixels = images.to_rgb(opened)
+  pixels = images.to_rgb(images.decode(encoded))
   scale = min(_SIDE / max(image.height, image.width), 1.0)
   size = [max(round(side * scale), 1) for side in (image.height, image.width)]
   pixels = np.asarray(pixels.resize(size[::-1]))

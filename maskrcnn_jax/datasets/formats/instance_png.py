@@ -12,7 +12,6 @@ import pathlib
 from collections.abc import Mapping
 
 import numpy as np
-from PIL import Image as PILImage
 
 from maskrcnn_jax.datasets import images, masks
 from maskrcnn_jax.datasets.findings import Finding
@@ -77,15 +76,12 @@ def read_numbers(path, sizes) -> np.ndarray:
   Raises:
     UserError: it cannot be read, or has none of the sizes.
   """
-  try:
-    with PILImage.open(path) as image:
-      if image.mode in ('LA', 'La'):
-        image = image.convert('L')
-      elif image.mode in ('RGBA', 'RGBa'):
-        image = image.convert('RGB')
-      numbers = np.asarray(image).astype(np.int64)
-  except images.UNREADABLE as error:
-    raise UserError(f'cannot be read ({error})', path=path) from error
+  image = images.decode(images.read_bytes(path), path)
+  if image.mode in ('LA', 'La'):
+    image = image.convert('L')
+  elif image.mode in ('RGBA', 'RGBa'):
+    image = image.convert('RGB')
+  numbers = np.asarray(image).astype(np.int64)
   if numbers.ndim == 3:
     red, green, blue = np.moveaxis(numbers, -1, 0)
     numbers = (red << 16) + (green << 8) + blue
