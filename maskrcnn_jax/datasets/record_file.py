@@ -6,6 +6,7 @@ endian), the length's masked CRC-32C (4), the record, its CRC (4). A record is a
 memory, so that only the frames and a few small features leave the disk.
 """
 
+import contextlib
 import mmap
 import os
 import struct
@@ -16,6 +17,12 @@ from maskrcnn_jax.errors import UserError
 _HEADER_BYTES, _FOOTER_BYTES = 12, 4
 FRAME_BYTES = _HEADER_BYTES + _FOOTER_BYTES
 _REMEDY = 'Prepare or copy it again.'
+# Ranges of the numbers that every record has.
+_NUMBERS = {
+  'image/source_id': (-(2**63), 2**63),
+  'image/height': (1, 2**31),
+  'image/width': (1, 2**31),
+}
 
 
 def scan(path: str) -> Iterator[tuple[int, int, int, int, int]]:
@@ -26,7 +33,9 @@ def scan(path: str) -> Iterator[tuple[int, int, int, int, int]]:
       id or the masks of its objects; names file and byte.
   """
   for data, offset, length, features in _records(path):
-    yield offset, length, *_read_sizes(data, features, path, offset)
+    with _parsing(path, offset):
+      sizes = _read_sizes(data, features, path, offset)
+    yield offset, length, *sizes
 
 
 def scan_objects(
@@ -39,11 +48,13 @@ def scan_objects(
   Raises:
     UserError: the file is truncated or corrupt; names file and byte.
   """
-  for data, _, _, features in _records(path):
-    labels, names, categories = (
-      list(_values(data, *features.get(f'image/object/class/{x}', (0, 0))))
-      for x in ('label', 'text', 'category_id')
-    )
+  for data, offset, _, features in _records(path):
+    with _parsing(path, offset):
+      labels, names, categories = (
+        list(_values(data, *features.get(f'image/object/class/{x}', (0, 0))))
+        for x in ('label', 'text', 'category_id')
+      )
+      names = [bytes(x) for x in names]
     yield labels, [x.decode(errors='replace') for x in names], categories
 
 
@@ -63,29 +74,30 @@ def _records(path):
       begin = offset + _HEADER_BYTES
       header = data[offset:begin]
       if begin > size:
-        problem = (
+        raise _error(
           f'is truncated: {len(header)} bytes are left where a record should '
-          'begin.'
+          f'begin. {_REMEDY}',
+          path,
+          offset,
         )
-        raise _error(f'{problem} {_REMEDY}', path, offset)
       length, crc = struct.unpack('<QI', header)
       end = begin + length
       if crc != masked_crc32c(header[:8]):
-        problem = (
+        raise _error(
           'is corrupt, compressed or not a TFRecord file: the checksum of the '
-          'record length is wrong.'
+          f'record length is wrong. {_REMEDY}',
+          path,
+          offset,
         )
-        raise _error(f'{problem} {_REMEDY}', path, offset)
       if end + _FOOTER_BYTES > size:
-        problem = (
+        raise _error(
           f'is truncated: a record of {length} bytes begins there, and '
-          f'{size - begin} bytes follow.'
+          f'{size - begin} bytes follow. {_REMEDY}',
+          path,
+          offset,
         )
-        raise _error(f'{problem} {_REMEDY}', path, offset)
-      try:
+      with _parsing(path, offset):
         features = dict(_features(data, begin, end))
-      except (IndexError, ValueError) as error:
-        raise _error('is not a tf.train.Example.', path, offset) from error
       yield data, offset, length, features
       offset = end + _FOOTER_BYTES
 
@@ -95,6 +107,17 @@ def _error(message, path, offset, image_id=None) -> UserError:
   return UserError(
     f'{path} at byte {offset} {message}', path=path, item=image_id, given=offset
   )
+
+
+@contextlib.contextmanager
+def _parsing(path, offset):
+  """Turns the errors of malformed protobuf into a `UserError`."""
+  try:
+    yield
+  except UserError:
+    raise
+  except (IndexError, KeyError, TypeError, ValueError) as error:
+    raise _error('is not a tf.train.Example.', path, offset) from error
 
 
 def _crc_table():
@@ -121,16 +144,21 @@ def masked_crc32c(data: bytes) -> int:
 def _read_sizes(data, features, path, offset):
   """Image id, height and width; checks that objects have masks."""
   numbers = []
-  for name in ('image/source_id', 'image/height', 'image/width'):
+  for name, (low, high) in _NUMBERS.items():
     value = _first(data, *features.get(name, (0, 0)))
     try:
       numbers.append(int(value))
+      is_valid = low <= numbers[-1] < high
     except (TypeError, ValueError):
-      message = f'has {value!r} as {name}, which must be an integer.'
-      raise _error(message, path, offset) from None
-  if not -(2**63) <= numbers[0] < 2**63:
-    message = f'has the image/source_id {numbers[0]}, which is over 64 bits.'
-    raise _error(message, path, offset)
+      is_valid = False
+    if not is_valid:
+      raise _error(
+        f'has {value!r} as {name}, which must be an integer of {low} or more '
+        f'and less than {high}.',
+        path,
+        offset,
+        *numbers[:1],
+      )
   labels, masks = (
     _first(data, *features.get(f'image/object/{name}', (0, 0)))
     for name in ('class/label', 'mask')
@@ -146,14 +174,14 @@ def _read_sizes(data, features, path, offset):
 
 def _varint(data, position):
   """A protobuf number and the position after it."""
-  value = shift = 0
-  while True:
+  value = 0
+  for shift in range(0, 70, 7):  # Of 64 bits: 10 bytes at most.
     byte = data[position]
     position += 1
     value |= (byte & 0x7F) << shift
     if byte < 0x80:
       return value, position
-    shift += 7
+  raise ValueError('A number has over 64 bits.')
 
 
 def _fields(data, position, end):
@@ -163,10 +191,15 @@ def _fields(data, position, end):
     if tag & 7 != 2:
       raise ValueError('Not a length-delimited field.')
     length, position = _varint(data, position)
-    if position + length > end:
-      raise ValueError('A field runs over the end.')
-    yield tag >> 3, position, position + length
-    position += length
+    last = _within(position + length, end)
+    yield tag >> 3, position, last
+    position = last
+
+
+def _within(position, end):
+  if position > end:
+    raise ValueError('A field runs over the end.')
+  return position
 
 
 def _features(data, begin, end):
@@ -196,12 +229,13 @@ def _values(data, begin, end, most_bytes=None):
       tag, position = _varint(data, position)
       if kind == 1:  # bytes_list
         length, position = _varint(data, position)
+        last = _within(position + length, list_end)
         shown = length if most_bytes is None else min(length, most_bytes)
         yield data[position : position + shown]
-        position += length
+        position = last
       elif tag & 7 == 2:  # int64_list, packed
         length, position = _varint(data, position)
-        last = position + length
+        last = _within(position + length, list_end)
         while position < last:
           value, position = _varint(data, position)
           yield value

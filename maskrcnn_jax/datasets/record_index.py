@@ -10,17 +10,21 @@ import hashlib
 import json
 import os
 import pathlib
+import re
+import zipfile
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from maskrcnn_jax import files as files_lib
-from maskrcnn_jax.datasets import record_file
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.datasets import images, record_file
+from maskrcnn_jax.errors import UserError, brief
 
 # Smaller sets are indexed faster than a cache would be worth.
 _CACHED_FROM_RECORDS = 5000
-_VERSION = 1  # Of the columns below; part of the cache's name.
+_TEMPLATE = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
+_VERSION = 2  # Of the columns below; part of the cache's name.
 _COLUMNS = {
   'file_indices': np.int32,
   'offsets': np.int64,
@@ -61,6 +65,15 @@ class RecordIndex:
     path = self.files[self.file_indices[row]]
     return f'{path} at byte {self.offsets[row]}'
 
+  def error(self, row: int, reason: str) -> UserError:
+    """The error on a record, which names file, byte and image."""
+    return UserError(
+      f'{self.place(row)}, image {self.image_ids[row]} {reason}.',
+      path=self.files[self.file_indices[row]],
+      item=int(self.image_ids[row]),
+      given=int(self.offsets[row]),
+    )
+
 
 def index_records(
   file_pattern: str | Sequence[str], split: str | None = None
@@ -77,13 +90,25 @@ def index_records(
 
   Raises:
     UserError: no file matches the pattern, one is truncated or corrupt, or a
-      record lacks its size, its id or the masks of its objects.
+      record lacks its size, its id or the masks of its objects, or states a
+      size over the budget of `images.check_size`.
   """
-  files = find_files(file_pattern, split)
+  index = _index(find_files(file_pattern, split))
+  pixels = index.heights.astype(np.int64) * index.widths
+  row = int(np.argmax(pixels))
+  try:
+    images.check_size(int(index.heights[row]), int(index.widths[row]))
+  except UserError as error:
+    raise index.error(row, str(error)) from error
+  return index
+
+
+def _index(files) -> RecordIndex:
   cache = _cache_path(files)
   # Without a cache that can be read, the files are.
+  unreadable = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
   with (
-    contextlib.suppress(OSError, ValueError, KeyError, EOFError),
+    contextlib.suppress(*unreadable, zlib.error),
     np.load(cache, allow_pickle=False) as columns,
   ):
     return RecordIndex(files, **{name: columns[name] for name in _COLUMNS})
@@ -147,44 +172,61 @@ def _tfds_files(folder, split):
       argument='file_pattern',
       path=folder,
     )
-  described = json.loads(description.read_text())
-  if described.get('fileFormat', 'tfrecord') != 'tfrecord':
+  try:
+    described = json.loads(description.read_text())
+    kind = described.get('fileFormat', 'tfrecord')
+    entries = {str(x['name']): x for x in described.get('splits', ())}
+    counts = {name: len(x['shardLengths']) for name, x in entries.items()}
+    values = {'DATASET': str(described['name']), 'FILEFORMAT': 'tfrecord'}
+    templates = {
+      name: str(x.get('filepathTemplate', _TEMPLATE))
+      for name, x in entries.items()
+    }
+  except (AttributeError, LookupError, RecursionError, TypeError) as error:
+    raise _not_tfds(description, repr(error)) from error
+  except ValueError as error:
+    raise _not_tfds(description, str(error)) from error
+  if kind != 'tfrecord':
     raise UserError(
-      f'{description}: the file format must be tfrecord, got '
-      f'{described["fileFormat"]}.',
+      f'{description}: the file format must be tfrecord, got {brief(kind)}.',
       path=description,
-      given=described['fileFormat'],
+      given=kind,
       wanted='tfrecord',
     )
-  splits = {entry['name']: entry for entry in described.get('splits', ())}
-  if split is None and len(splits) == 1:
-    (split,) = splits
-  if split not in splits:
+  if split is None and len(entries) == 1:
+    (split,) = entries
+  if split not in entries:
     raise UserError(
-      f'{folder} has the splits {", ".join(sorted(splits))}, got {split}: '
+      f'{folder} has the splits {", ".join(sorted(entries))}, got {split}: '
       f'name one as {folder}:SPLIT.',
       argument='file_pattern',
       path=folder,
       given=split,
-      wanted=sorted(splits),
+      wanted=sorted(entries),
     )
-  entry = splits[split]
-  template = entry.get(
-    'filepathTemplate', '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
+  total = f'{counts[split]:05d}'
+  values |= {'SPLIT': split, 'NUM_SHARDS': total}
+  try:
+    return [
+      str(files_lib.inside(folder, _shard(templates[split], values, shard)))
+      for shard in range(counts[split])
+    ]
+  except UserError as error:
+    raise _not_tfds(description, str(error)) from error
+
+
+def _shard(template, values, shard):
+  """File name of a shard; not `str.format`, which reads attributes and pads."""
+  shard = f'{shard:05d}'
+  together = f'{shard}-of-{values["NUM_SHARDS"]}'
+  values = {**values, 'SHARD_INDEX': shard, 'SHARD_X_OF_Y': together}
+  return re.sub(r'\{([A-Z_]+)\}', lambda x: values.get(x[1], x[0]), template)
+
+
+def _not_tfds(description, reason) -> UserError:
+  return UserError(
+    f'{description} describes no TFDS data set: {reason}.', path=description
   )
-  total = f'{len(entry["shardLengths"]):05d}'
-  names = [
-    template.format(
-      DATASET=described['name'],
-      SPLIT=split,
-      FILEFORMAT='tfrecord',
-      SHARD_INDEX=f'{shard:05d}',
-      NUM_SHARDS=total,
-      SHARD_X_OF_Y=f'{shard:05d}-of-{total}',
-    )
-    for shard in range(int(total))
-  ]
-  return [str(folder / name) for name in names]
 
 
 def _cache_path(files):

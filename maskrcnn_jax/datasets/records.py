@@ -13,6 +13,7 @@ import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.lib.io import tf_record
 
@@ -21,8 +22,8 @@ from maskrcnn_jax.datasets import record_file
 from maskrcnn_jax.datasets.examples import ImageExample
 from maskrcnn_jax.datasets.record_index import RecordIndex as RecordIndex
 from maskrcnn_jax.datasets.record_index import index_records as index_records
-from maskrcnn_jax.errors import UserError
 
+MAX_OBJECTS = 2**16  # Of an image.
 # Only in records of annotations that number categories from 0.
 _CATEGORY_IDS = 'object/class/category_id'
 _INTEGERS = (
@@ -30,23 +31,27 @@ _INTEGERS = (
   _CATEGORY_IDS,
 )
 _BOX_SIDES = ('ymin', 'xmin', 'ymax', 'xmax')
+
+
+def _list_of(dtype):
+  return tf.io.FixedLenSequenceFeature([], dtype, allow_missing=True)
+
+
 _FEATURES = {
   'image/encoded': tf.io.FixedLenFeature([], tf.string),
   'image/source_id': tf.io.FixedLenFeature([], tf.string),
   'image/height': tf.io.FixedLenFeature([], tf.int64),
   'image/width': tf.io.FixedLenFeature([], tf.int64),
   'image/filename': tf.io.FixedLenFeature([], tf.string, ''),
-} | {
-  f'image/object/{name}': tf.io.FixedLenSequenceFeature(
-    [], dtype, allow_missing=True
-  )
-  for name, dtype in {
-    **{f'bbox/{side}': tf.float32 for side in _BOX_SIDES},
-    'class/label': tf.int64,
-    'is_crowd': tf.int64,
-    'area': tf.float32,
-    'mask': tf.string,
-  }.items()
+  **{f'image/object/bbox/{x}': _list_of(tf.float32) for x in _BOX_SIDES},
+  'image/object/class/label': _list_of(tf.int64),
+  'image/object/is_crowd': _list_of(tf.int64),
+  'image/object/area': _list_of(tf.float32),
+  'image/object/mask': _list_of(tf.string),
+}
+_MORE_FEATURES = {
+  'image/object/class/text': _list_of(tf.string),
+  f'image/{_CATEGORY_IDS}': _list_of(tf.int64),
 }
 
 
@@ -193,6 +198,10 @@ def parse_record(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
   boxes = [features[f'image/object/bbox/{side}'] for side in _BOX_SIDES]
   num_objects = tf.size(of_objects['class/label'])
   image_id = features['image/source_id']
+  tf.debugging.Assert(
+    num_objects <= MAX_OBJECTS,
+    ['image', image_id, f'has over {MAX_OBJECTS} objects:', num_objects],
+  )
   for name, values in [('mask', of_objects['mask'])] + [
     (f'bbox/{side}', values) for side, values in zip(_BOX_SIDES, boxes)
   ]:
@@ -228,19 +237,14 @@ def read_record(index: RecordIndex, row: int) -> bytes:
   Raises:
     UserError: the record is corrupt; names file, byte and image.
   """
-  path = index.files[index.file_indices[row]]
   try:
-    reader = tf_record.tf_record_random_reader(path)
+    reader = tf_record.tf_record_random_reader(
+      index.files[index.file_indices[row]]
+    )
     record, _ = reader.read(int(index.offsets[row]))
     reader.close()
   except (tf.errors.OpError, IndexError) as error:
-    raise UserError(
-      f'{index.place(row)}, image {index.image_ids[row]}: the record cannot be '
-      f'read ({error}).',
-      path=path,
-      item=int(index.image_ids[row]),
-      given=int(index.offsets[row]),
-    ) from error
+    raise index.error(row, f'cannot be read ({error})') from error
   return record
 
 
@@ -255,16 +259,21 @@ def read_objects(index: RecordIndex, row: int) -> list[dict]:
   Raises:
     UserError: the record is corrupt; names file, byte and image.
   """
-  record = read_record(index, row)
-  parsed = {k: v.numpy() for k, v in parse_record(tf.constant(record)).items()}
-  features = tf.train.Example.FromString(record).features.feature
-  names = features['image/object/class/text'].bytes_list.value
+  record = tf.constant(read_record(index, row))
+  try:
+    parsed = {k: v.numpy() for k, v in parse_record(record).items()}
+    more = tf.io.parse_single_example(record, _MORE_FEATURES)
+  except tf.errors.OpError as error:
+    raise index.error(row, f'cannot be parsed ({error})') from error
+  if not all(np.isfinite(parsed[x]).all() for x in ('boxes', 'area')):
+    raise index.error(row, 'has a box or an area that is not finite')
+  names, categories = (more[name].numpy().tolist() for name in _MORE_FEATURES)
   class_ids = parsed['classes'].tolist()
+  names = [name.decode(errors='replace') for name in names]
   columns = {
     'class_id': class_ids,
-    'category_id': features[f'image/{_CATEGORY_IDS}'].int64_list.value
-    or class_ids,
-    'name': [x.decode() for x in names] + [''] * (len(class_ids) - len(names)),
+    'category_id': categories or class_ids,
+    'name': names + [''] * (len(class_ids) - len(names)),
     'box': parsed['boxes'].tolist(),
     'is_crowd': parsed['is_crowd'].tolist(),
     'area': parsed['area'].tolist(),

@@ -25,6 +25,8 @@ def check_image(encoded: bytes, height: int, width: int) -> bool:
   Raises:
     UserError: it is over the budget, or has more pixels than the record states.
   """
+  # Outside of graphs TensorFlow passes an array.
+  encoded = np.asarray(encoded, object).item()
   size = images.check_encoded(encoded)
   # TensorFlow knows JPEG XL too, whose size is not checked.
   if size is None:
@@ -47,11 +49,13 @@ def decode_mask(png, image_size):
   sides = tf.io.decode_raw(
     tf.strings.substr(png, 16, 8), tf.int32, little_endian=False
   )
+  pixels = tf.reduce_prod(tf.cast(image_size, tf.int64))
+  limit = tf.cast(tf.minimum(2**16 + 9 * pixels, 2**31 - 1), tf.int32)
   check = tf.debugging.Assert(
     tf.reduce_all(sides[::-1] == image_size)
     & (tf.strings.substr(png, 1, 3) == 'PNG')
     # Data beyond the last row takes time too.
-    & (tf.strings.length(png) <= 2**16 + 9 * tf.reduce_prod(image_size)),
+    & (tf.strings.length(png) <= limit),
     ['A mask is no PNG of the image size.'],
   )
   with tf.control_dependencies([check]):

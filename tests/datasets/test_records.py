@@ -4,13 +4,14 @@ import json
 import pathlib
 import shutil
 
+import example_records
 import numpy as np
 import pytest
 import small_disk
 import tensorflow as tf
 from example_records import example
 
-from maskrcnn_jax.datasets import record_file, record_index, records
+from maskrcnn_jax.datasets import images, record_file, record_index, records
 from maskrcnn_jax.errors import UserError
 
 
@@ -227,11 +228,128 @@ def test_an_unusable_record_is_named(tmp_path, name, values, given):
   assert name in str(error) and given in str(error)
 
 
-def test_other_records_are_refused(tmp_path):
+@pytest.mark.parametrize(
+  'name, side', [('height', 2**40), ('width', -5), ('height', 0)]
+)
+def test_a_side_must_be_a_number_of_pixels(tmp_path, name, side):
+  content = example_records.record(b'', 7, (40, 50))
+  message = tf.train.Example.FromString(content)
+  message.features.feature[f'image/{name}'].int64_list.value[:] = [side]
+  records.write_records(
+    tmp_path / 'a.tfrecord', [content, message.SerializeToString()]
+  )
+  error = _index_error(tmp_path / 'a.tfrecord')
+  assert (error.item, error.given) == (7, len(content) + 16)
+  assert f'image/{name}' in str(error)
+
+
+def test_records_are_within_the_budget_of_pixels(tmp_path, monkeypatch):
+  contents = [
+    example_records.record(b'', image_id, (40, side))
+    for image_id, side in ((7, 50), (8, 51), (9, 30))
+  ]
+  records.write_records(tmp_path / 'a.tfrecord', contents)
+  assert len(records.index_records(str(tmp_path / 'a.tfrecord'))) == 3
+  monkeypatch.setattr(images, '_limit', 40 * 50)
+  error = _index_error(tmp_path / 'a.tfrecord')
+  assert error.item == 8 and '40 x 51' in str(error)
+
+
+@pytest.mark.parametrize(
+  'content',
+  [
+    b'\xff\xff\xff not an example',
+    b'\xff' * 400_000,
+    b'\x0a' + b'\x80' * 100_000 + b'\x01',
+    b'\x0a\x02\x0a\x00',
+    b'\x0a\x0a\x0a\x08' + b'\x0a\x02\xff\xfe\x12\x00\x12\x00',
+  ],
+)
+def test_other_records_are_refused(tmp_path, content):
   path = str(tmp_path / 'a.tfrecord')
   with tf.io.TFRecordWriter(path) as writer:
-    writer.write(b'\xff\xff\xff not an example')
+    writer.write(content)
   assert _index_error(path).given == 0
+  with pytest.raises(UserError) as error:
+    list(record_file.scan_objects(path))
+  assert (error.value.path, error.value.given) == (path, 0)
+
+
+def test_a_list_ends_with_its_feature(tmp_path):
+  """The label's packed list claims all bytes that follow."""
+  content = example_records.record(b'', 7, (40, 50), [[0, 0, 9, 9]], [b'x'])
+  label = content.index(b'class/label') + len('class/label')
+  place = content.index(b'\x0a\x01\x01', label)
+  corrupt = content[: place + 1] + b'\x7f' + content[place + 2 :]
+  path = tmp_path / 'a.tfrecord'
+  records.write_records(path, [corrupt])
+  for scan in (record_file.scan, record_file.scan_objects):
+    with pytest.raises(UserError) as error:
+      list(scan(str(path)))
+    assert (error.value.path, error.value.given) == (str(path), 0)
+
+
+def test_an_image_has_a_sane_number_of_objects(monkeypatch):
+  content = example_records.record(
+    b'', 7, (40, 50), [[0, 0, 9, 9]] * 3, [b''] * 3
+  )
+  monkeypatch.setattr(records, 'MAX_OBJECTS', 3)
+  assert len(records.parse_record(content)['classes']) == 3
+  monkeypatch.setattr(records, 'MAX_OBJECTS', 2)
+  with pytest.raises(tf.errors.InvalidArgumentError, match='2 objects'):
+    records.parse_record(content)
+
+
+def test_a_box_that_is_not_finite_is_named(tmp_path):
+  box, path = [[0, 0, float('nan'), 9]], tmp_path / 'a.tfrecord'
+  content = example_records.record(b'', 7, (40, 50), box, [b''])
+  records.write_records(path, [content])
+  with pytest.raises(UserError) as error:
+    records.read_objects(records.index_records(str(path)), 0)
+  assert (error.value.path, error.value.item) == (str(path), 7)
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    '[' * 100_000,
+    '{"name": "x", "splits": ' + '[' * 100_000,
+    '[]',
+    '{}',
+    '{"name": "x", "splits": 5}',
+    '{"name": "x", "splits": [5]}',
+    '{"name": "x", "splits": [{"name": "train"}]}',
+    '{"name": "x", "splits": [{"name": "train", "shardLengths": 9}]}',
+    *(
+      '{"name": "x", "splits": [{"name": "train", "shardLengths": ["1"], '
+      f'"filepathTemplate": "{template}"}}]}}'
+      for template in (
+        '../{DATASET}',
+        '/etc/passwd',
+        'a/../../b',
+        '..',
+        'C:/x',
+        '\\u0000',
+      )
+    ),
+  ],
+)
+def test_a_hostile_description_of_tfds_is_named(tmp_path, text):
+  description = tmp_path / 'dataset_info.json'
+  description.write_text(text)
+  with pytest.raises(UserError) as error:
+    record_index.find_files(str(tmp_path), 'train')
+  assert error.value.path in (str(description), str(tmp_path))
+  assert '\n' not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_a_template_is_no_format_string(tmp_path):
+  name = '{DATASET:>999999999}{DATASET.__class__}{SPLIT}'
+  entry = {'name': 'train', 'shardLengths': [1], 'filepathTemplate': name}
+  description = json.dumps({'name': 'x', 'splits': [entry]})
+  (tmp_path / 'dataset_info.json').write_text(description)
+  expected = tmp_path / '{DATASET:>999999999}{DATASET.__class__}train'
+  assert record_index.find_files(str(tmp_path)) == (str(expected),)
 
 
 def test_masks_must_be_as_many_as_objects(tmp_path):

@@ -1,9 +1,11 @@
 """Bad records are masked, counted and logged, and too many stop the run."""
 
 import itertools
+import os
 import re
 
 import example_records
+import hostile_images
 import numpy as np
 import pytest
 
@@ -44,6 +46,10 @@ def half_image(values):
   values['encoded'] = values['encoded'][: len(values['encoded']) // 2]
 
 
+def image_file(encoded):
+  return lambda values: values.update(encoded=encoded)
+
+
 def write(path, changes):
   """A file of records, each with its change."""
   records.write_records(
@@ -77,6 +83,11 @@ def change_byte(path, index, row, offset):
   'change, kind, reason',
   [
     (half_image, 'unusable_image', 'JPEG'),
+    (image_file(hostile_images.png(20_000, 20_000)), 'unusable_image', '20000'),
+    # Within the budget, but not what the record says.
+    (image_file(hostile_images.png(61, 80)), 'unusable_image', '61 x 80'),
+    (image_file(hostile_images.many_scans()), 'unusable_image', 'scans'),
+    (image_file(b'\xff\x0a' + bytes(99)), 'unusable_image', 'no JPEG'),
     # Another schema.
     (lambda values: values['masks'].pop(), 'unusable_record', ''),
   ],
@@ -156,6 +167,10 @@ def half_of_png(mask):
   return png[: len(png) // 2]
 
 
+def surplus_data(mask):
+  return hostile_images.png(*mask.shape, data=os.urandom(2**17))
+
+
 OBJECTS = [
   (put('boxes', (NAN, 1, 20, 20)), 'unusable_box', r'box \(nan, .* not finite'),
   (put('boxes', (1, 1, 20, NAN)), 'unusable_box', 'not finite'),
@@ -179,6 +194,12 @@ OBJECTS = [
     'other_size_mask',
     'image.s size',
   ),
+  (
+    put('masks', lambda mask: hostile_images.png(2**15, 2**15)),
+    'other_size_mask',
+    'image.s size',
+  ),
+  (put('masks', surplus_data), 'unusable_mask', 'no PNG file'),
   (put('masks', half_of_png), 'unusable_mask', 'no PNG file'),
   (put('masks', lambda mask: b''), 'unusable_mask', 'no PNG file'),
 ]
@@ -213,8 +234,8 @@ def test_only_the_unusable_object_is_skipped(tmp_path, monkeypatch, caplog):
 def test_training_sees_what_evaluation_sees(tmp_path):
   changes = [change for change, _, _ in OBJECTS] + [half_image]
   path = write(tmp_path / 'x.tfrecord', changes)
-  iterator = train(path)
-  batches = list(itertools.islice(iterator, len(changes) // 4))
+  iterator = train(path, batch_size=3)
+  batches = list(itertools.islice(iterator, len(changes) // 3))
   for batch in batches:
     instances = batch['instances']
     valid = instances['valid']
