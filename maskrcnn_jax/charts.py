@@ -258,22 +258,21 @@ def learning_curve_panels(
   Args:
     values: see `read_metrics`.
   """
+  if not values.get('train/total_loss'):
+    return []
 
   def line(name, color, width, *keys):
     return Line(name, points([values.get(x, {}) for x in keys]), color, width)
 
-  def of_terms(prefix, colors):
-    return [line(x, colors[x], 1, f'{prefix}{x}') for x in colors]
+  def terms(prefix, names):
+    return [line(x, _LOSS_COLORS[x], 1, f'{prefix}{x}') for x in names]
 
-  if not values.get('train/total_loss'):
-    return []
-  losses = of_terms('train/', _LOSS_COLORS)
+  losses = terms('train/', _LOSS_COLORS)
   losses.append(line('total', INK, 2, 'train/total_loss'))
   panels = [LinePanel('Training loss', losses, shown_percent=98)]
   if scores.LOSS in values:
-    terms = {term: _LOSS_COLORS[term] for term in scores.TERMS}
-    losses = of_terms(f'{scores.LOSS}_', terms)
-    in_training = [f'train/{term}' for term in terms]
+    in_training = [f'train/{term}' for term in scores.TERMS]
+    losses = terms(f'{scores.LOSS}_', scores.TERMS)
     losses.append(line('sum in training', GREY, 2, *in_training))
     losses.append(line('sum', INK, 2, scores.LOSS))
     panels.append(LinePanel('Loss on the evaluation set', losses, 98))

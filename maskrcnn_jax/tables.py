@@ -1,6 +1,7 @@
 """Markdown tables whose columns line up in a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 
 def table(cells: Sequence[dict[str, str]]) -> str:
@@ -26,3 +27,26 @@ def number(value: float | None, unit: float = 1.0) -> str:
     return '-'
   value /= unit
   return f'{value:,.0f}' if value >= 1000 else f'{value:.3g}'
+
+
+def cells(
+  row: Mapping[str, Any],
+  columns: Sequence[tuple[str, str, float | Callable[[Any], str]]],
+) -> dict[str, str]:
+  """Cells of nested values; '-' where there is none.
+
+  Args:
+    row: dicts of values by name.
+    columns: each a title, the path of its value, such as `seconds.median`, and
+      its unit for `number` or a function that shows it.
+  """
+  shown = {}
+  for title, path, unit in columns:
+    value = row
+    for name in path.split('.'):
+      value = (value or {}).get(name)
+    if callable(unit) and value is not None:
+      shown[title] = unit(value)
+    else:
+      shown[title] = number(value, unit)
+  return shown

@@ -64,7 +64,7 @@ ALLOWED = {
   'maskrcnn_jax/benchmarks': (
     'jax numpy flax optax PIL tensorflow tqdm .charts .datasets .distributed'
     ' .evaluation .input_pipeline .models .structures .tables .training'
-    ' .weights'
+    ' .visualize .weights'
   ),
   'maskrcnn_jax/benchmarks/torchvision_side': 'numpy torch torchvision',
   'maskrcnn_jax/habana': (

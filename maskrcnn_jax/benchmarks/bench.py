@@ -10,10 +10,9 @@ import jax
 
 from maskrcnn_jax import files
 from maskrcnn_jax.benchmarks import (
-  comparison,
-  compilation,
-  growth,
   machine,
+  measure,
+  programs,
   report,
   stages,
   torchvision_process,
@@ -22,11 +21,6 @@ from maskrcnn_jax.benchmarks.options import SUBJECTS, BenchOptions
 from maskrcnn_jax.benchmarks.subject import make_subject
 from maskrcnn_jax.errors import invalid
 
-_COMPARISONS = {
-  'step': comparison.training,
-  'inference': comparison.inference,
-  'backbone': comparison.backbone,
-}
 # More would only take memory.
 _MAX_BATCHES = 8
 
@@ -46,7 +40,8 @@ def bench(
     is_real: whether images are of the config's records; else they are random.
 
   Returns:
-    The content of `bench.json`.
+    The content of `bench.json`: facts of the machine and the subject, and
+    `tables`, rows of `measure.run` by title.
 
   Raises:
     UserError: an argument is wrong.
@@ -58,41 +53,35 @@ def bench(
     raise FileExistsError(
       f'{output} holds the results of an earlier run; choose another --output.'
     )
-  result = {'machine': machine.describe(), 'peaks': machine.measure_peaks()}
+  peaks = machine.measure_peaks()
   subject = make_subject(config, is_real, min(options.rounds, _MAX_BATCHES))
-  result['subject'] = {
-    'canvas': list(subject.canvas),
-    'batch_size': subject.batch_size,
-    'dtype': subject.model.dtype,
-    'num_classes': subject.model.num_classes,
-    'depth': subject.model.backbone.depth,
-    'images': subject.images,
-    'objects': [
-      batch['instances']['valid'].sum(axis=1).tolist()
-      for batch in subject.host_batches
-    ],
-    'rounds': options.rounds,
-    'warmup': options.warmup,
+  result = {
+    'machine': machine.describe() | {'other_cpus': {}},
+    'subject': subject.describe(),
+    'tables': {},
   }
   with torchvision_process.beside(
     options.against, subject, machine.num_cpus(), options.channels_last
   ) as (other, facts):
     result['torchvision'] = facts
-    load = machine.OtherLoad([other.pid] if other else [])
-    result['machine']['other_cpus'] = {}
+    load = machine.OtherLoad(
+      lambda: other.ask('usage')['cpu_seconds'] if other else 0.0
+    )
     for name in [x for x in SUBJECTS if x in options.what]:
       logging.info('measuring %s', name)
       load.read()
-      result[name] = _measure(name, config, subject, other, options)
+      result['tables'] |= _measure(name, config, subject, other, options)
       result['machine']['other_cpus'][name] = load.read()
       # Written at once: the next one may take minutes, or fail.
       _write(result, output)
-    result['memory'] = {'ours': machine.peak_memory()}
+    result['memory'] = {'maskrcnn_jax': machine.peak_memory()}
     if other:
-      result['memory']['torchvision'] = other.ask('memory')['peak']
-  result['peaks'] = machine.highest(result['peaks'], machine.measure_peaks())
+      result['memory']['torchvision'] = other.ask('usage')['peak_memory']
+  again = machine.measure_peaks()
+  result['peaks'] = {name: max(x, again[name]) for name, x in peaks.items()}
   result['machine']['load_after'] = os.getloadavg()[0]
-  machine.add_floors(result)
+  for rows in result['tables'].values():
+    measure.add_floors(rows, result['peaks'], subject.model.dtype)
   _write(result, output)
   print(report.text(result))
   if output:
@@ -102,29 +91,38 @@ def bench(
 
 
 def _measure(name, config, subject, other, options):
-  """The result of one of `SUBJECTS`."""
-  rounds, warmup = options.rounds, options.warmup
-  if name in _COMPARISONS:
-    return _COMPARISONS[name](subject, other, rounds, warmup)
-  if name == 'compilation':
-    return compilation.run(subject)
-  if name == 'stages':
-    return stages.run(subject, rounds, warmup)
-  if name == 'growth':
-    return growth.run(config, rounds, warmup)
-  # These need TensorFlow or pycocotools, which the others do without.
-  if name == 'input':
-    from maskrcnn_jax.benchmarks import input_pipeline
+  """Rows by title of one of `SUBJECTS`."""
+  match name:
+    case 'step':
+      return {'train step': programs.training(subject, other, options)}
+    case 'inference':
+      return {'inference': programs.inference(subject, other, options)}
+    case 'backbone':
+      title = 'backbone, forward and backward'
+      return {title: programs.backbone(subject, other, options)}
+    case 'compilation':
+      return {'compilation': programs.compilation(subject)}
+    case 'stages':
+      return stages.run(subject, options)
+    case 'growth':
+      title = 'a step, one size changed at a time'
+      return {title: programs.growth(config, options)}
+    # These need TensorFlow or pycocotools, which the others do without.
+    case 'input':
+      from maskrcnn_jax.benchmarks import input_pipeline
 
-    return input_pipeline.run(config)
-  from maskrcnn_jax.benchmarks import evaluation
+      title = 'input, processor time of an image'
+      return {title: input_pipeline.run(config, options.rounds)}
+    case 'evaluation':
+      from maskrcnn_jax.benchmarks import evaluation
 
-  section = config.evaluation
-  return evaluation.run(
-    section.annotations_file,
-    num_processes=section.get('num_processes'),
-    scorer=section.get('scorer', 'pycocotools'),
-  )
+      section = config.evaluation
+      rows = evaluation.run(
+        section.annotations_file,
+        num_processes=section.get('num_processes'),
+        scorer=section.get('scorer', 'pycocotools'),
+      )
+      return {'evaluation': rows}
 
 
 def _write(result, output) -> None:

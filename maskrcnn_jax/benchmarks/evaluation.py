@@ -8,8 +8,6 @@ lie around objects, or anywhere, with low scores.
 
 import collections
 import contextlib
-import dataclasses
-import itertools
 import json
 import os
 import pathlib
@@ -17,31 +15,30 @@ import resource
 import tempfile
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import tqdm
 from PIL import Image
 
+from maskrcnn_jax.benchmarks import measure
 from maskrcnn_jax.datasets import masks as dataset_masks
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.evaluation import coco_metrics, coco_results
 from maskrcnn_jax.evaluation.workers import Workers, default_count
 from maskrcnn_jax.structures import Detections
 
-# Batches of detections that are made before the clock goes on.
-_BATCHES_AT_ONCE = 40
-_MASK_SIZE = 28
+# Images whose detections are made before the clock goes on.
+_IMAGES_AT_ONCE = 320
 # Objects whose masks are used: more would only take memory.
 _MAX_SHAPES = 2000
-# Standard deviations of the noise on the logits of a mask, which are -6 to 6
-# without it; a detection takes a rougher mask the lower its score is.
-_ROUGHNESS = (0.8, 1.6, 2.4, 3.2)
+# Standard deviation of the noise on the logits of a mask, which are -6 to 6
+# without it, of a detection with score 0.
+_ROUGHNESS = 3.2
 # Share of the objects that are found, and of the detections that have the class
 # of their object, so that AP is near that of a trained Mask R-CNN.
 _FOUND = 0.7
 _RIGHT_CLASS = 0.8
-# Standard deviations of the sides of boxes, in sides.
+# Standard deviations of the corners of boxes, in sides.
 _ERROR = 0.05
 _LOOSE_ERROR = 0.25
 # Images are scaled to fit, as they are for the network.
@@ -55,7 +52,7 @@ def run(
   batch_size: int = 8,
   num_processes: int | None = None,
   scorer: str = 'pycocotools',
-) -> dict[str, Any]:
+) -> list[measure.Row]:
   """Encodes, writes and scores synthetic detections.
 
   Args:
@@ -68,17 +65,15 @@ def run(
     scorer: likewise.
 
   Returns:
-    seconds: of `encode`, `write`, `score` and their `total`.
-    milliseconds_per_image: of the same.
-    cpu_seconds: of this process and of its helpers, in all of these.
-    metrics: the 24 numbers.
-    And the arguments but the file.
+    Rows `encode`, `write`, `score` and their `total`, which also has the
+    `cpu_seconds` of this process and its workers in all of these, the 24
+    `metrics` and the arguments but the file.
 
   Raises:
     FileNotFoundError: there is no annotations file.
     UserError: it has no object, or the scorer is unknown or not installed.
   """
-  workload = make_workload(annotations_file, num_images, num_detections)
+  workload = Workload(annotations_file, num_images, num_detections)
   if num_processes is None:
     num_processes = default_count(num_images)
   seconds, cpu_seconds = collections.defaultdict(float), 0.0
@@ -92,18 +87,15 @@ def run(
     cpu_seconds += time.process_time() - cpu_start
 
   image_ids = [image['id'] for image in workload.truth['images']]
-  num_batches = -(-num_images // batch_size)
-  helpers = resource.getrusage(resource.RUSAGE_CHILDREN)
+  before = resource.getrusage(resource.RUSAGE_CHILDREN)
   with tempfile.TemporaryDirectory() as folder:
     truth_file = pathlib.Path(folder, 'truth.json')
     truth_file.write_text(json.dumps(workload.truth), encoding='utf-8')
     with Workers(num_processes) as workers:
       encoder = coco_results.ResultEncoder(workers)
-      batches = iter(
-        tqdm.tqdm(workload.batches(batch_size), total=num_batches, disable=None)
-      )
       # The clock stands still while detections are made.
-      while made := list(itertools.islice(batches, _BATCHES_AT_ONCE)):
+      for start in tqdm.trange(0, num_images, _IMAGES_AT_ONCE, disable=None):
+        made = [*workload.batches(batch_size, start, start + _IMAGES_AT_ONCE)]
         with clock('encode'):
           for found, batch in made:
             encoder.add(found, batch)
@@ -114,14 +106,14 @@ def run(
         metrics = coco_metrics.evaluate(
           results, truth_file, image_ids, scorer=scorer, workers=workers
         )
-  seconds['total'] = sum(seconds.values())
   ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-  return {
-    'seconds': dict(seconds),
-    'milliseconds_per_image': {
-      part: value / num_images * 1e3 for part, value in seconds.items()
-    },
-    'cpu_seconds': cpu_seconds + sum(ended[:2]) - sum(helpers[:2]),
+  seconds['total'] = sum(seconds.values())
+  *rows, total = (
+    {'name': part, **measure.timing([value], num_images)}
+    for part, value in seconds.items()
+  )
+  total |= {
+    'cpu_seconds': cpu_seconds + sum(ended[:2]) - sum(before[:2]),
     'metrics': metrics,
     'num_images': num_images,
     'num_detections': num_detections,
@@ -129,42 +121,66 @@ def run(
     'num_processes': num_processes,
     'scorer': scorer,
   }
+  return [*rows, total]
 
 
-@dataclasses.dataclass(frozen=True)
 class Workload:
-  """Images with annotations, and the objects that detections are made from.
+  """Detections of the images of a COCO json, which are repeated as needed.
 
   Attributes:
-    truth: a COCO dataset; `shape` of an annotation is the index of its mask.
-    num_detections: of every image.
-    sides: `[num_shapes, 2]` height and width of objects.
-    classes: `[num_shapes]` of the objects.
-    masks: `[len(_ROUGHNESS), num_shapes, 28, 28]` float32 probabilities.
+    truth: a COCO dataset of images with new ids; `shape` of an annotation is
+      the index of the object whose mask it has.
   """
 
-  truth: dict
-  num_detections: int
-  sides: np.ndarray
-  classes: np.ndarray
-  masks: np.ndarray
+  def __init__(self, annotations_file, num_images: int, num_detections: int):
+    """Reads the images and objects; see `run` for the arguments and errors."""
+    source = json.loads(pathlib.Path(annotations_file).read_text('utf-8'))
+    by_image, shaped = collections.defaultdict(list), []
+    for each in source['annotations']:
+      by_image[each['image_id']].append(each)
+      each['shape'] = len(shaped) % _MAX_SHAPES
+      if not each.get('iscrowd'):
+        shaped.append(each)
+    if not shaped:
+      raise UserError(
+        f'{annotations_file} has no object that is not a crowd.',
+        path=annotations_file,
+      )
+    self._shaped = shaped[:_MAX_SHAPES]
+    self._num_detections = num_detections
+    self._objects, images, annotations = {}, [], []
+    for new in range(1, num_images + 1):
+      image = source['images'][(new - 1) % len(source['images'])]
+      images.append({**image, 'id': new})
+      own = [{**each, 'image_id': new} for each in by_image[image['id']]]
+      self._objects[new] = [x for x in own if not x.get('iscrowd')]
+      annotations += own
+    for new, each in enumerate(annotations, 1):
+      each['id'] = new
+    self.truth = {**source, 'images': images, 'annotations': annotations}
+    sizes = {i['id']: (i['height'], i['width']) for i in source['images']}
+    cuts = [_cut(each, *sizes[each['image_id']]) for each in self._shaped]
+    # Logits of a head that predicts the masks, and bumps of deviation 1.
+    self._logits = 12 * (np.stack(cuts) - 0.5)
+    noise = np.random.default_rng(0).normal(size=(len(cuts), 7, 7))
+    self._bumps = np.stack([_resize(each) for each in noise])
 
-  def batches(self, batch_size: int) -> Iterator[tuple[Detections, dict]]:
-    """Yields detections and batches of all images, the same in each call.
+  def batches(
+    self, batch_size: int, start: int = 0, stop: int | None = None
+  ) -> Iterator[tuple[Detections, dict]]:
+    """Yields detections and batches of some images, the same in each call.
 
     The detections do not depend on the size of the batches.
     """
-    objects = collections.defaultdict(list)
-    for annotation in self.truth['annotations']:
-      if not annotation.get('iscrowd'):
-        objects[annotation['image_id']].append(annotation)
-    images = self.truth['images']
-    for start in range(0, len(images), batch_size):
-      batch = images[start : start + batch_size]
+    images = self.truth['images'][start:stop]
+    for first in range(0, len(images), batch_size):
+      batch = images[first : first + batch_size]
       sizes = np.array([(i['height'], i['width']) for i in batch], np.int32)
       scales = (np.array(_CANVAS) / sizes).min(axis=1, keepdims=True)
       scales = scales.repeat(2, axis=1).astype(np.float32)
-      rows = [self._detect(image, objects[image['id']]) for image in batch]
+      rows = [
+        self._detect(image, self._objects[image['id']]) for image in batch
+      ]
       fields = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
       fields['boxes'] *= np.tile(scales, 2)[:, None]
       facts = {
@@ -178,87 +194,42 @@ class Workload:
   def _detect(self, image, objects):
     """The fields of the detections of one image, in its pixels."""
     rng = np.random.default_rng((0, image['id']))
-    count = self.num_detections
-    size = np.array([image['height'], image['width']], float)
-    found = [each for each in objects if rng.random() < _FOUND][:count]
-    # Of the rest one half lies around objects.
-    loose = (objects * count)[: (count - len(found)) // 2]
-    targets, num_found = found + loose, len(found)
-    near = slice(len(targets))
-    shapes = rng.integers(len(self.sides), size=count)
-    classes = self.classes[shapes]
-    shapes[near] = [each['shape'] for each in targets]
-    classes[near] = np.where(
-      rng.random(len(targets)) < _RIGHT_CLASS,
-      np.array([each['category_id'] for each in targets], int),
-      classes[near],
+    count = self._num_detections
+    others = rng.integers(len(self._shaped), size=count)
+    targets = [each for each in objects if rng.random() < _FOUND][:count]
+    is_found = np.arange(count) < len(targets)
+    # Of the rest one half lies around objects, one around those of others.
+    targets += (objects * count)[: (count - len(targets)) // 2]
+    targets += [self._shaped[x] for x in others[len(targets) :]]
+    scores = np.where(
+      is_found, rng.beta(3.0, 1.5, count), rng.beta(0.4, 8.0, count)
     )
-    sides = np.minimum(self.sides[shapes], size)
-    corners = rng.random((count, 2)) * (size - sides)
-    boxes = np.concatenate([corners, corners + sides], axis=1)
-    errors = np.full((len(targets), 1), _LOOSE_ERROR)
-    errors[:num_found] = _ERROR
-    errors = errors * rng.normal(size=(len(targets), 4))
-    centers = np.array([_box(each) for each in targets]).reshape(-1, 4)
-    extents = np.tile(centers[:, 2:] - centers[:, :2], 2)
-    boxes[near] = centers + errors * extents
-    boxes = np.clip(np.sort(boxes.reshape(-1, 2, 2), axis=1), 0, size)
-    scores = rng.beta(0.4, 8.0, count)
-    scores[:num_found] = rng.beta(3.0, 1.5, num_found)
-    # A detection has some score.
+    # A detection has some score; the rougher it is, the lower.
     scores = np.maximum(scores, 1e-4)
-    best = np.argsort(-scores, kind='stable')
-    rough = ((1 - scores) * len(_ROUGHNESS)).astype(int)
-    return {
-      'boxes': boxes.reshape(-1, 4)[best].astype(np.float32),
-      'scores': scores[best].astype(np.float32),
-      'classes': classes[best].astype(np.int32),
-      'masks': self.masks[rough[best], shapes[best]],
+    boxes = np.array([_box(each) for each in targets])
+    errors = np.where(is_found, _ERROR, _LOOSE_ERROR)[:, None]
+    errors = errors * rng.normal(size=boxes.shape)
+    boxes += errors * np.tile(boxes[:, 2:] - boxes[:, :2], 2)
+    corners = np.sort(boxes.reshape(-1, 2, 2), axis=1)
+    size = np.array([image['height'], image['width']], float)
+    # Another image may be larger.
+    corners = np.clip(corners - np.maximum(corners[:, 1:] - size, 0), 0, size)
+    bumps = self._bumps[others] * _ROUGHNESS * (1 - scores)[:, None, None]
+    logits = self._logits[[each['shape'] for each in targets]] + bumps
+    classes = np.where(
+      rng.random(count) < _RIGHT_CLASS,
+      [each['category_id'] for each in targets],
+      [self._shaped[x]['category_id'] for x in others],
+    )
+    fields = {
+      'boxes': corners.reshape(-1, 4).astype(np.float32),
+      'scores': scores.astype(np.float32),
+      'classes': classes.astype(np.int32),
+      'masks': 1 / (1 + np.exp(-logits.astype(np.float32))),
       'valid': np.ones(count, bool),
     }
-
-
-def make_workload(
-  annotations_file: str | os.PathLike, num_images: int, num_detections: int
-) -> Workload:
-  """The images of a COCO json with new ids, repeated if there are too few.
-
-  Raises:
-    FileNotFoundError: there is no such file.
-    UserError: it has no object that is not a crowd.
-  """
-  source = json.loads(pathlib.Path(annotations_file).read_text('utf-8'))
-  sizes = {i['id']: (i['height'], i['width']) for i in source['images']}
-  shaped = [a for a in source['annotations'] if not a.get('iscrowd')]
-  shaped = shaped[:_MAX_SHAPES]
-  if not shaped:
-    raise UserError(
-      f'{annotations_file} has no object that is not a crowd.',
-      path=annotations_file,
-    )
-  shapes = {each['id']: shape for shape, each in enumerate(shaped)}
-  objects = collections.defaultdict(list)
-  for each in source['annotations']:
-    objects[each['image_id']].append(each)
-  images, annotations = [], []
-  for image_id in range(1, num_images + 1):
-    image = source['images'][(image_id - 1) % len(source['images'])]
-    images.append({**image, 'id': image_id})
-    for each in objects[image['id']]:
-      new_id = len(annotations) + 1
-      shape = shapes.get(each['id'], new_id % len(shaped))
-      own = {'id': new_id, 'image_id': image_id, 'shape': shape}
-      annotations.append({**each, **own})
-  boxes = np.array([_box(each) for each in shaped])
-  return Workload(
-    truth={**source, 'images': images, 'annotations': annotations},
-    num_detections=num_detections,
-    sides=boxes[:, 2:] - boxes[:, :2],
-    classes=np.array([each['category_id'] for each in shaped], np.int32),
-    masks=_predicted_masks(
-      [_cut(each, *sizes[each['image_id']]) for each in shaped]
-    ),
-  )
+    best = np.argsort(-scores, kind='stable')
+    return {name: values[best] for name, values in fields.items()}
 
 
 def _box(annotation):
@@ -276,23 +247,10 @@ def _cut(annotation, height, width):
   # At least one pixel.
   y1, x1 = min(max(y1, 0), height - 1), min(max(x1, 0), width - 1)
   y2, x2 = max(min(y2, height), y1 + 1), max(min(x2, width), x1 + 1)
-  # Antialiased, so that the coverage changes over several cells.
-  return _resize(mask.astype(np.float32), (x1, y1, x2, y2))
-
-
-def _predicted_masks(cuts):
-  """Probabilities of a head that predicts the cuts with each `_ROUGHNESS`."""
-  rng = np.random.default_rng(0)
-  logits = []
-  for roughness in _ROUGHNESS:
-    blocks = rng.normal(0, roughness, (len(cuts), 7, 7)).astype(np.float32)
-    bumps = np.stack([_resize(each) for each in blocks])
-    logits.append(12 * (np.stack(cuts) - 0.5) + bumps)
-  return 1 / (1 + np.exp(-np.stack(logits)))
+  return _resize(mask, (x1, y1, x2, y2))
 
 
 def _resize(array, box=None):
-  """A float32 array, or a box of it, as 28x28 cells."""
-  size = _MASK_SIZE, _MASK_SIZE
-  image = Image.fromarray(array)
-  return np.asarray(image.resize(size, Image.Resampling.BILINEAR, box))
+  """An array, or a box of it, as float32 28x28 cells, antialiased."""
+  image = Image.fromarray(np.asarray(array, np.float32))
+  return np.asarray(image.resize((28, 28), Image.Resampling.BILINEAR, box))

@@ -8,6 +8,7 @@ activations of order one, spread scores and boxes, and are the same on every
 machine.
 """
 
+import itertools
 import re
 import zlib
 from typing import Any
@@ -91,20 +92,22 @@ def synthetic_batches(
       masks[row] = _polygon(random, mask_size)
     valid = np.arange(max_instances) < count
     instances = {'boxes': boxes, 'classes': classes, 'masks': masks}
-    return {'images': image, 'instances': instances | {'valid': valid}}
+    return {
+      'images': image,
+      'image_sizes': np.float32(canvas),
+      'instances': instances | {'valid': valid},
+      'valid': np.bool_(True),
+    }
 
-  batches = []
-  for number in range(num_batches):
-    random = np.random.default_rng([0, number])
-    rows = [one_image(random) for _ in range(batch_size)]
-    batches.append(
-      {
-        **jax.tree.map(lambda *x: np.stack(x), *rows),
-        'image_sizes': np.tile(np.float32(canvas), (batch_size, 1)),
-        'valid': np.ones(batch_size, bool),
-      }
+  randoms = [
+    np.random.default_rng([0, number]) for number in range(num_batches)
+  ]
+  return [
+    jax.tree.map(
+      lambda *x: np.stack(x), *(one_image(random) for _ in range(batch_size))
     )
-  return batches
+    for random in randoms
+  ]
 
 
 def _polygon(random, size) -> np.ndarray:
@@ -133,22 +136,21 @@ def real_batches(inputs: Any, num_batches: int) -> list[dict[str, Any]]:
   from maskrcnn_jax.input_pipeline import batches as input_batches
 
   options = {**inputs, 'canvases': tuple(inputs['canvases'])[:1]}
-  found = []
-  for number, batch in enumerate(input_batches.train_batches(**options)):
-    if batch['instances']['valid'].any(axis=1).all():
-      found.append(batch)
-    if len(found) == num_batches:
-      return found
-    if number >= num_batches + _MAX_SKIPPED:
-      break
-  raise UserError(
-    f'Of {number + 1} batches of {options["file_pattern"]} only {len(found)} '
-    f'have objects in every image; {num_batches} are needed.',
-    argument='input.file_pattern',
-    path=options['file_pattern'],
-    given=len(found),
-    wanted=num_batches,
-  )
+  batches = input_batches.train_batches(**options)
+  tried = itertools.islice(batches, num_batches + _MAX_SKIPPED)
+  usable = (x for x in tried if x['instances']['valid'].any(axis=1).all())
+  found = list(itertools.islice(usable, num_batches))
+  if len(found) < num_batches:
+    raise UserError(
+      f'Of {num_batches + _MAX_SKIPPED} batches of {options["file_pattern"]} '
+      f'only {len(found)} have objects in every image; {num_batches} are '
+      'needed.',
+      argument='input.file_pattern',
+      path=options['file_pattern'],
+      given=len(found),
+      wanted=num_batches,
+    )
+  return found
 
 
 def example_variables(variables: Any, background: float) -> Any:

@@ -1,25 +1,22 @@
-"""Images a second of one core in the input pipeline, and their time by stage.
+"""Processor time of an image in the input pipeline, in all and by stage.
 
-The work is done in another process, whose threads all share one core. Its
-records lie in the memory of the system, if not in its own: storage is not
-measured.
+Processor time is what other work on the machine hardly changes. The work is
+done in another process, whose threads all share one core. Its records lie in
+the memory of the system, if not in its own: storage is not measured.
 """
 
-import collections
 import concurrent.futures
 import multiprocessing
 import os
 import pathlib
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tqdm
 
+from maskrcnn_jax.benchmarks import measure
 from maskrcnn_jax.datasets import records
 from maskrcnn_jax.input_pipeline import (
   batches,
@@ -29,35 +26,25 @@ from maskrcnn_jax.input_pipeline import (
   transforms,
 )
 
-# Values of `input.cache` by their name in the results.
-_CACHES = {
-  'uncached': 'nothing',
-  'cached_records': 'records',
-  'cached_rows': 'rows',
-}
 # Batches that may be ready, which the time of the next ones does not show.
 _READ_AHEAD = 12
 
 
-def run(config: Any, num_images: int = 90, rounds: int = 5) -> dict[str, Any]:
+def run(config: Any, rounds: int, num_images: int = 90) -> list[measure.Row]:
   """Measures the input of a config on the last core this process may use.
 
   Args:
     config: a ConfigDict with the section `input`; its cache, its threads and
       `repeat_first` do not count.
+    rounds: measured rounds.
     num_images: number of records, the first ones, which are read repeatedly.
-    rounds: of all measurements; medians are returned.
 
   Returns:
-    num_images, num_objects, megapixels: of the records; the latter two are the
-      mean of an image.
-    uncached, cached_rows, cached_records: for each cache `images_per_second`,
-      by the clock, and `images_per_cpu_second`, which other work on the core
-      hardly changes.
-    milliseconds: processor time of an image by stage, one thread, for the
-      images of the most frequent canvas; `rest` is what a training batch takes
-      beyond its stages.
-    cores: the process could use; empty where the system does not pin processes.
+    Rows of an image: `cache nothing`, `cache records` and `cache rows` are
+    training batches; the stages are of the images of the most frequent canvas,
+    and `rest` is what a batch without cache takes beyond them. The first row
+    also has `num_images`, the mean `num_objects` and `megapixels` of an image,
+    and `cores`, empty where the system does not pin processes.
 
   Raises:
     UserError: there are no records, or an argument is wrong.
@@ -71,57 +58,43 @@ def run(config: Any, num_images: int = 90, rounds: int = 5) -> dict[str, Any]:
     1, multiprocessing.get_context('spawn'), **pin
   ) as executor:
     inputs = config.input.to_dict()
-    result = executor.submit(_measure, inputs, num_images, rounds).result()
-  return result | {'cores': [core] if pin else []}
+    rows = executor.submit(_measure, inputs, num_images, rounds).result()
+  rows[0]['cores'] = [core] if pin else []
+  return rows
 
 
-def _measure(
-  inputs: Mapping[str, Any], num_images: int, rounds: int
-) -> dict[str, Any]:
+def _measure(inputs, num_images, rounds) -> list[measure.Row]:
   """`run` in the process that calls it."""
   reader.set_up_tensorflow(1)
   inputs = {**inputs, 'num_threads': 1, 'repeat_first': False}
   source = records.index_records(inputs['file_pattern'], inputs.get('split'))
-  rows = range(min(num_images, len(source)))
-  rates, times = collections.defaultdict(list), collections.defaultdict(list)
+  chosen = range(min(num_images, len(source)))
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder, 'part.tfrecord')
-    records.write_records(path, (records.read_record(source, i) for i in rows))
+    records.write_records(
+      path, (records.read_record(source, x) for x in chosen)
+    )
     inputs |= {'file_pattern': str(path), 'split': None}
     index = records.index_records(str(path))
-    pipelines = {
-      name: _pipeline({**inputs, 'cache': cache}, len(index))
-      for name, cache in _CACHES.items()
+    sides = {
+      f'cache {cache}': _epoch({**inputs, 'cache': cache}, len(index))
+      for cache in ('nothing', 'records', 'rows')
     }
     stages = _stages(index, inputs)
-    for _ in tqdm.trange(rounds, disable=None, unit='round'):
-      # In turn, so that other work of the machine slows all alike.
-      for name, run_epoch in pipelines.items():
-        rates[name].append(run_epoch())
-      before = 0.0
-      for name, iterator in stages.items():
-        size = inputs['batch_size'] if name == 'batch' else 1
-        total = _milliseconds(iterator, -(-len(index) // size)) / size
-        times[name].append(total - before)
-        before = total
-    objects = [len(records.read_objects(index, row)) for row in rows]
-  pixels = index.heights.astype(np.int64) * index.widths
-  result = {
+    rows = measure.run(sides | stages, rounds, 0, 'input')
+    objects = [len(records.read_objects(index, x)) for x in chosen]
+  times = [row['seconds']['median'] for row in rows]
+  rest = times[0] - sum(times[len(sides) :])
+  rows[0] |= {
     'num_images': len(index),
     'num_objects': float(np.mean(objects)),
-    'megapixels': float(np.mean(pixels)) / 1e6,
+    'megapixels': float(np.mean(index.heights / 1e6 * index.widths)),
   }
-  for name, values in rates.items():
-    wall, cpu = map(statistics.median, zip(*values))
-    result[name] = {'images_per_second': wall, 'images_per_cpu_second': cpu}
-  milliseconds = {name: statistics.median(x) for name, x in times.items()}
-  total = 1e3 / result['uncached']['images_per_cpu_second']
-  milliseconds['rest'] = total - sum(milliseconds.values())
-  return result | {'milliseconds': milliseconds}
+  return [*rows, {'name': 'rest', **measure.timing([rest])}]
 
 
-def _pipeline(inputs, num_images) -> Callable[[], tuple[float, float]]:
-  """Images a second by the clock and by processor time, over an epoch."""
+def _epoch(inputs, num_images) -> measure.Side:
+  """An epoch of training batches, once it was read."""
   if inputs['cache'] != 'nothing':
     # A cache is measured when it is full: with every image, never mirrored.
     inputs = {**inputs, 'flip': False}
@@ -130,19 +103,18 @@ def _pipeline(inputs, num_images) -> Callable[[], tuple[float, float]]:
   for _ in range(num_batches):
     next(made)
 
-  def run_epoch():
+  def seconds(_):
     _wait_for_threads()
     for _ in range(_READ_AHEAD):
       next(made)
-    wall, cpu = time.perf_counter(), time.process_time()
+    start = time.process_time()
     for _ in range(num_batches):
       next(made)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    total = time.process_time() - start
     _wait_for_threads()
-    images = num_batches * inputs['batch_size']
-    return images / wall, images / cpu
+    return total / (num_batches * inputs['batch_size'])
 
-  return run_epoch
+  return measure.Side(seconds, 1)
 
 
 def _wait_for_threads() -> None:
@@ -153,8 +125,8 @@ def _wait_for_threads() -> None:
     time.sleep(0.05)
 
 
-def _stages(index, inputs) -> dict[str, Iterator]:
-  """Endless iterators, each with one more stage of the pipeline."""
+def _stages(index, inputs) -> dict[str, measure.Side]:
+  """What each stage adds to the time of those before it, with one thread."""
   names = ('max_instances', 'mask_size', 'flip', 'image_dtype')
   options = transforms.TransformOptions(
     **{name: inputs[name] for name in names if name in inputs},
@@ -165,11 +137,8 @@ def _stages(index, inputs) -> dict[str, Iterator]:
   # A batch has one canvas.
   choice = np.bincount(choices).argmax()
   rows = np.flatnonzero(choices == choice)
-  canvas, fit = (
-    tf.constant(inputs['canvases'][choice]),
-    tf.constant(fits[choice]),
-  )
-  paths = tf.constant([index.files[i] for i in index.file_indices[rows]])
+  canvas = tf.constant(inputs['canvases'][choice])
+  fit = tf.constant(fits[choice])
 
   def read(row, *location):
     return records.record_at(*location).map(lambda record: (row, record))
@@ -190,30 +159,37 @@ def _stages(index, inputs) -> dict[str, Iterator]:
     instances, _ = transforms.finish_instances(example, options)
     return {'images': example['image'], 'instances': instances}
 
-  steps = {
+  paths = tf.constant([index.files[x] for x in index.file_indices[rows]])
+  locations = (rows, paths, index.offsets[rows], index.lengths[rows])
+  settings = tf.data.Options()
+  settings.threading.private_threadpool_size = 1
+  dataset = tf.data.Dataset.from_tensor_slices(locations).repeat()
+  dataset, sides, before = dataset.with_options(settings), {}, 0.0
+
+  def side(name, dataset, size):
+    iterator, count = iter(dataset), -(-len(index) // size)
+    next(iterator)
+
+    def seconds(_):
+      nonlocal before
+      start, last = time.process_time(), 0.0 if name == 'read' else before
+      for _ in range(count):
+        next(iterator)
+      before = (time.process_time() - start) / (count * size)
+      return before - last
+
+    return measure.Side(seconds)
+
+  for name, step in {
     'read': lambda x: x.flat_map(read),
     'decode_image': lambda x: x.map(decode_record),
     'resize': lambda x: x.map(resize),
     'round': lambda x: x.map(finish_image),
     'masks': lambda x: x.map(crop_masks),
-    'pad': lambda x: x.map(lambda y: transforms.pad(y, canvas, options)),
+    'pad': lambda x: x.map(lambda row: transforms.pad(row, canvas, options)),
     'batch': lambda x: x.batch(inputs['batch_size']),
-  }
-  settings = tf.data.Options()
-  settings.threading.private_threadpool_size = 1
-  locations = (rows, paths, index.offsets[rows], index.lengths[rows])
-  dataset = tf.data.Dataset.from_tensor_slices(locations).repeat()
-  found = {}
-  for name, add in steps.items():
-    dataset = add(dataset)
-    found[name] = iter(dataset.with_options(settings))
-    next(found[name])
-  return found
-
-
-def _milliseconds(iterator, count) -> float:
-  """Processor time of an element."""
-  start = time.process_time()
-  for _ in range(count):
-    next(iterator)
-  return (time.process_time() - start) / count * 1e3
+  }.items():
+    dataset = step(dataset)
+    size = inputs['batch_size'] if name == 'batch' else 1
+    sides[name] = side(name, dataset, size)
+  return sides

@@ -1,6 +1,7 @@
-"""Measurement of compiled programs: seconds, operations and memory.
+"""Measurement of programs: seconds in turn, operations, memory, floors.
 
-Times are seconds of the wall clock from a call until its result is there.
+Times are seconds of the wall clock from a call until its result is there. A
+result is a list of rows, dicts of JSON values, see `run`.
 """
 
 import dataclasses
@@ -12,48 +13,153 @@ from typing import Any
 import jax
 import tqdm
 
+Row = dict[str, Any]
 
-@dataclasses.dataclass(frozen=True)
-class Program:
-  """A compiled function and what the compiler reports about it.
+
+@dataclasses.dataclass
+class Side:
+  """One of the programs that run in turn.
 
   Attributes:
-    run: the function, of arrays of the shapes that it was compiled for.
-    flops: operations of a call on one device, see `count_flops`; 0 if the
-      compiler does not report any.
-    bytes_accessed: read and written by the instructions of a call, as if there
-      were no caches; without what libraries do on a GPU.
-    memory: bytes by kind, see `program_memory`.
-    compile_seconds: of tracing and compiling; short with a warm cache.
+    seconds: runs it for a round number and returns its time.
+    images: of a call; None: it has no rate.
+    program: what the compiler reports, see `compile_program`; None: unknown.
+    facts: further fields of the row; `seconds` may change them.
   """
 
-  run: Callable
-  flops: float
-  bytes_accessed: float
-  memory: dict[str, int]
-  compile_seconds: float
-
-  def costs(self) -> dict[str, Any]:
-    """All attributes but `run`, as JSON values."""
-    names = [x.name for x in dataclasses.fields(self) if x.name != 'run']
-    return {name: getattr(self, name) for name in names}
+  seconds: Callable[[int], float]
+  images: int | None = None
+  program: Row | None = None
+  facts: Row = dataclasses.field(default_factory=dict)
 
 
-def compile_program(function: Callable, *arguments: Any) -> Program:
-  """Compiles a function for these arguments, arrays or shapes."""
+def run(
+  sides: Mapping[str, Side], rounds: int, warmup: int, title: str = ''
+) -> list[Row]:
+  """Runs sides in turn (A B A B), so that all see the same machine.
+
+  Args:
+    sides: by name.
+    rounds: measured rounds.
+    warmup: rounds before them, not measured.
+    title: of the progress bar.
+
+  Returns:
+    A row for each: `name`, see `timing`, `program` and the side's facts.
+  """
+  seconds = {name: [] for name in sides}
+  total = (warmup + rounds) * len(sides)
+  with tqdm.tqdm(total=total, desc=title, leave=False, disable=None) as bar:
+    for number in range(warmup + rounds):
+      for name, side in sides.items():
+        value = side.seconds(number)
+        if number >= warmup:
+          seconds[name].append(value)
+        bar.update()
+  return [
+    {'name': name}
+    | timing(seconds[name], side.images)
+    | ({'program': side.program} if side.program else {})
+    | side.facts
+    for name, side in sides.items()
+  ]
+
+
+def timing(seconds: Sequence[float], images: int | None = None) -> Row:
+  """`median`, `lowest`, `highest` and `all` of `seconds`; `images_per_second`.
+
+  Args:
+    seconds: of every round.
+    images: of a round; None: no rate.
+  """
+  median = statistics.median(seconds)
+  times = {
+    'median': median,
+    'lowest': min(seconds),
+    'highest': max(seconds),
+    'all': list(seconds),
+  }
+  rate = {'images_per_second': images / median} if images else {}
+  return {'seconds': times, **rate}
+
+
+def add_ratios(rows: list[Row]) -> list[Row]:
+  """Adds to all rows but the first the `ratio` of its time to theirs.
+
+  Its `median` is that of the medians, below 1 where the first is faster;
+  `lowest` and `highest` are of the ratios of single rounds.
+  """
+  ours = rows[0]['seconds']
+  for row in rows[1:]:
+    theirs = row['seconds']
+    rounds = [a / b for a, b in zip(ours['all'], theirs['all'], strict=True)]
+    row['ratio'] = {
+      'median': ours['median'] / theirs['median'],
+      'lowest': min(rounds),
+      'highest': max(rounds),
+    }
+  return rows
+
+
+def add_floors(rows: Sequence[Row], peaks: Mapping[str, float], dtype: str):
+  """Adds to every row with a program its roofline, from the peaks of the run.
+
+  Args:
+    rows: changed in place. `floor` is the least time that its work can take:
+      the longer of its operations at the peak and of the bytes that any program
+      must move, arguments and outputs, with `bound`, 'compute' or 'memory';
+      `gap_seconds` the median less the floor; `traffic_seconds` the time of the
+      bytes that this program moves, without caches; `peak_share` its operations
+      a second over the peak.
+    peaks: see `machine.measure_peaks`.
+    dtype: of the model.
+  """
+  peak = peaks['float32' if dtype == 'float32' else 'bfloat16']
+  for row in rows:
+    if not row.get('program'):
+      continue
+    work, median = row['program'], row['seconds']['median']
+    compute = work['flops'] / peak
+    memory = work['memory']['least_moved'] / peaks['bandwidth']
+    row['floor'] = {
+      'seconds': max(compute, memory),
+      'bound': 'memory' if memory > compute else 'compute',
+    }
+    row['gap_seconds'] = median - row['floor']['seconds']
+    row['traffic_seconds'] = work['bytes_accessed'] / peaks['bandwidth']
+    row['peak_share'] = compute / median
+
+
+def seconds_of(function: Callable, *arguments: Any) -> tuple[float, Any]:
+  """Seconds of a call until its result is there, and the result."""
+  start = time.perf_counter()
+  result = jax.block_until_ready(function(*arguments))
+  return time.perf_counter() - start, result
+
+
+def compile_program(
+  function: Callable, *arguments: Any
+) -> tuple[Callable, Row]:
+  """Compiles a function for these arguments, arrays or shapes.
+
+  Returns:
+    The compiled function, and what the compiler reports: `flops`, see
+    `count_flops`, 0 if it reports none; `bytes_accessed`, read and written as
+    if there were no caches, without what libraries do on a GPU; `memory`, see
+    `program_memory`; `compile_seconds` of tracing and compiling.
+  """
   jitted = function if hasattr(function, 'lower') else jax.jit(function)
   start = time.perf_counter()
   traced = jitted.trace(*arguments)
   compiled = traced.lower().compile()
   seconds = time.perf_counter() - start
   costs = compiled.cost_analysis() or {}
-  return Program(
-    run=compiled,
-    flops=count_flops(traced, compiled),
-    bytes_accessed=max(costs.get('bytes accessed', 0.0), 0.0),
-    memory=program_memory(compiled),
-    compile_seconds=seconds,
-  )
+  return compiled, {
+    'flops': count_flops(traced, compiled),
+    'bytes_accessed': max(costs.get('bytes accessed', 0.0), 0.0),
+    'memory': program_memory(compiled),
+    'compile_seconds': seconds,
+  }
 
 
 def count_flops(traced: Any, compiled: Any) -> float:
@@ -101,81 +207,3 @@ def program_memory(compiled: Any) -> dict[str, int]:
     'least_moved': memory['arguments'] + memory['outputs'],
     'peak': getattr(analysis, 'peak_memory_in_bytes', None),
   }
-
-
-def seconds_of(function: Callable, *arguments: Any) -> tuple[float, Any]:
-  """Seconds of a call until its result is there, and the result."""
-  start = time.perf_counter()
-  result = jax.block_until_ready(function(*arguments))
-  return time.perf_counter() - start, result
-
-
-def alternate(
-  sides: Mapping[str, Callable[[int], float]],
-  rounds: int,
-  warmup: int,
-  title: str = '',
-) -> dict[str, list[float]]:
-  """Runs sides in turn (A B A B), so that all see the same machine.
-
-  Args:
-    sides: by name a function of the round number that returns seconds.
-    rounds: measured rounds.
-    warmup: rounds before them, not measured.
-    title: of the progress bar.
-
-  Returns:
-    By name the seconds of every measured round.
-  """
-  seconds = {name: [] for name in sides}
-  total = (warmup + rounds) * len(sides)
-  with tqdm.tqdm(total=total, desc=title, leave=False, disable=None) as bar:
-    for number in range(warmup + rounds):
-      for name, run in sides.items():
-        value = run(number)
-        if number >= warmup:
-          seconds[name].append(value)
-        bar.update()
-  return seconds
-
-
-def compare(
-  seconds: Mapping[str, Sequence[float]], batch_size: int
-) -> dict[str, Any]:
-  """By side its `throughput`; `ratios` of our times to the others'.
-
-  Args:
-    seconds: of every round, by side; ours is `ours`.
-    batch_size: images of a call.
-
-  Returns:
-    A ratio has the `median`, that of the medians, below 1 where we are faster,
-    and `lowest` and `highest` of the ratios of single rounds.
-  """
-  result = {name: throughput(x, batch_size) for name, x in seconds.items()}
-  ours, ratios = seconds['ours'], {}
-  for name in seconds.keys() - {'ours'}:
-    rounds = [a / b for a, b in zip(ours, seconds[name], strict=True)]
-    medians = statistics.median(ours) / statistics.median(seconds[name])
-    ratios[name] = {
-      'median': medians,
-      'lowest': min(rounds),
-      'highest': max(rounds),
-    }
-  return result | ({'ratios': ratios} if ratios else {})
-
-
-def summary(seconds: Sequence[float]) -> dict[str, Any]:
-  """`median`, `lowest`, `highest` and `all` of measured times."""
-  return {
-    'median': statistics.median(seconds),
-    'lowest': min(seconds),
-    'highest': max(seconds),
-    'all': list(seconds),
-  }
-
-
-def throughput(seconds: Sequence[float], batch_size: int) -> dict[str, Any]:
-  """`summary` of the `seconds` of a batch, and `images_per_second`."""
-  times = summary(seconds)
-  return {'seconds': times, 'images_per_second': batch_size / times['median']}

@@ -7,7 +7,7 @@ ones. The sum of the stages lacks what the compiler fuses or overlaps across
 them.
 """
 
-import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import optax
 
 from maskrcnn_jax.benchmarks import examples, measure
+from maskrcnn_jax.benchmarks.options import BenchOptions
 from maskrcnn_jax.benchmarks.subject import Subject
 from maskrcnn_jax.models import detections as detections_lib
-from maskrcnn_jax.models import proposals as proposals_lib
 from maskrcnn_jax.models import targets as targets_lib
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.structures import Instances
@@ -30,66 +30,109 @@ _NAMES = {
   ('backbone', '__call__'): ('backbone',),
   ('fpn', '__call__'): ('FPN',),
   ('rpn_head', '__call__'): ('RPN',),
-  ('sample',): ('proposals and RoI sampling',),
   ('align',): ('RoIAlign of boxes', 'RoIAlign of masks'),
   ('box_head', '__call__'): ('box head',),
   ('mask_head', '__call__'): ('mask head',),
 }
+_TRAINING = _NAMES | {('sample',): ('proposals and RoI sampling',)}
+_DETECTION = _NAMES | {('_propose',): ('proposals',)}
+# Pixels need no gradient, and none passes through the choice of RoIs.
+_WITHOUT_INPUT_GRADIENT = ('backbone', 'proposals and RoI sampling')
 # Functions and their arguments, by the name of the stage.
 Stages = dict[str, tuple[Callable, tuple]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Call:
-  """A call of a submodule or method of the model, to be made again.
-
-  Attributes:
-    module: the model or one of its submodules, unbound.
-    method: its name.
-    static: the arguments that are no arrays, by position.
-  """
-
-  module: nn.Module
-  method: str
-  static: Mapping[int, Any]
-
-  def forward(self, variables: Any, arrays: Mapping[int, Any]) -> Any:
-    """The output; `arrays` are the other arguments, by position."""
-    given = {**self.static, **arrays}
-    arguments = [given[position] for position in sorted(given)]
-    return _apply(self.module, variables, self.method, *arguments)
-
-  def forward_and_backward(self, variables, arrays) -> Any:
-    """The output, and the gradients of parameters and first argument."""
-    params, inputs = variables.get('params', {}), {0: arrays[0]}
-    # Pixels need no gradient, and none passes through the choice of RoIs.
-    if self.module.name == 'backbone' or self.method == 'sample':
-      inputs = {}
-    if not (params or inputs):
-      return self.forward(variables, arrays)
-    return _with_gradients(
-      lambda params, inputs: self.forward(
-        {**variables, 'params': params}, {**arrays, **inputs}
-      ),
-      params,
-      inputs,
-    )
-
-
-def _keys():
-  """Keys of RPN targets and of RoIs, made of key 0 as `loss_fn` makes them."""
-  return jax.random.split(jax.random.key(0))
-
-
 def _apply(module, variables, method, *arguments):
+  # The key of RoIs as `loss_fn` makes it of key 0.
   output, _ = module.apply(
     variables,
     *arguments,
     method=method,
-    rngs={'sampling': _keys()[1]},
+    rngs={'sampling': jax.random.split(jax.random.key(0))[1]},
     mutable=['batch_stats'],
   )
   return output
+
+
+def record_calls(
+  names: Mapping[tuple[str, ...], tuple[str, ...]],
+  model: MaskRCNN,
+  variables: Mapping[str, Any],
+  method: str,
+  *arguments: Any,
+  only: str | None = None,
+) -> tuple[Stages, Any]:
+  """Runs the model once and records the calls that are stages.
+
+  Args:
+    names: of the stages, by submodule and method.
+    model: to run.
+    variables: of the model.
+    method: to call, with the `arguments`.
+    only: name of the one stage to record; nothing behind it is computed.
+
+  Returns:
+    stages: each of its variables and of its arguments that are arrays, by
+      position, in the order in which they ran.
+    output: of the method; None with `only`.
+  """
+  calls = {}
+
+  def run(variables, arguments):
+    recorded = {}
+
+    def intercept(next_function, args, kwargs, context):
+      module, path = context.module, context.module.path
+      stages = names.get((*path, context.method_name), ())
+      stage = next((x for x in stages if x not in recorded), None)
+      if stage and only in (None, stage):
+        given, static = {}, {}
+        for position, x in enumerate(args):
+          is_array = any(isinstance(y, jax.Array) for y in jax.tree.leaves(x))
+          (given if is_array else static)[position] = x
+        recorded[stage] = given
+        module, method = module.clone(parent=None), context.method_name
+        calls[stage] = path, functools.partial(_call, module, method, static)
+      return next_function(*args, **kwargs)
+
+    with nn.intercept_methods(intercept):
+      output = _apply(model, variables, method, *arguments)
+    return recorded, None if only else output
+
+  recorded, output = jax.jit(run)(variables, arguments)
+  stages = {}
+  for name, (path, call) in calls.items():
+    # The model's own methods need no variables.
+    own = {
+      kind: tree[path[0]]
+      for kind, tree in variables.items()
+      if path and path[0] in tree
+    }
+    stages[name] = call, (own, recorded[name])
+  return stages, output
+
+
+def _call(module, method, static, variables, arrays):
+  """The output of a recorded call; arguments by position."""
+  given = {**static, **arrays}
+  arguments = [given[position] for position in sorted(given)]
+  return _apply(module, variables, method, *arguments)
+
+
+def _forward_and_backward(name, call, variables, arrays):
+  """The output, and the gradients of parameters and first argument."""
+  params, inputs = variables.get('params', {}), {0: arrays[0]}
+  if name in _WITHOUT_INPUT_GRADIENT:
+    inputs = {}
+  if not (params or inputs):
+    return call(variables, arrays)
+  return _with_gradients(
+    lambda params, inputs: call(
+      {**variables, 'params': params}, {**arrays, **inputs}
+    ),
+    params,
+    inputs,
+  )
 
 
 def _with_gradients(function: Callable, *arguments: Any) -> tuple[Any, Any]:
@@ -98,75 +141,22 @@ def _with_gradients(function: Callable, *arguments: Any) -> tuple[Any, Any]:
   return output, vjp(jax.tree.map(jnp.ones_like, output))
 
 
-def record_calls(
-  model: MaskRCNN,
-  variables: Mapping[str, Any],
-  method: str,
-  *arguments: Any,
-  only: str | None = None,
-) -> tuple[dict[str, tuple[Call, tuple]], Any]:
-  """Runs the model once and records the calls that are stages.
-
-  Args:
-    model: to run.
-    variables: of the model.
-    method: to call, with the `arguments`.
-    only: name of the one stage to record; nothing behind it is computed.
-
-  Returns:
-    calls: each with its variables and arrays, by the name of the stage, in the
-      order in which they ran.
-    output: of the method; None with `only`.
-  """
-  calls, own_variables = {}, {}
-
-  def run(variables, arguments):
-    arrays = {}
-
-    def intercept(next_function, args, kwargs, context):
-      path, method = context.module.path, context.method_name
-      names = _NAMES.get((*path, method), ())
-      name = next((x for x in names if x not in calls), None)
-      if name:
-        given, static = {}, {}
-        for position, x in enumerate(args):
-          is_array = any(isinstance(y, jax.Array) for y in jax.tree.leaves(x))
-          (given if is_array else static)[position] = x
-        arrays[name] = given
-        calls[name] = Call(context.module.clone(parent=None), method, static)
-        # The model's own methods need none.
-        own_variables[name] = {
-          kind: tree[path[0]]
-          for kind, tree in variables.items()
-          if path and path[0] in tree
-        }
-      return next_function(*args, **kwargs)
-
-    with nn.intercept_methods(intercept):
-      output = _apply(model, variables, method, *arguments)
-    if only:
-      return {only: own_variables[only]}, {only: arrays[only]}, None
-    return own_variables, arrays, output
-
-  own, arrays, output = jax.jit(run)(variables, arguments)
-  return {x: (calls[x], (own[x], arrays[x])) for x in calls if x in own}, output
-
-
 def record_training(
   subject: Subject, state: Any, only: str | None = None
-) -> tuple[dict[str, tuple[Call, tuple]], Any]:
-  """`record_calls` of a training step's forward pass, of the first batch."""
+) -> tuple[Stages, Any]:
+  """`record_calls` of a step, forward and backward, of the first batch."""
   batch = subject.batches()[0]
-  return record_calls(
-    subject.model,
-    state.variables(),
-    '__call__',
-    batch['images'],
-    batch['image_sizes'],
-    Instances(**batch['instances']),
-    batch['valid'],
+  calls, outputs = record_calls(
+    *(_TRAINING, subject.model, state.variables(), '__call__'),
+    *(batch['images'], batch['image_sizes']),
+    *(Instances(**batch['instances']), batch['valid']),
     only=only,
   )
+  stages = {
+    name: (functools.partial(_forward_and_backward, name, call), arguments)
+    for name, (call, arguments) in calls.items()
+  }
+  return stages, outputs
 
 
 def training_stages(subject: Subject) -> Stages:
@@ -176,8 +166,9 @@ def training_stages(subject: Subject) -> Stages:
   anchors = model.anchor_boxes(batch['images'].shape[1:3])
 
   def rpn_targets(instances, valid):
+    key = jax.random.split(jax.random.key(0))[0]
     return targets_lib.rpn_targets(
-      anchors, instances, valid, _keys()[0], model.rpn_targets
+      anchors, instances, valid, key, model.rpn_targets
     )
 
   def losses(outputs, instances, valid, targets):
@@ -198,10 +189,7 @@ def training_stages(subject: Subject) -> Stages:
   truth = Instances(**batch['instances']), batch['valid']
   targets = jax.jit(rpn_targets)(*truth)
   return {
-    **{
-      name: (call.forward_and_backward, arguments)
-      for name, (call, arguments) in calls.items()
-    },
+    **calls,
     'RPN targets': (rpn_targets, truth),
     'RoI targets and losses': (losses, (outputs, *truth, targets)),
     # Any gradients will do.
@@ -214,65 +202,42 @@ def detection_stages(subject: Subject) -> Stages:
   model, batch = subject.model, subject.batches()[0]
   images, sizes = batch['images'], batch['image_sizes']
   variables = subject.state(examples.DETECTION_BACKGROUND).variables()
-  calls, _ = record_calls(model, variables, 'detect', images, sizes)
-
-  def propose(rpn, sizes):
-    anchors = model.anchor_boxes(images.shape[1:3])
-    return proposals_lib.propose(
-      rpn, anchors, sizes, model.test_proposals, model.plus_one
-    )
+  stages, _ = record_calls(
+    _DETECTION, model, variables, 'detect', images, sizes
+  )
 
   def select(box, proposals, sizes):
     return detections_lib.select_detections(
       box, proposals, sizes, model.detections, model.box_weights, model.plus_one
     )
 
-  stages, proposals = {}, None
-  for name, (call, arguments) in calls.items():
-    stages[name] = call.forward, arguments
-    if name == 'RPN':
-      rpn = jax.jit(call.forward)(*arguments)
-      stages['proposals'] = propose, (rpn, sizes)
-      proposals = jax.jit(propose)(rpn, sizes)
-    elif name == 'box head':
-      box = jax.jit(call.forward)(*arguments)
-      stages['NMS and selection'] = select, (box, proposals, sizes)
+  proposals, box = (
+    jax.jit(function)(*arguments)
+    for function, arguments in (stages['proposals'], stages['box head'])
+  )
+  stages['NMS and selection'] = select, (box, proposals, sizes)
   return stages
 
 
-def run(subject: Subject, rounds: int, warmup: int) -> dict[str, Any]:
-  """`measure_stages` of `train` and `inference`."""
+def run(
+  subject: Subject, options: BenchOptions
+) -> dict[str, list[measure.Row]]:
+  """Rows of the stages of training and of detection."""
   return {
-    'train': measure_stages(training_stages(subject), rounds, warmup),
-    'inference': measure_stages(detection_stages(subject), rounds, warmup),
+    f'stages of {kind}, each alone': measure.run(
+      {name: side(*stage) for name, stage in make(subject).items()},
+      *(options.rounds, options.warmup, 'stages'),
+    )
+    for kind, make in (
+      ('training', training_stages),
+      ('detection', detection_stages),
+    )
   }
 
 
-def measure_stages(
-  stages: Stages, rounds: int, warmup: int
-) -> list[dict[str, Any]]:
-  """Compiles functions and runs them by turns.
-
-  Returns:
-    For each its `name`, `seconds` (see `measure.summary`) and `program` (see
-    `measure.Program`).
-  """
-  programs = {
-    name: measure.compile_program(function, *arguments)
-    for name, (function, arguments) in stages.items()
-  }
-
-  def side(name):
-    run, arguments = programs[name].run, stages[name][1]
-    return lambda number: measure.seconds_of(run, *arguments)[0]
-
-  sides = {name: side(name) for name in programs}
-  seconds = measure.alternate(sides, rounds, warmup, 'stages')
-  return [
-    {
-      'name': name,
-      'seconds': measure.summary(seconds[name]),
-      'program': program.costs(),
-    }
-    for name, program in programs.items()
-  ]
+def side(function: Callable, arguments: tuple) -> measure.Side:
+  """A compiled stage."""
+  run, program = measure.compile_program(function, *arguments)
+  return measure.Side(
+    lambda number: measure.seconds_of(run, *arguments)[0], program=program
+  )

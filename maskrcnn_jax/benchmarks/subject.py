@@ -46,6 +46,21 @@ class Subject:
     """Height and width of the images."""
     return self.host_batches[0]['images'].shape[1:3]
 
+  def describe(self) -> dict[str, Any]:
+    """Sizes of the model and of the batches, for the record."""
+    return {
+      'canvas': list(self.canvas),
+      'batch_size': self.batch_size,
+      'dtype': self.model.dtype,
+      'num_classes': self.model.num_classes,
+      'depth': self.model.backbone.depth,
+      'images': self.images,
+      'objects': [
+        batch['instances']['valid'].sum(axis=1).tolist()
+        for batch in self.host_batches
+      ],
+    }
+
   def batches(self) -> list[dict[str, Any]]:
     """The batches on the devices."""
     return [mesh_lib.put_batch(batch, self.mesh) for batch in self.host_batches]

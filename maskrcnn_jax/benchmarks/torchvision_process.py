@@ -11,8 +11,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image
 
+from maskrcnn_jax import visualize
+from maskrcnn_jax.benchmarks import measure
 from maskrcnn_jax.benchmarks.subject import LEARNING_RATE, Subject
 from maskrcnn_jax.errors import UserError, invalid
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
@@ -21,21 +22,35 @@ from maskrcnn_jax.weights import torchvision
 _SCRIPT = pathlib.Path(__file__).with_name('torchvision_side.py')
 # torchvision builds every model with these.
 _FIXED = {
-  'pyramid_channels': 256,
-  'mask_channels': 256,
-  'box_size': 7,
-  'mask_size': 14,
-  'max_level': 6,
-  'rpn_convs': 1,
-  'box_convs': 0,
-  'box_dense': 2,
-  'bgr': False,
-  'backbone.width': 64,
-  'backbone.stride_in_1x1': False,
-  'head_norm.kind': 'none',
+  'pyramid_channels': (256,),
+  'mask_channels': (256,),
+  'box_size': (7,),
+  'mask_size': (14,),
+  'max_level': (6,),
+  'rpn_convs': (1,),
+  'box_convs': (0,),
+  'box_dense': (2,),
+  'bgr': (False,),
+  'anchors.scales_per_octave': (1,),
+  'backbone.width': (64,),
+  'backbone.norm': ('frozen', 'batch'),
+  'backbone.stride_in_1x1': (False,),
+  'head_norm.kind': ('none',),
 }
-_NORMS = ('frozen', 'batch')
-_NUM_ANCHORS = 3
+# Its options, and our fields with their values.
+_OPTIONS = {
+  'rpn_pre_nms_top_n_train': 'train_proposals.pre_nms_top_k',
+  'rpn_pre_nms_top_n_test': 'test_proposals.pre_nms_top_k',
+  'rpn_post_nms_top_n_train': 'train_proposals.post_nms_top_k',
+  'rpn_post_nms_top_n_test': 'test_proposals.post_nms_top_k',
+  'rpn_nms_thresh': 'test_proposals.iou_threshold',
+  'rpn_batch_size_per_image': 'rpn_targets.num_samples',
+  'box_batch_size_per_image': 'sampling.num_rois',
+  'box_positive_fraction': 'sampling.foreground_fraction',
+  'box_score_thresh': 'detections.score_threshold',
+  'box_nms_thresh': 'detections.iou_threshold',
+  'box_detections_per_img': 'detections.max_detections',
+}
 _OPTIMIZER = {'lr': LEARNING_RATE, 'momentum': 0.9, 'weight_decay': 1e-4}
 
 
@@ -51,13 +66,11 @@ class TorchvisionProcess:
     self._python = python
     # A file, not a pipe, which would fill up: it is read at the end.
     self._stderr = tempfile.TemporaryFile('w+')  # noqa: SIM115
+    pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE}
+    command = [python, str(_SCRIPT)]
     try:
       self._process = subprocess.Popen(
-        [python, str(_SCRIPT)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=self._stderr,
-        text=True,
+        command, stderr=self._stderr, text=True, **pipes
       )
     except OSError as error:
       self._stderr.close()
@@ -65,7 +78,6 @@ class TorchvisionProcess:
         f'cannot be started: {error.strerror}. It must be an interpreter that '
         'has torch and torchvision, such as venv/bin/python.'
       ) from error
-    self.pid = self._process.pid
 
   def ask(self, name: str, **fields: Any) -> dict[str, Any]:
     """The answer of the child.
@@ -101,6 +113,22 @@ class TorchvisionProcess:
       path=self._python,
       item=item,
     )
+
+  def side(self, name: str, images: int, **fields: Any) -> measure.Side:
+    """A request of the number of a round, which answers with its `seconds`.
+
+    Args:
+      name: of the request.
+      images: see `measure.Side`.
+      fields: further arguments of the request.
+    """
+
+    def seconds(number):
+      side.facts = self.ask(name, number=number, **fields)
+      return side.facts.pop('seconds')
+
+    side = measure.Side(seconds, images)
+    return side
 
   def load_weights(self, variables: Any) -> None:
     """Sends our `params` and `batch_stats`."""
@@ -158,11 +186,11 @@ def beside(
     raise invalid('runtime.num_devices', subject.mesh.size, wanted)
   if channels_last is None:
     channels_last = jax.default_backend() == 'gpu'
-  own = settings(subject.model, subject.canvas)
-  own['channels_last'] = channels_last
+  model = settings(subject.model, subject.canvas)
+  model['channels_last'] = channels_last
   with contextlib.closing(TorchvisionProcess(python)) as process:
     facts = process.ask(
-      'set_up', model=own, threads=threads, optimizer=_OPTIMIZER
+      'set_up', model=model, threads=threads, optimizer=_OPTIMIZER
     )
     process.load_batches(subject.host_batches)
     yield process, facts | {'channels_last': channels_last}
@@ -181,39 +209,25 @@ def settings(model: MaskRCNN, canvas: Sequence[int]) -> dict[str, Any]:
   """
   for name, theirs in _FIXED.items():
     ours = operator.attrgetter(name)(model)
-    if ours != theirs:
-      raise invalid(f'model.{name}', ours, f'{theirs!r}, as in torchvision')
-  backbone, anchors = model.backbone, model.anchors
-  if backbone.norm not in _NORMS:
-    raise invalid('model.backbone.norm', backbone.norm, f'one of {_NORMS}')
-  num_anchors = anchors.scales_per_octave * len(anchors.aspect_ratios)
-  if num_anchors != _NUM_ANCHORS:
-    wanted = f'{_NUM_ANCHORS} per cell, as in torchvision'
-    raise invalid('model.anchors', num_anchors, wanted)
-  train, test = model.train_proposals, model.test_proposals
-  return {
-    'depth': backbone.depth,
-    'norm': backbone.norm,
-    'norm_epsilon': backbone.norm_epsilon,
-    'frozen_stages': backbone.frozen_stages,
+    if ours not in theirs:
+      wanted = f'{" or ".join(map(repr, theirs))}, as in torchvision'
+      raise invalid(f'model.{name}', ours, wanted)
+  if len(model.anchors.aspect_ratios) != 3:
+    ratios = model.anchors.aspect_ratios
+    raise invalid('model.anchors.aspect_ratios', ratios, 'three')
+  own = {name: operator.attrgetter(x)(model) for name, x in _OPTIONS.items()}
+  backbone = {
+    name: getattr(model.backbone, name)
+    for name in ('depth', 'norm', 'norm_epsilon', 'frozen_stages')
+  }
+  return backbone | {
     'canvas': list(canvas),
     'num_classes': model.num_classes,
     'dtype': model.dtype,
     'box_channels': model.box_channels,
     'mask_convs': model.mask_convs,
-    'options': {
-      'rpn_pre_nms_top_n_train': train.pre_nms_top_k or 10**6,
-      'rpn_pre_nms_top_n_test': test.pre_nms_top_k or 10**6,
-      'rpn_post_nms_top_n_train': train.post_nms_top_k,
-      'rpn_post_nms_top_n_test': test.post_nms_top_k,
-      'rpn_nms_thresh': test.iou_threshold,
-      'rpn_batch_size_per_image': model.rpn_targets.num_samples,
-      'box_batch_size_per_image': model.sampling.num_rois,
-      'box_positive_fraction': model.sampling.foreground_fraction,
-      'box_score_thresh': model.detections.score_threshold,
-      'box_nms_thresh': model.detections.iou_threshold,
-      'box_detections_per_img': model.detections.max_detections,
-    },
+    # None: all.
+    'options': {x: 10**6 if n is None else n for x, n in own.items()},
   }
 
 
@@ -231,9 +245,11 @@ def arrays_of(batches: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
   for batch in batches:
     instances = batch['instances']
     for row, valid in enumerate(instances['valid']):
-      boxes = instances['boxes'][row][valid]
-      image, number = batch['images'][row], len(arrays) // 4
-      masks = _full_masks(instances['masks'][row][valid], boxes, image)
+      image, boxes = batch['images'][row], instances['boxes'][row][valid]
+      masks = np.zeros((len(boxes), *image.shape[:2]), bool)
+      for whole, crop, box in zip(masks, instances['masks'][row][valid], boxes):
+        whole[:] = visualize.uncrop_mask(crop, box, whole.shape)
+      number = len(arrays) // 4
       arrays |= {
         f'image/{number}': image,
         f'boxes/{number}': boxes[:, [1, 0, 3, 2]],
@@ -241,17 +257,3 @@ def arrays_of(batches: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
         f'masks/{number}': np.packbits(masks, axis=-1),
       }
   return arrays
-
-
-def _full_masks(masks, boxes, image) -> np.ndarray:
-  """Masks of boxes as masks of the image; each half full cell counts."""
-  result = np.zeros((len(masks), *image.shape[:2]), bool)
-  for whole, mask, box in zip(result, masks, boxes):
-    y1, x1, y2, x2 = np.round(box).astype(int)
-    # At least one pixel.
-    y1, x1 = np.minimum((y1, x1), np.subtract(whole.shape, 1))
-    sides = max(x2 - x1, 1), max(y2 - y1, 1)
-    part = Image.fromarray(mask).resize(sides, Image.Resampling.NEAREST)
-    inside = whole[y1 : y1 + sides[1], x1 : x1 + sides[0]]
-    inside[:] = np.asarray(part)[: inside.shape[0], : inside.shape[1]] >= 128
-  return result

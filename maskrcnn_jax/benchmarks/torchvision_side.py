@@ -60,39 +60,32 @@ class Side:
 
   def load_weights(self, path):
     """Loads the `state_dict` in a .npz file."""
-    import numpy as np
-
-    with np.load(path) as arrays:
-      state = {x: self.torch.from_numpy(arrays[x]) for x in arrays.files}
-    self.model.load_state_dict(state)
+    self.model.load_state_dict(self._load(path))
     return {}
 
   def load_batches(self, path, batch_size):
     """Puts batches on the device; see `torchvision_process.arrays_of`."""
-    import numpy as np
-
-    examples = []
-    with np.load(path) as arrays:
-      for number in range(len(arrays.files) // 4):
-        image, boxes, labels, masks = (
-          arrays[f'{name}/{number}']
-          for name in ('image', 'boxes', 'labels', 'masks')
-        )
-        pixels = (image.astype(np.float32) / 255).transpose(2, 0, 1)
-        target = {
-          'boxes': self._put(boxes),
-          'labels': self._put(labels),
-          'masks': self._put(np.unpackbits(masks, axis=-1)),
-        }
-        examples.append((self._put(pixels.copy()), target))
-    starts = range(0, len(examples), batch_size)
+    arrays, images, targets = self._load(path), [], []
+    for number in range(len(arrays) // 4):
+      pixels, boxes, labels, packed = (
+        arrays[f'{name}/{number}'].to(self.device)
+        for name in ('image', 'boxes', 'labels', 'masks')
+      )
+      shifts = self.torch.arange(7, -1, -1, device=self.device)
+      masks = (packed[..., None] >> shifts & 1).flatten(-2).byte()
+      images.append((pixels.float() / 255).permute(2, 0, 1).contiguous())
+      targets.append({'boxes': boxes, 'labels': labels, 'masks': masks})
+    starts = range(0, len(images), batch_size)
     self.batches = [
-      tuple(map(list, zip(*examples[x : x + batch_size]))) for x in starts
+      (images[x : x + batch_size], targets[x : x + batch_size]) for x in starts
     ]
     return {'batches': len(self.batches)}
 
-  def _put(self, array):
-    return self.torch.from_numpy(array).to(self.device)
+  def _load(self, path):
+    import numpy as np
+
+    with np.load(path) as arrays:
+      return {x: self.torch.from_numpy(arrays[x]) for x in arrays.files}
 
   def train_step(self, number, foreground):
     """A step of training on a batch; they are taken in turn.
@@ -116,7 +109,7 @@ class Side:
     seconds = self._now() - start
     return {
       'seconds': seconds,
-      'loss': {name: float(x) for name, x in losses.items()},
+      'losses': {name: float(x) for name, x in losses.items()},
       'foreground': self.found[-1],
     }
 
@@ -133,18 +126,21 @@ class Side:
         start = self._now()
         with self._precision():
           found = self.model(images)
-        seconds = self._now() - start
-        start = self._now()
+        middle = self._now()
         paste(found, sizes, sizes)
-        pasting = self._now() - start
+        end = self._now()
     finally:
       transform.postprocess = paste
+    self.scores = [x['scores'].tolist() for x in found]
     return {
-      'seconds': seconds,
-      'pasting_seconds': pasting,
-      'detections': [len(x['scores']) for x in found],
-      'scores': [x['scores'].tolist() for x in found],
+      'seconds': middle - start,
+      'pasting_seconds': end - middle,
+      'detections': [len(x) for x in self.scores],
     }
+
+  def detected_scores(self):
+    """The scores that `detect` found last, by image."""
+    return {'scores': self.scores}
 
   def backbone(self, number):
     """Forward and backward of the ResNet alone, from loaded images."""
@@ -162,11 +158,12 @@ class Side:
     self.torch.autograd.grad(wanted, parameters, gradients)
     return {'seconds': self._now() - start}
 
-  def memory(self):
-    """`peak`, bytes in use at once: of the GPU, else of this process."""
+  def usage(self):
+    """`peak_memory` in bytes, of the GPU or else of this process, and time."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if self.device.type == 'cuda':
-      return {'peak': self.torch.cuda.max_memory_allocated()}
-    return {'peak': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+      peak = self.torch.cuda.max_memory_allocated()
+    return {'peak_memory': peak, 'cpu_seconds': time.process_time()}
 
   def _precision(self):
     enabled = self.settings['dtype'] != 'float32'
@@ -199,12 +196,11 @@ def _make_model(torch, settings):
     norm_layer=functools.partial(norm, eps=settings['norm_epsilon']),
     trainable_layers=5 - settings['frozen_stages'],
   )
-  height, width = settings['canvas']
   model = detection.MaskRCNN(
     backbone,
     num_classes=settings['num_classes'],
-    min_size=min(height, width),
-    max_size=max(height, width),
+    min_size=min(settings['canvas']),
+    max_size=max(settings['canvas']),
     # The images have the size of the canvas.
     _skip_resize=True,
     **settings['options'],

@@ -19,8 +19,11 @@ KINDS = (
   'reduce-scatter',
 )
 _COMPUTATION = re.compile(r'(ENTRY )?%?([\w.-]+) (?:\(.*)?\{$')
-_INSTRUCTION = re.compile(r'\s+(?:ROOT )?%?([\w.-]+) = ')
-_OPCODE = re.compile(r' *([\w-]+)\(')
+# Name, type, opcode and operands, once layouts are removed.
+_INSTRUCTION = re.compile(
+  r'\s+(?:ROOT )?%?([\w.-]+) = (\S.*?) ([a-z][\w-]*)\(([^)]*)'
+)
+_LAYOUT = re.compile(r'\{[^{}]*\}')
 _ARRAY = re.compile(r'\b([a-z]+\d*\w*)\[([\d,<=]*)\]')
 _CALLED = re.compile(
   r'\b(?:calls|to_apply|true_computation|false_computation|body|condition|'
@@ -52,7 +55,7 @@ class Collective:
 class _Instruction:
   opcode: str
   type: str
-  operands: tuple[str, ...]
+  operands: list[str]
   line: str
 
 
@@ -127,37 +130,12 @@ def _read(text: str):
         current = computations.setdefault(header[2], {})
         entry = header[2] if header[1] else entry
       continue
-    name = _INSTRUCTION.match(line)
-    instruction = _instruction(line, name.end()) if name else None
-    if instruction:
-      current[name[1]] = instruction
+    found = _INSTRUCTION.match(_LAYOUT.sub('', line))
+    if found:
+      name, type_, opcode, operands = found.groups()
+      names = re.findall(r'%([\w.-]+)', operands)
+      current[name] = _Instruction(opcode, type_, names, line)
   return entry, computations
-
-
-def _instruction(line: str, start: int) -> _Instruction | None:
-  """The instruction whose type starts at `start`."""
-  if line[start : start + 1] == '(':
-    end = _closing(line, start)
-  else:
-    end = line.find(' ', start)
-  opcode = _OPCODE.match(line, end) if end > 0 else None
-  if opcode is None:
-    return None
-  closing = _closing(line, opcode.end() - 1)
-  operands = re.findall(r'%([\w.-]+)', line[opcode.end() : closing])
-  return _Instruction(
-    opcode[1], line[start:end], tuple(operands), line[closing:]
-  )
-
-
-def _closing(line: str, start: int) -> int:
-  """Index after the bracket that closes the one at `start`."""
-  depth = 0
-  for index in range(start, len(line)):
-    depth += (line[index] == '(') - (line[index] == ')')
-    if depth == 0:
-      return index + 1
-  return len(line)
 
 
 def summary(collectives: list[Collective]) -> list[dict]:

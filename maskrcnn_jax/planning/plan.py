@@ -151,11 +151,10 @@ def compile_step(
     needed = needed_memory(str(error))
     if needed is None:
       raise
-    unknown = ('flops', 'bytes_accessed', 'collectives', 'time')
     return {
       'memory': {'needed': needed, 'capacity': capacity, 'fits': False},
       'compile_seconds': time.monotonic() - start,
-      **dict.fromkeys(unknown),
+      **dict.fromkeys(('flops', 'bytes_accessed', 'collectives', 'time')),
     }
   seconds = time.monotonic() - start
   costs = compiled.cost_analysis() or {}

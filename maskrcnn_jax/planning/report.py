@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from maskrcnn_jax import charts
-from maskrcnn_jax.tables import number, table
+from maskrcnn_jax.tables import cells, table
 
 _BATCH_COLORS = (
   charts.BLUE,
@@ -15,19 +15,51 @@ _BATCH_COLORS = (
   charts.PINK,
   charts.YELLOW,
 )
+_GIB = 'arguments', 'temporaries', 'program', 'peak', 'needed', 'capacity'
+_NAMES = (
+  ('topology', 'topology', str),
+  ('per device', 'batch_per_device', str),
+)
+_MEMORY = (
+  ('devices', 'devices', str),
+  ('batch', 'batch_size', str),
+  ('learning rate', 'learning_rate', '{:.4g}'.format),
+  *((x, f'memory.{x}', lambda value: f'{value / 2**30:.2f}') for x in _GIB),
+  ('fits', 'memory.fits', lambda fits: 'yes' if fits else 'NO'),
+)
+_WORK = (
+  ('GFLOP per image', 'flops_per_image', 1e9),
+  ('GB accessed', 'bytes_accessed', 1e9),
+  ('compute ms', 'time.compute', 1e-3),
+  ('memory ms', 'time.memory', 1e-3),
+  ('network ms', 'time.network', 1e-3),
+  ('step ms', 'time.step_seconds', 1e-3),
+  ('from', 'time.source', str),
+  ('images/s', 'time.images_per_second', 1),
+  ('compile s', 'compile_seconds', 1),
+)
+_INPUT = (
+  ('hosts', 'hosts', str),
+  ('MB per image', 'input.bytes_per_image', 1e6),
+  ('images/s per host', 'input.images_per_second_per_host', 1),
+  ('GB/s per host', 'input.bytes_per_second_per_host', 1e9),
+)
 
 
 def text(rows: Sequence[dict]) -> str:
   """Markdown tables of rows of `plan.plan_step`."""
-  parts = [
-    'Memory of one device, in GiB:',
-    table([_memory_cells(row) for row in rows]),
-    'Work of one device, and the time of a step:',
-    table([_work_cells(row) for row in rows]),
-    'Input that each host must deliver at that rate:',
-    table([_input_cells(row) for row in rows]),
+  titles = {
+    'Memory of one device, in GiB:': _MEMORY,
+    'Work of one device, and the time of a step:': _WORK,
+    'Input that each host must deliver at that rate:': _INPUT,
+  }
+  parts = []
+  for title, columns in titles.items():
+    parts += [title, table([cells(x, _NAMES + columns) for x in rows])]
+  found = [x for row in rows for x in _collective_cells(row)]
+  parts += [
     'Data that devices exchange in a step, largest first:',
-    table([x for row in rows for x in _collective_cells(row)]),
+    table(found),
   ]
   return '\n\n'.join(part for part in parts if part)
 
@@ -49,10 +81,6 @@ def bar_panels(rows: Sequence[dict]) -> list[charts.BarPanel]:
       label = f'{row["topology"]}, {row["batch_per_device"]} per device'
       bars.append(charts.Bar(label, value(row), color, limit and limit(row)))
     return charts.BarPanel(title, bars)
-
-  def capacity_gib(row):
-    capacity = row['memory']['capacity']
-    return capacity and capacity / 2**30
 
   def collective_mb(row):
     found = row['collectives']
@@ -76,55 +104,13 @@ def bar_panels(rows: Sequence[dict]) -> list[charts.BarPanel]:
   return [x for x in panels if any(bar.value is not None for bar in x.bars)]
 
 
-def _memory_cells(row) -> dict[str, str]:
-  memory = row['memory']
-  return _name_cells(row) | {
-    'devices': str(row['devices']),
-    'batch': str(row['batch_size']),
-    'learning rate': f'{row["learning_rate"]:.4g}',
-    **{
-      name: _gib(memory.get(name))
-      for name in ('arguments', 'temporaries', 'program', 'peak')
-    },
-    'needed': _gib(memory['needed']),
-    'capacity': _gib(memory['capacity']),
-    'fits': 'yes' if memory['fits'] else 'NO',
-  }
-
-
-def _work_cells(row) -> dict[str, str]:
-  time = row['time'] or {}
-  return _name_cells(row) | {
-    'GFLOP per image': number(row.get('flops_per_image'), 1e9),
-    'GB accessed': number(row['bytes_accessed'], 1e9),
-    **{
-      f'{name} ms': number(time.get(name), 1e-3)
-      for name in ('compute', 'memory', 'network')
-    },
-    'step ms': number(time.get('step_seconds'), 1e-3),
-    'from': time.get('source', '-'),
-    'images/s': number(time.get('images_per_second')),
-    'compile s': number(row['compile_seconds']),
-  }
-
-
-def _input_cells(row) -> dict[str, str]:
-  values = row['input']
-  return _name_cells(row) | {
-    'hosts': str(row['hosts']),
-    'MB per image': number(values['bytes_per_image'], 1e6),
-    'images/s per host': number(values.get('images_per_second_per_host')),
-    'GB/s per host': number(values.get('bytes_per_second_per_host'), 1e9),
-  }
-
-
 def _collective_cells(row) -> list[dict[str, str]]:
   """Cells of every kind of collective, inside and outside of loops."""
   groups = collections.defaultdict(list)
   for x in row['collectives'] or ():
     groups[x['kind'], x['times'] is None].append(x)
   return [
-    _name_cells(row)
+    cells(row, _NAMES)
     | {
       'kind': kind,
       'count': str(sum(x['count'] * (x['times'] or 1) for x in group)),
@@ -136,16 +122,5 @@ def _collective_cells(row) -> list[dict[str, str]]:
   ]
 
 
-def _name_cells(row) -> dict[str, str]:
-  return {
-    'topology': row['topology'],
-    'per device': str(row['batch_per_device']),
-  }
-
-
 def _short(source: str, length: int = 60) -> str:
   return source if len(source) <= length else f'...{source[3 - length :]}'
-
-
-def _gib(value) -> str:
-  return '-' if value is None else f'{value / 2**30:.2f}'

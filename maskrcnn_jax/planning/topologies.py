@@ -109,19 +109,14 @@ def check_names(names: Sequence[str]) -> None:
   Raises:
     UserError: a name is unknown, or the slice does not exist.
   """
-  if not names:
-    raise _error(None, f'Name a topology. Known are {KNOWN}.')
-  for name in names:
+  for name in names or ['']:
     if name == _HERE:
       continue
     kind, _, text = name.partition(':')
-    if kind not in (*CHIPS, _CPU):
-      hint = did_you_mean(kind, CHIPS)
-      raise _error(name, f'Unknown topology {name!r}{hint} Known are {KNOWN}.')
-    sides = _sides(text)
-    axes = 1 if kind == _CPU else CHIPS[kind].axes
-    if not 1 <= len(sides) <= axes or min(sides) < 1:
-      raise _error(name, f'{name!r} is not a topology. Known are {KNOWN}.')
+    hint = '.' if kind in (*CHIPS, _CPU) else did_you_mean(kind, CHIPS)
+    sides, axes = _sides(text), CHIPS[kind].axes if kind in CHIPS else 1
+    if kind not in (*CHIPS, _CPU) or len(sides) > axes or min(sides) < 1:
+      raise _error(name, f'{name!r} is no topology{hint} Known are {KNOWN}.')
     if kind in CHIPS and math.prod(sides) > CHIPS[kind].max_chips:
       raise _error(
         name,

@@ -15,11 +15,12 @@ import stand_in_torchvision
 
 from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.benchmarks import (
-  comparison,
   examples,
+  programs,
   torchvision_process,
   torchvision_side,
 )
+from maskrcnn_jax.benchmarks.options import BenchOptions
 from maskrcnn_jax.benchmarks.subject import make_subject
 from maskrcnn_jax.benchmarks.torchvision_process import TorchvisionProcess
 from maskrcnn_jax.errors import UserError
@@ -46,7 +47,7 @@ def test_requests_are_answered(process):
     'set_up', model=settings, threads=2, optimizer={'lr': 1.0}
   )
   assert facts['threads'] == 2
-  assert process.ask('memory') == {'peak': 2**30}
+  assert process.ask('usage')['peak_memory'] == 2**30
   assert process.ask('backbone', number=3) == {'seconds': 0.125}
 
 
@@ -65,8 +66,8 @@ def test_the_last_line_of_a_process_that_ends_is_shown(process):
     process.ask('die')
   assert error.value.path.endswith('python')
   with pytest.raises(UserError) as error:
-    process.ask('memory')
-  assert error.value.item == 'memory'
+    process.ask('usage')
+  assert error.value.item == 'usage'
 
 
 def test_an_interpreter_without_torch():
@@ -126,7 +127,7 @@ def test_settings_are_those_of_the_model():
     ({'backbone': {'norm': 'group'}}, 'model.backbone.norm'),
     ({'head_norm': {'kind': 'batch'}}, 'model.head_norm.kind'),
     ({'box_convs': 4}, 'model.box_convs'),
-    ({'anchors': {'scales_per_octave': 2}}, 'model.anchors'),
+    ({'anchors': {'scales_per_octave': 2}}, 'model.anchors.scales_per_octave'),
   ],
 )
 def test_models_that_torchvision_does_not_have(options, field):
@@ -183,16 +184,17 @@ def test_both_sides_compute_the_same():
         variables, batch['images'], batch['image_sizes'], method='detect'
       )
     )(state.variables(), subject.batches()[1])
-    theirs = other.ask('detect', number=1)
-    steps = comparison.training(subject, other, rounds=1, warmup=1)
+    theirs = other.ask('detect', number=1) | other.ask('detected_scores')
+    steps = programs.training(subject, other, BenchOptions(rounds=1, warmup=1))
   for row in range(2):
     scores = np.asarray(ours.scores[row])[np.asarray(ours.valid[row])]
     assert len(scores) == theirs['detections'][row] > 0
     # Sums in another order; boxes at the brink of an NMS may differ.
     differences = np.abs(np.sort(scores) - np.sort(theirs['scores'][row]))
     assert np.median(differences) < 1e-3
-  assert steps['torchvision']['foreground'] == steps['ours']['foreground']
-  losses, others = steps['ours']['losses'], steps['torchvision_free']['losses']
+  ours, forced, free = steps
+  assert ours['foreground'] == forced['foreground']
+  losses, others = ours['losses'], free['losses']
   for name, other_name in (
     ('rpn_objectness', 'loss_objectness'),
     ('rpn_box', 'loss_rpn_box_reg'),

@@ -56,7 +56,7 @@ class Side:
     found = [foreground] * len(counts)
     if foreground is None:
       found = counts.tolist()
-    return {'seconds': 0.25, 'loss': {'mask': 1.0}, 'foreground': found}
+    return {'seconds': 0.25, 'losses': {'mask': 1.0}, 'foreground': found}
 
   def detect(self, number):
     counts = self._counts[number % len(self._counts)]
@@ -65,7 +65,6 @@ class Side:
       'seconds': 0.5,
       'pasting_seconds': 0.125,
       'detections': [round(float(background))] * len(counts),
-      'scores': [[] for _ in counts],
     }
 
   def backbone(self, number):
@@ -73,8 +72,8 @@ class Side:
       raise ValueError('rounds count from 0')
     return {'seconds': 0.125}
 
-  def memory(self):
-    return {'peak': 2**30}
+  def usage(self):
+    return {'peak_memory': 2**30, 'cpu_seconds': 0.0}
 
   def die(self):
     print('killed: out of memory', file=sys.stderr)
