@@ -137,6 +137,9 @@ def test_models_that_torchvision_does_not_have(options, field):
 
 
 def test_batches_in_torchvisions_form():
+  left_half = np.zeros((9, 9), np.uint8)
+  left_half[:, :5] = 255
+
   def batch(counts, offset):
     valid = np.arange(3) < np.array(counts)[:, None]
     boxes = np.zeros((2, 3, 4), np.float32)
@@ -146,7 +149,7 @@ def test_batches_in_torchvisions_form():
       'instances': {
         'boxes': boxes,
         'classes': np.where(valid, offset, 0).astype(np.int32),
-        'masks': np.tile(np.uint8([[255, 0], [127, 128]]), (2, 3, 1, 1)),
+        'masks': np.tile(left_half, (2, 3, 1, 1)),
         'valid': valid,
       },
     }
@@ -159,8 +162,9 @@ def test_batches_in_torchvisions_form():
   assert arrays['image/3'].shape == (16, 32, 3)
   masks = np.unpackbits(arrays['masks/2'], axis=-1)
   expected = np.zeros((16, 32))
-  expected[4:8, 8:16] = expected[8:12, 16:24] = 1
-  np.testing.assert_array_equal(masks, [expected] * 2)
+  expected[4:12, 8:16] = 1
+  # Samples of a crop lie on the edges of its box, at most a pixel further.
+  assert (masks >= expected).all() and masks[:, 3:13, 7:18].sum() == masks.sum()
 
 
 @pytest.mark.slow
