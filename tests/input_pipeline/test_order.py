@@ -67,6 +67,13 @@ def test_every_batch_has_one_canvas_and_epochs_are_complete(
     assert all(counts[:-1] == np.sum(canvases == canvas))
 
 
+def test_all_canvases_are_used_in_their_proportion():
+  canvases = np.array([0] * 70 + [1] * 30)
+  sequence = order.TrainOrder(canvases, 5)
+  used = [sequence.batch(5 * k).canvas for k in range(200)]
+  assert 138 <= used.count(0) <= 142
+
+
 @given(canvas_lists, st.integers(1, 5), st.integers(0, 60))
 @settings(max_examples=50, deadline=None)
 def test_any_batch_is_found_without_those_before(canvases, batch_size, number):

@@ -10,6 +10,7 @@ import quick
 from jax import lax
 
 from maskrcnn_jax.models import heads, layers
+from maskrcnn_jax.weights import load_report
 
 
 def blank(head, *arguments):
@@ -150,6 +151,30 @@ def box_head():
     num_dense=1,
     norm=layers.NormOptions('batch'),
   )
+
+
+def test_parameters_of_a_box_head_with_convolutions():
+  variables = jax.eval_shape(
+    box_head().init, jax.random.key(0), jnp.zeros((1, 2, 7, 7, 4))
+  )
+  shapes = {k: x.shape for k, x in load_report.flatten(variables).items()}
+  # A norm behind it takes the place of the bias.
+  layer = {'kernel': (3, 3, 4, 4)}
+  norm = dict.fromkeys(('scale', 'bias', 'mean', 'variance'), (4,))
+  expected = {
+    'conv1': layer,
+    'norm1': norm,
+    'conv2': layer,
+    'norm2': norm,
+    'fc6': {'kernel': (7 * 7 * 4, 5), 'bias': (5,)},
+    'class_logits': {'kernel': (5, 3), 'bias': (3,)},
+    'box_deltas': {'kernel': (5, 12), 'bias': (12,)},
+  }
+  assert shapes == {
+    f'{layer}/{leaf}': shape
+    for layer, leaves in expected.items()
+    for leaf, shape in leaves.items()
+  }
 
 
 def test_box_head_matches_its_definition():

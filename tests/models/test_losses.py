@@ -227,6 +227,30 @@ def test_without_foreground_box_and_mask_loss_are_0(options):
   assert losses['class'] > 0.0
 
 
+@FAMILIES
+def test_right_answers_cost_nothing(options):
+  rpn, rpn_targets = rpn_case()
+  rpn = RPNOutputs(
+    jax.tree.map(
+      lambda x: np.float32(200 * (x == 1) - 100), rpn_targets.labels
+    ),
+    rpn_targets.box_deltas,
+  )
+  losses = losses_lib.rpn_losses(rpn, rpn_targets, jnp.ones(2, bool), options)
+  outputs, classes, targets, valid = box_case()
+  outputs = BoxOutputs(
+    100 * jax.nn.one_hot(classes, 5),
+    np.broadcast_to(targets[:, :, None], outputs.box_deltas.shape),
+  )
+  losses |= losses_lib.box_losses(outputs, classes, targets, valid, options)
+  masks = np.float32(np.arange(32).reshape(1, 2, 4, 4) % 2)
+  losses['mask'] = losses_lib.mask_loss(
+    200 * masks - 100, masks, np.ones((1, 2), bool)
+  )
+  for value in losses.values():
+    np.testing.assert_allclose(value, 0.0, atol=1e-6)
+
+
 @pytest.mark.parametrize('name', ['rpn_normalizer', 'box_normalizer'])
 def test_errors_name_the_option(name):
   with pytest.raises(UserError) as error:

@@ -1,5 +1,7 @@
 """Proposals from the outputs of the region proposal network."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,6 +87,21 @@ def test_proposals_match_the_definition(options, plus_one):
     assert not np.any(found.boxes[count:]) and not np.any(found.scores[count:])
 
 
+def test_nms_is_within_a_level():
+  # The same box on two levels, twice on the first.
+  box = np.float32([[10, 10, 30, 30]])
+  anchors = {2: np.concatenate([box, box]), 3: box}
+  outputs = RPNOutputs(
+    {2: jnp.float32([[2.0, 1.0]]), 3: jnp.float32([[3.0]])},
+    {2: jnp.zeros((1, 2, 4)), 3: jnp.zeros((1, 1, 4))},
+  )
+  proposals = run(outputs, anchors, IMAGE_SIZES[:1], ProposalOptions(2, 3))
+  np.testing.assert_array_equal(proposals.valid, [[True, True, False]])
+  expected = jax.nn.sigmoid(jnp.float32([3.0, 2.0]))
+  np.testing.assert_allclose(proposals.scores[0, :2], expected)
+  np.testing.assert_allclose(proposals.boxes[0, :2], np.repeat(box, 2, axis=0))
+
+
 def test_an_image_does_not_change_another():
   outputs, anchors = random_outputs()
   options = ProposalOptions(30, 25, 0.5)
@@ -129,3 +146,12 @@ def test_small_boxes_by_hand(box, min_size, plus_one, expected):
     jnp.float32([[box]]), min_size, IMAGE_SIZES[:1], plus_one
   )
   np.testing.assert_array_equal(actual, [[expected]])
+
+
+def test_rows_are_taken_per_image():
+  x = np.arange(24).reshape(2, 3, 4)
+  indices = np.array([[2, 0], [1, 1]])
+  expected = np.stack([x[0, [2, 0]], x[1, [1, 1]]])
+  take_rows = functools.partial(proposals_lib.take_rows, indices=indices)
+  np.testing.assert_array_equal(take_rows(x), expected)
+  np.testing.assert_array_equal(take_rows(x[..., 0]), expected[..., 0])

@@ -60,6 +60,24 @@ def test_anchors_match_the_definition(scales_per_octave):
     np.testing.assert_allclose(boxes, expected, rtol=1e-6)
 
 
+def test_one_cell_further_is_one_stride_further():
+  options = anchor_ops.AnchorOptions()
+  anchors = anchor_ops.pyramid_anchors((64, 96), (4,), options)[4]
+  grid = anchors.reshape(4, 6, 3, 4)
+  down, right = np.diff(grid, axis=0), np.diff(grid, axis=1)
+  np.testing.assert_allclose(down - [16, 0, 16, 0], 0.0, atol=1e-4)
+  np.testing.assert_allclose(right - [0, 16, 0, 16], 0.0, atol=1e-4)
+
+
+def test_counts_of_the_habana_canvas():
+  anchors = anchor_ops.pyramid_anchors(
+    (832, 1344), range(2, 7), anchor_ops.AnchorOptions()
+  )
+  counts = [len(boxes) for boxes in anchors.values()]
+  assert counts == [209664, 52416, 13104, 3276, 819]
+  assert all(boxes.dtype == np.float32 for boxes in anchors.values())
+
+
 def test_empty_canvas_is_refused():
   with pytest.raises(ValueError, match=r'^canvas '):
     anchor_ops.pyramid_anchors((0, 32), (2,), anchor_ops.AnchorOptions())

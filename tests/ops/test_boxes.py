@@ -62,6 +62,23 @@ def test_iou_matches_the_definition():
   np.testing.assert_allclose(iou, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_iou_is_symmetric_and_ignores_a_common_shift():
+  boxes, others = random_boxes(2, (9,)), random_boxes(3, (9,))
+  iou = box_ops.pairwise_iou(boxes, others)
+  swapped = box_ops.pairwise_iou(others, boxes)
+  shifted = box_ops.pairwise_iou(boxes + 32.0, others + 32.0)
+  np.testing.assert_allclose(iou, swapped.T, atol=1e-6)
+  np.testing.assert_allclose(iou, shifted, atol=1e-5)
+
+
+def test_iou_under_jit_and_vmap():
+  boxes, others = random_boxes(4, (2, 5)), random_boxes(5, (2, 6))
+  expected = box_ops.pairwise_iou(boxes, others)
+  assert expected.shape == (2, 5, 6)
+  mapped = jax.jit(jax.vmap(box_ops.pairwise_iou))(boxes, others)
+  np.testing.assert_allclose(mapped, expected, atol=1e-6)
+
+
 def test_iou_gradient_is_finite_on_padding():
   padding = jnp.zeros((3, 4))
   gradient = jax.grad(lambda x: jnp.sum(box_ops.pairwise_iou(x, padding)))

@@ -51,6 +51,15 @@ def test_convolution_matches_the_definition(size, stride, padding):
   np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5)
 
 
+def test_paddings_differ_where_stride_meets_an_even_size():
+  # Ones under a kernel of ones: each output counts the cells it sees.
+  inputs, kernel = np.ones((1, 4, 4, 1)), np.ones((3, 3, 1, 1))
+  symmetric = convolution.convolve(inputs, kernel, 2, 'symmetric')
+  np.testing.assert_array_equal(symmetric[0, ..., 0], [[4, 6], [6, 9]])
+  same = convolution.convolve(inputs, kernel, 2, 'same')
+  np.testing.assert_array_equal(same[0, ..., 0], [[9, 6], [6, 4]])
+
+
 @pytest.mark.parametrize('size', [1, 3])
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_gradients_are_those_of_the_plain_convolution(size, dtype):
@@ -116,6 +125,16 @@ def test_upsampling_is_the_transposed_convolution(size):
     np.testing.assert_allclose(
       actual, expected[..., channel], rtol=0, atol=2e-5
     )
+
+
+def test_upsampling_by_hand():
+  # A cell of 1 beside a cell of 10, each spread as the kernel says.
+  inputs = np.float32([[1, 10]]).reshape(1, 1, 2, 1)
+  kernel = np.float32([[1, 2], [3, 4]]).reshape(2, 2, 1, 1)
+  blocks = convolution.upsample_convolve(inputs, kernel)[..., 0]
+  np.testing.assert_array_equal(
+    convolution.interleave(blocks, 2)[0], [[1, 2, 10, 20], [3, 4, 30, 40]]
+  )
 
 
 @pytest.mark.parametrize('padding', ['symmetric', 'same'])

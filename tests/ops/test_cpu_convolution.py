@@ -34,6 +34,15 @@ def assert_near(actual, expected):
   np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6 * largest)
 
 
+def test_winograd_by_hand():
+  # A 4x4 image of ones under a kernel of ones: each cell counts what it sees.
+  counts = cpu_convolution.winograd(
+    jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)), 1
+  )
+  expected = [[4, 6, 6, 4], [6, 9, 9, 6], [6, 9, 9, 6], [4, 6, 6, 4]]
+  np.testing.assert_array_equal(counts[0, ..., 0], expected)
+
+
 @pytest.mark.parametrize('shape', [(2, 2), (4, 6), (5, 7), (1, 3), (14, 14)])
 def test_winograd_is_the_convolution(shape):
   inputs, kernel, gradient = random_arrays(6, *shape, 3, 5)

@@ -85,6 +85,16 @@ def test_crop_matches_the_definition():
     np.testing.assert_allclose(out[n], expected, atol=1e-4)
 
 
+def test_crop_moves_with_its_boxes():
+  masks, boxes, rois = random_masks(), random_boxes(4), random_boxes(4, seed=3)
+  shift = np.array([16, 32, 16, 32], np.float32)
+  np.testing.assert_allclose(
+    op.crop_masks(masks, boxes + shift, rois + shift, np.arange(4)),
+    op.crop_masks(masks, boxes, rois, np.arange(4)),
+    atol=1e-3,
+  )
+
+
 def test_padding_changes_no_crop_and_stays_finite():
   masks, boxes, rois = random_masks(), random_boxes(4), random_boxes(6, seed=3)
   indices = np.array([0, 1, 2, 3, 3, 2])
@@ -122,6 +132,17 @@ def test_jit_and_vmap_change_nothing():
     np.testing.assert_allclose(mapped[0], expected, atol=1e-5)
 
 
+def test_paste_of_a_full_mask_by_hand():
+  masks = np.ones((1, 28, 28), np.float32)
+  boxes = np.array([[10.0, 20.0, 38.0, 48.0]], np.float32)
+  pasted = np.asarray(op.paste_masks(masks, boxes, (64, 64)))[0]
+  # Grown to pixels 9..39, 31 pixels for 30 cells: the value passes 0.5 at the
+  # middle between a zero cell and a full one, pixels 10..38.
+  expected = np.zeros((64, 64), bool)
+  expected[10:39, 20:49] = True
+  np.testing.assert_array_equal(pasted, expected)
+
+
 def test_paste_matches_the_definition():
   masks, boxes = random_masks(12, size=7), random_boxes(12)
   boxes += np.array([-12, -7, 3, 9], np.float32)  # Some leave the canvas.
@@ -134,6 +155,14 @@ def test_paste_matches_the_definition():
     expected = paste_by_definition(masks[n], boxes[n], canvas)
     np.testing.assert_array_equal(out[n], expected)
   assert not out[-1].any()
+
+
+def test_paste_moves_with_its_boxes():
+  masks = random_masks()
+  boxes = random_boxes(4, side=30.0) + np.float32(8.0)
+  out = np.asarray(op.paste_masks(masks, boxes, (64, 64)))
+  moved = op.paste_masks(masks, boxes + np.float32(16.0), (64, 64))
+  np.testing.assert_array_equal(moved, np.roll(out, (16, 16), axis=(1, 2)))
 
 
 def test_padding_pastes_nothing_and_changes_nothing():

@@ -76,6 +76,13 @@ def test_strict_threshold_excludes_equality(strict, expected):
   np.testing.assert_array_equal(matches.labels, [expected])
 
 
+def test_first_of_equal_instances_wins():
+  matches = match_one(
+    [[0, 0, 4, 4]], [[9, 9, 12, 12]] + [[0, 0, 4, 4]] * 2, ROI
+  )
+  np.testing.assert_array_equal(matches.indices, [1])
+
+
 def test_one_low_quality_match_by_hand():
   levels = [
     jnp.array([[50.0, 50.0, 60.0, 60.0], [0.0, 0.0, 10.0, 4.0]]),
@@ -245,6 +252,18 @@ def test_selection_counts_and_takes_the_highest(share):
     )
   ]
   assert [sorted(indices) for indices in expected] == list(chosen)
+
+
+def test_selection_ignores_rows_that_are_no_candidates():
+  positive, negative = [1, 0, 0, 1], [0, 1, 1, 0]
+  priorities = [0.3, 0.1, 0.2, 0.4]
+  expected = select(positive, negative, priorities, 2, 1)
+  padding = [0] * 5
+  padded = select(
+    positive + padding, negative + padding, priorities + [9.0] * 5, 2, 1
+  )
+  assert padded == expected
+  assert select(padding, padding, padding, 2, 1) == ([], [])
 
 
 def test_selection_under_jit_and_vmap():

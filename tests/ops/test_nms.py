@@ -101,6 +101,14 @@ def test_no_more_than_max_outputs_are_kept():
 
 
 @BOTH
+def test_kept_boxes_are_kept_again(nms):
+  boxes, scores, _ = crowded_boxes(5, 100)
+  kept = kept_rows(nms, boxes, scores, None, 0.3)
+  again = kept_rows(nms, boxes[kept], scores[kept], None, 0.4)
+  assert again == list(range(len(kept)))
+
+
+@BOTH
 def test_padding_changes_nothing(nms):
   boxes, scores, valid = crowded_boxes(6, 50)
   expected = kept_rows(nms, boxes, scores, valid)
@@ -179,6 +187,21 @@ def kept_pairs(boxes, scores, valid, iou_threshold=0.5, max_outputs=100):
   np.testing.assert_array_equal(kept, np.arange(max_outputs) < count)
   assert not np.any(rows[count:]) and not np.any(classes[count:])
   return list(zip(rows[:count].tolist(), classes[:count].tolist()))
+
+
+def test_classes_do_not_suppress_each_other():
+  # Two boxes on top of each other, in two classes.
+  boxes = np.zeros((2, 2, 4), np.float32) + np.float32([0, 0, 10, 10])
+  scores = np.array([[0.9, 0.3], [0.5, 0.4]], np.float32)
+  assert kept_pairs(boxes, scores, scores > 0) == [(0, 0), (1, 1)]
+
+
+def test_equal_scores_keep_the_lower_row_then_the_lower_class():
+  boxes = np.zeros((3, 2, 4), np.float32) + np.float32([0, 0, 10, 10])
+  boxes += 20 * np.arange(3, dtype=np.float32)[:, None, None]
+  scores = np.full((3, 2), 0.5, np.float32)
+  expected = [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+  assert kept_pairs(boxes, scores, scores > 0) == expected
 
 
 @pytest.mark.parametrize('seed', range(4))

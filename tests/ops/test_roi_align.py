@@ -101,6 +101,23 @@ def random_boxes(shape, canvas=(64, 96), seed=1):
   return corners.reshape(*shape, 4).astype(np.float32)
 
 
+@pytest.mark.parametrize(
+  'half_pixel, first_row',
+  [(False, [7.5, 8.0, 8.5, 9.0]), (True, [4.5, 5.0, 5.5, 6.0])],
+)
+def test_ramp_by_hand(half_pixel, first_row):
+  ramp = np.arange(25, dtype=np.float32).reshape(5, 5, 1)
+  out = op.roi_align(
+    ramp,
+    np.array([[1.0, 1.0, 3.0, 3.0]], np.float32),
+    4,
+    RoiAlignOptions(half_pixel=half_pixel),
+  )
+  # Bins are half a cell: 0.5 to the right, 5 x 0.5 downward.
+  expected = np.array(first_row) + np.arange(4)[:, None] * 2.5
+  np.testing.assert_allclose(out[0, :, :, 0], expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize('options', ALL_OPTIONS)
 def test_value_and_gradient_match_the_definition(options):
   features = random_map()
@@ -125,6 +142,18 @@ def test_value_and_gradient_match_the_definition(options):
   expected = np.einsum('nijp,nijc->pc', weights, cotangent)
   np.testing.assert_allclose(
     gradient, expected.reshape(features.shape), atol=5e-5
+  )
+
+
+def test_shifting_map_and_boxes_changes_nothing():
+  features = random_map(12, 14)
+  boxes = np.array([[2.2, 1.0, 6.1, 5.5], [3.0, 4.0, 5.0, 7.25]], np.float32)
+  shifted = np.roll(features, (3, 4), axis=(0, 1))
+  shift = np.array([3, 4, 3, 4], np.float32)
+  np.testing.assert_allclose(
+    op.roi_align(shifted, boxes + shift, 7),
+    op.roi_align(features, boxes, 7),
+    atol=1e-5,
   )
 
 
