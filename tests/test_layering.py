@@ -32,7 +32,6 @@ ALLOWED = {
     'numpy pycocotools hotcoco .datasets.coco_json .structures .tables'
   ),
   'maskrcnn_jax/weights': 'numpy ml_dtypes safetensors',
-  'maskrcnn_jax/weights/tensorflow': 'numpy tensorflow',
   'maskrcnn_jax/distributed': 'jax numpy .models',
   'maskrcnn_jax/checkpoints': (
     'jax numpy orbax ml_collections .config .distributed.collectives'
@@ -72,7 +71,7 @@ ALLOWED = {
   ),
   'maskrcnn_jax/cli': (
     'PIL .benchmarks .config .datasets .distributed .export .inference'
-    ' .planning .training'
+    ' .planning .training .weights'
   ),
 }
 

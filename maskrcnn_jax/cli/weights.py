@@ -43,6 +43,9 @@ def add_verbs(add_verb) -> None:
 
 
 def _import(args: argparse.Namespace) -> None:
+  from maskrcnn_jax.weights import external
+
+  external.read(args.source)  # Refuses other files before JAX is loaded.
   _use_the_cpu()
   from maskrcnn_jax.training.pretrained import import_weights
 

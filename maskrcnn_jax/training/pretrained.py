@@ -10,16 +10,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from maskrcnn_jax import config as config_lib
+from maskrcnn_jax import files
 from maskrcnn_jax.checkpoints import compatibility, store
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import finetuning, train_state, train_step
-from maskrcnn_jax.weights import external, load_report
+from maskrcnn_jax.weights import external, load_report, state_dicts
 from maskrcnn_jax.weights.load_report import STRICT, LoadOptions
+from maskrcnn_jax.weights.tensor_files import Tensors
 
 # Position of the input before the first batch.
 START = {'examples': 0, 'salt': 0}
@@ -78,17 +79,9 @@ def start_from(
   variables = state.variables()
   if store.is_checkpoint(path):
     arrays = load_report.flatten(store.restore(path)[0])
-    names = load_report.flatten(variables)
-    unexpected = sorted(arrays.keys() - names.keys())
-    weights = load_report.Weights(
-      path=path,
-      kind='model',
-      arrays={name: np.asarray(array) for name, array in arrays.items()},
-      names={name: name for name in names},
-      unexpected=unexpected,
-      layers=unexpected,
+    variables, report = load_report.load(
+      Tensors(path, arrays), load_report.OURS, variables, options
     )
-    variables, report = load_report.load_variables(variables, weights, options)
     source = f'{path} (step {store.step_of(path)})'
     report = dataclasses.replace(report, source=source)
   else:
@@ -201,24 +194,26 @@ def import_weights(
       argument='--output',
       path=output,
     )
-  inferred = external.infer_model(source)
+  weights = external.read(source)
+  inferred = state_dicts.infer_model(*weights)
   name, changed = config_name or inferred.config, list(overrides)
   if not config_name:
     changed = [*_needed_overrides(inferred), *overrides]
   config = config_lib.load_config(name, changed)
-  state, report = _imported_state(source, config)
-  store.check_can_save(output, state, keep=1)
-  store.claim_workdir(output, config)
+  state, report = _imported_state(weights, config)
   classes = inferred.classes
   if config.model.num_classes <= max(classes, default=0):
     classes = {}
-  with store.CheckpointWriter(output) as writer:
-    writer.save(0, state, START, config, classes)
+  with files.new_folder(output.absolute()) as folder:
+    store.check_can_save(folder, state, keep=1)
+    store.claim_workdir(folder, config)
+    with store.CheckpointWriter(folder) as writer:
+      writer.save(0, state, START, config, classes)
   flags = ' '.join([name, *(f'--config.{x}' for x in changed)])
   return f'{report}\nmodel: --config={flags}\nwritten to {output} as step 0'
 
 
-def _needed_overrides(inferred: external.InferredModel) -> list[str]:
+def _needed_overrides(inferred: state_dicts.InferredModel) -> list[str]:
   """Overrides that change their config."""
   plain = config_lib.load_config(inferred.config)
   changed = config_lib.load_config(inferred.config, inferred.overrides)
@@ -231,7 +226,7 @@ def _needed_overrides(inferred: external.InferredModel) -> list[str]:
   return [x for x in inferred.overrides if value(plain, x) != value(changed, x)]
 
 
-def _imported_state(source, config):
+def _imported_state(weights, config):
   """A train state at step 0 with the weights of a file; the load report."""
   model = MaskRCNN.from_config(config.model)
   optimizer = train_step.make_optimizer(model, config.optimizer)
@@ -240,8 +235,8 @@ def _imported_state(source, config):
   def init(key):
     return train_step.init_variables(model, key)
 
-  variables, report = external.load(source, jax.eval_shape(init, key))
+  variables, report = load_report.load(*weights, jax.eval_shape(init, key))
   if report.missing:
-    variables, report = external.load(source, jax.jit(init)(key))
+    variables, report = load_report.load(*weights, jax.jit(init)(key))
   variables = jax.tree.map(jnp.asarray, variables)
   return train_step.initial_state(optimizer, variables), report

@@ -1,10 +1,9 @@
 """Weights of other programs: the entry for every format.
 
 A path is a file of tensors (see `tensor_files`) or the prefix of a TensorFlow
-checkpoint (see `tensorflow`).
+checkpoint (see `tensor_bundle`).
 """
 
-import contextlib
 import os
 import pathlib
 from collections.abc import Mapping
@@ -13,13 +12,15 @@ from typing import Any
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.weights import (
   detectron2,
+  load_report,
   state_dicts,
+  tensor_bundle,
   tensor_files,
   tensorflow,
   torchvision,
 )
 from maskrcnn_jax.weights.load_report import STRICT, LoadOptions, LoadReport
-from maskrcnn_jax.weights.state_dicts import InferredModel
+from maskrcnn_jax.weights.state_dicts import Format, InferredModel
 
 # Names that an error lists.
 _NUM_MENTIONED = 5
@@ -51,58 +52,36 @@ def load(
     UnsafePickleError: a pickle holds more than tensors and containers.
     UserError: the file cannot be read, or does not fit the model.
   """
-  if _is_tensorflow(path):
-    return tensorflow.load(path, variables, options)
-  file, form = _read(path)
-  return state_dicts.load(file, form, variables, options)
+  return load_report.load(*read(path), variables, options)
 
 
 def kind(path: str | os.PathLike) -> str:
   """Kind of the weights, `backbone` or `model`; raises as `load`."""
-  if _is_tensorflow(path):
-    return tensorflow.kind(path)
-  return _read(path)[1].kind
+  return read(path)[1].kind
 
 
 def infer_model(path: str | os.PathLike) -> InferredModel:
   """The model that weights belong to; raises as `load`."""
-  if _is_tensorflow(path):
-    return tensorflow.infer_model(path)
-  file, form = _read(path)
-  with _naming(file.path):
-    return state_dicts.infer_model(form, file.arrays)
+  return state_dicts.infer_model(*read(path))
 
 
-@contextlib.contextmanager
-def _naming(path):
-  """Adds the path to the errors of the block."""
-  try:
-    yield
-  except UserError as error:
-    raise UserError(f'{path}: {error}', path=path) from error
-
-
-def _is_tensorflow(path) -> bool:
-  """True for a path that is read as the prefix of a TensorFlow checkpoint."""
+def read(path: str | os.PathLike) -> tuple[tensor_files.Tensors, Format]:
+  """Tensors of a file and the format of their names; raises as `load`."""
   path = pathlib.Path(path)
-  if path.suffix in ('.pth', '.pt', '.pkl', '.npz', '.safetensors', '.bin'):
-    return False
-  return not path.is_file() or tensorflow.is_part(path)
-
-
-def _read(path):
-  """Tensors of a file and the format of their names."""
-  file = tensor_files.read(path)
-  for system in (torchvision, detectron2):
-    with _naming(file.path):
-      form = system.find_format(file.arrays)
-    if form:
-      return file, form
-  names = sorted(file.arrays)
-  raise UserError(
-    f'{file.path} is neither a ResNet nor a Mask R-CNN with names of '
-    f'torchvision, timm, Detectron2 or Caffe2. It has {len(names)} tensors: '
-    f'{", ".join(names[:_NUM_MENTIONED])}, ...',
-    path=file.path,
-    item=names[0] if names else None,
-  )
+  is_file = path.is_file() and not tensor_bundle.is_part(path)
+  if is_file or path.suffix in tensor_files.SUFFIXES_READ:
+    file = tensor_files.read(path)
+  else:
+    file = tensor_bundle.read(path)
+  names = file.arrays
+  with tensor_files.naming(file.path):
+    for system in (torchvision, detectron2, tensorflow):
+      if form := system.find_format(names):
+        return file, form
+    mentioned = ', '.join(sorted(names)[:_NUM_MENTIONED])
+    raise UserError(
+      'it is neither a ResNet nor a Mask R-CNN with names of torchvision, '
+      'timm, Detectron2, Caffe2, Google, Habana or NVIDIA. It has '
+      f'{len(names)} tensors: {mentioned}, ...',
+      item=min(names, default=None),
+    )

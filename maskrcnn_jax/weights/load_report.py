@@ -7,12 +7,16 @@ A variable is named by its path without the collection, such as
 import dataclasses
 import itertools
 import pathlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.weights import state_dicts
+from maskrcnn_jax.weights.state_dicts import Format
+from maskrcnn_jax.weights.tensor_files import Tensors
 
 # Names listed in an error, and in a line of a report.
 _NUM_LISTED = 10
@@ -25,6 +29,13 @@ PREDICTORS = (
   'box_head/class_logits',
   'box_head/box_deltas',
   'mask_head/mask_logits',
+)
+# Our own checkpoints.
+OURS = Format(
+  kind='model',
+  config='',
+  name=lambda name: name,
+  layout=lambda name, array, channels: array,
 )
 
 
@@ -45,33 +56,6 @@ class LoadOptions:
 
 
 STRICT = LoadOptions()
-
-
-@dataclasses.dataclass(frozen=True)
-class Weights:
-  """Tensors of a weight file under the names of our variables.
-
-  Attributes:
-    path: the file or checkpoint.
-    kind: what the file holds: a `backbone` or a whole `model`.
-    arrays: our name -> array in our layout, of any float type.
-    names: our name -> name in the file, of every variable that the file must
-      have.
-    folded: our names of norm statistics that the file folds into scales and
-      biases; their `arrays` are 0 and 1.
-    unexpected: tensors of the file that no variable takes.
-    layers: those of `unexpected` in layers of a part that the file covers.
-    training_state: tensors of the run that wrote the file, such as momentum.
-  """
-
-  path: str
-  kind: str
-  arrays: Mapping[str, np.ndarray]
-  names: Mapping[str, str]
-  folded: Sequence[str] = ()
-  unexpected: Sequence[str] = ()
-  layers: Sequence[str] = ()
-  training_state: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,53 +120,81 @@ def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def load_variables(
+def load(
+  file: Tensors,
+  form: Format,
   variables: Mapping[str, Any],
-  weights: Weights,
   options: LoadOptions = STRICT,
 ) -> tuple[dict[str, Any], LoadReport]:
-  """Variables with the tensors of a weight file; see `external.load`.
+  """Variables with the tensors of a file; see `external.load`.
 
   Raises:
     UserError: an array is missing, has another shape or is not of a float
       type; or the model lacks a layer of the file. `item` holds the names.
   """
   ours = flatten(variables)
+  covered = [x for x in ours if form.kind == 'model' or x.startswith(_BACKBONE)]
+  folded = [
+    x
+    for x in covered
+    if x.endswith(('/mean', '/variance')) and not form.has_statistics
+  ]
+  names = {x: form.name(x) for x in covered if x not in {*folded}}
+  arrays = _arranged(file, form, names, ours) | {
+    x: np.full(ours[x].shape, float(x.endswith('variance'))) for x in folded
+  }
   problems = {
     name: problem
-    for name in weights.names
-    if (problem := _problem(name, weights.arrays.get(name), ours, options))
+    for name in covered
+    if (problem := _problem(name, arrays.get(name), ours, options))
   }
-  mismatched = {
-    name: problem
-    for name, problem in problems.items()
-    if not options.strict and not name.startswith(_BACKBONE)
+  is_kept = {
+    x: not options.strict and not x.startswith(_BACKBONE) for x in problems
   }
-  layers = weights.layers
+  errors = {x: problems[x] for x in problems if not is_kept[x]}
+  others = sorted(file.arrays.keys() - {*names.values()})
+  unexpected = [x for x in others if not form.training_state.fullmatch(x)]
+  layers = [x for x in unexpected if form.is_layer(x)]
   if not options.strict:
     scope = _common_prefix(
-      [x for name, x in weights.names.items() if name.startswith(_BACKBONE)]
+      [x for name, x in names.items() if name.startswith(_BACKBONE)]
     )
-    layers = [x for x in layers if not scope or x.startswith(scope)]
-  errors = {x: problems[x] for x in problems if x not in mismatched}
+    layers = [x for x in layers if x.startswith(scope)]
   if errors or layers:
-    raise _misfit(weights, ours, errors, layers)
-  loaded = {k: v for k, v in weights.names.items() if k not in mismatched}
+    raise _misfit(file.path, names, arrays, ours, errors, layers)
   filled = {
-    collection: _replace(tree, '', {k: weights.arrays[k] for k in loaded})
+    collection: _replace(
+      tree, '', {x: arrays[x] for x in covered if x not in problems}
+    )
     for collection, tree in variables.items()
   }
-  folded = [name for name in weights.folded if name in loaded]
   return filled, LoadReport(
-    source=pathlib.Path(weights.path).name,
-    kind=weights.kind,
-    loaded={k: v for k, v in loaded.items() if k not in {*folded}},
-    missing=[name for name in ours if name not in weights.names],
-    mismatched=mismatched,
-    unexpected=weights.unexpected,
-    training_state=weights.training_state,
+    source=pathlib.Path(file.path).name,
+    kind=form.kind,
+    loaded={k: v for k, v in names.items() if k not in problems},
+    missing=[x for x in ours if x not in {*covered}],
+    mismatched=problems,
+    unexpected=unexpected,
+    training_state=[
+      *(x for x in others if x not in {*unexpected}),
+      *file.others,
+    ],
     folded=folded,
   )
+
+
+def _arranged(file, form, names, ours) -> dict[str, np.ndarray]:
+  """Arrays of a file by our names, in our layout and order."""
+  arrays, channels = {}, state_dicts.roi_channels(ours)
+  for name, theirs in names.items():
+    if theirs in file.arrays:
+      array = np.asarray(file.arrays[theirs])
+      if array.ndim and array.size:  # Others fit no variable.
+        if form.arrange:
+          array = form.arrange(name, array, ours[name].shape)
+        array = form.layout(name, array, channels)
+      arrays[name] = array
+  return arrays
 
 
 def _problem(name, array, ours, options) -> str | None:
@@ -200,18 +212,22 @@ def _problem(name, array, ours, options) -> str | None:
   return None
 
 
-def _misfit(weights, ours, problems, layers) -> UserError:
+def _misfit(path, names, arrays, ours, problems, layers) -> UserError:
   """The error for weights that do not fit the model."""
   lines = [
-    f'{name} <- {weights.names[name]}: {problem}'
-    for name, problem in problems.items()
+    f'{name} <- {names[name]}: {problem}' for name, problem in problems.items()
   ]
   lines += [f'{name}: the model has no such layer' for name in layers]
   if len(lines) > _NUM_LISTED:
     more = f'... and {len(lines) - _NUM_LISTED} more'
     lines = [*lines[:_NUM_LISTED], more]
   hint, fields = '', {}
-  classes, wanted = weights.arrays.get(_CLASS_BIAS), ours.get(_CLASS_BIAS)
+  classes, wanted = arrays.get(_CLASS_BIAS), ours.get(_CLASS_BIAS)
+  is_group = any(
+    re.sub('scale$', 'mean', x) not in ours
+    for x in ours
+    if x.startswith(_BACKBONE)
+  )
   if classes is not None and classes.shape != wanted.shape:
     given, wanted = wanted.shape[0], classes.size
     hint = (
@@ -224,17 +240,27 @@ def _misfit(weights, ours, problems, layers) -> UserError:
       'given': given,
       'wanted': wanted,
     }
+  elif is_group and any(name.endswith('_mean') for name in layers):
+    hint = (
+      "\nThe weights have batch norm: set model.backbone.norm to 'frozen' or "
+      "'batch'."
+    )
+    fields = {
+      'argument': 'model.backbone.norm',
+      'given': 'group',
+      'wanted': ('frozen', 'batch'),
+    }
   elif layers:
     hint = (
       '\nThe weights are of a larger network: see model.backbone.depth, '
       'model.rpn_convs, model.box_convs and model.mask_convs.'
     )
   return UserError(
-    f'{weights.path} does not fit the model; wrong tensors: '
+    f'{path} does not fit the model; wrong tensors: '
     f'{len(problems) + len(layers)}\n'
     + '\n'.join(f'  {line}' for line in lines)
     + hint,
-    path=weights.path,
+    path=path,
     item=(*problems, *layers),
     **fields,
   )

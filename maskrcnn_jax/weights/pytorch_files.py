@@ -6,7 +6,6 @@ form before 2020 is a sequence of pickles followed by the storages.
 
 import functools
 import io
-import os
 import pathlib
 import pickle
 import struct
@@ -16,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import UserError, brief
 from maskrcnn_jax.weights import safe_pickle
+from maskrcnn_jax.weights.budget import Budget
+from maskrcnn_jax.weights.safe_pickle import Storage
 
 # First object of a .pth from before 2020, followed by its version.
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -26,53 +27,62 @@ _LEGACY_VERSION = 1001
 _ZIP_VERSION = b'3\n'
 # Storages of the types that are written.
 STORAGES = {'float32': 'FloatStorage', 'int64': 'LongStorage'}
+# Methods of compression that stop at a given size.
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # The elements of a storage.
-Memory = Callable[[safe_pickle.Storage], np.ndarray]
+Memory = Callable[[Storage], np.ndarray]
 
 
-def read_zip(archive: zipfile.ZipFile, path: str) -> tuple[Any, Memory]:
+def read_member(
+  archive: zipfile.ZipFile, name: str, budget: Budget, wanted: int | None = None
+) -> bytes:
+  """A file of a zip; `UserError` if its size is not the wanted one."""
+  info = archive.getinfo(name)
+  if info.compress_type not in _METHODS:
+    raise UserError(f'{brief(name)} is compressed by an unknown method')
+  if wanted is not None and info.file_size != wanted:
+    raise UserError(
+      f'{brief(name)} has {info.file_size} bytes, wanted {wanted}; the file '
+      'may be corrupt or truncated'
+    )
+  budget.pay(info.file_size)
+  with archive.open(info) as file:
+    return file.read(info.file_size)
+
+
+def read_zip(archive: zipfile.ZipFile, budget: Budget) -> tuple[Any, Memory]:
   """Unpickled object of a zip, and a function that reads a storage.
 
   Raises:
     UserError: the file is corrupt, or not from PyTorch.
   """
-  sizes = {x.filename: x.file_size for x in archive.infolist()}
-  pickled = [name for name in sizes if name.endswith('data.pkl')]
+  names = {*archive.namelist()}
+  pickled = [name for name in names if name.endswith('data.pkl')]
   if len(pickled) != 1:
     raise UserError(
-      f'{path} is a zip file of neither PyTorch nor NumPy: it has '
-      f'{len(pickled)} files data.pkl and no .npy.',
-      path=path,
+      f'it is a zip file of neither PyTorch nor NumPy: it has {len(pickled)} '
+      'files data.pkl and no .npy'
     )
   root = pickled[0].removesuffix('data.pkl')
+  program = io.BytesIO(read_member(archive, pickled[0], budget))
+  found, _ = safe_pickle.load(program, budget)
+  order = f'{root}byteorder'
+  is_big = order in names and read_member(archive, order, budget) == b'big'
 
   @functools.cache
-  def read(name, size):
-    # Decompression stops at `size`, whatever the header says.
-    with archive.open(name) as file:
-      return file.read(size)
-
-  # PyTorch does not compress, so a larger pickle is a bomb.
-  if sizes[pickled[0]] > os.path.getsize(path):
-    raise UserError(f'{path}: {pickled[0]} is larger than the file.', path=path)
-  found = safe_pickle.load(
-    io.BytesIO(read(pickled[0], sizes[pickled[0]])), path
-  )
-  order = f'{root}byteorder'
-  is_big = order in sizes and read(order, len('little')) == b'big'
-
   def memory(storage):
     name = f'{root}data/{storage.key}'
-    if name not in sizes:
-      raise UserError(f'the storage {name} is missing')
-    _check_size(sizes[name], storage)
-    return _elements(read(name, sizes[name]), storage, is_big)
+    if name not in names:
+      raise UserError(f'the storage {brief(name)} is missing')
+    return _elements(
+      read_member(archive, name, budget, _num_bytes(storage)), storage, is_big
+    )
 
   return found, memory
 
 
-def read_pickles(path: pathlib.Path) -> tuple[Any, Memory]:
-  """Unpickled object of a file of pickles; a function that reads a storage.
+def read_pickles(data: bytes, budget: Budget) -> tuple[Any, Memory]:
+  """Unpickled object of a sequence of pickles; a function that reads a storage.
 
   A file that is one pickle of NumPy arrays, such as Detectron2's, has no
   storages.
@@ -80,67 +90,42 @@ def read_pickles(path: pathlib.Path) -> tuple[Any, Memory]:
   Raises:
     UserError: the file is corrupt, or of another version.
   """
-  with path.open('rb') as file:
-    first = safe_pickle.load(file, str(path))
-    memories, is_big = {}, False
-    if first == _MAGIC:
-      version = safe_pickle.load(file, str(path))
-      if version != _LEGACY_VERSION:
-        raise UserError(
-          f'{path} has format version {version}, wanted {_LEGACY_VERSION}.',
-          path=path,
-          given=version,
-          wanted=_LEGACY_VERSION,
-        )
-      system = safe_pickle.load(file, str(path))
-      is_big = not system.get('little_endian', True)
-      first = safe_pickle.load(file, str(path))
-      memories = _read_storages(file, path, first, is_big)
+  file, memories, is_big = io.BytesIO(data), {}, False
 
+  def load():
+    return safe_pickle.load(file, budget)
+
+  found, _ = load()
+  if found == _MAGIC:
+    if load()[0] != _LEGACY_VERSION:
+      raise UserError(f'its format is not version {_LEGACY_VERSION}')
+    is_big = not load()[0].get('little_endian', True)
+    found, storages = load()
+    for key in load()[0]:
+      storage = storages.get(key if isinstance(key, str) else None)
+      count = int.from_bytes(file.read(8), 'big' if is_big else 'little')
+      if not storage or count != storage.size:
+        raise UserError('it has a storage that no tensor has declared so')
+      memories[key] = file.read(_num_bytes(storage))
+
+  @functools.cache
   def memory(storage):
-    return _elements(memories.get(storage.key, b''), storage, is_big)
+    data = memories.get(storage.key, b'')
+    if len(data) != _num_bytes(storage):
+      raise UserError(
+        f'the storage {brief(storage.key)} has {len(data)} bytes, wanted '
+        f'{_num_bytes(storage)}; the file may be corrupt or truncated'
+      )
+    return _elements(data, storage, is_big)
 
-  return first, memory
-
-
-def _read_storages(file, path, found, is_big) -> dict[str, bytes]:
-  """Bytes of the storages by key, in the order of the keys in the file."""
-  sizes = {x.key: x.dtype.itemsize for x in _storages(found)}
-  memories = {}
-  for key in safe_pickle.load(file, str(path)):
-    order = 'big' if is_big else 'little'
-    count = int.from_bytes(file.read(8), order, signed=True)
-    if key not in sizes:
-      raise UserError(f'{path} has an unused storage {key}.', path=path)
-    # A corrupt count must not allocate more than the file has.
-    wanted = min(max(count, 0) * sizes[key], path.stat().st_size)
-    memories[key] = file.read(wanted)
-  return memories
+  return found, memory
 
 
-def _storages(found):
-  """Storages of all tensors in a tree; every container is visited once."""
-  left, seen = [found], set()
-  while left:
-    part = left.pop()
-    if isinstance(part, safe_pickle.LazyTensor):
-      yield part.storage
-    elif isinstance(part, dict | list | tuple) and id(part) not in seen:
-      seen.add(id(part))
-      left += part.values() if isinstance(part, dict) else part
+def _num_bytes(storage: Storage) -> int:
+  return storage.size * storage.dtype.itemsize
 
 
-def _check_size(size: int, storage: safe_pickle.Storage) -> None:
-  wanted = storage.size * storage.dtype.itemsize
-  if size != wanted:
-    raise UserError(
-      f'the storage {storage.key} has {size} bytes, wanted {wanted}; the '
-      'file may be corrupt or truncated'
-    )
-
-
-def _elements(data: bytes, storage: safe_pickle.Storage, is_big) -> np.ndarray:
-  _check_size(len(data), storage)
+def _elements(data: bytes, storage: Storage, is_big) -> np.ndarray:
   memory = np.frombuffer(data, storage.dtype)
   return memory.byteswap() if is_big else memory
 

@@ -1,20 +1,23 @@
 """Unpickler of tensors and containers that executes nothing of the file.
 
-A pickle is a program that names functions and calls them. This unpickler gives
-it harmless replacements for the few names that PyTorch tensors, NumPy arrays
-and containers consist of, and refuses the file at the first other name. Errors
-do not print values of the file, which may be enormous (see `pickle_cost`).
+A pickle is a program for a stack machine. This machine has only the
+instructions and the names that PyTorch tensors, NumPy arrays and containers
+consist of, and stops at the first other one. Every instruction takes constant
+time, or pays for what it copies. Errors do not print values of the file, which
+may be enormous.
 """
 
 import dataclasses
-import pickle
+import math
+import pickletools
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
 
-from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.weights import pickle_cost
+from maskrcnn_jax.errors import UserError, brief
+from maskrcnn_jax.weights.budget import STEP, Budget
 
 # PyTorch's storage classes.
 _STORAGES = {
@@ -29,18 +32,24 @@ _STORAGES = {
   'LongStorage': np.dtype(np.int64),
   'ShortStorage': np.dtype(np.int16),
 }
+# NumPy's limit.
+MAX_RANK = 64
 # Kinds of NumPy types that an array may have.
 _KINDS = 'biuf'
-# NumPy's limit.
-_MAX_RANK = 64
+_MAX_DTYPE_NAME = 8
+_MAX_ARGUMENTS = 8
+_MAX_NAME_SHOWN = 100
+# Keys of dicts whose hashes a file cannot choose to be equal.
+_MAX_KEY = 2**63
+_MARK = object()
 
 
 class UnsafePickleError(UserError):
   """A pickle names something besides tensors and containers: `item`."""
 
 
-def _refuse_state(self, state):
-  raise UserError('tensor that is changed after it was made')
+class Unused:
+  """Replacement for what no state dict needs, such as a set."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +62,6 @@ class Storage:
   dtype: np.dtype
   key: str
   size: int
-
-  __setstate__ = _refuse_state
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,194 +76,290 @@ class LazyTensor:
   shape: tuple[int, ...]
   strides: tuple[int, ...]
 
-  __setstate__ = _refuse_state
-
   def view(self, memory: np.ndarray) -> np.ndarray:
-    """The tensor, copied from the elements of its storage, `[size]`.
+    """The tensor, a view of the elements of its storage, `[size]`.
 
     Raises:
       UserError: the tensor does not lie within its storage.
     """
     numbers = (self.offset, *self.shape, *self.strides)
     whole = all(isinstance(x, int) and x >= 0 for x in numbers)
-    if not whole or not len(self.shape) == len(self.strides) <= _MAX_RANK:
-      raise UserError('The tensor has an invalid offset, shape or strides.')
-    count = int(np.prod(self.shape, dtype=object))
+    if not whole or not len(self.shape) == len(self.strides) <= MAX_RANK:
+      raise UserError('the tensor has an invalid offset, shape or strides')
+    count = math.prod(self.shape)
     last = self.offset + sum(
       (size - 1) * stride for size, stride in zip(self.shape, self.strides)
     )
     if count and (last >= memory.size or count > memory.size):
       raise UserError(
-        f'The tensor of shape {self.shape} exceeds its storage of '
-        f'{memory.size} elements.'
+        f'the tensor of shape {self.shape} exceeds its storage of '
+        f'{memory.size} elements'
       )
     if not count:
       return np.zeros(self.shape, memory.dtype)
     strides = [stride * memory.itemsize for stride in self.strides]
-    view = np.lib.stride_tricks.as_strided(
+    return np.lib.stride_tricks.as_strided(
       memory[self.offset :], self.shape, strides, writeable=False
     )
-    return np.array(view, order='C')
 
 
-class _Dict(dict):
-  """Dict that ignores the attributes which PyTorch adds to some dicts."""
+class Array:
+  """NumPy array; `value` is None until it is assembled."""
 
-  def __setstate__(self, state):
-    pass
-
-
-class _Array:
-  """Replacement for a NumPy array while it is being assembled."""
-
-  def __init__(self):
-    self.value = np.zeros(0, np.float32)
-
-  def __setstate__(self, state):
-    _, shape, dtype, is_fortran, data = state
-    self.value = _array(data, dtype, shape, 'F' if is_fortran else 'C')
-
-
-def load(file: BinaryIO, source: str) -> Any:
-  """The next object of a file, which is left after it; `source` is its path.
-
-  Returns:
-    Numbers, strings and containers, `LazyTensor` for PyTorch tensors, and NumPy
-    arrays.
-
-  Raises:
-    UnsafePickleError: the file holds anything else; nothing of it was run.
-    UserError: the file is corrupt.
-  """
-  try:
-    pickle_cost.check(file)
-    return _unwrapped(_Unpickler(file, source).load(), {})
-  except UnsafePickleError:
-    raise
-  # A corrupt pickle can fail in any way.
-  except Exception as error:
-    raise UserError(
-      f'{source} cannot be read; it may be corrupt or truncated: '
-      f'{type(error).__name__}: {error}',
-      path=source,
-    ) from error
-
-
-class _Unpickler(pickle.Unpickler):
-  """Unpickler whose program reaches nothing but replacements."""
-
-  def __init__(self, file, source):
-    # Pickles of Python 2 store bytes as strings.
-    super().__init__(file, encoding='latin1')
-    self._source = source
-    self._known = _replacements()
-
-  def find_class(self, module, name):
-    if (module, name) in self._known:
-      return self._known[module, name]
-    raise UnsafePickleError(
-      f'{self._source} is refused, and nothing of it was run: it contains '
-      f'{module}.{name}, which is neither a tensor nor a container. If the '
-      'file is your own, save only its state dict: '
-      'torch.save(model.state_dict(), FILE).',
-      path=self._source,
-      item=f'{module}.{name}',
-    )
-
-  def persistent_load(self, pid):
-    match pid:
-      case ('storage', str(kind), str(key), _, int(size), *view):
-        if kind in _STORAGES and view in ([], [None]):
-          return Storage(_STORAGES[kind], key, size)
-    raise UserError('unknown storage')
-
-
-def _replacements() -> dict[tuple[str, str], Any]:
-  """New replacements by admitted name; a pickle may alter them."""
-  known = {
-    ('collections', 'OrderedDict'): _Dict,
-    ('collections', 'Counter'): _Dict,
-    ('torch._utils', '_rebuild_tensor'): _rebuild_tensor,
-    ('torch._utils', '_rebuild_tensor_v2'): _rebuild_tensor,
-    ('torch._utils', '_rebuild_parameter'): lambda data, *rest: data,
-    ('torch', 'Size'): tuple,
-    ('numpy', 'dtype'): _Dtype,
-    ('_codecs', 'encode'): _encode,
-  }
-  for module in ('builtins', '__builtin__'):
-    known |= {(module, 'set'): set, (module, 'frozenset'): frozenset}
-  # NumPy moved its core in version 2.
-  for core in ('numpy.core', 'numpy._core'):
-    known[f'{core}.multiarray', '_reconstruct'] = lambda *unused: _Array()
-    known[f'{core}.multiarray', 'scalar'] = _scalar
-    known[f'{core}.numeric', '_frombuffer'] = _frombuffer
-  known = {key: _wrapped(function) for key, function in known.items()}
-  known['numpy', 'ndarray'] = 'numpy.ndarray'
-  for name in _STORAGES:
-    known['torch', name] = name
-  return known
-
-
-def _wrapped(function):
-  return lambda *args: function(*args)
-
-
-def _rebuild_tensor(storage, offset, shape, strides, *unused):
-  if not isinstance(storage, Storage):
-    raise UserError('tensor without a storage')
-  return LazyTensor(storage, offset, tuple(shape), tuple(strides))
+  value: np.ndarray | None = None
 
 
 class _Dtype:
-  """Replacement for a NumPy type; numbers only."""
+  """NumPy type of numbers."""
 
-  def __init__(self, name, *unused):
-    self.dtype = np.dtype(name if isinstance(name, str) else object)
+  def __init__(self, name):
+    is_short = isinstance(name, str) and len(name) <= _MAX_DTYPE_NAME
+    self.dtype = np.dtype(name if is_short else object)
     if self.dtype.kind not in _KINDS:
       raise UserError(f'array of {self.dtype.name}, wanted numbers')
 
-  def __setstate__(self, state):
-    if state[1] in ('<', '>'):
-      self.dtype = self.dtype.newbyteorder(state[1])
+
+@dataclasses.dataclass(frozen=True)
+class _Function:
+  call: Callable
 
 
-def _array(data, dtype, shape, order):
-  if isinstance(data, str):  # Written by Python 2.
-    data = data.encode('latin1')
-  if not isinstance(dtype, _Dtype) or not isinstance(data, bytes | bytearray):
-    raise UserError('array that does not consist of numbers')
-  return np.frombuffer(data, dtype.dtype).reshape(tuple(shape), order=order)
+def load(file: BinaryIO, budget: Budget) -> tuple[Any, dict[str, Storage]]:
+  """The next object of a file, which is left after it.
+
+  Args:
+    file: whose `read` does not allocate more than there is, as of `BytesIO`.
+    budget: pays for every instruction.
+
+  Returns:
+    object: of numbers, strings, containers, `LazyTensor`, `Array` and `Unused`.
+    storages: by key.
+
+  Raises:
+    UnsafePickleError: the file holds anything else; nothing of it was run.
+    UserError: the budget is too small, or an instruction is wrong.
+    Exception: a corrupt pickle can fail in any way.
+  """
+  machine = _Machine(budget)
+  for instruction, argument, _ in pickletools.genops(file):
+    budget.pay(STEP)
+    machine.step(instruction.name, argument)
+  return machine.stack.pop(), machine.storages
 
 
-def _frombuffer(data, dtype, shape, order):
-  result = _Array()
-  result.value = _array(data, dtype, shape, order)
-  return result
+class _Machine:
+  """Stack, memo and storages of a program."""
+
+  def __init__(self, budget):
+    self.stack, self.storages = [], {}
+    self._memo, self._budget = {}, budget
+    self._functions = {
+      'collections OrderedDict': self._dict,
+      'collections Counter': self._dict,
+      'torch._utils _rebuild_tensor': _rebuild_tensor,
+      'torch._utils _rebuild_tensor_v2': _rebuild_tensor,
+      'torch._utils _rebuild_parameter': lambda data, *_: data,
+      'torch Size': lambda sides=(): sides,
+      'numpy dtype': lambda name, *_: _Dtype(name),
+      '_codecs encode': self._encode,
+    }
+    for module in ('builtins', '__builtin__'):
+      for name in ('set', 'frozenset'):
+        self._functions[f'{module} {name}'] = lambda *_: Unused()
+    # NumPy moved its core in version 2.
+    for core in ('numpy.core', 'numpy._core'):
+      self._functions |= {
+        f'{core}.multiarray _reconstruct': lambda *_: Array(),
+        f'{core}.multiarray scalar': lambda dtype, data: self._array(
+          data, dtype, (), 'C'
+        ),
+        f'{core}.numeric _frombuffer': self._array,
+      }
+
+  def step(self, name, argument):
+    """Executes an instruction."""
+    stack = self.stack
+    match name:
+      case 'PUT' | 'BINPUT' | 'LONG_BINPUT':
+        self._memo[argument] = stack[-1]
+      case 'MEMOIZE':
+        self._memo[len(self._memo)] = stack[-1]
+      case 'GET' | 'BINGET' | 'LONG_BINGET':
+        stack.append(self._memo[argument])
+      case 'GLOBAL':
+        stack.append(self._find(argument))
+      case 'STACK_GLOBAL':
+        stack.append(self._find(' '.join(self._pop(2))))
+      case 'REDUCE':
+        function, arguments = self._pop(2)
+        is_call = isinstance(function, _Function)
+        if not is_call or not _is_short(arguments, _MAX_ARGUMENTS):
+          raise UserError('it calls something that is not a function')
+        stack.append(function.call(*arguments))
+      case 'BUILD':
+        (state,) = self._pop(1)
+        self._set_state(stack[-1], state)
+      case 'BINPERSID':
+        stack.append(self._storage(*self._pop(1)))
+      case 'PROTO' | 'FRAME' | 'STOP':
+        pass
+      case 'INST' | 'PERSID' | 'EXT1' | 'EXT2' | 'EXT4':
+        raise UserError(f'it has the instruction {name}')
+      case _ if argument is not None:
+        stack.append(argument)
+      case _ if name in _CONSTANTS:
+        stack.append(_CONSTANTS[name]())
+      case _:
+        self._collect(name)
+
+  def _collect(self, name):
+    """Executes an instruction on containers or on the stack itself."""
+    stack = self.stack
+    match name:
+      case 'POP':
+        stack.pop()
+      case 'POP_MARK' | 'ADDITEMS':
+        self._items()
+      case 'DUP':
+        stack.append(stack[-1])
+      case 'TUPLE1' | 'TUPLE2' | 'TUPLE3':
+        stack.append(tuple(self._pop(int(name[-1]))))
+      case 'TUPLE':
+        stack.append(tuple(self._items()))
+      case 'LIST':
+        stack.append(self._items())
+      case 'DICT':
+        stack.append(self._filled({}, self._items()))
+      case 'APPEND':
+        self._append(self._pop(1))
+      case 'APPENDS':
+        self._append(self._items())
+      case 'SETITEM':
+        self._filled(stack[-3], self._pop(2))
+      case 'SETITEMS':
+        items = self._items()
+        self._filled(stack[-1], items)
+      case 'FROZENSET':
+        self._items()
+        stack.append(Unused())
+      case _:
+        raise UserError(f'it has the instruction {name}')
+
+  def _pop(self, count):
+    items = self.stack[-count:]
+    if len(items) < count or any(x is _MARK for x in items):
+      raise UserError('its stack is too short')
+    del self.stack[-count:]
+    return items
+
+  def _items(self):
+    """Pops the items above the last mark, and the mark."""
+    items = []
+    while (item := self.stack.pop()) is not _MARK:
+      items.append(item)
+    return items[::-1]
+
+  def _append(self, items):
+    if type(self.stack[-1]) is not list:
+      raise UserError('it appends to something that is not a list')
+    self.stack[-1].extend(items)
+
+  def _filled(self, target, items):
+    """A dict with further keys and values, which alternate in `items`."""
+    if type(target) is not dict or len(items) % 2:
+      raise UserError('it sets items of something that is not a dict')
+    for key, value in zip(items[::2], items[1::2]):
+      if isinstance(key, str | bytes):
+        self._budget.pay(len(key))
+      elif not isinstance(key, int | float) or abs(key) >= _MAX_KEY:
+        key = Unused()  # It names no tensor.
+      target[key] = value
+    return target
+
+  def _dict(self, items=()):
+    """A dict of the items of another, or of (key, value) pairs."""
+    self._budget.pay(STEP * len(items))
+    pairs = items.items() if isinstance(items, dict) else items
+    return self._filled({}, [x for key, value in pairs for x in (key, value)])
+
+  def _find(self, name):
+    if name in self._functions:
+      return _Function(self._functions[name])
+    module, _, kind = name.partition(' ')
+    if module == 'torch' and kind in _STORAGES:
+      return _STORAGES[kind]
+    if name == 'numpy ndarray':
+      return Unused()
+    item = name.replace(' ', '.', 1)
+    if len(item) > _MAX_NAME_SHOWN or not item.isprintable():
+      item = brief(item)
+    raise UnsafePickleError(
+      f'it is refused, and nothing of it was run: it contains {item}, which is '
+      'neither a tensor nor a container. If the file is your own, save only '
+      'its state dict: torch.save(model.state_dict(), FILE).',
+      item=item,
+    )
+
+  def _storage(self, found):
+    match found if _is_short(found, _MAX_ARGUMENTS) else None:
+      case ('storage', np.dtype() as dtype, str(key), _, int(size), *view):
+        if view in ([], [None]):
+          self.storages[key] = Storage(dtype, key, size)
+          return self.storages[key]
+    raise UserError('it has an unknown storage')
+
+  def _set_state(self, target, state):
+    if isinstance(target, Array):
+      _, shape, dtype, is_fortran, data = state
+      order = 'F' if is_fortran else 'C'
+      target.value = self._array(data, dtype, shape, order).value
+    elif isinstance(target, _Dtype):
+      if state[1] in ('<', '>'):
+        target.dtype = target.dtype.newbyteorder(state[1])
+    elif type(target) is not dict:  # PyTorch adds attributes to some dicts.
+      raise UserError('it changes something after it was made')
+
+  def _array(self, data, dtype, shape, order):
+    if isinstance(data, str):  # Written by Python 2.
+      data = self._encode(data, 'latin1')
+    if not isinstance(dtype, _Dtype) or not isinstance(data, bytes | bytearray):
+      raise UserError('it has an array that does not consist of numbers')
+    array = Array()
+    flat = np.frombuffer(data, dtype.dtype)
+    array.value = flat.reshape(_sides(shape), order=order)
+    return array
+
+  def _encode(self, text, encoding):
+    if encoding not in ('latin1', 'latin-1'):
+      raise UserError('it has bytes that are not encoded as latin1')
+    self._budget.pay(len(text))
+    return text.encode('latin1')
 
 
-def _scalar(dtype, data):
-  return _frombuffer(data, dtype, (), 'C')
+def _rebuild_tensor(storage, offset, shape, strides, *_):
+  if not isinstance(storage, Storage):
+    raise UserError('it has a tensor without a storage')
+  return LazyTensor(storage, offset, _sides(shape), _sides(strides))
 
 
-def _encode(text, encoding):
-  if encoding not in ('latin1', 'latin-1'):
-    raise UserError('bytes that are not encoded as latin1')
-  return text.encode('latin1')
+def _is_short(items, most):
+  return isinstance(items, tuple | list) and len(items) <= most
 
 
-def _unwrapped(found, done):
-  """Tree with NumPy arrays; `done` are results by the id of the container."""
-  if isinstance(found, _Array):
-    return found.value
-  if not isinstance(found, dict | list | tuple):
-    return found
-  if id(found) not in done:
-    done[id(found)] = None  # While its content is unwrapped.
-    if isinstance(found, dict):
-      result = {key: _unwrapped(x, done) for key, x in found.items()}
-    else:
-      result = type(found)(_unwrapped(x, done) for x in found)
-    done[id(found)] = result
-  elif done[id(found)] is None:
-    raise UserError('container that contains itself')
-  return done[id(found)]
+def _sides(sides):
+  if not _is_short(sides, MAX_RANK):
+    raise UserError(f'it has a tensor of rank over {MAX_RANK}')
+  return tuple(sides)
+
+
+# Instructions that push a new object.
+_CONSTANTS = {
+  'NONE': lambda: None,
+  'NEWTRUE': lambda: True,
+  'NEWFALSE': lambda: False,
+  'MARK': lambda: _MARK,
+  'EMPTY_TUPLE': tuple,
+  'EMPTY_LIST': list,
+  'EMPTY_DICT': dict,
+  'EMPTY_SET': Unused,
+}

@@ -1,4 +1,4 @@
-"""PyTorch state dicts: shared by the names of torchvision and Detectron2.
+"""Formats of weights: the names and layouts of other systems' state dicts.
 
 Arrays change layout between PyTorch and Flax:
 
@@ -11,6 +11,7 @@ Arrays change layout between PyTorch and Flax:
 | box deltas | `(dy, dx, dh, dw)` | `(dx, dy, dw, dh)` |
 """
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -21,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.weights import coco_classes, load_report, tensor_files
+from maskrcnn_jax.weights import coco_classes
+from maskrcnn_jax.weights.tensor_files import Tensors
 
 _TRAINING_STATE = re.compile(
   r'(.*\.)?num_batches_tracked|.*_momentum|lr|pixel_mean|pixel_std'
@@ -29,7 +31,9 @@ _TRAINING_STATE = re.compile(
 )
 # (blocks of stage 4, three convolutions in a block) -> depth.
 _DEPTHS = {(2, False): 18, (6, False): 34, (6, True): 50, (23, True): 101}
-_DECONV = 'mask_head/deconv/kernel'
+# Layers of a kind that are counted, at most.
+_MAX_LAYERS = 32
+DECONV = 'mask_head/deconv/kernel'
 _DELTAS = ('rpn_head/box_deltas', 'box_head/box_deltas')
 # The first dense layer takes flattened RoI features.
 _FLATTENED = 'box_head/fc6/kernel'
@@ -61,14 +65,56 @@ class InferredModel:
   classes: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
 
+def roi_channels(ours: Mapping[str, Any]) -> int:
+  """Channels of the RoI features that the dense layers take; 0 if unknown."""
+  lateral = ours.get('fpn/lateral5/kernel')
+  return 0 if lateral is None else lateral.shape[-1]
+
+
+def _swap_box_axes(array):
+  """Swaps the rows of x and y in each group of four; its own inverse."""
+  groups = array.reshape(-1, 4, *array.shape[1:])
+  return groups[:, [1, 0, 3, 2]].reshape(array.shape)
+
+
+def _map_side(size, channels):
+  """Side of the square feature maps with `size` entries; 0 if not square."""
+  if channels < 1 or size % channels:
+    return 0
+  side = math.isqrt(size // channels)
+  return side if side * side * channels == size else 0
+
+
+def from_torch(name: str, array: np.ndarray, channels: int) -> np.ndarray:
+  """A PyTorch array in our layout; unchanged where its rank is unexpected.
+
+  `name` is ours; `channels` are those of the RoI features.
+  """
+  if name.startswith(_DELTAS) and array.shape[0] % 4 == 0:
+    array = _swap_box_axes(array)
+  if not name.endswith('/kernel'):
+    return array
+  if array.ndim == 4:
+    axes = _DECONV_AXES if name == DECONV else np.argsort(_CONV_AXES)
+    return array.transpose(axes)
+  if array.ndim != 2:
+    return array
+  if name == _FLATTENED and (side := _map_side(array.shape[1], channels)):
+    maps = array.reshape(-1, channels, side, side)
+    array = maps.transpose(0, 2, 3, 1).reshape(array.shape)
+  return array.T
+
+
 @dataclasses.dataclass(frozen=True)
 class Format:
-  """Naming scheme of a state dict.
+  """Naming scheme and layout of a state dict.
 
   Attributes:
     kind: `backbone`, or `model` if there are heads.
     config: shipped config of the model.
     name: our name of a variable -> theirs; raises `UserError` if it has none.
+    layout: our name, their array, channels of the RoI features -> the array in
+      our layout.
     is_layer: True for names in layers of a part that the file covers.
     has_statistics: norms have means and variances; otherwise the file folds
       them into scale and bias.
@@ -76,87 +122,49 @@ class Format:
       our name, their array, our shape -> their array in our order.
     num_classes: rows of the class logits -> `model.num_classes`.
     overrides: fields of the config, besides those that the shapes give.
+    training_state: pattern of tensors of the run that wrote the file.
   """
 
   kind: str
   config: str
   name: Callable[[str], str]
+  layout: Callable[[str, np.ndarray, int], np.ndarray] = from_torch
   is_layer: Callable[[str], bool] = lambda name: True
   has_statistics: bool = True
   arrange: Callable[[str, np.ndarray, tuple], np.ndarray] | None = None
   num_classes: Callable[[int], int] = lambda rows: rows
   overrides: Sequence[str] = ()
+  training_state: re.Pattern = _TRAINING_STATE
 
 
-def load(
-  file: tensor_files.Tensors,
-  form: Format,
-  variables: Mapping[str, Any],
-  options: load_report.LoadOptions = load_report.STRICT,
-) -> tuple[dict[str, Any], load_report.LoadReport]:
-  """Variables with the tensors of a state dict; see `external.load`."""
-  ours = load_report.flatten(variables)
-  channels = roi_channels(ours)
-  names, arrays, folded = {}, {}, []
-  for path, variable in ours.items():
-    if form.kind == 'backbone' and not path.startswith('backbone/'):
-      continue
-    leaf = path.rpartition('/')[2]
-    if leaf in ('mean', 'variance') and not form.has_statistics:
-      folded.append(path)
-      fill = np.ones if leaf == 'variance' else np.zeros
-      arrays[path] = fill(variable.shape, np.float32)
-      continue
-    names[path] = form.name(path)
-    if names[path] in file.arrays:
-      array = file.arrays[names[path]]
-      if form.arrange:
-        array = form.arrange(path, array, variable.shape)
-      arrays[path] = from_torch(path, array, channels)
-  others = sorted(file.arrays.keys() - {*names.values()})
-  unexpected = [x for x in others if not _TRAINING_STATE.fullmatch(x)]
-  weights = load_report.Weights(
-    path=file.path,
-    kind=form.kind,
-    arrays=arrays,
-    names=names | dict.fromkeys(folded, 'scale and bias'),
-    folded=folded,
-    unexpected=unexpected,
-    layers=[x for x in unexpected if form.is_layer(x)],
-    training_state=[
-      *(x for x in others if _TRAINING_STATE.fullmatch(x)),
-      *file.others,
-    ],
-  )
-  return load_report.load_variables(variables, weights, options)
-
-
-def roi_channels(ours: Mapping[str, Any]) -> int:
-  """Channels of the RoI features that the dense layers take."""
-  return ours['fpn/lateral5/kernel'].shape[-1]
-
-
-def infer_model(
-  form: Format, arrays: Mapping[str, np.ndarray]
-) -> InferredModel:
+def infer_model(file: Tensors, form: Format) -> InferredModel:
   """The model of a state dict; `UserError` for a ResNet of unknown depth."""
 
-  def width(layer, axis=0):
-    array = arrays.get(form.name(f'{layer}/kernel'))
-    return array.shape[axis] if array is not None else None
+  def find(path):
+    with contextlib.suppress(UserError):
+      return file.arrays.get(form.name(f'{path}/kernel'))
+
+  def width(layer):
+    array = find(layer)
+    if array is None or not array.shape or 0 in array.shape:
+      return None
+    # Shapes are enough, and the array may be unread.
+    shaped = np.broadcast_to(np.float32(0), array.shape)
+    return form.layout(f'{layer}/kernel', shaped, 0).shape[-1]
 
   def count(layers):
-    kernels = (f'{layers.format(i)}/kernel' for i in itertools.count(1))
-    there = (form.name(kernel) in arrays for kernel in kernels)
+    there = (find(layers.format(i)) is not None for i in range(1, _MAX_LAYERS))
     return sum(1 for _ in itertools.takewhile(bool, there))
 
   blocks = count('backbone/stage4/block{}/conv1')
-  third = form.name('backbone/stage4/block1/conv3/kernel') in arrays
+  third = find('backbone/stage4/block1/conv3') is not None
   if (blocks, third) not in _DEPTHS:
     raise UserError(
-      f'The backbone has {blocks} blocks of {3 if third else 2} convolutions '
-      f'in stage 4, wanted a ResNet of {sorted(_DEPTHS.values())} layers.',
+      f'{file.path}: the backbone has {blocks} blocks of {3 if third else 2} '
+      'convolutions in stage 4, wanted a ResNet of '
+      f'{sorted(_DEPTHS.values())} layers.',
       argument='model.backbone.depth',
+      path=file.path,
       wanted=sorted(_DEPTHS.values()),
     )
   sizes = {
@@ -169,14 +177,15 @@ def infer_model(
     if rows is not None:
       sizes['num_classes'] = form.num_classes(rows)
       classes = coco_classes.of(sizes['num_classes'])
-    dense = (form.name(f'box_head/fc{6 + i}/kernel') for i in range(4))
     sizes |= {
       'box_convs': count('box_head/conv{}'),
       'mask_convs': count('mask_head/conv{}'),
-      'box_dense': sum(name in arrays for name in dense),
+      'box_dense': sum(
+        find(f'box_head/fc{6 + i}') is not None for i in range(4)
+      ),
       'pyramid_channels': width('fpn/lateral2'),
       'box_channels': width('box_head/fc6'),
-      'mask_channels': width('mask_head/deconv', axis=1),
+      'mask_channels': width('mask_head/deconv'),
     }
   overrides = [f'model.{k}={v}' for k, v in sizes.items() if v is not None]
   return InferredModel(form.config, [*form.overrides, *overrides], classes)
@@ -248,31 +257,11 @@ def namer(
   return name
 
 
-def from_torch(name: str, array: np.ndarray, channels: int) -> np.ndarray:
-  """A PyTorch array in our layout; unchanged where its rank is unexpected.
-
-  `name` is ours; `channels` are those of the RoI features.
-  """
-  if name.startswith(_DELTAS) and array.shape[0] % 4 == 0:
-    array = _swap_box_axes(array)
-  if not name.endswith('/kernel'):
-    return array
-  if array.ndim == 4:
-    axes = _DECONV_AXES if name == _DECONV else np.argsort(_CONV_AXES)
-    return array.transpose(axes)
-  if array.ndim != 2:
-    return array
-  if name == _FLATTENED and (side := _map_side(array.shape[1], channels)):
-    maps = array.reshape(-1, channels, side, side)
-    array = maps.transpose(0, 2, 3, 1).reshape(array.shape)
-  return array.T
-
-
 def to_torch(name: str, array: np.ndarray, channels: int) -> np.ndarray:
   """One of our arrays in PyTorch's layout; the inverse of `from_torch`."""
   if name.endswith('/kernel'):
     if array.ndim == 4:
-      axes = np.argsort(_DECONV_AXES) if name == _DECONV else _CONV_AXES
+      axes = np.argsort(_DECONV_AXES) if name == DECONV else _CONV_AXES
       array = array.transpose(axes)
     else:
       array = array.T
@@ -282,17 +271,3 @@ def to_torch(name: str, array: np.ndarray, channels: int) -> np.ndarray:
   if name.startswith(_DELTAS):
     array = _swap_box_axes(array)
   return np.ascontiguousarray(array)
-
-
-def _swap_box_axes(array):
-  """Swaps the rows of x and y in each group of four; its own inverse."""
-  groups = array.reshape(-1, 4, *array.shape[1:])
-  return groups[:, [1, 0, 3, 2]].reshape(array.shape)
-
-
-def _map_side(size, channels):
-  """Side of the square feature maps with `size` entries; 0 if not square."""
-  if channels < 1 or size % channels:
-    return 0
-  side = math.isqrt(size // channels)
-  return side if side * side * channels == size else 0

@@ -1,220 +1,201 @@
-"""TensorFlow checkpoints of backbones and of whole Mask R-CNNs.
+"""Names of variables in TensorFlow checkpoints.
 
-A checkpoint is named by its prefix: `model.ckpt-112603` for the files
-`model.ckpt-112603.index` and `model.ckpt-112603.data-00000-of-00001`. Both
-forms are read: named tensors (TensorFlow 1, also in a SavedModel) and Keras
-checkpoints, whose object graph has the names. TensorFlow is imported on first
-use.
+Four layouts are known: Google's ResNet, which Habana's and Google's Mask R-CNN
+hold in a scope; NVIDIA's ResNet classifier; and NVIDIA's Mask R-CNN. Layers are
+numbered in the order of their calls: the stem, then the blocks, each with its
+projection, if any, first.
 """
 
 import dataclasses
-import os
-import pathlib
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection
 
 import numpy as np
 
-from maskrcnn_jax.errors import UserError, did_you_mean
-from maskrcnn_jax.weights import load_report, tensorflow_names
-from maskrcnn_jax.weights.state_dicts import InferredModel
+from maskrcnn_jax.weights import state_dicts
+from maskrcnn_jax.weights.state_dicts import Format
 
-_SUFFIX = re.compile(r'\.(index|meta|data-\d{5}-of-\d{5})$')
-# Key of the object graph of Keras and tf.train.Checkpoint.
-_OBJECT_GRAPH = '_CHECKPOINTABLE_OBJECT_GRAPH'
-_VALUE = '/.ATTRIBUTES/VARIABLE_VALUE'
-# Names that an error lists.
-_NUM_MENTIONED = 5
-# TensorFlow's kernel is [height, width, out, in].
-_DECONV = 'mask_head/deconv/kernel'
+_LAYER = re.compile(
+  r'backbone/(?:stem|stage(\d)/block(\d+))/'
+  r'(?:(?:conv|norm)(\d?)|shortcut_(?:conv|norm))'
+)
+# Variables in a layer: ours -> theirs.
+_LEAVES = {
+  'kernel': 'kernel',
+  'scale': 'gamma',
+  'bias': 'beta',
+  'mean': 'moving_mean',
+  'variance': 'moving_variance',
+}
+# Layers outside the backbone: ours -> theirs.
+_HEADS = (
+  (r'fpn/lateral(\d)', r'fpn/l\1'),
+  (r'fpn/output(\d)', r'fpn/post_hoc_d\1'),
+  (r'rpn_head/conv', 'rpn_head/rpn'),
+  (r'rpn_head/objectness', 'rpn_head/rpn-class'),
+  (r'rpn_head/box_deltas', 'rpn_head/rpn-box'),
+  (r'box_head/(fc\d)', r'box_head/\1'),
+  (r'box_head/class_logits', 'box_head/class-predict'),
+  (r'box_head/box_deltas', 'box_head/box-predict'),
+  (r'mask_head/conv(\d+)', lambda m: f'mask_head/mask-conv-l{int(m[1]) - 1}'),
+  (r'mask_head/deconv', 'mask_head/conv5-mask'),
+  (r'mask_head/mask_logits', 'mask_head/mask_fcn_logits'),
+)
+_head_name = state_dicts.namer(
+  _HEADS, 'TensorFlow checkpoints', {'kernel': 'kernel', 'bias': 'bias'}, '/'
+)
+_HEAD_SCOPES = ('fpn/', 'rpn_head/', 'box_head/', 'mask_head/')
+_NUMBERED = '(conv2d|batch_normalization|btlnck_block|bottleneck_group)[_/]'
+_TRAINING_STATE = re.compile(
+  r'optimizer/.*|.*\.OPTIMIZER_SLOT.*|(SGD|Adam)/.*'
+  r'|(.*/)?(Momentum|momentum|Adam|RMSProp|ExponentialMovingAverage)(_\d+)?'
+  r'|(.*/)?(global_step|save_counter|beta[12]_power)(:0)?'
+  r'|(.*/)?(current_)?loss_scale(/.*)?|(.*/)?good_steps'
+  r'|_CHECKPOINTABLE_OBJECT_GRAPH'
+)
+# Blocks of stages 2 to 5 by the number of convolutions.
+_BLOCKS = {53: (3, 4, 6, 3), 104: (3, 4, 23, 3)}
+
+
+def find_format(names: Collection[str]) -> Format | None:
+  """Format of a checkpoint with these names; None if unknown."""
+  for pattern, convolution, config in _BACKBONES:
+    matches = (re.fullmatch(pattern, name) for name in names)
+    if match := next(filter(None, matches), None):
+      model_scope = match['model'] or ''
+      scope = model_scope + (match['backbone'] or '')
+      return _format(names, model_scope, scope, convolution, config)
+  return None
+
+
+def _format(names, model_scope, backbone_scope, convolution, config) -> Format:
+  heads = tuple(model_scope + scope for scope in _HEAD_SCOPES)
+  is_model = any(name.startswith(heads) for name in names)
+  numbered = re.compile(re.escape(backbone_scope) + _NUMBERED)
+  convs = [x for x in names if numbered.match(x) and x.endswith('/kernel')]
+  nearest = min(_BLOCKS, key=lambda count: abs(count - len(convs)))
+  positions = {
+    (x.stage, x.block, x.conv): x for x in _positions(_BLOCKS[nearest])
+  }
+
+  def name(path):
+    layer, _, leaf = path.rpartition('/')
+    if not (match := _LAYER.fullmatch(layer)):
+      return model_scope + _head_name(path)
+    position = positions.get(tuple(int(x or 0) for x in match.groups()))
+    if not position:  # Of a larger network: a name that is missing.
+      return backbone_scope + path
+    conv, norm = convolution(position)
+    layer = conv if leaf == 'kernel' else norm
+    return f'{backbone_scope}{layer}/{_LEAVES[leaf]}'
+
+  return Format(
+    kind='model' if is_model else 'backbone',
+    config=config,
+    name=name,
+    layout=_layout,
+    is_layer=lambda name: bool(
+      numbered.match(name) or (is_model and name.startswith(heads))
+    ),
+    training_state=_TRAINING_STATE,
+  )
+
+
+def _layout(name: str, array: np.ndarray, channels: int) -> np.ndarray:
+  """An array in our layout; the kernel of a deconvolution differs."""
+  swap = name == state_dicts.DECONV and array.ndim == 4
+  return np.swapaxes(array, 2, 3) if swap else array
 
 
 @dataclasses.dataclass(frozen=True)
-class _Checkpoint:
-  """An open checkpoint.
+class _Position:
+  """Position of a convolution in the backbone.
 
   Attributes:
-    prefix: of its files.
-    reader: of TensorFlow.
-    keys: name of a variable -> key of the reader.
-    layout: naming scheme of its variables.
+    stage: 2 to 5; 0 in the stem.
+    block: in the stage, from 1; 0 in the stem.
+    conv: in the block, from 1; 0 for its projection and in the stem.
+    index: number of convolutions called before.
+    index_of_plain: the same without projections.
+    index_of_block: number of blocks before.
   """
 
-  prefix: str
-  reader: Any
-  keys: Mapping[str, str]
-  layout: tensorflow_names.Layout
+  stage: int = 0
+  block: int = 0
+  conv: int = 0
+  index: int = 0
+  index_of_plain: int = 0
+  index_of_block: int = 0
+
+  @property
+  def is_projection(self):
+    return self.stage > 0 and self.conv == 0
 
 
-def load(
-  prefix: str | os.PathLike,
-  variables: Mapping[str, Any],
-  options: load_report.LoadOptions = load_report.STRICT,
-) -> tuple[dict[str, Any], load_report.LoadReport]:
-  """Variables with the tensors of a TensorFlow checkpoint; see `external.load`.
+def _positions(num_blocks) -> list[_Position]:
+  """Convolutions of the backbone in the order of their calls."""
+  found, plain = [_Position()], 1
+  blocks = [
+    (stage, block)
+    for stage, count in enumerate(num_blocks, start=2)
+    for block in range(1, count + 1)
+  ]
+  for index, (stage, block) in enumerate(blocks):
+    for conv in range(0 if block == 1 else 1, 4):
+      found.append(_Position(stage, block, conv, len(found), plain, index))
+      plain += conv > 0
+  return found
 
-  Args:
-    prefix: of the checkpoint, such as `resnet/model.ckpt-112603`; or a folder
-      whose file `checkpoint` names it.
-    variables: as in `external.load`.
-    options: how much of the model the checkpoint must cover.
-  """
-  checkpoint = _open(prefix)
-  ours = load_report.flatten(variables)
-  _check_norm(ours)
-  names = checkpoint.layout.names(ours)
-  others = sorted(checkpoint.keys.keys() - set(names.values()))
-  is_training_state = tensorflow_names.is_training_state
-  unexpected = [x for x in others if not is_training_state(x)]
-  weights = load_report.Weights(
-    path=checkpoint.prefix,
-    kind=checkpoint.layout.kind,
-    arrays=_read(checkpoint, names),
-    names=names,
-    unexpected=unexpected,
-    layers=[x for x in unexpected if checkpoint.layout.is_layer(x)],
-    training_state=[x for x in others if is_training_state(x)],
+
+def _google(conv):
+  return (
+    _numbered('conv2d', conv.index),
+    _numbered('batch_normalization', conv.index),
   )
-  return load_report.load_variables(variables, weights, options)
 
 
-def kind(prefix: str | os.PathLike) -> str:
-  """Kind of a checkpoint, `backbone` or `model`; raises as `load`."""
-  return _open(prefix).layout.kind
+def _nvidia_classifier(conv):
+  block = f'btlnck_block_{conv.stage - 2}_{conv.block - 1}'
+  if not conv.stage:
+    scope = 'conv2d'
+  elif conv.is_projection:
+    scope = f'{block}/shortcut/conv2d'
+  else:
+    scope = f'{block}/bottleneck_{conv.conv}'
+  return f'{scope}/conv2d', f'{scope}/BatchNorm'
 
 
-def infer_model(prefix: str | os.PathLike) -> InferredModel:
-  """The model that a checkpoint belongs to; raises as `load`."""
-  checkpoint = _open(prefix)
-  shapes = checkpoint.reader.get_variable_to_shape_map()
-  overrides = []
-  for name, key in checkpoint.keys.items():
-    if name.endswith('box_head/class-predict/bias'):
-      overrides = [f'model.num_classes={shapes[key][0]}']
-  return InferredModel(checkpoint.layout.config, overrides)
+def _nvidia_mask_rcnn(conv):
+  scope = _numbered('conv2d_block', conv.index_of_plain)
+  if conv.is_projection:
+    scope = 'shortcut'
+  if conv.stage:
+    group = _numbered('bottleneck_group', conv.stage - 2)
+    block = _numbered('bottleneck_block', conv.index_of_block)
+    scope = f'{group}/{block}/{scope}'
+  name, norm = _google(conv)
+  return f'{scope}/{name}', f'{scope}/{norm}'
 
 
-def is_part(path: str | os.PathLike) -> bool:
-  """True for the name of a file that is part of a TensorFlow checkpoint."""
-  return _SUFFIX.search(os.fspath(path)) is not None
+def _numbered(name, index):
+  return f'{name}_{index}' if index else name
 
 
-def _check_norm(names):
-  """Refuses a backbone with group norm, which has no statistics."""
-  for name in names:
-    scope, _, leaf = name.rpartition('/')
-    is_norm = name.startswith('backbone/') and leaf == 'scale'
-    if is_norm and f'{scope}/mean' not in names:
-      raise UserError(
-        f'TensorFlow checkpoints hold batch norm, but {scope} is group norm: '
-        "set model.backbone.norm to 'frozen' or 'batch'.",
-        argument='model.backbone.norm',
-        given='group',
-        wanted=('frozen', 'batch'),
-      )
-
-
-def _read(checkpoint, names):
-  """Our name -> array in our layout, where the checkpoint has the tensor."""
-  arrays = {}
-  for name, theirs in names.items():
-    if theirs not in checkpoint.keys:
-      continue
-    key = checkpoint.keys[theirs]
-    array = np.asarray(_tensor(checkpoint.prefix, checkpoint.reader, key))
-    swap = name == _DECONV and array.ndim == 4
-    arrays[name] = np.swapaxes(array, 2, 3) if swap else array
-  return arrays
-
-
-def _tensor(prefix, reader, key):
-  import tensorflow as tf
-
-  try:
-    return reader.get_tensor(key)
-  except (tf.errors.OpError, IndexError) as error:  # IndexError: truncated.
-    path = pathlib.Path(prefix)
-    files = sorted(map(str, path.parent.glob(f'{path.name}.data-*')))
-    if not files:
-      wanted = f'{prefix}.data-00000-of-00001'
-      raise UserError(
-        f'{prefix}.index exists, but {wanted} does not.', path=wanted
-      ) from error
-    raise UserError(
-      f'{key} cannot be read from {", ".join(files)}, which may be corrupt or '
-      f'truncated: {error}',
-      path=files[0],
-      item=key,
-    ) from error
-
-
-def _open(prefix) -> _Checkpoint:
-  import tensorflow as tf
-
-  prefix = _find(os.fspath(prefix))
-  try:
-    reader = tf.train.load_checkpoint(prefix)
-  except (tf.errors.OpError, IndexError) as error:
-    raise UserError(
-      f'{prefix}.index cannot be read; it may be corrupt or truncated: {error}',
-      path=f'{prefix}.index',
-    ) from error
-  keys = {key: key for key in reader.get_variable_to_shape_map()}
-  if _OBJECT_GRAPH in keys:
-    keys = _names_of_keys(_tensor(prefix, reader, _OBJECT_GRAPH), keys)
-  layout = tensorflow_names.find_layout(keys)
-  if layout is None:
-    mentioned = ', '.join(sorted(keys)[:_NUM_MENTIONED])
-    raise UserError(
-      f'{prefix} is neither a ResNet nor a Mask R-CNN with names of Google, '
-      f'Habana or NVIDIA. It has {len(keys)} tensors: {mentioned}, ...',
-      path=prefix,
-      item=min(keys, default=None),
-    )
-  return _Checkpoint(prefix, reader, keys, layout)
-
-
-def _names_of_keys(graph, keys):
-  """Name of a variable -> key, by the object graph of a checkpoint."""
-  from tensorflow.core.protobuf import trackable_object_graph_pb2
-
-  proto = trackable_object_graph_pb2.TrackableObjectGraph.FromString(graph)
-  full_names = {
-    attribute.checkpoint_key: attribute.full_name
-    for node in proto.nodes
-    for attribute in node.attributes
-  }
-  # Only the keys of the optimizer's arrays tell that they are the optimizer's.
-  return {
-    key.removesuffix(_VALUE)
-    if tensorflow_names.is_training_state(key)
-    else full_names.get(key) or key.removesuffix(_VALUE): key
-    for key in sorted(keys)
-  }
-
-
-def _find(given) -> str:
-  """Prefix of an existing checkpoint, or of the one that a folder names."""
-  path = pathlib.Path(_SUFFIX.sub('', given))
-  why = f'{path}.index does not exist'
-  if path.is_dir():
-    state = path / 'checkpoint'
-    text = state.read_text() if state.is_file() else ''
-    named = re.search(r'^model_checkpoint_path:\s*"(.*)"', text, re.MULTILINE)
-    # An absolute path belongs to the machine that wrote it.
-    path /= named[1].rpartition('/')[2] if named else 'checkpoint'
-    why = f'{state} {"names it" if named else "is missing; give a prefix"}'
-  if pathlib.Path(f'{path}.index').is_file():
-    return str(path)
-  if not path.parent.is_dir():
-    why = f'{path.parent} is not a folder'
-  there = sorted(x.stem for x in path.parent.glob('*.index'))
-  listed = ', '.join(there[:_NUM_MENTIONED]) or 'no checkpoint'
-  more = ', ...' if len(there) > _NUM_MENTIONED else ''
-  raise UserError(
-    f'There is no checkpoint {path}: {why}{did_you_mean(path.name, there)} '
-    f'{path.parent} has {listed}{more}.',
-    path=path,
-    wanted=there,
-  )
+# Pattern of a name that only this layout has, with its scopes.
+_BACKBONES = (
+  (
+    r'(?P<model>)(?P<backbone>resnet\d+/)?conv2d(_\d+)?/kernel',
+    _google,
+    'coco:habana_1x',
+  ),
+  (
+    r'(?P<model>)(?P<backbone>resnet\d+/)btlnck_block_\d+_\d+/.*',
+    _nvidia_classifier,
+    'coco:nvidia_1x',
+  ),
+  (
+    r'(?P<model>.*/)?(?P<backbone>resnet\d+/)bottleneck_group(_\d+)?/.*',
+    _nvidia_mask_rcnn,
+    'coco:nvidia_1x',
+  ),
+)

@@ -35,7 +35,7 @@ from maskrcnn_jax.export import detect
 from maskrcnn_jax.inference import image_files
 from maskrcnn_jax.inference.output_folder import OutputFolder
 from maskrcnn_jax.input_pipeline import batches
-from maskrcnn_jax.weights import external, tensor_files, tensorflow
+from maskrcnn_jax.weights import external, state_dicts, tensor_files
 
 _WEIGHTS = pathlib.Path(__file__).parents[1] / 'weights/files'
 _SIZE = (24, 32)
@@ -92,10 +92,10 @@ def make_tensorflow(folder, objects=False):
 
 def read_tensorflow(folder, path):
   """All tensors, and the model that they belong to."""
-  external.infer_model(folder / 'x.ckpt')
-  checkpoint = tensorflow._open(folder / 'x.ckpt')
-  names = list(checkpoint.keys)[:5]
-  tensorflow._read(checkpoint, dict(zip(names, names)))
+  file, form = external.read(folder / 'x.ckpt')
+  state_dicts.infer_model(file, form)
+  for array in file.arrays.values():
+    np.asarray(array)
 
 
 def make_records(folder):

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import signal
 
 import jax
 import narrow_models
@@ -73,6 +74,22 @@ def test_existing_outputs_are_not_overwritten(
   assert [x.name for x in workdir.iterdir()] == ['mine.txt']
   assert run('export_weights', checkpoint=imported[0], output=source) == 2
   assert str(source) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('error', [OSError(28, 'full'), KeyboardInterrupt()])
+def test_a_failed_import_leaves_nothing(source, tmp_path, monkeypatch, error):
+  def fail(*_):
+    # Nothing here waits for the end of a step to obey a signal.
+    assert signal.getsignal(signal.SIGTERM) == before
+    raise error
+
+  before = signal.getsignal(signal.SIGTERM)
+  monkeypatch.setattr(store.CheckpointWriter, 'save', fail)
+  for _ in range(2):  # Neither is refused because of the first one's rests.
+    with pytest.raises(type(error)) as raised:
+      pretrained.import_weights(source, tmp_path / 'run')
+    assert raised.value is error
+  assert not [*tmp_path.iterdir()]
 
 
 def test_a_pickle_that_runs_a_command(tmp_path, capsys):

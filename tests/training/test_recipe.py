@@ -15,8 +15,7 @@ import tiny_model
 
 from maskrcnn_jax.config import load_config
 from maskrcnn_jax.training import train_step
-from maskrcnn_jax.weights import load_report
-from maskrcnn_jax.weights import tensorflow as tensorflow_lib
+from maskrcnn_jax.weights import external, load_report
 
 WIDTH = 8
 FROZEN = ('backbone/stem/', 'backbone/stage2/')
@@ -49,7 +48,7 @@ def fixture_recipe(tmp_path_factory):
   tensorflow_checkpoint.write_named(
     prefix, tensorflow_checkpoint.google_backbone(50, WIDTH)
   )
-  loaded, _ = tensorflow_lib.load(prefix, state.variables())
+  loaded, _ = external.load(prefix, state.variables())
   state = state.replace(**loaded)
   key = jax.random.key(1)
 

@@ -1,11 +1,14 @@
 """Loading of arrays into variables: what must fit, and what is reported."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.weights import load_report
 from maskrcnn_jax.weights.load_report import STRICT, LoadOptions
+from maskrcnn_jax.weights.tensor_files import Tensors
 
 PARTIAL = LoadOptions(strict=False)
 # Three classes with background.
@@ -42,15 +45,12 @@ def zeros():
 
 def load(shapes, options, layers=(), prefix=''):
   """The report of loading arrays of ones, which the variables agree with."""
-  weights = load_report.Weights(
-    path='w.pth',
-    kind='model',
-    arrays={k: np.ones(shape, np.float32) for k, shape in shapes.items()},
-    names={name: prefix + name for name in SHAPES},
-    unexpected=layers,
-    layers=layers,
+  tensors = {prefix + k: np.ones(x, np.float32) for k, x in shapes.items()}
+  tensors |= dict.fromkeys(layers, np.ones(1, np.float32))
+  form = dataclasses.replace(load_report.OURS, name=lambda name: prefix + name)
+  filled, report = load_report.load(
+    Tensors('w.pth', tensors), form, zeros(), options
   )
-  filled, report = load_report.load_variables(zeros(), weights, options)
   flat = load_report.flatten(filled)
   assert {k: x.shape for k, x in flat.items()} == SHAPES
   for name, array in flat.items():

@@ -280,7 +280,7 @@ TUPLES = b')q\0' + b''.join(b'h%c\x86q%c' % (i, i + 1) for i in range(25))
 def test_pickles_of_enormous_objects(tmp_path, program, container):
   path = tmp_path / 'weights.pth'
   path.write_bytes(containers(b'\x80\2' + program + b'.')[container])
-  assert 'at byte' in str(refused(path))
+  refused(path)
 
 
 def test_a_storage_larger_than_declared_is_not_read(tmp_path):

@@ -10,8 +10,7 @@ import pytest
 import tensorflow_checkpoint
 
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.weights import load_report
-from maskrcnn_jax.weights import tensorflow as tensorflow_lib
+from maskrcnn_jax.weights import external, load_report
 
 PREFIX = 'model.ckpt-112603'
 # Layers of the tiny model outside its backbone: ours -> Habana's.
@@ -78,7 +77,7 @@ def write(folder, tensors):
 
 
 def test_a_narrow_backbone(google, variables):
-  loaded, report = tensorflow_lib.load(google, variables)
+  loaded, report = external.load(google, variables)
   tensors = google_tensors()
   arrays = load_report.flatten(loaded)
   # The first block of a stage begins with its projection.
@@ -103,8 +102,8 @@ def test_a_narrow_backbone(google, variables):
 
 
 def test_the_report_of_a_backbone(google, variables):
-  _, report = tensorflow_lib.load(google, variables)
-  assert report.kind == tensorflow_lib.kind(google) == 'backbone'
+  _, report = external.load(google, variables)
+  assert report.kind == external.kind(google) == 'backbone'
   assert len(report.loaded) == 265
   assert report.unexpected == ['dense/bias', 'dense/kernel']
   assert report.training_state == ['global_step']
@@ -124,7 +123,7 @@ def test_blocks_count_as_numbers(tmp_path):
   """Block 10 of stage 4 comes after block 9, not after block 1."""
   tensors = google_tensors(depth=101)
   prefix = write(tmp_path, tensors)
-  _, report = tensorflow_lib.load(prefix, make_variables(depth=101))
+  _, report = external.load(prefix, make_variables(depth=101))
   assert len(report.loaded) == len(tensors) == 104 * 5
   block = 'backbone/stage4/block10/conv1/kernel'
   # 1 + 10 + 13 calls before the stage, then 4 and 8 times 3.
@@ -133,7 +132,7 @@ def test_blocks_count_as_numbers(tmp_path):
 
 def test_trainable_norm_has_scale_and_bias_among_the_parameters(google):
   variables = make_variables(norm='batch')
-  loaded, report = tensorflow_lib.load(google, variables)
+  loaded, report = external.load(google, variables)
   assert len(report.loaded) == 265
   norm = loaded['params']['backbone']['stage5']['block3']['norm3']
   stats = loaded['batch_stats']['backbone']['stage5']['block3']['norm3']
@@ -151,8 +150,8 @@ def test_trainable_norm_has_scale_and_bias_among_the_parameters(google):
 def test_a_whole_model(tmp_path, variables):
   tensors = habana_tensors(variables)
   prefix = write(tmp_path, tensors)
-  loaded, report = tensorflow_lib.load(prefix, variables)
-  assert report.kind == tensorflow_lib.kind(prefix) == 'model'
+  loaded, report = external.load(prefix, variables)
+  assert report.kind == external.kind(prefix) == 'model'
   assert not (report.unexpected or report.training_state or report.missing)
   arrays = load_report.flatten(loaded)
   for ours, theirs in HEADS.items():
@@ -179,7 +178,7 @@ def test_group_norm_has_no_statistics(google):
 def test_short_floats_become_float32(tmp_path, variables, dtype):
   tensors = google_tensors()
   short = {name: x.astype(dtype) for name, x in tensors.items()}
-  loaded, _ = tensorflow_lib.load(write(tmp_path, short), variables)
+  loaded, _ = external.load(write(tmp_path, short), variables)
   kernel = loaded['params']['backbone']['stem']['conv']['kernel']
   assert kernel.dtype == np.float32
   np.testing.assert_array_equal(
@@ -189,7 +188,7 @@ def test_short_floats_become_float32(tmp_path, variables, dtype):
 
 def error(prefix, variables):
   with pytest.raises(UserError) as raised:
-    tensorflow_lib.load(prefix, variables)
+    external.load(prefix, variables)
   return raised.value
 
 
@@ -201,12 +200,12 @@ def test_missing_and_misshaped_tensors_are_listed(tmp_path, variables):
   prefix = write(tmp_path, tensors)
   found = error(prefix, variables)
   assert found.path == str(prefix)
-  assert found.item == (
+  assert sorted(found.item) == [
+    'backbone/stage2/block2/conv3/kernel',
     'backbone/stem/conv/kernel',
     'backbone/stem/norm/scale',
-    'backbone/stage2/block2/conv3/kernel',
-  )
-  first, second, third = str(found).splitlines()[1:]
+  ]
+  third, first, second = sorted(str(found).splitlines()[1:])
   assert '(3, 7, 3, 8)' in first and '(7, 7, 3, 8)' in first
   assert 'batch_normalization/gamma' in second and 'int32' in second
   assert 'conv2d_7/kernel' in third and '(1, 1, 8, 32)' in third
@@ -228,7 +227,7 @@ def test_a_deeper_backbone_is_refused(tmp_path, variables):
 
 def test_a_prefix_may_have_the_suffix_of_one_of_its_files(google, variables):
   for suffix in ('.index', '.data-00000-of-00001', '.meta'):
-    _, report = tensorflow_lib.load(f'{google}{suffix}', variables)
+    _, report = external.load(f'{google}{suffix}', variables)
     assert report.source == PREFIX
 
 
@@ -238,7 +237,7 @@ def test_a_folder_with_a_state_file(google, variables):
   (google.parent / 'checkpoint').write_text(
     state + 'all_model_checkpoint_paths: "model.ckpt-1"\n'
   )
-  _, report = tensorflow_lib.load(google.parent, variables)
+  _, report = external.load(google.parent, variables)
   assert report.source == PREFIX
 
 
@@ -260,13 +259,6 @@ def test_a_wrong_prefix(google, tmp_path, variables):
   assert found.wanted == [PREFIX]
   assert f"'{PREFIX}'" in str(found)
   assert str(tmp_path / 'no') in str(error(tmp_path / 'no' / PREFIX, variables))
-
-
-def test_a_file_of_another_kind(tmp_path, variables):
-  path = tmp_path / 'weights.pth'
-  path.write_bytes(b'something')
-  found = error(path, variables)
-  assert (found.path, found.wanted) == (str(path), [])
 
 
 def data_file(prefix):
@@ -304,4 +296,4 @@ def test_a_checkpoint_of_another_kind_of_model(tmp_path, variables):
   assert (found.path, found.item) == (str(prefix), names[0])
   assert names[1] in str(found)
   with pytest.raises(UserError):
-    tensorflow_lib.kind(prefix)
+    external.kind(prefix)

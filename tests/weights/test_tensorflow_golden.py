@@ -17,8 +17,7 @@ import tensorflow_checkpoint
 
 from maskrcnn_jax.ops import images as image_ops
 from maskrcnn_jax.training import optimizer as optimizer_lib
-from maskrcnn_jax.weights import load_report
-from maskrcnn_jax.weights import tensorflow as tensorflow_lib
+from maskrcnn_jax.weights import external, load_report
 
 # Names of the recordings -> names of NVIDIA's ResNet classifier.
 _CLASSIFIER_RENAMES = (
@@ -97,7 +96,7 @@ def load(manifest, layout):
   zeros = jax.tree.map(np.zeros_like, recorded_run.formula_variables(manifest))
   with tempfile.TemporaryDirectory() as folder:
     write(f'{folder}/model.ckpt-1', tensors)
-    loaded, report = tensorflow_lib.load(f'{folder}/model.ckpt-1', zeros)
+    loaded, report = external.load(f'{folder}/model.ckpt-1', zeros)
   assert len(report.loaded) == count
   return loaded, report
 

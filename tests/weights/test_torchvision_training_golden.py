@@ -22,12 +22,7 @@ from maskrcnn_jax.models import losses as losses_lib
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.models.targets import RPNTargets
 from maskrcnn_jax.structures import Instances, SampledRois
-from maskrcnn_jax.weights import (
-  load_report,
-  state_dicts,
-  tensor_files,
-  torchvision,
-)
+from maskrcnn_jax.weights import load_report, tensor_files, torchvision
 
 CONFIG = 'coco:torchvision'
 CASES = golden_files.files('train_pair_*.npz', 'torchvision')
@@ -166,7 +161,7 @@ def load_variables(model):
   """The recorded weights, through the reader."""
   tensors = tensor_files.Tensors('weights', recorded.state_dict(CONFIG))
   form = torchvision.find_format(tensors.arrays)
-  return form, *state_dicts.load(tensors, form, narrow_models.shapes(model))
+  return form, *load_report.load(tensors, form, narrow_models.shapes(model))
 
 
 @pytest.fixture(name='trained', scope='module')
