@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from maskrcnn_jax.datasets import coco_json
-from maskrcnn_jax.errors import UserError, invalid
+from maskrcnn_jax.datasets import coco_json, masks
+from maskrcnn_jax.errors import UserError, brief, invalid
 from maskrcnn_jax.evaluation import class_report, scoring
 
 # In the order of COCOeval.stats.
@@ -120,43 +120,65 @@ def _score(results, annotations_file, image_ids, kinds, options):
 
 
 def _load_truth(annotations_file, with_masks):
-  """The ground truth as COCOeval needs it."""
+  """The ground truth as COCOeval needs it, which itself checks nothing."""
   dataset = coco_json.read_lists(annotations_file)
-  for image in dataset['images']:
-    if not isinstance(image['id'], int):
-      raise UserError(
-        f'{annotations_file}: image ids must be integers, got {image["id"]!r}.',
-        path=annotations_file,
-        item=image['id'],
-      )
+  for name in ('images', 'categories'):
+    for entry in dataset[name]:
+      if not isinstance(entry, dict) or type(entry.get('id')) is not int:
+        raise UserError(
+          f'{annotations_file}: ids of {name} must be integers, got '
+          f'{brief(entry)}.',
+          path=annotations_file,
+          item=entry.get('id') if isinstance(entry, dict) else None,
+        )
   # Other fields need not be sent to worker processes.
   fields = ('id', 'height', 'width')
   images = [{k: i[k] for k in fields if k in i} for i in dataset['images']]
+  sizes = {i['id']: (i.get('height'), i.get('width')) for i in images}
   for number, annotation in enumerate(dataset['annotations'], start=1):
-    _complete(annotation, number, annotations_file, with_masks)
+    given = annotation.get('id') if isinstance(annotation, dict) else None
+    try:
+      _complete(annotation, sizes, with_masks)
+    except UserError as error:
+      raise UserError(
+        f'{annotations_file}: annotation {brief(given)} (number {number}) is '
+        f'wrong: {error}',
+        path=annotations_file,
+        item=given,
+        wanted=error.wanted,
+      ) from error
+    # COCOeval takes id 0 for "no match", and equal ids for one annotation.
+    annotation['id'] = number
   return dataset | {'images': images}
 
 
-def _complete(annotation, number, annotations_file, with_masks):
-  """Numbers an annotation and adds fields that many files lack."""
+def _complete(annotation, sizes, with_masks):
+  """Checks an annotation and adds fields that many files lack."""
+  if not isinstance(annotation, dict):
+    raise UserError(f'must be an object, got {brief(annotation)}')
   needed = ['image_id', 'category_id', 'bbox']
   missing = [key for key in needed if key not in annotation]
   if with_masks and not annotation.get('segmentation'):
     missing.append('segmentation')
   if missing:
-    raise UserError(
-      f'{annotations_file}: annotation {annotation.get("id")} has no '
-      f'{", ".join(missing)}.',
-      path=annotations_file,
-      item=annotation.get('id'),
-      wanted=missing,
-    )
+    raise UserError(f'has no {", ".join(missing)}', wanted=missing)
+  for name in needed[:2]:
+    if type(annotation[name]) is not int:
+      raise invalid(name, annotation[name], 'an integer')
+  box = annotation['bbox']
+  if not masks.is_box(box):
+    raise invalid('bbox', box, 'x, y, width, height')
   annotation.setdefault('iscrowd', 0)
-  if 'area' not in annotation:
-    _, _, width, height = annotation['bbox']
-    annotation['area'] = width * height
-  # COCOeval takes id 0 for "no match", and equal ids for one annotation.
-  annotation['id'] = number
+  if annotation['iscrowd'] not in (0, 1):
+    raise invalid('iscrowd', annotation['iscrowd'], '0 or 1')
+  if not masks.is_number(annotation.setdefault('area', box[2] * box[3])):
+    raise invalid('area', annotation['area'], 'a number')
+  size = sizes.get(annotation['image_id'])
+  if with_masks and size:
+    if not all(type(side) is int and side > 0 for side in size):
+      raise invalid('height and width of the image', size, 'integers')
+    found = masks.read_segmentation(annotation['segmentation'], *size)
+    annotation['segmentation'] = found | {'counts': found['counts'].decode()}
 
 
 def format_table(metrics: Mapping[str, float]) -> str:

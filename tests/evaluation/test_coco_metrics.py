@@ -150,6 +150,27 @@ def test_annotation_without_a_mask(truth, tmp_path):
   coco_metrics.evaluate(_perfect(truth)[:1], path, kinds=('bbox',))
 
 
+@pytest.mark.parametrize(
+  'field, value',
+  [
+    ('segmentation', [[1e9, 1, 2, 3, 4, 5]]),
+    ('segmentation', {'size': [40, 50], 'counts': 'oooo'}),
+    ('segmentation', {'size': [2**31, 2**31], 'counts': [2**62]}),
+    ('bbox', ['/etc', 1, 2, 3]),
+    ('image_id', [1]),
+    ('category_id', {}),
+    ('area', 'large'),
+    ('iscrowd', -1),
+  ],
+)
+def test_a_truth_that_would_crash_pycocotools(field, value, truth, tmp_path):
+  truth['annotations'][1][field] = value
+  path = write_truth(tmp_path, truth)
+  with pytest.raises(UserError) as error:
+    coco_metrics.evaluate(_perfect(truth)[:1], path)
+  assert (error.value.item, error.value.path) == (7, str(path))
+
+
 def test_unknown_ids_and_kinds(truth, tmp_path, caplog):
   path = write_truth(tmp_path, truth)
   first, *others = _perfect(truth)
