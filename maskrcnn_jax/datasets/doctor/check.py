@@ -1,6 +1,7 @@
 """Data set doctor: all checks of one split, or of train and val."""
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 
@@ -57,10 +58,9 @@ def check(
   read = [split.read_split('train', *train, *options)]
   if val is not None:
     read.append(split.read_split('val', *val, *options))
-  findings = []
+  findings = list(split_checks.check_listing(read))
   for each in read:
     findings += [*each.findings, *split_checks.check_split(each)]
-  findings += split_checks.check_listing(read)
   counted = split_checks.COUNTED_DETECTIONS
   if config is not None:
     counted = config.get('evaluation', {}).get('max_detections', counted)
@@ -68,20 +68,8 @@ def check(
   if val is not None:
     findings += split_checks.compare(*read)
   if config is not None:
-    findings += config_checks.check_config(
-      config, read[0], read[1] if val else None
-    )
-  return Report(tuple(read), _sort(findings))
-
-
-def _sort(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-  """Sorts kinds by their worst finding, and findings of a kind alike."""
-  ranks = {}
-  for index, finding in enumerate(findings):
-    rank = SEVERITIES.index(finding.severity)
-    ranks[finding.kind] = min(ranks.get(finding.kind, (9, 0)), (rank, index))
-  return tuple(
-    sorted(
-      findings, key=lambda x: (ranks[x.kind], SEVERITIES.index(x.severity))
-    )
-  )
+    findings += config_checks.check_config(config, *read)
+  kinds = {}
+  for each in sorted(findings, key=lambda x: SEVERITIES.index(x.severity)):
+    kinds.setdefault(each.kind, []).append(each)
+  return Report(tuple(read), tuple(itertools.chain(*kinds.values())))

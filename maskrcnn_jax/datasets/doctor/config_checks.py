@@ -11,27 +11,24 @@ _LISTED_IDS = 5
 
 
 def check_config(
-  config: Mapping, train: Split, val: Split | None
+  config: Mapping, train: Split, val: Split | None = None
 ) -> Iterator[Finding]:
   """Yields findings on splits that do not match the config of a run.
 
   Missing fields of the config have their default, or are not checked.
   """
   model, inputs = config.get('model', {}), config.get('input', {})
-  evaluation = config.get('evaluation', {})
   if model.get('num_classes'):  # Else the run sets it.
     for split in filter(None, (train, val)):
       yield from _check_classes(split, model['num_classes'])
   yield from _check_crowded(
     train,
-    'more_than_max_instances',
     'input.max_instances',
     inputs.get('max_instances', 100),
     'the smallest are not trained on',
   )
   yield from _check_crowded(
     val or train,
-    'more_than_max_detections',
     'model.detections.max_detections',
     model.get('detections', {}).get('max_detections', 100),
     'not all of them can be found',
@@ -39,6 +36,7 @@ def check_config(
   yield from _check_records(train, 'input', inputs, 'warning')
   if val is not None:
     # An evaluation refuses records that its annotations lack.
+    evaluation = config.get('evaluation', {})
     yield from _check_records(val, 'evaluation', evaluation, 'error')
 
 
@@ -65,10 +63,11 @@ def _check_classes(split: Split, num_classes: int) -> Iterator[Finding]:
     yield split.finding('unused_classes', message, 'note')
 
 
-def _check_crowded(split, kind, field, most, words) -> Iterator[Finding]:
+def _check_crowded(split, field, most, words) -> Iterator[Finding]:
   counts = collections.Counter(
     each.image_id for each in split.objects if not each.is_crowd
   )
+  kind = f'more_than_{field.rpartition(".")[-1]}'
   largest = max(counts.values(), default=0)
   for image in split.dataset.images:
     count = counts[image.image_id]
@@ -89,32 +88,21 @@ def _check_records(
   try:
     index = record_index.index_records(pattern, options.get('split'))
   except (ValueError, OSError) as error:
-    message = (
-      f'{field}: {error} Make records with maskrcnn-jax prepare, or set '
-      f'--config.{field}.'
-    )
+    remedy = 'Make records with maskrcnn-jax prepare, or set'
+    message = f'{field}: {error} {remedy} --config.{field}.'
     yield Finding('no_records', str(pattern), message)
     return
   listed = {image.image_id for image in split.dataset.images}
   recorded = set(index.image_ids.tolist())
-  kinds = {
-    'record_without_image': (
-      recorded - listed,
-      f'images of {field} are not in {split.file}',
-      severity,
-    ),
-    'image_without_record': (
-      listed - recorded,
-      f'images of {split.file} are not in {field}',
-      'warning',
-    ),
-  }
-  for kind, (ids, words, how) in kinds.items():
+  for kind, ids, here, there, how in (
+    ('record_without_image', recorded - listed, field, split.file, severity),
+    ('image_without_record', listed - recorded, split.file, field, 'warning'),
+  ):
     if ids:
       first = ', '.join(map(str, sorted(ids)[:_LISTED_IDS]))
       more = ', ..' if len(ids) > _LISTED_IDS else ''
       message = (
-        f'{len(ids)} {words} (ids {first}{more}). Run maskrcnn-jax prepare '
-        'again, or name the records of this json.'
+        f'{len(ids)} images of {here} are not in {there} (ids {first}{more}). '
+        'Run maskrcnn-jax prepare again, or name the records of this json.'
       )
       yield Finding(kind, str(pattern), message, how)

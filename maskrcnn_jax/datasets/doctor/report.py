@@ -68,21 +68,19 @@ def describe(numbers: Mapping) -> str:
 
 def class_rows(numbers: Sequence[Mapping]) -> list[dict[str, str]]:
   """A row for every class, the most frequent first."""
-  rows = {}
+  fields, rows = ('objects', 'images', 'crowds'), {}
   for split in numbers:
     for each in split['classes']:
-      key = each['id'], each['name']
-      row = rows.setdefault(key, {'id': str(key[0]), 'class': key[1]})
-      for field in ('objects', 'images', 'crowds'):
-        row[f'{split["name"]} {field}'] = str(each[field])
-  columns = list(dict.fromkeys(name for row in rows.values() for name in row))
-  full = [
-    {name: row.get(name, '-') for name in columns} for row in rows.values()
+      row = rows.setdefault((each['id'], each['name']), {})
+      row |= {f'{split["name"]} {field}': each[field] for field in fields}
+  columns = [f'{x["name"]} {field}' for x in numbers for field in fields]
+  return [
+    {'id': str(class_id), 'class': name}
+    | {column: str(row.get(column, '-')) for column in columns}
+    for (class_id, name), row in sorted(
+      rows.items(), key=lambda each: -each[1].get(columns[0], 0)
+    )
   ]
-  first = f'{numbers[0]["name"]} objects'
-  return sorted(
-    full, key=lambda row: -int(row.get(first, '-').replace('-', '0'))
-  )
 
 
 def area_rows(numbers: Sequence[Mapping]) -> list[dict[str, str]]:
@@ -122,20 +120,14 @@ def _histogram(numbers: Sequence[Mapping]) -> str:
 
 def _findings(report: Report) -> str:
   kinds = report.by_kind()
-  rows = [
-    {
-      'severity': found[0].severity,
-      'finding': kind,
-      'count': str(len(found)),
-    }
-    for kind, found in kinds.items()
-  ]
-  lines = []
+  rows, lines = [], []
   for kind, found in kinds.items():
-    lines += ['', f'{found[0].severity}: {kind} ({len(found)})']
+    severity, count = found[0].severity, len(found)
+    rows.append({'severity': severity, 'finding': kind, 'count': str(count)})
+    lines += ['', f'{severity}: {kind} ({count})']
     lines += [f'  {each}' for each in found[:_NAMED]]
-    if len(found) > _NAMED:
-      lines.append(f'  and {len(found) - _NAMED} more')
+    if count > _NAMED:
+      lines.append(f'  and {count - _NAMED} more')
   if any(len(found) > _NAMED for found in kinds.values()):
     lines += ['', '--html FILE or --json FILE names all of them.']
   return '\n'.join([tables.table(rows), *lines]) if rows else ''
@@ -152,33 +144,26 @@ def summarize(split: Split) -> dict[str, Any]:
     that are no crowds.
   """
   objects = [each for each in split.objects if not each.is_crowd]
-  crowds = collections.Counter(
-    each.class_id for each in split.objects if each.is_crowd
-  )
-  counts = collections.Counter(each.class_id for each in objects)
-  images = collections.Counter(
-    class_id for class_id, _ in {(x.class_id, x.image_id) for x in objects}
-  )
-  areas = collections.Counter(
-    split_checks.size_name(each.area) for each in objects
-  )
-  sides = collections.Counter(_bin(each.side) for each in objects)
+  images = {(each.class_id, each.image_id) for each in objects}
+  count = collections.Counter
+  by_class = {
+    'objects': count(each.class_id for each in objects),
+    'images': count(class_id for class_id, _ in images),
+    'crowds': count(each.class_id for each in split.objects if each.is_crowd),
+  }
+  areas = count(split_checks.size_name(each.area) for each in objects)
+  sides = count(_bin(each.side) for each in objects)
   num_images = len(split.dataset.images)
   return {
     'name': split.name,
     'annotations': split.file,
     'images': num_images,
-    'images_without_objects': num_images - len({x.image_id for x in objects}),
+    'images_without_objects': num_images - len({x for _, x in images}),
     'objects': len(objects),
-    'crowds': crowds.total(),
+    'crowds': len(split.objects) - len(objects),
     'classes': [
-      {
-        'id': class_id,
-        'name': name,
-        'objects': counts[class_id],
-        'images': images[class_id],
-        'crowds': crowds[class_id],
-      }
+      {'id': class_id, 'name': name}
+      | {field: counts[class_id] for field, counts in by_class.items()}
       for class_id, name in sorted(split.dataset.class_names.items())
     ],
     'areas': {name: areas[name] for name in split_checks.AREA_RANGES},
@@ -189,6 +174,4 @@ def summarize(split: Split) -> dict[str, Any]:
 def _bin(side: float) -> str:
   """Name of the bin of a side."""
   index = sum(side >= start for start in _BINS[1:])
-  if index + 1 == len(_BINS):
-    return f'{_BINS[index]}-'
-  return f'{_BINS[index]}-{_BINS[index + 1]}'
+  return f'{_BINS[index]}-{[*_BINS, ""][index + 1]}'

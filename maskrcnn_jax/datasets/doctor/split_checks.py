@@ -33,9 +33,20 @@ def check_split(split: Split) -> Iterator[Finding]:
   if not split.dataset.images:
     message = 'the json lists no usable image.'
     yield split.finding('no_images', message, 'error')
-  yield from _check_names(split)
+  ids = collections.defaultdict(list)
+  for class_id, name in split.dataset.class_names.items():
+    ids[name].append(class_id)
+  for name, same in ids.items():
+    if len(same) > 1:
+      message = f'the classes {same} are all called {name!r}. Rename or join.'
+      yield split.finding('duplicate_class_name', message)
   yield from _check_files(split)
   yield from _check_amounts(split)
+  yield from _check_classes(split)
+
+
+def _check_classes(split: Split) -> Iterator[Finding]:
+  """Yields classes of a split that have no objects, or few."""
   counts = split.count_classes()
   crowds = {each.class_id for each in split.objects if each.is_crowd}
   for class_id, name in split.dataset.class_names.items():
@@ -97,16 +108,6 @@ def compare(train: Split, val: Split) -> Iterator[Finding]:
         'evaluated on an image it was trained on. Remove it from one of them.'
       )
       yield val.finding('image_in_both', message, image=image)
-
-
-def _check_names(split: Split) -> Iterator[Finding]:
-  ids = collections.defaultdict(list)
-  for class_id, name in split.dataset.class_names.items():
-    ids[name].append(class_id)
-  for name, same in ids.items():
-    if len(same) > 1:
-      message = f'the classes {same} are all called {name!r}. Rename or join.'
-      yield split.finding('duplicate_class_name', message)
 
 
 def _check_files(split: Split) -> Iterator[Finding]:
