@@ -102,8 +102,9 @@ def _box_problems(entry, mask) -> Iterator[tuple[str, str]]:
   if mask is None or width <= 0 or height <= 0:
     return
   around = coco_mask.toBbox(mask)
-  iou = _iou(box, around)
-  if _largest_difference(box, around) > _BOX_SLACK and iou < _BOX_IOU:
+  iou, edges = _iou(box, around), np.array([box, around], np.float64)
+  edges[:, 2:] += edges[:, :2]
+  if np.abs(edges[0] - edges[1]).max() > _BOX_SLACK and iou < _BOX_IOU:
     yield (
       'box_mask_mismatch',
       f'the box {box} is not around its mask, which spans {around.tolist()} '
@@ -114,12 +115,6 @@ def _box_problems(entry, mask) -> Iterator[tuple[str, str]]:
 def _iou(box, other) -> float:
   """IoU of two boxes x, y, width, height."""
   return float(coco_mask.iou([list(box)], [other], [0])[0, 0])
-
-
-def _largest_difference(box, other) -> float:
-  """Largest difference of an edge of two boxes x, y, width, height."""
-  first = np.subtract(box[:2], other[:2], dtype=np.float64)
-  return np.max(np.abs([first, first + box[2:] - other[2:]]))
 
 
 def _box_remedy(box, image_size, around) -> str:
@@ -175,10 +170,8 @@ def _field_problems(entry, mask) -> Iterator[tuple[str, str]]:
 
 
 def _polygon_problems(entry, image) -> Iterator[tuple[str, str]]:
-  segmentation = entry.get('segmentation')
-  if not isinstance(segmentation, list):
-    return
-  for number, polygon in enumerate(segmentation):
+  polygons = entry.get('segmentation')
+  for number, polygon in enumerate(polygons if type(polygons) is list else ()):
     where = f'polygon {number} (from 0)'
     if (
       not isinstance(polygon, list)
@@ -193,11 +186,26 @@ def _polygon_problems(entry, image) -> Iterator[tuple[str, str]]:
         'nothing. Remove it.',
       )
       continue
-    yield from _shape_problems(where, polygon, image)
+    yield from _crossings(where, polygon)
+    if max(polygon) <= 1.0:
+      yield (
+        'polygon_normalized',
+        f'{where} lies in the first pixel: its coordinates look normalized. '
+        'Write pixels.',
+      )
+    points = np.array(polygon, np.float64).reshape(-1, 2)
+    size = [image.width, image.height]
+    beyond = max((-points).max(), (points - size).max())
+    if beyond > _OUTSIDE:
+      yield (
+        'polygon_outside_image',
+        f'{where} reaches {beyond:.1f} pixels beyond the image of {image.width}'
+        f' x {image.height} (width x height). Clip it, or check if it belongs '
+        'to another image.',
+      )
 
 
-def _shape_problems(where, polygon, image) -> Iterator[tuple[str, str]]:
-  """Yields problems of a polygon with three corners or more."""
+def _crossings(where, polygon) -> Iterator[tuple[str, str]]:
   try:
     crossing = masks.find_crossing(polygon)
   except UserError as error:
@@ -211,20 +219,3 @@ def _shape_problems(where, polygon, image) -> Iterator[tuple[str, str]]:
     )
   elif not masks.polygon_area(polygon):
     yield 'empty_polygon', f'{where} has no area. Remove it.'
-  if max(polygon) <= 1.0:
-    yield (
-      'polygon_normalized',
-      f'{where} lies in the first pixel: its coordinates look normalized. '
-      'Write pixels.',
-    )
-  points = np.array(polygon, np.float64).reshape(-1, 2)
-  beyond = np.max(
-    [-points.min(axis=0), points.max(axis=0) - [image.width, image.height]]
-  )
-  if beyond > _OUTSIDE:
-    yield (
-      'polygon_outside_image',
-      f'{where} reaches {beyond:.1f} pixels beyond the image of {image.width} '
-      f'x {image.height} (width x height). Clip it, or check if it belongs '
-      'to another image.',
-    )

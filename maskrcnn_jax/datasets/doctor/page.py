@@ -213,18 +213,12 @@ def draw_entries(
   scale = min(_SIDE / max(image.height, image.width), 1.0)
   size = [max(round(side * scale), 1) for side in (image.height, image.width)]
   pixels = np.asarray(pixels.resize(size[::-1]))
-  kept = [
-    (entry, label)
-    for entry, label in zip(entries, labels)
-    if masks.is_box(entry.get('bbox'))
-  ]
-  corners = [
-    (y, x, y + height, x + width)
-    for x, y, width, height in (entry['bbox'] for entry, _ in kept)
-  ]
-  boxes = np.array(corners, np.float64).reshape(-1, 4)
-  boxes = np.clip(boxes, -(2.0**20), 2.0**20)
-  order = np.argsort(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
+  pairs = zip(entries, labels)
+  kept = [pair for pair in pairs if masks.is_box(pair[0].get('bbox'))]
+  boxes = np.array([entry['bbox'] for entry, _ in kept], np.float64)
+  boxes = boxes.reshape(-1, 4)[:, [1, 0, 3, 2]]  # As y, x, height, width.
+  order = np.argsort(boxes[:, 2] * boxes[:, 3])
+  boxes[:, 2:] += boxes[:, :2]
 
   def mask_of(index):
     shape = kept[order[index]][0].get('segmentation')
@@ -247,13 +241,11 @@ def draw_entries(
 
 def _find(report, file, image_id):
   """Split and entry of an image, None if its file is unusable."""
-  if image_id is None:
-    return None
   for split in report.splits:
-    for image in split.dataset.images:
+    for image in split.dataset.images if image_id in split.digests else ():
       files = split.image_path(image), split.file
       if image.image_id == image_id and file in files:
-        return (split, image) if image_id in split.digests else None
+        return split, image
   return None
 
 

@@ -72,16 +72,7 @@ def read_split(
 ) -> Split:
   """Reads and checks all images and objects of a split.
 
-  Args:
-    name: see `Split`.
-    images_dir: folder that the json's file names are relative to.
-    annotations_file: COCO instances json.
-    num_workers: processes; None: one per core.
-    allow_outside: see `coco_json.find_file`.
-
-  Raises:
-    FileNotFoundError: there is no such folder.
-    UserError: the file is no COCO file at all.
+  See `check.check`.
   """
   images_dir = os.fspath(images_dir)
   if not os.path.isdir(images_dir):
@@ -90,10 +81,8 @@ def read_split(
   dataset = coco_json.parse(coco_json.read_lists(file), file)
   findings = list(dataset.findings)
   found, digests = [], {}
-  tasks = (
-    (image, dataset.annotations.get(image.image_id, ()))
-    for image in dataset.images
-  )
+  entries = dataset.annotations
+  tasks = ((x, entries.get(x.image_id, ())) for x in dataset.images)
   check = functools.partial(
     check_image,
     images_dir=images_dir,
