@@ -18,6 +18,7 @@ from maskrcnn_jax.datasets.findings import (
   collected,
   raise_errors,
 )
+from maskrcnn_jax.datasets.images import check_size
 from maskrcnn_jax.errors import UserError, brief
 
 LISTS = ('images', 'annotations', 'categories')
@@ -74,8 +75,7 @@ def load(
     annotations_file: COCO JSON.
     images_dir: if given, every image file must exist there.
     captions_file: COCO JSON whose annotations hold a `caption`.
-    lists: top-level lists to read; those of COCO's test images have no
-      `annotations`.
+    lists: top-level lists to read; COCO's test images lack `annotations`.
 
   Raises:
     UserError: the file is not JSON or lacks one of the lists.
@@ -102,14 +102,20 @@ def parse(
     file: path of the file, for findings.
     images_dir: see `load`.
     findings: earlier findings on the content, which come first.
-    allow_outside: see `find_file`.
+    allow_outside: see `check_file`.
   """
   findings, categories, images = list(findings), {}, {}
   offset = class_offset(_ids(content, 'categories'))
   for entry in _entries(content, 'categories', file, findings):
     with collected(findings, file):
-      class_id, category = _parse_category(entry, categories, offset)
-      categories[class_id] = category
+      category_id = entry.get('id')
+      name = entry.get('name', category_id)
+      _check_id(category_id, 'category', name, 0, _MAX_CLASS_ID - 1)
+      if category_id + offset in categories:
+        other = categories[category_id + offset].name
+        raise _duplicate('category', category_id, other, name)
+      name = name if isinstance(name, str) else brief(name)
+      categories[category_id + offset] = Category(name, category_id)
   if offset:
     message = (
       'has a category 0: class ids start at 1 (0 is the background), so class '
@@ -120,7 +126,7 @@ def parse(
     with collected(findings, file, _hashable(entry.get('id'))):
       image = _parse_image(entry, images)
       if images_dir is not None:
-        find_file(image, images_dir, allow_outside)
+        check_file(image, images_dir, allow_outside)
       images[image.image_id] = image
   annotations = _group(content, file, findings, images, categories)
   return CocoDataset(
@@ -147,56 +153,37 @@ def add_captions(
   if captions_file is None:
     return dataset
   captions = collections.defaultdict(list)
-  for number, entry in enumerate(
-    read_lists(captions_file, LISTS[1:2])[LISTS[1]]
-  ):
+  content = read_lists(captions_file, ('annotations',))
+  for number, entry in enumerate(content['annotations']):
     try:
       captions[entry['image_id']].append(entry['caption'] + '')
     except (TypeError, KeyError):
-      message = f'annotation {number} has no image_id and caption'
-      message = f'{captions_file}: {message}, but {brief(entry)}.'
+      message = f'{captions_file}: annotation {number} is no caption'
+      message = f'{message} of an image: {brief(entry)}.'
       raise UserError(message, path=captions_file, item=number) from None
   return dataclasses.replace(dataset, captions=dict(captions))
 
 
-def find_file(
+def check_file(
   image: CocoImage, images_dir: str | os.PathLike, allow_outside: bool = False
-) -> str:
-  """Path of the file of an image.
+) -> None:
+  """Raises an `InvalidEntryError` unless the file of an image can be opened.
 
   Args:
     image: entry of a COCO file, whose names are not trusted.
     images_dir: folder that the names are relative to.
     allow_outside: names may lead out of the folder, see `files.inside`.
-
-  Raises:
-    InvalidEntryError: there is no such file, or it lies outside.
   """
-  path = os.path.join(images_dir, image.file_name)
   try:
     if not allow_outside:
       files.inside(images_dir, image.file_name)
   except UserError as error:
     message = f'{error}. Correct the file_name, or give --allow_outside.'
     raise InvalidEntryError('outside_folder', message) from None
+  path = os.path.join(images_dir, image.file_name)
   if not os.path.isfile(path):
-    message = (
-      f'{path} does not exist. Add it or remove the image from the JSON.'
-    )
+    message = f'{path} does not exist. Add it, or remove the entry of the JSON.'
     raise InvalidEntryError('missing_image', message)
-  return path
-
-
-def _parse_category(entry, found, offset) -> tuple[int, Category]:
-  """A category and its class id."""
-  category_id, name = entry.get('id'), entry.get('name')
-  _check_id(category_id, 'category', name, 0, _MAX_CLASS_ID - 1)
-  class_id = category_id + offset
-  if class_id in found:
-    raise _duplicate('category', category_id, found[class_id].name, name)
-  name = entry.get('name', category_id)
-  name = name if isinstance(name, str) else brief(name)
-  return class_id, Category(name, category_id)
 
 
 def _parse_image(entry, found) -> CocoImage:
@@ -207,12 +194,14 @@ def _parse_image(entry, found) -> CocoImage:
   if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME:
     message = f'file_name must be the name of a file, got {brief(name)}.'
     raise InvalidEntryError('image_entry', message)
-  for side in ('height', 'width'):
-    if not _is_int(entry.get(side), 1, 2**20):
-      given = brief(entry.get(side))
-      message = f'{side} must be a number of pixels, got {given}.'
-      raise InvalidEntryError('image_entry', message)
-  return CocoImage(image_id, name, entry['height'], entry['width'])
+  size = [entry.get(side) for side in ('height', 'width')]
+  try:
+    if not all(_is_int(side, 0, 2**31) for side in size):
+      raise UserError(f'height and width must be pixels, got {brief(size)}')
+    check_size(*size)
+  except UserError as error:
+    raise InvalidEntryError('image_entry', f'{error}.') from error
+  return CocoImage(image_id, name, *size)
 
 
 def _check_id(given, what, name, low, high) -> None:
@@ -227,8 +216,7 @@ def _check_id(given, what, name, low, high) -> None:
 
 
 def _duplicate(what, given, first, second) -> InvalidEntryError:
-  names = f'{brief(first)} and {brief(second)}'
-  message = f'{what} id {given} is used twice ({names}). Renumber one.'
+  message = f'{what} id {given} is of {brief(first)} and {brief(second)}.'
   return InvalidEntryError(f'duplicate_{what}_id', message)
 
 
@@ -273,11 +261,10 @@ def _check_references(image_id, category_id, images, known, listed) -> None:
     message = f'the JSON has no such image. {remedy}'
     raise InvalidEntryError('unknown_image', message, 'warning')
   if type(category_id) is not int or category_id not in known:
-    raise InvalidEntryError(
-      'unknown_category',
-      f'category_id {brief(category_id)} is not among the categories '
-      f'({listed}). {_integer_instead(category_id, "category_id", remedy)}',
-    )
+    remedy = _integer_instead(category_id, 'category_id', remedy)
+    message = f'category_id {brief(category_id)} is not among the categories'
+    message = f'{message} ({listed}). {remedy}'
+    raise InvalidEntryError('unknown_category', message)
 
 
 def _entries(content, name, file, findings) -> Iterator[dict]:

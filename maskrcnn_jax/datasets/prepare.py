@@ -101,7 +101,7 @@ def prepare(
     image_ids: ids of the images to write, in the order of the JSON; None: all.
     data_format: one of `convert.FORMATS`.
     classes: names of other formats' classes, see `class_names.read`.
-    allow_outside: see `coco_json.find_file`.
+    allow_outside: see `coco_json.check_file`.
 
   Raises:
     FileExistsError: there are files of that name.

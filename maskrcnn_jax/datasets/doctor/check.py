@@ -48,7 +48,7 @@ def check(
     val: the same of the validation split.
     config: of a run on the data.
     num_workers: processes that read images; by default one per core.
-    allow_outside: see `coco_json.find_file`.
+    allow_outside: see `coco_json.check_file`.
 
   Raises:
     FileNotFoundError: there is no such folder.

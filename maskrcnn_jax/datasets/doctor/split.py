@@ -114,7 +114,7 @@ def check_image(
   path = os.path.join(images_dir, image.file_name)
   encoded, findings, checked = None, [], []
   with collected(findings, file, image.image_id):
-    coco_json.find_file(image, images_dir, allow_outside)
+    coco_json.check_file(image, images_dir, allow_outside)
     encoded, finding = examples.read_image(image, path)
     findings += [finding] if finding else []
   for entry in entries:
