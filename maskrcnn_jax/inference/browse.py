@@ -9,8 +9,7 @@ import base64
 import io
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
 
 import jax
 import numpy as np
@@ -34,8 +33,8 @@ def picture_side(num_images: int) -> int:
 
 def make_entry(
   name: str, image: np.ndarray, found: Detections, side: int, min_score: float
-) -> dict[str, Any]:
-  """An image of the page with its detections, ready for JSON.
+) -> tuple[str, str]:
+  """JSON of an image and its detections, and its JPEG in base64.
 
   Args:
     name: shown and searched for.
@@ -58,52 +57,54 @@ def make_entry(
   boxes = coco_results.original_boxes(
     found.boxes, (height / size[0], width / size[1])
   )
-  return {
-    'name': name,
-    'height': size[0],
-    'width': size[1],
-    'jpeg': base64.b64encode(stream.getvalue()).decode('ascii'),
-    'found': [
-      {
-        'class': result['category_id'],
-        'score': round(result['score'], 4),
-        'box': [round(x, 1) for x in result['bbox']],
-        'mask': result.get('segmentation', {}).get('counts'),
-      }
-      for result in coco_results.image_results(
-        found.replace(boxes=boxes), 0, size
-      )
-    ],
-  }
+  results = coco_results.image_results(found.replace(boxes=boxes), 0, size)
+  objects = [
+    {
+      'class': result['category_id'],
+      'score': round(result['score'], 4),
+      'box': [round(x, 1) for x in result['bbox']],
+      'mask': result.get('segmentation', {}).get('counts'),
+    }
+    for result in results
+  ]
+  entry = {'name': name, 'height': size[0], 'width': size[1], 'found': objects}
+  jpeg = base64.b64encode(stream.getvalue()).decode('ascii')
+  return _for_script(entry), jpeg
 
 
 def make_page(
-  entries: Sequence[Mapping[str, Any]],
+  entries: Iterable[str],
+  jpegs: Iterable[str],
   class_names: Mapping[int, str],
   min_score: float,
-) -> str:
-  """The text of the page.
+) -> Iterator[str]:
+  """Yields the parts of the page's text.
 
   Args:
-    entries: of `make_entry`.
+    entries: JSON of the images, by `make_entry`.
+    jpegs: of the same images.
     class_names: by class id; other classes are shown by their id.
     min_score: initial value of the score filter.
   """
   template = pathlib.Path(__file__).with_name('browse.html')
   head, tail = template.read_text(encoding='utf-8').split('<!-- data -->\n')
-  data = {
-    'classes': {str(k): v for k, v in class_names.items()},
-    'minScore': min_score,
-    'images': [
-      {k: v for k, v in entry.items() if k != 'jpeg'} for entry in entries
-    ],
-  }
-  # No text inside a script element may look like its end.
-  text = json.dumps(data, separators=(',', ':')).replace('<', '\\u003c')
-  lines = [f'<script type="application/json" id="data">{text}</script>\n']
+  options = {'classes': dict(class_names), 'minScore': min_score, 'images': []}
+  yield f'{head}<script type="application/json" id="data">'
+  yield _for_script(options).removesuffix(']}')
+  yield from separated(entries, ',')
+  yield ']}</script>\n'
   # One element each, read by the browser when the image is shown.
-  lines += [
-    f'<script type="text/plain" id="jpeg{number}">{entry["jpeg"]}</script>\n'
-    for number, entry in enumerate(entries)
-  ]
-  return ''.join([head, *lines, tail])
+  for number, jpeg in enumerate(jpegs):
+    yield f'<script type="text/plain" id="jpeg{number}">{jpeg}</script>\n'
+  yield tail
+
+
+def separated(texts: Iterable[str], separator: str) -> Iterator[str]:
+  """Yields the texts that are not empty, and a separator between two."""
+  for number, text in enumerate(filter(None, texts)):
+    yield separator + text if number else text
+
+
+def _for_script(value) -> str:
+  """JSON without anything that looks like the end of a script element."""
+  return json.dumps(value, separators=(',', ':')).replace('<', '\\u003c')

@@ -23,21 +23,13 @@ _MAX_PIXELS_OF_TENSORFLOW = 2**29 // 3
 
 @dataclasses.dataclass(frozen=True)
 class ImageFile:
-  """An image to detect objects in.
-
-  Attributes:
-    path: of the file.
-    image_id: in the results.
-    size: (height, width) by the annotations; None: not known.
-    picture: name of its picture in the output.
-    name: shown in the page.
-  """
+  """An image to detect objects in."""
 
   path: pathlib.Path
-  image_id: int
-  size: tuple[int, int] | None
-  picture: str
-  name: str
+  image_id: int  # In the results.
+  size: tuple[int, int] | None  # (height, width) by the annotations, if known.
+  picture: str  # Name of its picture in the output.
+  name: str  # Shown in the page.
 
 
 def list_images(
@@ -82,8 +74,7 @@ def find(paths: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
       folders.
 
   Raises:
-    FileNotFoundError: one of them is no file, no folder with images and no
-      pattern that matches.
+    FileNotFoundError: one of them is none of these.
   """
   found = {}
   for path in paths:
@@ -112,11 +103,7 @@ def _expand(path) -> Iterator[pathlib.Path]:
 
 
 def picture_names(paths: Iterable[pathlib.Path]) -> list[str]:
-  """Unique names of pictures, `pictures/NAME.png`.
-
-  Args:
-    paths: of the images; the second of the same name gets `-2`, and so on.
-  """
+  """Names `pictures/NAME.png` of images; a second NAME gets `-2` and so on."""
   taken, names = set(), []
   for path in paths:
     stem, number = path.stem, 1

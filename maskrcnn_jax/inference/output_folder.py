@@ -46,19 +46,20 @@ class OutputFolder:
         f'--output {path} holds files that predict did not write: choose '
         'another folder, or an empty one.'
       )
-    if (self.path / 'pictures').is_symlink():
-      raise FileExistsError(
-        f'--output {path}: pictures is a symbolic link, which predict does not '
-        'follow: remove it or choose another folder.'
-      )
     self._old = old or []
-    for name in self._names:
-      # A link that leads nowhere is in the way as well.
-      if name not in {LIST, *self._old} and os.path.lexists(self.path / name):
-        raise FileExistsError(
-          f'--output {path} holds {name}, which predict did not write: move '
-          'it away or choose another folder.'
-        )
+    # A link that leads nowhere is in the way as well.
+    foreign = [
+      name
+      for name in self._names
+      if name not in {LIST, *self._old} and os.path.lexists(self.path / name)
+    ]
+    if (self.path / 'pictures').is_symlink():
+      foreign = ['pictures']
+    if foreign:
+      raise FileExistsError(
+        f'--output {path} holds {foreign[0]}, which predict did not write: '
+        'move it away or choose another folder.'
+      )
 
   def _read_list(self) -> list[str] | None:
     """Files of an earlier run; None if there was none."""

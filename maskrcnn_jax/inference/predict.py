@@ -15,7 +15,8 @@ import math
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tqdm
@@ -87,25 +88,24 @@ def predict(
     'complete': False,
   }
   folder.claim(summary)
-  writer = _Writer(
-    folder=folder.path,
-    class_names=predictor.class_names or class_names,
-    category_ids=predictor.category_ids,
-    min_score=min_score,
-    side=browse.picture_side(len(files)),
-  )
-  outputs, skipped = {}, {}
+  skipped = {}
   with (
+    _Writer(
+      folder=folder.path,
+      class_names=predictor.class_names or class_names,
+      category_ids=predictor.category_ids,
+      min_score=min_score,
+      side=browse.picture_side(len(files)),
+    ) as writer,
     concurrent.futures.ThreadPoolExecutor(_WORKERS) as pool,
     tqdm.tqdm(
       total=len(files), unit='image', disable=not sys.stderr.isatty()
     ) as bar,
   ):
     images = _read_all(files, pool, skipped)
-    for file, output in _detect_all(predictor, images, pool, writer):
-      outputs[file] = output
-      bar.update(len(outputs) + len(skipped) - bar.n)
-  writer.write_summaries([outputs[file] for file in files if file in outputs])
+    for done in _detect_all(predictor, images, pool, writer):
+      bar.update(done + len(skipped) - bar.n)
+    writer.write_summaries(files)
   unreadable = [
     {'file_name': str(file.path), 'reason': reason}
     for file, reason in skipped.items()
@@ -125,12 +125,11 @@ def _read_all(files, pool, skipped: dict) -> Iterator[tuple]:
   while left or reading:
     while left and len(reading) <= ahead:
       file = left.popleft()
-      reading.append(
-        (file, pool.submit(image_files.read, file.path, file.size))
-      )
-    file, future = reading.popleft()
+      task = pool.submit(image_files.read, file.path, file.size)
+      reading.append((file, task))
+    file, task = reading.popleft()
     try:
-      image = future.result()
+      image = task.result()
     except UserError as error:
       skipped[file] = str(error)
       continue
@@ -139,8 +138,8 @@ def _read_all(files, pool, skipped: dict) -> Iterator[tuple]:
     yield file, image
 
 
-def _detect_all(predictor, images, pool, writer) -> Iterator[tuple]:
-  """Yields (file, output) for (file, pixels), in the order they are found."""
+def _detect_all(predictor, images, pool, writer) -> Iterator[int]:
+  """Detects in (file, pixels); yields the number of images written so far."""
   waiting, writing = {}, collections.deque()
 
   def pixels():
@@ -148,21 +147,27 @@ def _detect_all(predictor, images, pool, writer) -> Iterator[tuple]:
       waiting[index] = file, image
       yield image
 
+  done = itertools.count(1)
   for index, found in predictor.stream(pixels()):
     file, image = waiting.pop(index)
-    task = pool.submit(writer.write_image, file, image, found)
+    task = pool.submit(writer.make_texts, file, image, found)
     writing.append((file, task))
     ahead = 0 if image.size > 3 * _LARGE else 2 * _WORKERS
     while len(writing) > ahead:
-      file, future = writing.popleft()
-      yield file, future.result()
-  for file, future in writing:
-    yield file, future.result()
+      writer.keep(*writing.popleft())
+      yield next(done)
+  for file, task in writing:
+    writer.keep(file, task)
+    yield next(done)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _Writer:
-  """Writes a picture per image, and the files that describe all of them."""
+  """Writes a picture per image, and the files that describe all of them.
+
+  What those files say of an image waits in a file without a name, since images
+  come in any order and memory must not grow with their number.
+  """
 
   folder: pathlib.Path
   class_names: Mapping[int, str]
@@ -170,10 +175,18 @@ class _Writer:
   min_score: float
   side: int  # Of the pictures in the page.
 
-  def write_image(
+  def __enter__(self):
+    self._waiting = tempfile.TemporaryFile(dir=self.folder)
+    self._spans, self._num_drawn = {}, 0
+    return self
+
+  def __exit__(self, *unused_error):
+    self._waiting.close()
+
+  def make_texts(
     self, file: ImageFile, image: np.ndarray, found: Detections
-  ) -> tuple[dict, list[dict], dict]:
-    """Returns rows of `images.json`, `detections.json` and the page."""
+  ) -> tuple[int, list[str]]:
+    """Number of drawn objects; JSON of the image, its results and its entry."""
     picture = draw(image, found, self.class_names, self.min_score)
     visualize.save_png(self.folder / file.picture, picture)
     height, width = image.shape[:2]
@@ -189,28 +202,52 @@ class _Writer:
     )
     least = min(self.min_score, _PAGE_MIN_SCORE)
     entry = browse.make_entry(file.name, image, found, self.side, least)
-    return row, results, entry
+    num_drawn = int(np.sum(found.scores >= self.min_score))
+    return num_drawn, [json.dumps(row), json.dumps(results)[1:-1], *entry]
 
-  def write_summaries(self, outputs: Sequence[tuple]) -> None:
+  def keep(self, file: ImageFile, task: concurrent.futures.Future) -> None:
+    """Stores what `make_texts` returned."""
+    num_drawn, texts = task.result()
+    self._num_drawn += num_drawn
+    offset = self._waiting.seek(0, os.SEEK_END)
+    self._spans[file.image_id] = offset, *map(len, texts)
+    self._waiting.write(''.join(texts).encode('ascii'))
+
+  def write_summaries(self, files: Sequence[ImageFile]) -> None:
     """Writes the other files, and prints a summary."""
-    rows, results, entries = zip(*outputs) if outputs else ([], [], [])
-    results = [*itertools.chain(*results)]
-    coco_results.write_results(results, self.folder / 'detections.json')
+    known = [file.image_id for file in files if file.image_id in self._spans]
+
+    def texts(kind, separator):
+      return browse.separated(self._read(known, kind), separator)
+
     categories = [
       {'id': self.category_ids.get(i, i), 'name': self.class_names[i]}
       for i in sorted(self.class_names)
     ]
-    content = {'images': rows, 'categories': categories}
-    files_lib.write_text(
-      self.folder / 'images.json', json.dumps(content, indent=1) + '\n'
-    )
-    page = browse.make_page(entries, self.class_names, self.min_score)
-    files_lib.write_text(self.folder / 'index.html', page)
-    count = sum(result['score'] >= self.min_score for result in results)
+    end = f'\n],\n"categories": {json.dumps(categories)}}}\n'
+    self._write('detections.json', ['['], texts(1, ', '), [']\n'])
+    self._write('images.json', ['{"images": [\n'], texts(0, ',\n'), [end])
+    entries, jpegs = self._read(known, 2), self._read(known, 3)
+    page = browse.make_page(entries, jpegs, self.class_names, self.min_score)
+    self._write('index.html', page)
     print(
-      f'{len(outputs)} images with {count} objects of score {self.min_score:g} '
-      f'or more: open {self.folder / "index.html"}'
+      f'{len(known)} images with {self._num_drawn} objects of score '
+      f'{self.min_score:g} or more: open {self.folder / "index.html"}'
     )
+
+  def _read(self, image_ids, kind) -> Iterator[str]:
+    """Yields the texts of one kind, by their index in those of `make_texts`."""
+    for image_id in image_ids:
+      offset, *lengths = self._spans[image_id]
+      self._waiting.seek(offset + sum(lengths[:kind]))
+      yield self._waiting.read(lengths[kind]).decode('ascii')
+
+  def _write(self, name: str, *parts: Iterable[str]) -> None:
+    with (
+      files_lib.replaced(self.folder / name) as unfinished,
+      unfinished.open('w', encoding='utf-8') as file,
+    ):
+      file.writelines(itertools.chain(*parts))
 
 
 def draw(
@@ -221,13 +258,8 @@ def draw(
   if times > 1:
     image = np.asarray(Image.fromarray(image).reduce(times))
     found = found.replace(boxes=found.boxes / np.float32(times))
-  return visualize.draw(
-    image,
-    found,
-    class_names,
-    min_score=min_score,
-    enlarge=visualize.enlargement(image.shape[:2]),
-  )
+  enlarge = visualize.enlargement(image.shape[:2])
+  return visualize.draw(image, found, class_names, min_score, enlarge)
 
 
 def _print_skipped(skipped: Mapping[ImageFile, str], folder) -> None:

@@ -78,11 +78,19 @@ class Predictor:
       CorruptCheckpointError: its checksums do not match.
       UserError: an argument is wrong, or the source is a file of weights.
     """
-    # Not at the top: it loads TensorFlow, which `maskrcnn_jax.Predictor` alone
-    # must not.
+    # It loads TensorFlow, which `maskrcnn_jax.Predictor` alone must not.
     from maskrcnn_jax.input_pipeline import single_images, transforms
 
-    _check_arguments(source, batch_size, scales)
+    if batch_size < 1:
+      raise invalid('batch_size', batch_size, 'at least 1')
+    if not scales or min(scales) <= 0:
+      raise invalid('scales', scales, 'numbers above 0')
+    if any(os.path.isfile(f'{source}{suffix}') for suffix in ('', '.index')):
+      raise UserError(
+        f'{source} holds weights alone; maskrcnn-jax import_weights '
+        f'--source {source} --output DIR makes a workdir of it.',
+        path=source,
+      )
     variables, self.config = store.restore(source)
     self.class_names = store.read_classes(source)
     self.category_ids = store.read_category_ids(source)
@@ -133,9 +141,6 @@ class Predictor:
 
     Images are read one after the other, few of them ahead. Those of another
     canvas may overtake others, so the indices are not always in order.
-
-    Args:
-      images: see `__call__`.
     """
     waiting, running = collections.defaultdict(list), collections.deque()
     for row in self._rows(images):
@@ -157,19 +162,23 @@ class Predictor:
     """Yields the views of all images: image, number of the view, inputs."""
     for index, pixels in enumerate(images):
       pixels = _as_rgb(pixels)
-      image = _Image(index, pixels.shape[:2], list(self._views(pixels)))
-      for number, view in enumerate(image.views):
+      views = [
+        dataclasses.replace(tile, scale=scale, mirrored=mirrored)
+        for tile in self._tiles(pixels)
+        for scale in self._scales
+        for mirrored in (False, True)[: 1 + self._mirror]
+      ]
+      image = _Image(index, pixels.shape[:2], views)
+      for number, view in enumerate(views):
         yield image, number, self._fit(view)
 
-  def _views(self, image) -> Iterator[View]:
-    tiles = [View(image)]
-    if self._tile is not None:
-      size = self._fits[self._choose_canvas(image.shape[:2], self._fits)]
-      if self._tile.size is not None:
-        size = (self._tile.size, self._tile.size)
-      tiles = views_lib.cut_tiles(image, size, self._tile)
-    for tile in tiles:
-      yield from views_lib.augment(tile, self._scales, self._mirror)
+  def _tiles(self, image) -> Iterable[View]:
+    if self._tile is None:
+      return [View(image)]
+    size = self._fits[self._choose_canvas(image.shape[:2], self._fits)]
+    if self._tile.size is not None:
+      size = (self._tile.size, self._tile.size)
+    return views_lib.cut_tiles(image, size, self._tile)
 
   def _fit(self, view: View) -> dict[str, np.ndarray]:
     """The view on its canvas."""
@@ -210,7 +219,6 @@ class Predictor:
         yield image.index, self._merge(image)
 
   def _merge(self, image: _Image) -> Detections:
-    """Detections of an image from those of its views."""
     parts = [image.found[number] for number in range(len(image.views))]
     if len(parts) == 1:
       return parts[0]
@@ -220,31 +228,13 @@ class Predictor:
     return views_lib.merge(parts, options.iou_threshold, limit)
 
 
-def _check_arguments(source, batch_size, scales) -> None:
-  if batch_size < 1:
-    raise invalid('batch_size', batch_size, 'at least 1')
-  if not scales or min(scales) <= 0:
-    raise invalid('scales', scales, 'numbers above 0')
-  for suffix in ('', '.index'):
-    if os.path.isfile(f'{source}{suffix}'):
-      raise UserError(
-        f'{source} holds weights alone; maskrcnn-jax import_weights '
-        f'--source {source} --output DIR makes a workdir of it.',
-        path=source,
-      )
-
-
 def _as_rgb(image) -> np.ndarray:
   """`[h, w, 3]` uint8; grey is repeated and alpha dropped, as for training."""
   image = np.asarray(image)
-  is_grey = image.ndim == 2
-  if image.dtype != np.uint8 or not (
-    is_grey or (image.ndim == 3 and image.shape[-1] in (3, 4))
-  ):
+  is_image = image.ndim == 2 or image.shape[2:] in ((3,), (4,))
+  if image.dtype != np.uint8 or not is_image or 0 in image.shape:
     raise ValueError(
-      'images must be uint8 arrays [h, w, 3], [h, w, 4] or [h, w], got '
-      f'{image.dtype} {image.shape}.'
+      'images must be uint8 arrays [h, w, 3], [h, w, 4] or [h, w] with pixels, '
+      f'got {image.dtype} {image.shape}.'
     )
-  if 0 in image.shape:
-    raise ValueError(f'images must not be empty, got {image.shape}.')
-  return np.stack([image] * 3, axis=-1) if is_grey else image[..., :3]
+  return np.stack([image] * 3, axis=-1) if image.ndim == 2 else image[..., :3]

@@ -126,15 +126,6 @@ class View:
     return np.all((distances >= margins) | (margins == 0), axis=1)
 
 
-def augment(
-  view: View, scales: Sequence[float], mirror: bool
-) -> Iterator[View]:
-  """Yields the view at every scale, each also mirrored if `mirror`."""
-  for scale in scales:
-    for mirrored in (False, True)[: 1 + mirror]:
-      yield dataclasses.replace(view, scale=scale, mirrored=mirrored)
-
-
 def cut_tiles(
   image: np.ndarray, tile: tuple[int, int], options: TileOptions
 ) -> Iterator[View]:
@@ -173,7 +164,7 @@ def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
 
   Args:
     length: of the image, in pixels.
-    tile: of a tile, in pixels.
+    tile: of a tile.
     overlap: smallest overlap of neighbours, as a share of `tile`.
   """
   if length <= tile:
@@ -202,10 +193,8 @@ def merge(
   kept = []
   for label in np.unique(union.classes):
     rows = np.flatnonzero(union.classes == label)
-    kept.extend(
-      rows[_keep(union.boxes[rows], union.scores[rows], iou_threshold)]
-    )
-  rows = np.sort(np.array(kept, int))
+    kept += [rows[_keep(union.boxes[rows], union.scores[rows], iou_threshold)]]
+  rows = np.sort(np.concatenate([*kept, np.zeros(0, int)]))
   rows = rows[np.argsort(-union.scores[rows], kind='stable')][:max_detections]
   return jax.tree.map(lambda x: x[rows], union)
 

@@ -29,6 +29,15 @@ def grey(height=60, width=80, value=120):
   return np.full((height, width, 3), value, np.uint8)
 
 
+def decode(jpeg):
+  return Image.open(io.BytesIO(base64.b64decode(jpeg)))
+
+
+def make_page(entries, min_score=0.5):
+  texts, jpegs = zip(*entries) if entries else ((), ())
+  return ''.join(browse.make_page(texts, jpegs, NAMES, min_score))
+
+
 def read_scripts(page):
   """Texts of script elements by id, delimited as in a browser."""
   pattern = r'<script[^>]* id="(\w+)">(.*?)</script>'
@@ -41,9 +50,10 @@ def test_an_entry():
     [0.9, 0.87654, 0.3],
     [1, 2, 1],
   )
-  entry = browse.make_entry('a.jpg', grey(), found, 40, 0.5)
+  text, jpeg = browse.make_entry('a.jpg', grey(), found, 40, 0.5)
+  entry = json.loads(text)
   assert (entry['name'], entry['height'], entry['width']) == ('a.jpg', 30, 40)
-  picture = Image.open(io.BytesIO(base64.b64decode(entry['jpeg'])))
+  picture = decode(jpeg)
   assert picture.format == 'JPEG' and picture.size == (40, 30)
   # Half as large, like the picture; the last score is too low.
   assert [x['box'] for x in entry['found']] == [[8, 6, 24, 12], [0, 0, 4, 3]]
@@ -59,7 +69,8 @@ def test_an_entry():
 )
 def test_a_small_side_keeps_a_pixel(size, reduced):
   found = make_found([[0, 0, 1, 1]])  # Of a model without masks.
-  entry = browse.make_entry('a', grey(*size), found, 640, 0.0)
+  text, _ = browse.make_entry('a', grey(*size), found, 640, 0.0)
+  entry = json.loads(text)
   assert (entry['height'], entry['width']) == reduced
   assert entry['found'][0]['mask'] is None
 
@@ -75,23 +86,18 @@ def test_the_page_holds_all_data_and_makes_no_requests():
     browse.make_entry(name, grey(value=value), found, 640, 0.0)
     for name, value in (('<i>a.jpg', 10), ('</script>b.jpg', 200))
   ]
-  page = browse.make_page(entries, NAMES, 0.25)
+  page = make_page(entries, 0.25)
   assert not re.search(r'<\w[^>]*\s(src|href)=', page)
   scripts = read_scripts(page)
   data = json.loads(scripts['data'])
   assert data['classes'] == {str(k): v for k, v in NAMES.items()}
   assert data['minScore'] == 0.25
   assert [x['name'] for x in data['images']] == ['<i>a.jpg', '</script>b.jpg']
-  assert data['images'][0]['found'] == entries[0]['found']
+  assert data['images'] == [json.loads(text) for text, _ in entries]
   for number, value in enumerate((10, 200)):
-    encoded = base64.b64decode(scripts[f'jpeg{number}'])
-    pixels = np.asarray(Image.open(io.BytesIO(encoded)))
+    pixels = np.asarray(decode(scripts[f'jpeg{number}']))
     assert abs(pixels.mean() - value) < 2
-
-
-def test_a_page_without_images():
-  scripts = read_scripts(browse.make_page([], {}, 0.5))
-  assert json.loads(scripts['data'])['images'] == []
+  assert json.loads(read_scripts(make_page([]))['data'])['images'] == []
 
 
 @pytest.fixture(scope='module')
@@ -112,8 +118,7 @@ def opened(tmp_path_factory):
     browse.make_entry(f'image-{i}.jpg', grey(), kinds[i % 4], 640, 0.0)
     for i in range(60)
   ]
-  text = browse.make_page(entries, NAMES, 0.5)
-  (folder / 'index.html').write_text(text, encoding='utf-8')
+  (folder / 'index.html').write_text(make_page(entries), encoding='utf-8')
   page = browser.Page(folder / 'profile')
   yield page, folder / 'index.html'
   page.close()

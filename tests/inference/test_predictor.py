@@ -239,18 +239,19 @@ def test_scales_are_merged_and_the_plain_view_is_one_of_them(workdir, pairs):
 
 
 def test_the_canvas_of_a_scale(workdir):
-  predictor = Predictor(workdir, scales=(0.5, 1.0, 1.3))
+  predictor = Predictor(workdir, scales=(0.5, 1.0, 1.3), mirror=True)
   (image,) = draw_images((50, 70))
-  sizes = [
-    (inputs['images'].shape[:2], inputs['image_sizes'].tolist())
-    for *_, inputs in predictor._rows([image])
-  ]
+  rows = list(predictor._rows([image]))
   # 50x70 fits 64x96 at 1.28, 32x48 at 0.64 and 83x125 at 1.66.
-  assert sizes == [
-    ((64, 96), [32, 44]),
-    ((64, 96), [64, 89]),
-    ((96, 128), [83, 116]),
-  ]
+  assert [
+    (inputs['images'].shape[:2], inputs['image_sizes'].tolist())
+    for *_, inputs in rows[::2]
+  ] == [((64, 96), [32, 44]), ((64, 96), [64, 89]), ((96, 128), [83, 116])]
+  # Each plain and mirrored.
+  seen = [(view.scale, view.mirrored) for view in rows[0][0].views]
+  assert seen == [(x, flag) for x in (0.5, 1.0, 1.3) for flag in (False, True)]
+  for (*_, plain), (*_, mirrored) in zip(rows[::2], rows[1::2]):
+    assert not np.array_equal(plain['images'], mirrored['images'])
 
 
 def test_images_that_fit_into_a_tile_stay_as_they_are(workdir, pairs):
