@@ -1,9 +1,12 @@
 """Errors that a user can correct, as opposed to bugs."""
 
 import difflib
+import os
 import reprlib
 from collections.abc import Iterable
 from typing import Any
+
+from maskrcnn_jax.terminal import escaped
 
 _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 80
@@ -35,6 +38,10 @@ class UserError(ValueError):
     given: Any = None,
     wanted: Any = None,
   ):
+    # Foreign names stay on the line of the message.
+    for name in (path, item, given):
+      if isinstance(name, str | os.PathLike):
+        message = message.replace(str(name), escaped(str(name)))
     super().__init__(message)
     self.argument = argument
     self.path = None if path is None else str(path)

@@ -69,14 +69,16 @@ def replaced(path) -> Iterator[pathlib.Path]:
 
   It lies beside `path` under a hidden name that nobody else has
   (`.NAME-RANDOM.unfinished`), so a rename is all that is left to do and no link
-  is followed. If the block raises, it is removed and `path` is as before.
+  is followed. If the block raises, it is removed and `path` is as before; an
+  error of the system, such as a full disk, names `path`.
 
   Args:
     path: to be made or replaced; its folder is made if missing.
   """
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  handle, name = tempfile.mkstemp('.unfinished', f'.{path.name}-', path.parent)
+  start = f'.{path.name[:40]}-'  # Names have up to 255 bytes.
+  handle, name = tempfile.mkstemp('.unfinished', start, path.parent)
   os.close(handle)
   unfinished = pathlib.Path(name)
   try:
@@ -84,6 +86,10 @@ def replaced(path) -> Iterator[pathlib.Path]:
     unfinished.chmod(0o666 & ~_umask())
     yield unfinished
     unfinished.replace(path)
+  except OSError as error:
+    if error.strerror and error.filename in (None, name):
+      error.filename = os.fspath(path)
+    raise
   finally:
     unfinished.unlink(missing_ok=True)
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from maskrcnn_jax.terminal import escaped
+
 
 def table(cells: Sequence[dict[str, str]]) -> str:
   """A table whose columns line up; '' without rows.
@@ -12,7 +14,8 @@ def table(cells: Sequence[dict[str, str]]) -> str:
   """
   if not cells:
     return ''
-  lines = [list(cells[0]), *([*row.values()] for row in cells)]
+  lines = [[*cells[0]], *([*row.values()] for row in cells)]
+  lines = [[escaped(text) for text in line] for line in lines]
   widths = [max(map(len, column)) for column in zip(*lines)]
   lines.insert(1, ['-' * width for width in widths])
   return '\n'.join(

@@ -55,9 +55,8 @@ def draw(
     return mask_pasting.paste_masks(masks, part, image.shape[:2])[0]
 
   labels = [
-    f'{_name(detections.classes[row], class_names)} '
-    f'{detections.scores[row]:.2f}'
-    for row in rows
+    f'{_name(label, class_names)} {score:.2f}'
+    for label, score in zip(detections.classes[rows], detections.scores[rows])
   ]
   mask_of = None if detections.masks is None else mask_of
   return draw_objects(image, boxes, mask_of, labels, enlarge)
@@ -74,10 +73,10 @@ def draw_instances(
   class_names: ClassNames = None,
   enlarge: int = 1,
 ) -> np.ndarray:
-  """A picture of the image with its ground truth, the smallest on top.
+  """A picture of a whole canvas with its ground truth, the smallest on top.
 
   Args:
-    image: the whole canvas; see `draw`, also for the other arguments.
+    image: see `draw`, also for the other arguments.
     instances: of one image, without a batch axis.
   """
   rows = np.flatnonzero(np.asarray(instances.valid))
@@ -97,20 +96,16 @@ def draw_instances(
 def uncrop_mask(
   crop: np.ndarray, box: np.ndarray, canvas: tuple[int, int]
 ) -> np.ndarray:
-  """A mask of the size of the canvas from a mask crop of a batch.
+  """Mask `[height, width]` bool of a canvas from a mask crop of a batch.
 
-  The inverse of `mask_crops.crop_masks` of the input pipeline, which is not the
-  inverse of pasting: the first and the last sample of a side lie on the edges
-  of the box, measured on a grid of `length - 1` steps for a canvas of `length`
-  pixels.
+  The inverse of `mask_crops.crop_masks`, not of pasting: the first and the last
+  sample of a side lie on the edges of the box, measured on a grid of
+  `length - 1` steps for a canvas of `length` pixels.
 
   Args:
     crop: `[size, size]`, uint8 0..255 or float 0..1.
     box: `[4]` in pixels of the canvas.
     canvas: (height, width).
-
-  Returns:
-    `[height, width]` bool.
   """
   whole = np.iinfo(crop.dtype).max if crop.dtype.kind == 'u' else 1.0
   mask = np.zeros(canvas, bool)
@@ -154,12 +149,9 @@ def _samples(start, stop, length, num_samples):
 
 def _name(class_id, class_names):
   """Name of a class, or its number if it has none."""
-  class_id = int(class_id)
-  if isinstance(class_names, Mapping):
-    return str(class_names.get(class_id, class_id))
-  if class_names is not None and class_id < len(class_names):
-    return str(class_names[class_id])
-  return str(class_id)
+  if not isinstance(class_names, Mapping):
+    class_names = dict(enumerate(() if class_names is None else class_names))
+  return str(class_names.get(int(class_id), class_id))
 
 
 def draw_objects(
@@ -193,10 +185,10 @@ def draw_objects(
 
 def _thickness(picture_size, boxes):
   """Thickness of the lines of boxes, visible also if the picture is shrunk."""
-  short_side = min(picture_size)
-  if short_side < 400:
-    return 1
-  return max(2, round(min(short_side / 400, _typical_side(boxes) / 20)))
+  share = min(picture_size) / 400
+  return (
+    1 if share < 1 else max(2, round(min(share, _typical_side(boxes) / 20)))
+  )
 
 
 def _typical_side(boxes):
@@ -206,7 +198,6 @@ def _typical_side(boxes):
 
 
 def _enlarge(array, times):
-  """Every pixel `times` times, down and across."""
   return array.repeat(times, axis=0).repeat(times, axis=1)
 
 
@@ -225,10 +216,9 @@ def _draw_mask(picture, mask, color, enlarge=1, border=1):
   if not rows.size:
     return
   top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-  part = picture[
-    top * enlarge : bottom * enlarge, left * enlarge : right * enlarge
-  ]
   mask = _enlarge(mask[top:bottom, left:right], enlarge)
+  part = picture[top * enlarge :, left * enlarge :]
+  part = part[: mask.shape[0], : mask.shape[1]]
   inside = mask
   for _ in range(border):
     inside = _erode(inside)
@@ -240,28 +230,23 @@ def _draw_mask(picture, mask, color, enlarge=1, border=1):
 def _erode(mask):
   """Pixels of the mask whose four neighbors are in it too."""
   padded = np.pad(mask, 1)
-  return (
-    mask
-    & (padded[:-2, 1:-1] & padded[2:, 1:-1])
-    & (padded[1:-1, :-2] & padded[1:-1, 2:])
-  )
+  down, across = padded[:, 1:-1], padded[1:-1]
+  return mask & down[:-2] & down[2:] & across[:, :-2] & across[:, 2:]
 
 
 def _draw_box(picture, box, color, thickness):
   """Draws the edges: lines of 2 are centered on them, lines of 1 inside."""
   y1, x1, y2, x2 = np.rint(box).astype(int)
+  color = np.rint(color)
   outside = thickness // 2
   inside = thickness - outside
-  top, left = max(y1 - outside, 0), max(x1 - outside, 0)
-  bottom, right = max(y2 + outside, 0), max(x2 + outside, 0)
-  lines = (
-    (slice(top, max(y1 + inside, 0)), slice(left, right)),
-    (slice(max(y2 - inside, 0), bottom), slice(left, right)),
-    (slice(top, bottom), slice(left, max(x1 + inside, 0))),
-    (slice(top, bottom), slice(max(x2 - inside, 0), right)),
+  rows, columns = (
+    np.maximum([a - outside, a + inside, b - inside, b + outside], 0)
+    for a, b in ((y1, y2), (x1, x2))
   )
-  for line in lines:
-    picture[line] = np.rint(color)
+  for start in (0, 2):  # The first and the last line of each side.
+    picture[rows[start] : rows[start + 1], columns[0] : columns[3]] = color
+    picture[rows[0] : rows[3], columns[start] : columns[start + 1]] = color
 
 
 def _draw_labels(picture, boxes, labels, colors):
@@ -284,8 +269,8 @@ def _draw_labels(picture, boxes, labels, colors):
     y1, x1, y2, x2 = position
     fill = tuple(np.rint(color).astype(int).tolist())
     pen.rectangle((x1, y1, x2 - 1, y2 - 1), fill=fill)
-    luminance = np.dot(color, (0.299, 0.587, 0.114))
-    ink = 'black' if luminance > 128 else 'white'
+    is_light = np.dot(color, (0.299, 0.587, 0.114)) > 128
+    ink = 'black' if is_light else 'white'
     pen.text((x1 + 2, y1 + 1), label, fill=ink, font=font, anchor='la')
   return np.array(canvas)
 
@@ -303,7 +288,6 @@ def _place_label(box, size, picture_size, taken):
 
 
 def _overlap(a, b):
-  """Whether two boxes share a pixel."""
   return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 

@@ -7,9 +7,10 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-# Folder or file -> allowed imports, besides the standard library, its own
-# folder, `.errors` and `.files`; a leading dot stands for maskrcnn_jax. The
-# longest row that fits applies.
+# Allowed everywhere, as are the standard library and a file's own folder; a
+# leading dot stands for maskrcnn_jax.
+EVERYWHERE = ('.errors', '.files', '.terminal')
+# Folder or file -> other allowed imports. The longest row that fits applies.
 ALLOWED = {
   'configs': 'ml_collections .config',
   'data': 'numpy PIL pycocotools tensorflow tensorflow_datasets .datasets',
@@ -93,7 +94,7 @@ def _imports(path):
 def _allowed(path, name):
   """Allowed imports of a file: its row, and its own folder."""
   rows = [x for x in ALLOWED if name == x or name.startswith(f'{x}/')]
-  yield from (*ALLOWED[max(rows, key=len)].split(), '.errors', '.files')
+  yield from (*ALLOWED[max(rows, key=len)].split(), *EVERYWHERE)
   parts = name.split('/')
   if parts[0] != 'maskrcnn_jax':  # Scripts see the files beside them.
     yield from (x.stem for x in path.parent.glob('*.py'))

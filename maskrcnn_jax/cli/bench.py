@@ -11,38 +11,24 @@ from maskrcnn_jax.cli import command_line
 def add_verbs(add_verb) -> None:
   """Adds the verb, see `main`."""
   parser = add_verb('bench', _run, 'measure speed, also against torchvision')
-  default = BenchOptions()
   command_line.add_config(parser)
-  parser.add_argument(
-    '--what',
-    type=command_line.NAMES,
-    default=default.what,
-    metavar='NAME,NAME,...',
-    help=f'some of {", ".join(SUBJECTS)} (default: {",".join(default.what)})',
-  )
-  parser.add_argument(
-    '--against',
-    metavar='PYTHON',
-    help='interpreter with torch and torchvision, whose Mask R-CNN is measured '
-    'in turns with ours',
-  )
-  parser.add_argument(
-    '--channels_last',
-    action=argparse.BooleanOptionalAction,
-    help="torchvision's memory layout (default: channels last on a GPU)",
-  )
+  parser.set_defaults(**dataclasses.asdict(BenchOptions()))
+  add = parser.add_argument
+  # fmt: off
+  add('--what', type=command_line.NAMES, metavar='NAME,NAME,...',
+      help=f'some of {", ".join(SUBJECTS)} (default: '
+      f'{",".join(BenchOptions.what)})')
+  add('--against', metavar='PYTHON',
+      help='interpreter with torch and torchvision, whose Mask R-CNN is '
+      'measured in turns with ours')
+  add('--channels_last', action=argparse.BooleanOptionalAction,
+      help="torchvision's memory layout (default: channels last on a GPU)")
   for name, words in (('rounds', 'measured'), ('warmup', 'warm-up')):
-    parser.add_argument(
-      f'--{name}',
-      type=int,
-      default=getattr(default, name),
-      metavar='N',
-      help=f'number of {words} rounds (default: %(default)s)',
-    )
-  parser.add_argument(
-    '--output',
-    help='new folder for bench.json and bench.png (default: tables only)',
-  )
+    add(f'--{name}', type=int, metavar='N',
+        help=f'number of {words} rounds (default: %(default)s)')
+  add('--output',
+      help='new folder for bench.json and bench.png (default: tables only)')
+  # fmt: on
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
-"""Shared parts of the commands: verbs, config flags, flag types, exit codes.
+"""Shared parts of the commands: config flags, flag types, errors, exit codes.
 
-A `UserError` or `OSError` ends a command with its message and exit code 2;
+An error that a user can mend ends a command with one line and exit code 2;
 `--debug` shows the traceback.
 """
 
@@ -8,7 +8,6 @@ import argparse
 import logging
 import os
 import re
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,8 +15,15 @@ from typing import Any
 
 from maskrcnn_jax.distributed import launcher
 from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.terminal import escaped
 
 _OVERRIDE = re.compile(r'--config\.([^=]+)(=.*)?$', re.DOTALL)
+# Beside a `UserError` or `OSError`, what an input can cause, as a last resort.
+_REASONS = {
+  MemoryError: 'an input needs more memory than there is',
+  RecursionError: 'an input is nested too deeply',
+  UnicodeEncodeError: 'a text or a file name of an input is no valid Unicode',
+}
 
 
 def add_config(
@@ -30,29 +36,21 @@ def add_config(
     required: False if the verb does without a config.
     note: meaning of a missing config, for the help.
   """
+  # fmt: off
   parser.add_argument(
-    '--config',
-    required=required,
-    metavar='NAME[:VARIANT]',
+    '--config', required=required, metavar='NAME[:VARIANT]',
     help='shipped config such as shapes or coco:habana_1x, or path of a '
-    f'config file{note}',
-  )
+    f'config file{note}')
   parser.add_argument(  # `split_overrides` takes these out.
-    '--config.SECTION.FIELD',
-    dest='override',
-    metavar='VALUE',
-    help='override a field of the config, such as --config.input.batch_size=8',
-  )
+    '--config.SECTION.FIELD', dest='override', metavar='VALUE',
+    help='override a field of the config, such as --config.input.batch_size=8')
+  # fmt: on
 
 
 def add_max_pixels(parser: argparse.ArgumentParser) -> None:
   """Adds `--max_pixels`, see `set_max_pixels`."""
-  parser.add_argument(
-    '--max_pixels',
-    type=POSITIVE,
-    metavar='N',
-    help='refuse larger images (default: 67,108,864, which is 8192 x 8192)',
-  )
+  words = 'refuse larger images (default: 67,108,864, which is 8192 x 8192)'
+  parser.add_argument('--max_pixels', type=POSITIVE, metavar='N', help=words)
 
 
 def set_max_pixels(args: argparse.Namespace) -> None:
@@ -91,15 +89,17 @@ def overridden(args: argparse.Namespace) -> set[str]:
   return {override.partition('=')[0] for override in args.override}
 
 
-def given(args: argparse.Namespace, **names: str) -> dict[str, Any]:
+def given(args: argparse.Namespace, *same: str, **names: str) -> dict[str, Any]:
   """Keyword arguments for the flags that were given.
 
   The function that takes them has the defaults of the others.
 
   Args:
     args: parsed flags; None where a flag was not given.
+    *same: flags whose keywords have the same name.
     **names: keyword of the function -> name of the flag.
   """
+  names |= {name: name for name in same}
   values = {keyword: getattr(args, flag) for keyword, flag in names.items()}
   return {key: value for key, value in values.items() if value is not None}
 
@@ -156,26 +156,35 @@ def run(
   Args:
     name: of the command, for messages.
     function: does the work and may return an exit code.
-    debug: show the traceback of a `UserError` or `OSError` too.
+    debug: show the traceback of a user's error too.
   """
   try:
     _set_up_logging()
-  except UserError as error:
+  except UserError as error:  # In the environment, about the job.
     print(f'{name}: {error}', file=sys.stderr)
     return 2
-  # Runs `finally` blocks; a training run saves first, see `termination`.
-  signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
   try:
-    return function() or 0
+    code = function() or 0
+    sys.stdout.flush()
+    return code
+  except KeyboardInterrupt:
+    if debug:
+      raise
+    print(f'{name}: interrupted', file=sys.stderr)
+    return 130
   except Exception as error:
     from maskrcnn_jax.distributed import processes
 
-    if debug or not isinstance(error, UserError | OSError):
+    message = _message(error)
+    if debug or message is None:
       processes.end_job(traceback.format_exc(), code=1, expected=debug)
       raise
-    message = f'{name}: {_message(error)}'
+    message = f'{name}: {message}'
     processes.end_job(message, code=2)
     print(message, file=sys.stderr)
+    if isinstance(error, BrokenPipeError):
+      # Nobody reads any more: what is left must not raise at the exit.
+      os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return 2
 
 
@@ -193,8 +202,12 @@ def _set_up_logging() -> None:
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
 
-def _message(error: Exception) -> str:
-  if isinstance(error, OSError) and error.strerror:
-    where = f': {error.filename}' if error.filename else ''
-    return f'{error.strerror}{where}'
-  return str(error)
+def _message(error: Exception) -> str | None:
+  """One line for an error that a user can mend; None for a bug."""
+  if isinstance(error, OSError):
+    where = f': {escaped(str(error.filename))}' if error.filename else ''
+    return (error.strerror or str(error)) + where
+  if isinstance(error, UserError):
+    return str(error)
+  reasons = (_REASONS[x] for x in _REASONS if isinstance(error, x))
+  return next((f'{reason} ({error})' for reason in reasons), None)

@@ -17,79 +17,42 @@ def add_verbs(add_verb) -> None:
   )
   check = add_verb('check', _check, 'find errors in a data set')
   command_line.add_config(check, required=False)
-  for parser, annotations in (
-    (
-      prepare,
-      'COCO json, or the folder of PNG or text files of another format',
-    ),
-    (check, 'COCO json'),
-  ):
-    parser.add_argument('--images', required=True, help='folder of the images')
-    parser.add_argument('--annotations', required=True, help=annotations)
-    parser.add_argument(
-      '--num_workers',
-      type=command_line.POSITIVE,
-      metavar='N',
-      help='number of worker processes',
-    )
-    parser.add_argument(
-      '--allow_outside',
-      action='store_true',
-      help='read images that the json names outside of the folder',
-    )
+  folder = ', or the folder of PNG or text files of another format'
+  for parser, other in ((prepare, folder), (check, '')):
+    add = parser.add_argument
+    add('--images', required=True, help='folder of the images')
+    add('--annotations', required=True, help=f'COCO json{other}')
+    words = 'number of worker processes'
+    add('--num_workers', type=command_line.POSITIVE, metavar='N', help=words)
+    words = 'read images that the json names outside of the folder'
+    add('--allow_outside', action='store_true', help=words)
     command_line.add_max_pixels(parser)
-  _add_prepare_flags(prepare)
-  _add_check_flags(check)
-
-
-def _add_prepare_flags(parser) -> None:
-  parser.add_argument(
-    '--format',
-    metavar='NAME',
-    help='coco (default); instance_png: one PNG per image whose values number '
-    'the objects; object_png: one folder per image with one PNG per object; '
-    'yolo: polygons in text files',
-  )
-  parser.add_argument(
-    '--classes',
-    metavar='NAME,NAME,...',
-    help='class names, or a file that lists them; for formats other than coco',
-  )
-  parser.add_argument(
-    '--output',
-    required=True,
-    help='record files to write, such as records/train-*.tfrecord',
-  )
-  parser.add_argument('--captions', help='COCO json of captions')
-  parser.add_argument(
-    '--image_ids',
-    type=command_line.COUNTS,
-    metavar='ID,ID,...',
-    help='convert only these images',
-  )
-  parser.add_argument('--num_shards', type=int, help='number of record files')
-
-
-def _add_check_flags(parser) -> None:
-  parser.add_argument(
-    '--val_annotations',
-    metavar='FILE',
-    help='COCO json of the validation set, compared with the training set',
-  )
-  parser.add_argument(
-    '--val_images',
-    metavar='DIR',
-    help='folder of the validation images (default: that of --images)',
-  )
-  parser.add_argument(
-    '--html',
-    metavar='FILE',
-    help='page to write: findings, statistics, pictures of samples and of '
-    'findings; with --config also of the batches that training would see',
-  )
-  parser.add_argument(
-    '--json', metavar='FILE', help='file to write: all findings and statistics'
-  )
+  # fmt: off
+  add = prepare.add_argument
+  add('--format', metavar='NAME',
+      help='coco (default); instance_png: one PNG per image whose values '
+      'number the objects; object_png: one folder per image with one PNG per '
+      'object; yolo: polygons in text files')
+  add('--classes', metavar='NAME,NAME,...',
+      help='class names, or a file that lists them; for formats other than '
+      'coco')
+  add('--output', required=True,
+      help='record files to write, such as records/train-*.tfrecord')
+  add('--captions', help='COCO json of captions')
+  add('--image_ids', type=command_line.COUNTS, metavar='ID,ID,...',
+      help='convert only these images')
+  add('--num_shards', type=int, help='number of record files')
+  add = check.add_argument
+  add('--val_annotations', metavar='FILE',
+      help='COCO json of the validation set, compared with the training set')
+  add('--val_images', metavar='DIR',
+      help='folder of the validation images (default: that of --images)')
+  add('--html', metavar='FILE',
+      help='page to write: findings, statistics, pictures of samples and of '
+      'findings; with --config also of the batches that training would see')
+  add('--json', metavar='FILE',
+      help='file to write: all findings and statistics')
+  # fmt: on
 
 
 def _prepare(args: argparse.Namespace) -> None:
@@ -98,13 +61,9 @@ def _prepare(args: argparse.Namespace) -> None:
   command_line.set_max_pixels(args)
   options = command_line.given(
     args,
-    num_shards='num_shards',
-    num_workers='num_workers',
+    *('num_shards', 'num_workers', 'image_ids', 'classes', 'allow_outside'),
     captions_file='captions',
-    image_ids='image_ids',
     data_format='format',
-    classes='classes',
-    allow_outside='allow_outside',
   )
   print(prepare.prepare(args.images, args.annotations, args.output, **options))
 
@@ -112,13 +71,11 @@ def _prepare(args: argparse.Namespace) -> None:
 def _check(args: argparse.Namespace) -> int:
   """Runs `check`; returns 1 if the data has errors."""
   if args.val_images and not args.val_annotations:
-    raise UserError(
-      '--val_images needs --val_annotations.', argument='--val_images'
-    )
+    message = '--val_images needs --val_annotations.'
+    raise UserError(message, argument='--val_images')
   if args.override and not args.config:
-    raise UserError(
-      f'--config.{args.override[0]} needs --config.', argument='--config'
-    )
+    message = f'--config.{args.override[0]} needs --config.'
+    raise UserError(message, argument='--config')
   _check_output('--html', args.html)
   _check_output('--json', args.json)
   config = None

@@ -7,16 +7,13 @@ from maskrcnn_jax.cli import command_line
 
 def add_source(parser: argparse.ArgumentParser) -> None:
   """Adds `--workdir` and `--checkpoint`, one of which must be given."""
-  source = parser.add_mutually_exclusive_group(required=True)
-  source.add_argument(
-    '--workdir', metavar='DIR', help='run whose newest checkpoint is used'
-  )
-  source.add_argument(
-    '--checkpoint',
-    metavar='PATH',
-    help='one checkpoint: WORKDIR/checkpoints/STEP, or '
-    'WORKDIR/checkpoints/best with training.keep_best',
-  )
+  add = parser.add_mutually_exclusive_group(required=True).add_argument
+  # fmt: off
+  add('--workdir', metavar='DIR', help='run whose newest checkpoint is used')
+  add('--checkpoint', metavar='PATH',
+      help='one checkpoint: WORKDIR/checkpoints/STEP, or '
+      'WORKDIR/checkpoints/best with training.keep_best')
+  # fmt: on
 
 
 def add_verbs(add_verb) -> None:
@@ -27,46 +24,28 @@ def add_verbs(add_verb) -> None:
     'write StableHLO or SavedModel programs that run without this package',
   )
   add_source(parser)
-  parser.add_argument(
-    '--output',
-    required=True,
-    metavar='DIR',
-    help='folder to create, with programs, weights.npz, export.json and '
-    'detect.py',
-  )
-  parser.add_argument(
-    '--canvas',
-    type=command_line.flag_type(_canvases, 'sizes such as 832x1344,1344x832'),
-    metavar='HEIGHTxWIDTH,...',
-    help='input sizes in pixels, one program each (default: those of the run)',
-  )
-  parser.add_argument(
-    '--batch_size',
-    type=command_line.flag_type(
-      _batch_size, 'a whole number of 1 or more, or any'
-    ),
-    metavar='N',
-    help='images per call, or any (default: any)',
-  )
-  parser.add_argument(
-    '--platforms',
-    type=command_line.NAMES,
-    metavar='NAME,...',
-    help='some of cpu, cuda, rocm, tpu (default: cpu,cuda,tpu)',
-  )
-  parser.add_argument(
-    '--image_dtype',
-    metavar='NAME',
-    help='uint8 or float32; values are 0..255 in both (default: that of the '
-    'run)',
-  )
-  parser.add_argument(
-    '--format',
-    type=command_line.NAMES,
-    metavar='NAME,...',
-    help='stablehlo for JAX, saved_model for TensorFlow, or both (default: '
-    'stablehlo)',
-  )
+  flag_type = command_line.flag_type
+  canvases = flag_type(_canvases, 'sizes such as 832x1344,1344x832')
+  count = flag_type(_batch_size, 'a whole number of 1 or more, or any')
+  add = parser.add_argument
+  # fmt: off
+  add('--output', required=True, metavar='DIR',
+      help='folder to create, with programs, weights.npz, export.json and '
+      'detect.py')
+  add('--canvas', type=canvases, metavar='HEIGHTxWIDTH,...',
+      help='input sizes in pixels, one program each (default: those of the '
+      'run)')
+  add('--batch_size', type=count, metavar='N',
+      help='images per call, or any (default: any)')
+  add('--platforms', type=command_line.NAMES, metavar='NAME,...',
+      help='some of cpu, cuda, rocm, tpu (default: cpu,cuda,tpu)')
+  add('--image_dtype', metavar='NAME',
+      help='uint8 or float32; values are 0..255 in both (default: that of the '
+      'run)')
+  add('--format', type=command_line.NAMES, metavar='NAME,...',
+      help='stablehlo for JAX, saved_model for TensorFlow, or both (default: '
+      'stablehlo)')
+  # fmt: on
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -81,14 +60,10 @@ def _run(args: argparse.Namespace) -> None:
   from maskrcnn_jax.export import exporter
 
   chosen = command_line.given(
-    args,
-    canvases='canvas',
-    platforms='platforms',
-    image_dtype='image_dtype',
-    formats='format',
+    *(args, 'platforms', 'image_dtype'), canvases='canvas', formats='format'
   )
   if args.batch_size != 'any':
-    chosen |= command_line.given(args, batch_size='batch_size')
+    chosen |= command_line.given(args, 'batch_size')
   options = exporter.ExportOptions(**chosen)
   print(exporter.export(args.workdir or args.checkpoint, args.output, options))
 

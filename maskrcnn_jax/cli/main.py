@@ -19,6 +19,7 @@ from maskrcnn_jax.cli import (
   weights,
 )
 from maskrcnn_jax.errors import UserError, did_you_mean
+from maskrcnn_jax.terminal import escaped_streams
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,20 +28,23 @@ def main(argv: list[str] | None = None) -> int:
   Args:
     argv: arguments after the command's name; None: those of the process.
   """
+  with escaped_streams():
+    args = _parse(sys.argv[1:] if argv is None else argv)
+    name = f'maskrcnn-jax {args.verb}'
+    return command_line.run(name, lambda: args.run(args), args.debug)
+
+
+def _parse(argv) -> argparse.Namespace:
   parser = _parser()
   try:
-    overrides, rest = command_line.split_overrides(
-      sys.argv[1:] if argv is None else argv
-    )
+    overrides, rest = command_line.split_overrides(argv)
   except UserError as error:
     parser.error(str(error))
   args = parser.parse_args(rest)
   if overrides and 'config' not in args:
     parser.error(f'{args.verb} takes no --config.{overrides[0]}.')
   args.override = overrides
-  return command_line.run(
-    f'maskrcnn-jax {args.verb}', lambda: args.run(args), args.debug
-  )
+  return args
 
 
 class _Parser(argparse.ArgumentParser):
@@ -76,18 +80,15 @@ def _parser() -> _Parser:
     epilog='maskrcnn-jax VERB --help lists the flags of a verb.',
     allow_abbrev=False,
   )
-  parser.verbs = parser.add_subparsers(
-    dest='verb', metavar='VERB', required=True
-  )
+  options = {'dest': 'verb', 'metavar': 'VERB', 'required': True}
+  parser.verbs = parser.add_subparsers(**options)
 
   def add_verb(name, run, words):
-    verb = parser.verbs.add_parser(
-      name, help=words, description=words, allow_abbrev=False
-    )
+    options = {'description': words, 'allow_abbrev': False}
+    verb = parser.verbs.add_parser(name, help=words, **options)
     verb.set_defaults(run=run)
-    verb.add_argument(
-      '--debug', action='store_true', help='show the traceback of an error'
-    )
+    words = 'show the traceback of an error'
+    verb.add_argument('--debug', action='store_true', help=words)
     return verb
 
   for group in (data, train, weights, predict, export, plan, bench):

@@ -11,22 +11,17 @@ def add_verbs(add_verb) -> None:
     'plan', _run, 'compile the training step ahead of time for other devices'
   )
   command_line.add_config(parser)
-  parser.add_argument(
-    '--topology',
-    required=True,
-    type=command_line.NAMES,
-    metavar='NAME,NAME,...',
-    help='TPU slices such as v5e:4x4 or v5p:2x2x1; cpu:8 for CPU devices; '
-    'here for the devices of this machine',
-  )
-  parser.add_argument(
-    '--batch_per_device',
-    type=command_line.COUNTS,
-    metavar='N,N,...',
-    help='images per device (default: the batch of the config divided by the '
-    'number of devices)',
-  )
-  parser.add_argument('--output', help='folder for plan.json and plan.png')
+  add = parser.add_argument
+  # fmt: off
+  add('--topology', required=True, type=command_line.NAMES,
+      metavar='NAME,NAME,...',
+      help='TPU slices such as v5e:4x4 or v5p:2x2x1; cpu:8 for CPU devices; '
+      'here for the devices of this machine')
+  add('--batch_per_device', type=command_line.COUNTS, metavar='N,N,...',
+      help='images per device (default: the batch of the config divided by the '
+      'number of devices)')
+  add('--output', help='folder for plan.json and plan.png')
+  # fmt: on
 
 
 def _run(args: argparse.Namespace) -> None:

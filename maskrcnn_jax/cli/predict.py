@@ -1,10 +1,12 @@
 """The verb `predict`: detections in image files."""
 
 import argparse
+import contextlib
 
 from maskrcnn_jax.cli import command_line, export
 from maskrcnn_jax.errors import UserError
 
+_M_ARENA_MAX = -8  # Of glibc's malloc.h.
 # Scales of --tta without a value.
 TTA_SCALES = (0.8, 1.0, 1.25)
 
@@ -13,99 +15,60 @@ def add_verbs(add_verb) -> None:
   """Adds the verb, see `main`."""
   parser = add_verb('predict', _run, 'detect objects in image files')
   export.add_source(parser)
-  parser.add_argument(
-    '--images',
-    required=True,
-    nargs='+',
-    metavar='PATH',
-    help="files, folders (searched recursively), patterns like 'photos/*.jpg'",
+  scales = command_line.flag_type(
+    command_line.list_of(command_line.number(float, 0.1, 4)),
+    'numbers from 0.1 to 4 such as 0.8,1,1.25',
   )
-  parser.add_argument(
-    '--output',
-    required=True,
-    metavar='DIR',
-    help='folder for detections.json (COCO results), images.json (their image '
-    'ids), pictures/NAME.png and index.html',
-  )
-  parser.add_argument(
-    '--annotations',
-    metavar='FILE',
-    help='COCO json with the image ids, by file name (default: images are '
-    'numbered from 1)',
-  )
-  parser.add_argument(
-    '--min_score',
-    type=command_line.FRACTION,
-    metavar='SCORE',
-    help='smallest score of a drawn detection (default: 0.5); detections.json '
-    'has all, with --tile those from 0.05',
-  )
-  parser.add_argument(
-    '--batch_size',
-    type=command_line.POSITIVE,
-    default=4,
-    metavar='N',
-    help='images per batch (default: %(default)s)',
-  )
-  parser.add_argument(
-    '--tile',
-    nargs='?',
-    type=command_line.POSITIVE,
-    const=0,
-    metavar='SIDE',
-    help='cut large images into overlapping tiles of SIDE pixels (without '
-    'SIDE: as large as the input of the model)',
-  )
-  parser.add_argument(
-    '--tile_overlap',
-    type=command_line.FRACTION,
-    metavar='FRACTION',
-    help='overlap of neighbouring tiles (default: 0.25); larger objects are '
-    'found in the image at half, a quarter, ... of its size',
-  )
-  parser.add_argument(
-    '--tile_levels',
-    type=command_line.COUNT,
-    metavar='N',
-    help='halve the image at most N times (default: until it fits one tile)',
-  )
+  add = parser.add_argument
+  # fmt: off
+  add('--images', required=True, nargs='+', metavar='PATH',
+      help='files, folders (searched recursively), patterns like '
+      "'photos/*.jpg'")
+  add('--output', required=True, metavar='DIR',
+      help='folder for detections.json (COCO results), images.json (their '
+      'image ids), pictures/NAME.png and index.html')
+  add('--annotations', metavar='FILE',
+      help='COCO json with the image ids, by file name (default: images are '
+      'numbered from 1)')
+  add('--min_score', type=command_line.FRACTION, metavar='SCORE',
+      help='smallest score of a drawn detection (default: 0.5); '
+      'detections.json has all, with --tile those from 0.05')
+  add('--batch_size', type=command_line.POSITIVE, default=4, metavar='N',
+      help='images per batch (default: %(default)s)')
+  add('--tile', nargs='?', type=command_line.POSITIVE, const=0, metavar='SIDE',
+      help='cut large images into overlapping tiles of SIDE pixels (without '
+      'SIDE: as large as the input of the model)')
+  add('--tile_overlap', type=command_line.FRACTION, metavar='FRACTION',
+      help='overlap of neighbouring tiles (default: 0.25); larger objects are '
+      'found in the image at half, a quarter, ... of its size')
+  add('--tile_levels', type=command_line.COUNT, metavar='N',
+      help='halve the image at most N times (default: until it fits one tile)')
   command_line.add_max_pixels(parser)
-  parser.add_argument(
-    '--tta',
-    nargs='?',
-    type=command_line.flag_type(
-      command_line.list_of(command_line.number(float, 0.1, 4)),
-      'numbers from 0.1 to 4 such as 0.8,1,1.25',
-    ),
-    const=TTA_SCALES,
-    metavar='SCALE,...',
-    help='test-time augmentation: mirrored, and at these scales (without '
-    f'SCALE: {",".join(f"{scale:g}" for scale in TTA_SCALES)})',
-  )
-  parser.add_argument(
-    '--strict',
-    action='store_true',
-    help='exit with an error if any file could not be read',
-  )
-  parser.add_argument(
-    '--compilation_cache',
-    metavar='DIR',
-    help="folder of compiled programs, '' for none (default: "
-    '~/.cache/maskrcnn_jax/xla)',
-  )
+  add('--tta', nargs='?', type=scales, const=TTA_SCALES, metavar='SCALE,...',
+      help='test-time augmentation: mirrored, and at these scales (without '
+      f'SCALE: {",".join(f"{scale:g}" for scale in TTA_SCALES)})')
+  add('--strict', action='store_true',
+      help='exit with an error if any file could not be read')
+  add('--compilation_cache', metavar='DIR',
+      help="folder of compiled programs, '' for none (default: "
+      '~/.cache/maskrcnn_jax/xla)')
+  # fmt: on
 
 
 def _run(args: argparse.Namespace) -> None:
+  import ctypes
+
   from maskrcnn_jax.distributed import backends
   from maskrcnn_jax.inference import predict
 
+  with contextlib.suppress(AttributeError, OSError):
+    # One heap of glibc for all threads, which start later: in a heap for each,
+    # freed memory is lost in pieces, 30 kB an image.
+    ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
   command_line.set_max_pixels(args)
   backends.pick_backend('auto')
   options = command_line.given(
-    args,
-    annotations='annotations',
-    min_score='min_score',
-    compilation_cache='compilation_cache',
+    args, 'annotations', 'min_score', 'compilation_cache'
   )
   predict.predict(
     args.workdir or args.checkpoint,

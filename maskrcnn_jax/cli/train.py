@@ -14,29 +14,22 @@ def add_verbs(add_verb) -> None:
   ):
     parser = add_verb(name, _run, words)
     command_line.add_config(parser)
-    parser.add_argument(
-      '--workdir',
-      required=True,
-      help='folder of the run: checkpoints, metrics and pictures',
-    )
+    words = 'folder of the run: checkpoints, metrics and pictures'
+    parser.add_argument('--workdir', required=True, help=words)
     if name == 'eval':
-      _add_checkpoint(parser)
+      _add_checkpoint(parser.add_argument)
 
 
-def _add_checkpoint(parser) -> None:
-  parser.add_argument(
-    '--step',
-    type=command_line.flag_type(_step, 'a number of steps or best'),
-    metavar='STEP',
-    help='checkpoint to evaluate: a step, or best for that of '
-    'training.keep_best (default: the newest)',
-  )
-  parser.add_argument(
-    '--checkpoint',
-    metavar='PATH',
-    help='evaluate this instead: a checkpoint of another run, or weights '
-    'of a Mask R-CNN by torchvision, Detectron2 or TensorFlow',
-  )
+def _add_checkpoint(add) -> None:
+  step = command_line.flag_type(_step, 'a number of steps or best')
+  # fmt: off
+  add('--step', type=step, metavar='STEP',
+      help='checkpoint to evaluate: a step, or best for that of '
+      'training.keep_best (default: the newest)')
+  add('--checkpoint', metavar='PATH',
+      help='evaluate this instead: a checkpoint of another run, or weights '
+      'of a Mask R-CNN by torchvision, Detectron2 or TensorFlow')
+  # fmt: on
 
 
 def _step(text: str) -> int | str:

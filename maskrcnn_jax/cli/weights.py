@@ -7,39 +7,24 @@ from maskrcnn_jax.cli import command_line
 
 def add_verbs(add_verb) -> None:
   """Adds the verbs, see `main`."""
-  parser = add_verb(
-    'import_weights',
-    _import,
-    'convert weights of other programs to a checkpoint',
-  )
+  # fmt: off
+  parser = add_verb('import_weights', _import,
+                    'convert weights of other programs to a checkpoint')
   command_line.add_config(
-    parser, required=False, note=' (default: chosen from the weights)'
-  )
-  parser.add_argument(
-    '--source',
-    required=True,
-    metavar='FILE',
-    help='a .pth, .pkl, .npz or .safetensors by torchvision, timm or '
-    'Detectron2, or the prefix of a TensorFlow checkpoint',
-  )
-  parser.add_argument(
-    '--output', required=True, metavar='DIR', help='workdir to create'
-  )
-  parser = add_verb(
-    'export_weights', _export, "convert a checkpoint to torchvision's weights"
-  )
-  parser.add_argument(
-    '--checkpoint',
-    required=True,
-    metavar='PATH',
-    help='a workdir, or one checkpoint of it',
-  )
-  parser.add_argument(
-    '--output',
-    required=True,
-    metavar='FILE',
-    help='.pth, .safetensors or .npz to create',
-  )
+    parser, required=False, note=' (default: chosen from the weights)')
+  add = parser.add_argument
+  add('--source', required=True, metavar='FILE',
+      help='a .pth, .pkl, .npz or .safetensors by torchvision, timm or '
+      'Detectron2, or the prefix of a TensorFlow checkpoint')
+  add('--output', required=True, metavar='DIR', help='workdir to create')
+  parser = add_verb('export_weights', _export,
+                    "convert a checkpoint to torchvision's weights")
+  add = parser.add_argument
+  add('--checkpoint', required=True, metavar='PATH',
+      help='a workdir, or one checkpoint of it')
+  add('--output', required=True, metavar='FILE',
+      help='.pth, .safetensors or .npz to create')
+  # fmt: on
 
 
 def _import(args: argparse.Namespace) -> None:

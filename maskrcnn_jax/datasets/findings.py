@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from maskrcnn_jax.errors import UserError, brief
+from maskrcnn_jax.terminal import escaped
 
 SEVERITIES = ('error', 'warning', 'note')
 _LISTED_ERRORS = 10
@@ -38,7 +39,7 @@ class Finding:
       place.append(f'image {brief(self.image_id)}')
     if self.annotation_id is not None:
       place.append(f'annotation {brief(self.annotation_id)}')
-    return f'{", ".join(place)}: {self.message}'
+    return escaped(f'{", ".join(place)}: {self.message}')
 
 
 class InvalidEntryError(Exception):

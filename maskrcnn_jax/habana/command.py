@@ -15,16 +15,13 @@ from typing import Any
 from maskrcnn_jax.cli import command_line
 from maskrcnn_jax.errors import UserError, invalid
 from maskrcnn_jax.habana import flags
+from maskrcnn_jax.terminal import escaped_streams
 
 # Value of TF_BF16_CONVERSION -> model.dtype.
 _PRECISIONS = {
-  '': 'float32',
-  '0': 'float32',
-  'false': 'float32',
+  **dict.fromkeys(('', '0', 'false'), 'float32'),
   'basic': 'bfloat16_products',
-  'full': 'bfloat16',
-  '1': 'bfloat16',
-  'true': 'bfloat16',
+  **dict.fromkeys(('full', '1', 'true'), 'bfloat16'),
 }
 
 
@@ -34,15 +31,16 @@ def main(argv: Sequence[str]) -> int:
   Args:
     argv: without the name of the program.
   """
-  try:
-    command = flags.parse(argv)
-  except UserError as error:
-    print(f'{flags.PROGRAM}: {error}', file=sys.stderr)
-    return 2
-  if command.wants_help:
-    print(flags.help_text())
-    return 0
-  return command_line.run(flags.PROGRAM, lambda: _run(command), command.debug)
+  with escaped_streams():
+    try:
+      command = flags.parse(argv)
+    except UserError as error:
+      print(f'{flags.PROGRAM}: {error}', file=sys.stderr)
+      return 2
+    if command.wants_help:
+      print(flags.help_text())
+      return 0
+    return command_line.run(flags.PROGRAM, lambda: _run(command), command.debug)
 
 
 def make_config(
@@ -61,9 +59,6 @@ def make_config(
 
   Returns:
     A locked ConfigDict: `coco:habana_1x` with the changes of the flags.
-
-  Raises:
-    UserError: a value cannot be used.
   """
   from maskrcnn_jax import config as config_lib
 
@@ -106,9 +101,8 @@ def _set_model(model, values, environ):
 def _set_optimizer(optimizer, values):
   optimizer.tuned_batch_size = None
   optimizer.decay_steps = _numbers(values, 'learning_rate_steps', int)
-  optimizer.decay_factors = _numbers(
-    values, 'learning_rate_decay_levels', float
-  )
+  factors = _numbers(values, 'learning_rate_decay_levels', float)
+  optimizer.decay_factors = factors
   if values['global_gradient_clip_ratio'] > 0:
     optimizer.clip_global_norm = values['global_gradient_clip_ratio']
 
@@ -116,9 +110,8 @@ def _set_optimizer(optimizer, values):
 def _set_evaluation(evaluation, values, num_devices):
   evaluation.batch_size = values['eval_batch_size'] * num_devices
   evaluation.report_every_batches = values['report_frequency'] or 0
-  evaluation.every_steps = 0
-  if values['mode'] == 'train_and_eval':
-    evaluation.every_steps = values['num_steps_per_eval']
+  has_cycles = values['mode'] == 'train_and_eval'
+  evaluation.every_steps = values['num_steps_per_eval'] if has_cycles else 0
   if values['include_groundtruth_in_features']:
     evaluation.annotations_file = ''
 
@@ -127,11 +120,8 @@ def _precision(values, environ) -> str:
   """`model.dtype` by TF_BF16_CONVERSION and --amp."""
   text = environ.get('TF_BF16_CONVERSION', '')
   if text.lower() not in _PRECISIONS:
-    raise invalid(
-      'TF_BF16_CONVERSION',
-      text,
-      'full, basic, 1 or 0 (only SynapseAI reads lists of operations)',
-    )
+    wanted = 'full, basic, 1 or 0 (only SynapseAI reads lists of operations)'
+    raise invalid('TF_BF16_CONVERSION', text, wanted)
   dtype = _PRECISIONS[text.lower()]
   return 'bfloat16' if values['amp'] and dtype == 'float32' else dtype
 
@@ -141,10 +131,9 @@ def _numbers(values, name, kind) -> tuple:
   texts = [text for text in values[name] if text.strip()]
   try:
     return tuple(kind(float(text)) for text in texts)
-  except ValueError as error:
-    raise invalid(
-      f'--{name}', ','.join(texts), 'numbers joined by commas'
-    ) from error
+  except (ValueError, OverflowError):
+    wanted = 'numbers joined by commas'
+    raise invalid(f'--{name}', ','.join(texts), wanted) from None
 
 
 def _profile(text: str) -> tuple[int, int] | None:
@@ -202,7 +191,8 @@ def _start(command: flags.Command):
 
 def _opening(command, config, num_devices):
   """Log lines before the run."""
-  yield from flags.notices(command)
+  for name, reason in flags.without_effect(command).items():
+    yield f'--{name} has no effect here: {reason}'
   if command.values['deterministic'] and command.values['seed'] is None:
     yield '--deterministic without --seed: the seed is 0.'
   if command.values['mode'] != 'eval':
@@ -217,10 +207,8 @@ def _params(values: Mapping[str, Any], config) -> str:
   """YAML of the flags, the values Habana derives from them, and the config."""
   import yaml
 
-  levels = [
-    float(level) * values['init_learning_rate']
-    for level in values['learning_rate_decay_levels']
-  ]
-  params = {**values, 'learning_rate_levels': levels}
+  rate, levels = values['init_learning_rate'], 'learning_rate_decay_levels'
+  rates = {'learning_rate_levels': [float(x) * rate for x in values[levels]]}
   # Through JSON, which has no tuples.
-  return yaml.safe_dump(json.loads(json.dumps(params | config.to_dict())))
+  text = json.dumps({**values, **rates, **config.to_dict()})
+  return yaml.safe_dump(json.loads(text))

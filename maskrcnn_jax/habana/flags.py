@@ -30,25 +30,15 @@ _DEFINERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
-  """A flag of Habana's script.
-
-  Attributes:
-    name: as there.
-    kind: type of the value.
-    default: as there.
-    help: its meaning.
-    field: config field that takes the value unchanged.
-    choices: allowed values; () for any.
-    replaced: message for a flag without effect here: what replaces it.
-  """
+  """A flag of Habana's script, with its name, type and default."""
 
   name: str
   kind: type
   default: Any
   help: str = ''
-  field: str = ''
-  choices: Sequence[str] = ()
-  replaced: str = ''
+  field: str = ''  # Config field that takes the value unchanged.
+  choices: Sequence[str] = ()  # Allowed values; () for any.
+  replaced: str = ''  # Of a flag without effect here: what replaces it.
 
 
 # Heading in `--help` -> its flags.
@@ -167,19 +157,11 @@ FLAGS = tuple(flag for group in GROUPS.values() for flag in group)
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-  """A parsed command line.
+  """A parsed command line."""
 
-  Attributes:
-    values: of all flags.
-    given: names of the flags on the command line.
-    overrides: texts `section.field=value`.
-    wants_help: print the help and exit.
-    debug: show the traceback of an error.
-  """
-
-  values: Mapping[str, Any]
-  given: frozenset[str]
-  overrides: Sequence[str]
+  values: Mapping[str, Any]  # Of all flags.
+  given: frozenset[str]  # Names of the flags on the command line.
+  overrides: Sequence[str]  # Texts `section.field=value`.
   wants_help: bool
   debug: bool
 
@@ -194,16 +176,12 @@ def parse(argv: Sequence[str]) -> Command:
     UserError: a flag or a value is unknown.
   """
   parsed = absl_flags.FlagValues()
-  for flag in FLAGS:
+  for flag in (*FLAGS, Flag('help', bool, False), Flag('debug', bool, False)):
     if flag.choices:
-      absl_flags.DEFINE_enum(
-        flag.name, flag.default, flag.choices, flag.help, flag_values=parsed
-      )
+      define, choices = absl_flags.DEFINE_enum, (flag.choices,)
     else:
-      define = _DEFINERS[flag.kind]
-      define(flag.name, flag.default, flag.help, flag_values=parsed)
-  for name in ('help', 'debug'):
-    absl_flags.DEFINE_boolean(name, False, '', flag_values=parsed)
+      define, choices = _DEFINERS[flag.kind], ()
+    define(flag.name, flag.default, *choices, flag.help, flag_values=parsed)
   overrides, rest = command_line.split_overrides(argv)
   try:
     positional = parsed([PROGRAM, *rest])[1:]
@@ -242,10 +220,7 @@ def help_text() -> str:
   return '\n'.join(lines)
 
 
-def notices(command: Command) -> list[str]:
-  """A line for every given flag that has no effect here."""
-  return [
-    f'--{flag.name} has no effect here: {flag.replaced}'
-    for flag in FLAGS
-    if flag.replaced and flag.name in command.given
-  ]
+def without_effect(command: Command) -> dict[str, str]:
+  """Name of every given flag that has no effect here -> what replaces it."""
+  given = (flag for flag in FLAGS if flag.name in command.given)
+  return {flag.name: flag.replaced for flag in given if flag.replaced}

@@ -8,6 +8,7 @@ could not be read, and all names that were written.
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -32,6 +33,7 @@ from maskrcnn_jax.inference.image_files import ImageFile
 from maskrcnn_jax.inference.output_folder import OutputFolder
 from maskrcnn_jax.inference.predictor import Predictor
 from maskrcnn_jax.structures import Detections
+from maskrcnn_jax.terminal import escaped
 
 # Pictures of images with more pixels are reduced.
 _LARGEST_PICTURE = 2**24
@@ -181,7 +183,8 @@ class _Writer:
     return self
 
   def __exit__(self, *unused_error):
-    self._waiting.close()
+    with contextlib.suppress(OSError):  # What could not be written.
+      self._waiting.close()
 
   def make_texts(
     self, file: ImageFile, image: np.ndarray, found: Detections
@@ -211,7 +214,12 @@ class _Writer:
     self._num_drawn += num_drawn
     offset = self._waiting.seek(0, os.SEEK_END)
     self._spans[file.image_id] = offset, *map(len, texts)
-    self._waiting.write(''.join(texts).encode('ascii'))
+    try:
+      self._waiting.write(''.join(texts).encode('ascii'))
+      self._waiting.flush()
+    except OSError as error:  # A full disk.
+      error.filename = self.folder
+      raise
 
   def write_summaries(self, files: Sequence[ImageFile]) -> None:
     """Writes the other files, and prints a summary."""
@@ -266,7 +274,7 @@ def _print_skipped(skipped: Mapping[ImageFile, str], folder) -> None:
   if skipped:
     print(f'{len(skipped)} files could not be read:', file=sys.stderr)
   for file, reason in itertools.islice(skipped.items(), _PRINTED):
-    print(f'  {file.path}: {reason}', file=sys.stderr)
+    print(f'  {escaped(str(file.path))}: {reason}', file=sys.stderr)
   if len(skipped) > _PRINTED:
     more = len(skipped) - _PRINTED
     print(f'  and {more} more, see {folder / "predict.json"}', file=sys.stderr)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from maskrcnn_jax import charts, visualize
+from maskrcnn_jax import charts, files, visualize
 from maskrcnn_jax.datasets import categories, images
 from maskrcnn_jax.distributed import collectives, model_sharding
 from maskrcnn_jax.distributed import mesh as mesh_lib
@@ -261,7 +261,7 @@ class Evaluator:
     """Writes and prints the numbers, and warns if they collapsed."""
     path = self._workdir / 'eval' / f'classes-{step}.md'
     text = class_report.document(classes, f'Step {step}, class by class')
-    path.write_text(text, encoding='utf-8')
+    files.write_text(path, text)
     # Last, as it marks the step as evaluated.
     writer.scalars(step, values)
     writer.flush()

@@ -1,12 +1,19 @@
 """The command: verbs, flags, errors and exit codes."""
 
+import errno
 import inspect
+import json
+import os
 import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import tiny_run
+from PIL import Image
 
+from maskrcnn_jax.cli import command_line
 from maskrcnn_jax.cli import main as command
 from maskrcnn_jax.datasets import prepare
 from maskrcnn_jax.distributed import processes
@@ -30,6 +37,8 @@ VERBS = [
 ]
 RUN = ['train', '--config=shapes', '--workdir=w']
 PREPARE = ['prepare', '--images=a', '--annotations=b', '--output=c']
+RECORDS = ['--config=shapes', '--config.input.file_pattern={pattern}']
+DATA = ['--images={folder}', '--annotations={json}']
 PREDICT = ['predict', '--workdir=w', '--images=i', '--output=o']
 
 
@@ -170,6 +179,86 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
   with pytest.raises(ValueError, match='one') as error:
     command.main(PREPARE)
   assert not isinstance(error.value, UserError)
+
+
+@pytest.mark.parametrize(
+  'error, code, known',
+  [
+    (MemoryError('Unable to allocate 9 EiB'), 2, '9 EiB'),
+    (RecursionError(), 2, 'nested'),
+    (UnicodeEncodeError('utf-8', '\ud800', 0, 1, 'bad'), 2, 'Unicode'),
+    (OSError(errno.ENOSPC, 'No space left', 'a/b'), 2, 'No space left: a/b'),
+    (BrokenPipeError(errno.EPIPE, 'Broken pipe'), 2, 'Broken pipe'),
+    (KeyboardInterrupt(), 130, 'interrupted'),
+  ],
+)
+def test_what_an_input_or_a_user_causes_is_one_line(
+  error, code, known, monkeypatch, capsys
+):
+  def broken(*_, **unused):
+    raise error
+
+  monkeypatch.setattr(prepare, 'prepare', broken)
+  monkeypatch.setattr(command_line.os, 'dup2', lambda *_: None)
+  assert command.main(PREPARE) == code
+  shown = capsys.readouterr().err
+  assert shown.startswith('maskrcnn-jax prepare: ') and known in shown
+  assert shown.count('\n') == 1
+  with pytest.raises(type(error)):
+    command.main([*PREPARE, '--debug'])
+
+
+def test_output_that_nobody_reads():
+  code = (
+    'import os, sys\n'
+    'from maskrcnn_jax.cli import main\n'
+    'from maskrcnn_jax.datasets import prepare\n'
+    'prepare.prepare = lambda *_, **unused: "x" * 10**6\n'
+    f'sys.exit(main.main({PREPARE}))\n'
+  )
+  reader, writer = os.pipe()
+  os.close(reader)
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    stdout=writer,
+    stderr=subprocess.PIPE,
+    text=True,
+    check=False,
+  )
+  os.close(writer)
+  assert done.returncode == 2
+  assert done.stderr == 'maskrcnn-jax prepare: Broken pipe\n'
+
+
+@pytest.mark.parametrize(
+  'argv',
+  [
+    ['import_weights', '--source={source}', '--output={file}'],
+    ['check', *DATA, '--json={file}/x'],
+    ['check', *DATA, '--html={folder}'],
+    ['prepare', *DATA, '--output={file}/x'],
+    ['train', *RECORDS, '--workdir={file}'],
+    ['train', *RECORDS, '--workdir={file}/run'],
+    ['eval', '--config=shapes', '--workdir={file}'],
+    ['predict', '--workdir={file}', '--images={folder}', '--output={file}'],
+    ['export', '--workdir={file}', '--output={file}'],
+    ['export_weights', '--checkpoint={file}', '--output={file}/x.npz'],
+  ],
+)
+def test_a_file_where_a_folder_must_be(argv, tmp_path, capsys):
+  paths = {'folder': tmp_path, 'file': tmp_path / 'file'}
+  paths |= {'json': tmp_path / 'a.json', 'source': tmp_path / 'a.npz'}
+  paths['file'].write_text('mine')
+  np.savez(paths['source'], conv1=np.zeros(3))
+  paths['pattern'], _ = tiny_run.write_dataset(tmp_path)
+  empty = {'images': [], 'annotations': [], 'categories': []}
+  paths['json'].write_text(json.dumps(empty))
+  Image.new('RGB', (4, 4)).save(tmp_path / 'a.png')
+  assert command.main([word.format(**paths) for word in argv]) == 2
+  error = capsys.readouterr().err.splitlines()[-1]
+  assert error.startswith(f'maskrcnn-jax {argv[0]}: ')
+  assert str(tmp_path) in error
+  assert paths['file'].read_text() == 'mine'
 
 
 def test_the_module_is_the_same_command():

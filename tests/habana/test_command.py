@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 import quick
 import tiny_run
 import yaml
-from habana_runs import config_of, data, execute
+from habana_runs import config_of, data, execute, execute_all
 from tiny_run import lines
 
 from maskrcnn_jax import input_pipeline
@@ -345,48 +346,61 @@ def test_a_finished_run_is_left_alone(run, dataset, env):
   folder, _ = run
   before = {p: p.stat().st_mtime_ns for p in (folder / 'run').rglob('*')}
   argv = [*data(dataset), *habana_runs.scratch(), '--model_dir=run', *TRAIN]
-  execute([*argv, '--total_steps=5'], folder, env)
   wide = '--config.model.backbone.width=8'
-  shown = execute([*argv, '--total_steps=9', wide], folder, env, code=2)
-  assert 'model.backbone.width' in shown
+  argvs = [*argv, '--total_steps=5'], [*argv, '--total_steps=9', wide]
+  (done, _), (refused, shown) = execute_all(argvs, folder, env)
+  assert (done, refused) == (0, 2) and 'model.backbone.width' in shown
   assert {
     p: p.stat().st_mtime_ns for p in (folder / 'run').rglob('*')
   } == before
 
 
-@pytest.mark.slow
-def test_evaluation_of_some_images_in_any_batch(run, dataset, env):
+@pytest.fixture(scope='module')
+def evaluated(run, dataset, env):
+  """Folder of the run and of copies, each evaluated in its own way."""
   folder, _ = run
-  argv = [*data(dataset), *habana_runs.scratch(), '--mode=eval']
-  argv += ['--model_dir=run', '--log_path=logs/eval.json']
-  results = folder / 'run' / 'eval' / 'detections-6.json'
-  expected = json.loads(results.read_text())
-  # The run itself took 2 of 3 images; 4 are more than there are.
-  for size in (1, 4):
-    execute([*argv, f'--eval_batch_size={size}'], folder, env)
-    actual = json.loads(results.read_text())
-    assert len(actual) == len(expected) > 0
-    key = lambda x: (x['image_id'], -x['score'])  # noqa: E731
-    for ours, theirs in zip(sorted(actual, key=key), sorted(expected, key=key)):
+  ways = {
+    'one': ['--eval_batch_size=1'],
+    'four': ['--eval_batch_size=4'],  # The run took 2 of 3 images at a time.
+    'two': ['--eval_samples=2'],
+    'records': ['--val_json_file=no', '--include_groundtruth_in_features'],
+  }
+  argvs = []
+  for name, more in ways.items():
+    shutil.copytree(folder / 'run', folder / name)
+    argv = [*data(dataset), *habana_runs.scratch(), '--mode=eval', *more]
+    argvs.append([*argv, f'--model_dir={name}', f'--log_path={name}.json'])
+  codes = [code for code, _ in execute_all(argvs, folder, env)]
+  assert codes == [0] * len(ways)
+  return folder
+
+
+@pytest.mark.slow
+def test_evaluation_of_some_images_in_any_batch(evaluated):
+  def results(name):
+    path = evaluated / name / 'eval' / 'detections-6.json'
+    found = json.loads(path.read_text())
+    return sorted(found, key=lambda x: (x['image_id'], -x['score']))
+
+  expected = results('run')
+  for name in ('one', 'four'):
+    for ours, theirs in zip(results(name), expected, strict=True):
       assert ours['category_id'] == theirs['category_id']
       np.testing.assert_allclose(ours['bbox'], theirs['bbox'], atol=1e-3)
       assert ours['score'] == pytest.approx(theirs['score'], rel=1e-4)
-  execute([*argv, '--eval_samples=2'], folder, env)
-  assert {x['image_id'] for x in json.loads(results.read_text())} == {7, 8}
+  assert {x['image_id'] for x in results('two')} == {7, 8}
 
 
 @pytest.mark.slow
-def test_ground_truth_of_the_records(run, dataset, env):
-  folder, _ = run
-  argv = [*data(dataset), *habana_runs.scratch(), '--mode=eval']
-  argv += ['--model_dir=run', '--val_json_file=no.json', '--log_path=e.json']
-  execute([*argv, '--include_groundtruth_in_features'], folder, env)
-  (truth,) = (folder / 'run' / 'eval').glob('ground-truth-*.json')
+def test_ground_truth_of_the_records(evaluated):
+  (truth,) = (evaluated / 'records' / 'eval').glob('ground-truth-*.json')
   assert len(json.loads(truth.read_text())['annotations']) == 3
-  (scores,) = (x for x in entries(folder / 'e.json') if 'accuracy' in x)
-  evaluated = lines(folder / 'run', 'eval/AP')[6]
+  (scores,) = (
+    x for x in entries(evaluated / 'records.json') if 'accuracy' in x
+  )
+  expected = lines(evaluated / 'run', 'eval/AP')[6]
   for name in ('eval/AP', 'eval/mask_AP', 'eval/ARmax100'):
-    assert scores[name] == pytest.approx(evaluated[name], abs=1e-6)
+    assert scores[name] == pytest.approx(expected[name], abs=1e-6)
 
 
 @pytest.mark.slow
@@ -396,11 +410,11 @@ def test_train_with_and_without_evaluation(dataset, env, tmp_path):
   leftover = tmp_path / 'results' / 'model.ckpt-360000.index'
   leftover.parent.mkdir()
   leftover.write_text('of an older run')
-  shown = execute([*argv, '--noeval_after_training'], tmp_path, env)
-  assert 'results/model.ckpt-360000' in shown
+  argvs = [*argv, '--noeval_after_training'], argv
+  (_, without), (_, after) = execute_all(argvs, tmp_path, env)
+  assert 'results/model.ckpt-360000' in without
   assert leftover.read_text() == 'of an older run'
-  assert not (tmp_path / 'results' / 'eval').exists()
-  execute(argv, tmp_path, env)
+  assert [' images evaluated ' in x for x in (without, after)] == [False, True]
   assert sorted(lines(tmp_path / 'results', 'eval/AP')) == [2]
   assert (tmp_path / 'mrcnn.json').exists()
 
@@ -416,18 +430,16 @@ def kernel(workdir, step, *path):
 def test_a_new_run_starts_from_the_pretrained_backbone(dataset, env, tmp_path):
   tensors = habana_runs.write_backbone(tmp_path)
   argv = [*data(dataset), *habana_runs.small(), *TRAIN]
-  # The first step has the learning rate 0.
-  shown = execute([*argv, '--total_steps=1'], tmp_path, env)
+  # The first step has the learning rate 0. A resumed run does not even need the
+  # file.
+  later = ['--total_steps=2', '--init_learning_rate=5', '--checkpoint=none']
+  argvs = [*argv, '--total_steps=1'], [*argv, *later]
+  (_, shown), (_, resumed) = execute_all(argvs, tmp_path, env)
   assert 'model.ckpt-112603 (backbone)' in shown
+  assert '(backbone)' not in resumed
   workdir, stage3 = tmp_path / 'results', ('stage3', 'block1', 'conv1')
   loaded = kernel(workdir, 1, *stage3)
   np.testing.assert_array_equal(loaded, tensors['conv2d_12/kernel'])
-  # A resumed run does not even need the file.
-  (tmp_path / 'weights').rename(tmp_path / 'elsewhere')
-  shown = execute(
-    [*argv, '--total_steps=2', '--init_learning_rate=5'], tmp_path, env
-  )
-  assert 'model.ckpt-112603' not in shown
   assert store.latest_step(workdir) == 2
   assert np.any(kernel(workdir, 2, *stage3) != loaded)
   frozen = kernel(workdir, 2, 'stage2', 'block1', 'conv1')
@@ -442,10 +454,16 @@ def test_seed_and_determinism(num_steps, dataset, env, tmp_path):
   argv = [*data(dataset), *habana_runs.scratch(), *TRAIN, '--amp']
   argv += ['--warmup_steps=5', '--deterministic']
   argv += ['--config.training.log_every_steps=10']
-  runs = ('a', 0, num_steps), ('b', 0, num_steps), ('c', 1, 10)
-  for name, seed, steps in runs:
-    flags = [f'--model_dir={name}', f'--seed={seed}', f'--total_steps={steps}']
-    execute([*argv, *flags], tmp_path, env)
+  first, again, other = (
+    [*argv, f'--model_dir={x}', f'--seed={seed}', f'--total_steps={steps}']
+    for x, seed, steps in (
+      ('a', 0, num_steps),
+      ('b', 0, num_steps),
+      ('c', 1, 10),
+    )
+  )
+  execute(first, tmp_path, env)  # A process of its own.
+  execute_all([other, again], tmp_path, env)
   tiny_run.assert_same_end(tmp_path / 'a', tmp_path / 'b')
   ours, again, other = (
     lines(tmp_path / name, 'train/total_loss') for name in ('a', 'b', 'c')
@@ -480,7 +498,7 @@ def test_device_chooses_the_backend(dataset, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_one_process_drives_one_device_or_all(dataset, env, tmp_path):
+def test_one_process_drives_one_device_or_all(env, tmp_path):
   code = (
     'import sys\n'
     'from maskrcnn_jax.distributed import mesh\n'
@@ -490,20 +508,20 @@ def test_one_process_drives_one_device_or_all(dataset, env, tmp_path):
     '  print("SEEN", mesh.config_mesh(config).size,\n'
     '        config.input.batch_size, config.evaluation.batch_size)\n'
     'loop.train = train\n'
-    'sys.exit(command.main(sys.argv[1:]))\n'
+    'for more in ([], ["--use_tf_distributed"]):\n'
+    '  assert command.main([*sys.argv[1:], *more]) == 0\n'
   )
   argv = ['--mode=train', '--noeval_after_training', '--train_batch_size=3']
-  two = env | {'XLA_FLAGS': quick.xla_flags(num_devices=2)}
-  for more, expected in (([], '1 3 4'), (['--use_tf_distributed'], '2 6 8')):
-    shown = subprocess.run(
-      [sys.executable, '-c', code, *argv, *more],
-      cwd=tmp_path,
-      env=two,
-      check=True,
-      capture_output=True,
-      text=True,
-    )
-    assert f'SEEN {expected}' in shown.stdout
+  done = subprocess.run(
+    [sys.executable, '-c', code, *argv],
+    cwd=tmp_path,
+    env=env | {'XLA_FLAGS': quick.xla_flags(num_devices=2)},
+    check=True,
+    capture_output=True,
+    text=True,
+  )
+  seen = [x for x in done.stdout.splitlines() if x.startswith('SEEN')]
+  assert seen == ['SEEN 1 3 4', 'SEEN 2 6 8']
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """Runs of launch/mask_rcnn_main.py as processes, on a model of seconds."""
 
+import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -95,6 +97,31 @@ def start(argv, cwd, env, launcher=()):
     stderr=subprocess.STDOUT,
     text=True,
   )
+
+
+# Runs command lines one after the other, and shows their exit codes.
+_SERIES = """
+import json, sys
+from maskrcnn_jax.habana import command
+for argv in json.loads(sys.argv[1]):
+  print(f'CODE {command.main(argv)}', flush=True)
+"""
+
+
+def execute_all(argvs, cwd, env):
+  """Exit code and output of several command lines in one process."""
+  done = subprocess.run(
+    [sys.executable, '-c', _SERIES, json.dumps(argvs)],
+    cwd=cwd,
+    env=env,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    check=False,
+  )
+  *shown, _ = re.split(r'^CODE (.*)\n', done.stdout, flags=re.MULTILINE)
+  assert len(shown) == 2 * len(argvs), done.stdout[-4000:]
+  return list(zip(map(int, shown[1::2]), shown[::2]))
 
 
 def execute(argv, cwd, env, code=0, launcher=()):

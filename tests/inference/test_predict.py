@@ -14,6 +14,7 @@ import narrow_models
 import numpy as np
 import pytest
 import quick
+import small_disk
 import tiny_run
 from found import make_found
 from PIL import Image
@@ -231,6 +232,23 @@ def test_files_of_others_are_not_replaced(workdir, photos, tmp_path, capfd):
   run(workdir, tmp_path, images=photos, expected=2)
   assert str(tmp_path) in capfd.readouterr().err
   assert [path.name for path in tmp_path.iterdir()] == ['index.html']
+
+
+@pytest.mark.parametrize('free', [0, 3, 8, 16])
+def test_a_full_disk_leaves_no_half_files(
+  free, workdir, photos, tmp_path, capfd
+):
+  with (
+    small_disk.mounted(tmp_path / 'disk', 2**20) as disk,
+    small_disk.nearly_full(disk, free * small_disk.PAGE),
+  ):
+    run(workdir, disk / 'out', images=photos, expected=2)
+    assert str(disk) in capfd.readouterr().err.splitlines()[-1]
+    written = [x for x in (disk / 'out').rglob('*') if x.is_file()]
+    for path in written:
+      assert path.stat().st_size > 0 and not path.name.startswith('.')
+      if path.suffix == '.png':
+        Image.open(path).load()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from maskrcnn_jax.datasets.doctor import split_checks
 from maskrcnn_jax.datasets.doctor.check import Report
 from maskrcnn_jax.datasets.doctor.split import Split
 from maskrcnn_jax.datasets.findings import SEVERITIES
+from maskrcnn_jax.terminal import escaped
 
 MADE_BY = 'maskrcnn-jax check'
 _NAMED = 3  # Printed findings of a kind.
@@ -58,7 +59,7 @@ def describe(numbers: Mapping) -> str:
   """A line of statistics of a split."""
   total = numbers['objects'] + numbers['crowds']
   share = 100 * numbers['crowds'] / max(total, 1)
-  return (
+  return escaped(
     f'{numbers["name"]}: {numbers["annotations"]}: images: {numbers["images"]} '
     f'({numbers["images_without_objects"]} without objects), '
     f'objects: {numbers["objects"]}, crowds: {numbers["crowds"]} '
