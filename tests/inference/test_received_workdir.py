@@ -21,7 +21,7 @@ _FIELDS = (
 )
 _SCRIPT = """
 import json, sys
-planted, workdir, image, output = sys.argv[1:]
+planted, workdir, image, output, config = sys.argv[1:]
 seen = []
 
 def watch(event, args):
@@ -32,9 +32,16 @@ sys.addaudithook(watch)
 open(planted + '/bait').close()  # The hook sees this one.
 from maskrcnn_jax.cli import main
 source = f'--workdir={workdir}'
+start = f'--config.training.pretrained={workdir}'
 codes = [
   main.main(['predict', source, f'--output={output}/found', '--images', image]),
   main.main(['export', source, f'--output={output}/exported']),
+  main.main(['export_weights', f'--checkpoint={workdir}',
+             f'--output={output}/w.npz']),
+  main.main(['eval', config, f'--workdir={output}/eval',
+             f'--checkpoint={workdir}']),
+  main.main(['train', config, f'--workdir={output}/tuned', start]),
+  main.main(['eval', config, source]),
 ]
 import jax
 print(json.dumps([codes, seen, jax.config.jax_compilation_cache_dir]))
@@ -42,13 +49,15 @@ print(json.dumps([codes, seen, jax.config.jax_compilation_cache_dir]))
 
 
 @pytest.mark.slow
-def test_predict_and_export_follow_no_path_of_the_config(tmp_path):
+def test_no_verb_follows_a_path_of_the_config(tmp_path):
   planted = tmp_path / 'planted'
   planted.mkdir()
   (planted / 'bait').touch()
-  config = tiny_run.make_config('', '').unlock()
+  config = tiny_run.make_config(*tiny_run.write_dataset(tmp_path)).unlock()
   config.input.canvases = ((64, 96),)
+  config.training.num_steps = 5
   config.runtime = {}
+  own = tiny_run.write_config(config, tmp_path / 'own.py')
   for number, field in enumerate(_FIELDS):
     section, name = field.split('.')
     value = str(planted / 'bait') if number % 2 else 'http://planted.invalid/x'
@@ -60,7 +69,16 @@ def test_predict_and_export_follow_no_path_of_the_config(tmp_path):
   environment = {**os.environ, 'HOME': str(tmp_path / 'home')}
   environment.pop('JAX_COMPILATION_CACHE_DIR', None)
   done = subprocess.run(
-    [sys.executable, '-c', _SCRIPT, planted, workdir, image, tmp_path],
+    [
+      sys.executable,
+      '-c',
+      _SCRIPT,
+      planted,
+      workdir,
+      image,
+      tmp_path,
+      f'--config={own}',
+    ],
     env={**environment, 'XLA_FLAGS': quick.xla_flags()},
     capture_output=True,
     text=True,
@@ -68,7 +86,7 @@ def test_predict_and_export_follow_no_path_of_the_config(tmp_path):
   )
   assert done.returncode == 0, done.stderr[-4000:]
   codes, seen, cache = json.loads(done.stdout.splitlines()[-1])
-  assert codes == [0, 0], done.stderr[-4000:]
+  assert codes == [0] * 6, done.stderr[-4000:]
   assert [event for event, *_ in seen] == ['open']  # The bait alone.
   assert 'planted' not in cache
   assert [path.name for path in planted.iterdir()] == ['bait']
