@@ -68,17 +68,9 @@ def test_no_verb_follows_a_path_of_the_config(tmp_path):
   Image.fromarray(np.zeros((30, 40, 3), np.uint8)).save(image)
   environment = {**os.environ, 'HOME': str(tmp_path / 'home')}
   environment.pop('JAX_COMPILATION_CACHE_DIR', None)
+  argv = [planted, workdir, image, tmp_path, f'--config={own}']
   done = subprocess.run(
-    [
-      sys.executable,
-      '-c',
-      _SCRIPT,
-      planted,
-      workdir,
-      image,
-      tmp_path,
-      f'--config={own}',
-    ],
+    [sys.executable, '-c', _SCRIPT, *argv],
     env={**environment, 'XLA_FLAGS': quick.xla_flags()},
     capture_output=True,
     text=True,
