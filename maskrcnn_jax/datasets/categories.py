@@ -34,7 +34,9 @@ def class_offset(category_ids: Iterable[int]) -> int:
 
 
 def read_from_records(
-  file_pattern: str | os.PathLike | Sequence[str], split: str | None = None
+  file_pattern: str | os.PathLike | Sequence[str],
+  split: str | None = None,
+  to_train: bool = False,
 ) -> dict[int, Category]:
   """Categories of all objects in records, crowds included, by class id.
 
@@ -43,19 +45,29 @@ def read_from_records(
   Args:
     file_pattern: see `record_index.index_records`.
     split: see `record_index.index_records`.
+    to_train: one object at least must not be a crowd.
 
   Raises:
-    UserError: no file matches the pattern, or one is truncated or corrupt.
+    UserError: no file matches the pattern, one is truncated or corrupt, or
+      there is nothing to train on.
   """
-  found = {}
+  found, num_trained = {}, 0
   for path in record_index.find_files(file_pattern, split):
-    for labels, names, category_ids in record_file.scan_objects(path):
+    for labels, names, category_ids, crowds in record_file.scan_objects(path):
+      num_trained += len(labels) - sum(map(bool, crowds))
       for index, class_id in enumerate(labels):
         if class_id not in found:
           found[class_id] = Category(
             names[index] if index < len(names) else '',
             category_ids[index] if index < len(category_ids) else class_id,
           )
+  if to_train and not num_trained:
+    raise UserError(
+      f'{file_pattern} has no object that is not a crowd: there is nothing to '
+      'learn. maskrcnn-jax check of the annotations says why.',
+      argument='input.file_pattern',
+      path=file_pattern,
+    )
   return dict(sorted(found.items()))
 
 

@@ -40,22 +40,22 @@ def scan(path: str) -> Iterator[tuple[int, int, int, int, int]]:
 
 def scan_objects(
   path: str,
-) -> Iterator[tuple[list[int], list[str], list[int]]]:
-  """Yields class ids, class names and category ids of every record's objects.
+) -> Iterator[tuple[list[int], list[str], list[int], list[int]]]:
+  """Yields class ids, names, category ids and crowd flags of every record.
 
-  Names and category ids are [] where a record has none.
+  All but the class ids are [] where a record has none.
 
   Raises:
     UserError: the file is truncated or corrupt; names file and byte.
   """
   for data, offset, _, features in _records(path):
     with _parsing(path, offset):
-      labels, names, categories = (
-        list(_values(data, *features.get(f'image/object/class/{x}', (0, 0))))
-        for x in ('label', 'text', 'category_id')
+      labels, names, categories, crowds = (
+        list(_values(data, *features.get(f'image/object/{x}', (0, 0))))
+        for x in ('class/label', 'class/text', 'class/category_id', 'is_crowd')
       )
-      names = [bytes(x) for x in names]
-    yield labels, [x.decode(errors='replace') for x in names], categories
+      names = [bytes(x).decode(errors='replace') for x in names]
+    yield labels, names, categories, crowds
 
 
 def _records(path):

@@ -59,10 +59,11 @@ def training_classes(
     The classes, and those of the validation records.
 
   Raises:
-    UserError: no records are found, or the validation set contradicts them.
+    UserError: no records or no objects to train on are found, or the validation
+      set contradicts them.
   """
   pattern = config.input.file_pattern
-  classes = read_from_records(pattern, config.input.get('split'))
+  classes = read_from_records(pattern, config.input.get('split'), to_train=True)
   annotated, recorded = check_validation_classes(config, classes, pattern)
   unnamed = [k for k in classes if not known_name(k, classes)]
   if unnamed:

@@ -1,5 +1,8 @@
 """Categories of records, read without their images."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 from example_records import example
 
@@ -44,6 +47,20 @@ def test_category_ids_that_differ_are_kept(tmp_path):
   # Nothing else of the pipeline sees them.
   parsed = records.parse_record(records.read_record(index, 0))
   assert parsed['classes'].numpy().tolist() == [1, 5]
+
+
+@pytest.mark.parametrize('labels, crowds', [([], []), ([1, 1], [1, 1])])
+def test_records_to_train_on_have_an_object(tmp_path, labels, crowds):
+  names = ['a'] * len(labels)
+  content = dataclasses.replace(
+    example(1, labels, names), is_crowd=np.array(crowds, bool)
+  )
+  path = write(tmp_path / 'a.tfrecord', content)
+  categories.read_from_records(path)
+  with pytest.raises(UserError) as error:
+    categories.read_from_records(path, to_train=True)
+  assert error.value.argument == 'input.file_pattern'
+  assert error.value.path == path
 
 
 def test_a_truncated_file_is_named(tmp_path):
