@@ -89,6 +89,15 @@ def test_annotation_of_an_unknown_image_is_skipped(tmp_path, image_id, given):
     ({'images': [_image('a.jpg')]}, 'image_id', "'image_id'"),
     ({'images': [_image(height=None)]}, 'image_entry', 'height'),
     ({'images': [_image(width='30')]}, 'image_entry', 'width'),
+    ({'images': [_image(width=2**17, height=2**17)]}, 'image_entry', '131072'),
+    ({'images': [_image(width=int('9' * 4000))]}, 'image_entry', '999'),
+    ({'images': [_image(width=True)]}, 'image_entry', 'True'),
+    ({'images': [_image(file_name='a' * 10**6)]}, 'image_entry', 'aaa'),
+    ({'images': [_image([1])]}, 'image_id', '[1]'),
+    ({'objects': [_object([1])]}, 'annotation_id', '[1]'),
+    ({'objects': [_object({})]}, 'annotation_id', '{}'),
+    ({'objects': [_object(category_id=[1])]}, 'unknown_category', '[1]'),
+    ({'objects': [_object(category_id=9**4000)]}, 'unknown_category', '...'),
     ({'images': [_image(file_name='')]}, 'image_entry', 'file_name'),
   ],
 )
@@ -98,7 +107,9 @@ def test_invalid_entries_are_errors(tmp_path, content, kind, given):
   assert error.value.path == str(tmp_path / 'instances.json')
   first = error.value.findings[0]
   assert first.kind == kind and given in str(first)
-  assert error.value.item == (first.annotation_id or first.image_id)
+  assert len(str(error.value)) < 1000
+  ids = [first.image_id, first.annotation_id]
+  assert error.value.item == next((x for x in ids[::-1] if x is not None), None)
 
 
 def test_inspection_goes_on_after_errors(tmp_path):
@@ -149,6 +160,12 @@ def test_missing_images_are_listed(tmp_path):
     ('{"images": [', None),
     ('[]', 'images'),
     ('{"images": [], "annotations": []}', 'categories'),
+    ('[' * 100_000, None),
+    ('{"a": ' * 100_000, None),
+    ('{"images": ["\\udcff"], "annotations": [], "categories": []}', None),
+    ('{"images": [], "images": [{}]}', None),
+    (f'{{"images": [{"9" * 5000}]}}', None),
+    ('\ufeff[' + 'NaN,' * 9, None),
     (None, None),
   ],
 )
@@ -167,6 +184,15 @@ def test_images_are_read_without_annotations(tmp_path):
   dataset = coco_json.load(path, lists=('images', 'categories'))
   assert [image.image_id for image in dataset.images] == [7]
   assert dataset.class_names == {1: 'cat', 90: 'dog'}
+
+
+@pytest.mark.parametrize('entry', [7, {}, {'image_id': [7], 'caption': 'a'}])
+def test_malformed_captions_are_named(tmp_path, entry):
+  path = tmp_path / 'captions.json'
+  path.write_text(json.dumps({'annotations': [entry]}))
+  with pytest.raises(UserError) as error:
+    coco_json.load(_write(tmp_path), captions_file=path)
+  assert (error.value.path, error.value.item) == (str(path), 0)
 
 
 def test_ids_from_0_are_shifted_by_one_with_a_note(tmp_path):

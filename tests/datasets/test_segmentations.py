@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from maskrcnn_jax.datasets import masks
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import UserError, brief
 
 SQUARE = [1, 2, 5, 2, 5, 6, 1, 6]
 BOW_TIE = [0, 0, 4, 4, 4, 0, 0, 4]
@@ -89,6 +89,13 @@ def test_uncompressed_run_lengths_by_hand():
     ({'size': [10, 10], 'counts': '0'}, '0 pixels'),
     ({'size': [10, 10], 'counts': '\u00e4'}, "'\u00e4'"),
     ({'size': [10, 10], 'counts': 'P'}, 'counts'),
+    ({'size': [10, 10], 'counts': 'o' * 300_000}, '32 bits'),
+    ({'size': [10, 10], 'counts': [2**63, -(2**63)]}, 'up to 100'),
+    ({'size': [10, 10], 'counts': [10**4299] * 20}, 'up to 100'),
+    ({'size': [10, 10], 'counts': [100.0]}, 'up to 100'),
+    ({'size': ['10', '10'], 'counts': [100]}, "size ['10', '10']"),
+    *(([[0, 0, x, 0, x, x]], brief(x)) for x in (1e8, 1e9, -4e8, 2**31)),
+    ([[0, 0, 1e6, 0] * 9], 'longer'),
   ],
 )
 def test_unusable_segmentations_say_what_was_given(segmentation, given):
@@ -167,13 +174,23 @@ def test_a_crossing_lies_on_two_edges():
     np.testing.assert_allclose(distances[:2], 0, atol=1e-9)
 
 
+def test_too_many_edges_side_by_side_are_not_searched():
+  with pytest.raises(UserError):
+    masks.find_crossing([0, 0, 100, 100] * 2000)
+
+
+def test_an_image_of_more_pixels_than_32_bits_count_has_no_mask():
+  with pytest.raises(UserError):
+    masks.read_segmentation([SQUARE], 2**17, 2**17)
+
+
 def test_a_long_polygon_is_searched_to_its_end():
-  angles = np.linspace(0, 2 * np.pi, 1500, endpoint=False)
+  angles = np.linspace(0, 2 * np.pi, 50_000, endpoint=False)
   points = np.stack([np.cos(angles), np.sin(angles)], axis=-1) * 100
   assert masks.find_crossing(points.ravel()) is None
-  points[[1400, 1401]] = points[[1401, 1400]]
+  points[[49_000, 49_001]] = points[[49_001, 49_000]]
   x, y = masks.find_crossing(points.ravel())
-  np.testing.assert_allclose([x, y], points[1400], atol=1.0)
+  np.testing.assert_allclose([x, y], points[49_000], atol=1.0)
 
 
 def _crosses(polygon):

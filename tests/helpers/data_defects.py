@@ -71,6 +71,10 @@ def _rename_image(data):
   image['id'] = str(old)
 
 
+def _rename_file(name):
+  return lambda data: data.image.update(file_name=name)
+
+
 def _file(write):
   """Replaces the image; the link to the sound file is cut first."""
 
@@ -174,8 +178,8 @@ SEVERITIES = {
   'error': (
     'all_crowd category_id class_name_differs class_not_in_train '
     'duplicate_annotation_id duplicate_category_id duplicate_image_id entry '
-    'image_entry image_id missing_image no_objects unknown_category '
-    'unusable_area unusable_box unusable_image unusable_mask'
+    'image_entry image_id missing_image no_objects outside_folder '
+    'unknown_category unusable_area unusable_box unusable_image unusable_mask'
   ),
   'note': (
     'empty_area_range ids_from_0 image_not_listed missing_crowd_flag '
@@ -272,6 +276,10 @@ _DEFECTS = {
     ('duplicate_image_id', _SAME_IMAGE),
     ('image_entry', lambda data: data.image.update(height=None)),
     ('missing_image', lambda data: data.image_path.unlink()),
+    *(
+      ('outside_folder', _rename_file(name), name, 'image_not_listed')
+      for name in ('../a.jpg', '/a.jpg')
+    ),
   ],
   'renamed': [('image_id', _rename_image)],
   'copy': [('duplicate_file', _copy_image('train'))],

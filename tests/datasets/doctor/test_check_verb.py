@@ -64,6 +64,15 @@ def test_mistakes_of_the_command_line(drawn, flags, message, capsys):
   assert message in error and error.count('\n') == 1
 
 
+@pytest.mark.parametrize('text', ['[' * 10**5, '{"images": "\\ud800"}'])
+def test_a_hostile_json_ends_in_one_line(drawn, text, capsys):
+  path = drawn.folder / 'train.json'
+  path.write_text(text)
+  assert command.main(_argv(drawn, f'--html={drawn.folder}/a.html')) == 2
+  error = capsys.readouterr().err
+  assert str(path) in error and error.count('\n') == 1
+
+
 def test_files_are_replaced_only_if_check_wrote_them(drawn, capsys):
   folder = drawn.folder
   flags = [f'--html={folder}/new/a.html', f'--json={folder}/new/a.json']
