@@ -17,7 +17,7 @@ def add_verbs(add_verb) -> None:
   )
   check = add_verb('check', _check, 'find errors in a data set')
   command_line.add_config(check, required=False)
-  folder = ', or the folder of PNG or text files of another format'
+  folder = ', or the file or folder of labels in another format'
   for parser, other in ((prepare, folder), (check, '')):
     add = parser.add_argument
     add('--images', required=True, help='folder of the images')
@@ -30,9 +30,10 @@ def add_verbs(add_verb) -> None:
   # fmt: off
   add = prepare.add_argument
   add('--format', metavar='NAME',
-      help='coco (default); instance_png: one PNG per image whose values '
-      'number the objects; object_png: one folder per image with one PNG per '
-      'object; yolo: polygons in text files')
+      help='auto (default): what the labels look like; coco, cvat_coco, '
+      'roboflow, labelme, cvat, label_studio, via, supervisely, voc, '
+      'cityscapes, yolo; instance_png: one PNG per image whose values number '
+      'the objects; object_png: one folder per image with one mask per object')
   add('--classes', metavar='NAME,NAME,...',
       help='class names, or a file that lists them; for formats other than '
       'coco')

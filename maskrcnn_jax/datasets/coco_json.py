@@ -138,7 +138,13 @@ def read_lists(
   file: str | os.PathLike, lists: Sequence[str] = LISTS
 ) -> dict[str, list]:
   """Reads top-level lists of a COCO file without their checks; see `load`."""
-  content = files.read_json(file)
+  return pick_lists(files.read_json(file), file, lists)
+
+
+def pick_lists(
+  content: object, file: str | os.PathLike, lists: Sequence[str] = LISTS
+) -> dict[str, list]:
+  """The lists in the content of a JSON file; see `read_lists`."""
   for key in lists:
     if not isinstance(content, dict) or not isinstance(content.get(key), list):
       message = f'{file} is not a COCO file: it has no list {key!r}.'

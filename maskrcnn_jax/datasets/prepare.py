@@ -40,6 +40,7 @@ class Summary:
     num_crowd: those of them that are crowds.
     findings: skipped objects and notes.
     seconds: time taken.
+    data_format: format of the labels.
     annotations_file: the COCO JSON that was written; None for format `coco`.
   """
 
@@ -50,6 +51,7 @@ class Summary:
   num_crowd: int
   findings: Sequence[Finding]
   seconds: float
+  data_format: str = convert.COCO
   annotations_file: str | None = None
 
   def counts(self) -> collections.Counter:
@@ -61,6 +63,7 @@ class Summary:
       f'{len(self.files)} files, {self.files[0]} ..'
       if len(self.files) > 1
       else self.files[0],
+      f'          read as {self.data_format}',
       *([self.annotations_file] if self.annotations_file else ()),
       f'{self.num_images:9d} images, {self.num_empty} of them without objects',
       f'{self.num_objects:9d} objects, {self.num_crowd} of them crowds',
@@ -81,7 +84,7 @@ def prepare(
   num_workers: int | None = None,
   captions_file: str | os.PathLike | None = None,
   image_ids: Sequence[int] | None = None,
-  data_format: str = convert.COCO,
+  data_format: str = convert.AUTO,
   classes: str | None = None,
   allow_outside: bool = False,
 ) -> Summary:
@@ -99,7 +102,7 @@ def prepare(
     num_workers: processes; by default one per core.
     captions_file: COCO captions JSON.
     image_ids: ids of the images to write, in the order of the JSON; None: all.
-    data_format: one of `convert.FORMATS`.
+    data_format: one of `convert.FORMATS`; by default it is found.
     classes: names of other formats' classes, see `class_names.read`.
     allow_outside: see `coco_json.check_file`.
 
@@ -111,26 +114,17 @@ def prepare(
   """
   start = time.monotonic()
   stem = _stem(output_pattern)
-  written_json = content = None
-  if data_format == convert.COCO:
-    if classes is not None:
-      raise UserError(
-        '--classes does not apply to COCO, whose JSON names the classes.',
-        argument='classes',
-      )
-    dataset = coco_json.parse(
-      coco_json.read_lists(annotations_file),
-      os.fspath(annotations_file),
-      images_dir,
-      allow_outside=allow_outside,
-    )
-  else:
+  source = Source(images_dir, annotations_file, classes, num_workers)
+  data_format = convert.find_format(data_format, source)
+  file, written_json = os.fspath(annotations_file), None
+  if data_format != convert.COCO:
     folder, name = os.path.split(stem)
-    written_json = os.path.join(folder, f'instances_{name}.json')
+    file = written_json = os.path.join(folder, f'instances_{name}.json')
     _require_absent([written_json])
-    source = Source(images_dir, annotations_file, classes, num_workers)
-    content, found = convert.to_coco(data_format, source)
-    dataset = coco_json.parse(content, written_json, images_dir, found)
+  content, found = convert.read(data_format, source)
+  dataset = coco_json.parse(
+    content, file, images_dir, found, allow_outside=allow_outside
+  )
   raise_errors(dataset.findings)
   dataset = coco_json.add_captions(dataset, captions_file)
   if image_ids is not None:
@@ -159,11 +153,12 @@ def prepare(
         'could be learnt. maskrcnn-jax check names the reasons.'
       )
       raise UserError(message, path=annotations_file, given=int(counts[3]))
-    if content:
+    if written_json:
       files.write_text(written_json, json.dumps(content))
   seconds = time.monotonic() - start
   return Summary(
-    tuple(paths), *counts.tolist(), findings, seconds, written_json
+    *(tuple(paths), *counts.tolist(), findings, seconds),
+    *(data_format, written_json),
   )
 
 

@@ -9,7 +9,18 @@ import yaml
 from maskrcnn_jax.errors import UserError, invalid
 
 # Files with YOLO's class names, in the folder of the labels or the two above.
-NAME_FILES = ('data.yaml', 'data.yml', 'classes.txt', 'obj.names')
+FILES = ('data.yaml', 'data.yml', 'classes.txt', 'obj.names')
+
+_MAX_BYTES = 2**18  # A thousand names take a tenth of it.
+
+
+class _NoAliasLoader(yaml.SafeLoader):
+  """Loader without aliases, ten lines of which hold a billion entries."""
+
+  def compose_node(self, parent, index):
+    if self.check_event(yaml.AliasEvent):
+      raise yaml.YAMLError('aliases (*name) are not read')
+    return super().compose_node(parent, index)
 
 
 def read(classes: str, first: int = 1) -> dict[int, str]:
@@ -44,26 +55,28 @@ def find(labels_dir: str | os.PathLike) -> str:
   """
   folder = pathlib.Path(labels_dir).resolve()
   for place in (folder, *list(folder.parents)[:2]):
-    for name in NAME_FILES:
+    for name in FILES:
       if (place / name).is_file():
         return str(place / name)
   raise UserError(
     f'There are no class names: neither {labels_dir} nor the two folders above '
-    f'it hold one of {", ".join(NAME_FILES)}. Give the file, or the names '
+    f'it hold one of {", ".join(FILES)}. Give the file, or the names '
     'joined by commas, with --classes.',
     argument='classes',
     path=labels_dir,
-    wanted=NAME_FILES,
+    wanted=FILES,
   )
 
 
 def _read_file(path):
+  if path.stat().st_size > _MAX_BYTES:
+    raise UserError(f'{path} is too large for a list of names.', path=path)
   text = path.read_text(encoding='utf-8-sig')
   if path.suffix not in ('.yaml', '.yml'):
     return [line.strip() for line in text.splitlines() if line.strip()]
   try:
-    content = yaml.safe_load(text)
-  except yaml.YAMLError as error:
+    content = yaml.load(text, _NoAliasLoader)
+  except (yaml.YAMLError, RecursionError) as error:
     raise UserError(f'{path} is not a YAML file: {error}', path=path) from error
   names = content.get('names') if isinstance(content, Mapping) else None
   if not isinstance(names, list | Mapping):

@@ -1,25 +1,29 @@
-"""Images of a data set and their labels, assembled as a COCO JSON holds them.
+"""Arguments of a reader: a folder of images and the files of their labels.
 
-A format's reader pairs each image with its label (a path or a parsed entry) and
-calls `collect`, which reads the labels in worker processes.
+A path or name in a label is never opened: it is looked up among the images of
+the folder.
 """
 
+import collections
 import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
-from pycocotools import mask as coco_mask
-
-from maskrcnn_jax.datasets import images, masks, workers
+from maskrcnn_jax import files
+from maskrcnn_jax.datasets import images
 from maskrcnn_jax.datasets.findings import Finding
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.datasets.formats import class_names
+from maskrcnn_jax.errors import UserError, brief
 
 MASKS = 'masks'  # Name of folders of masks beside folders of images.
+META = 'meta.json'  # Supervisely's classes.
 Content = tuple[dict[str, list], list[Finding]]  # Lists of COCO, and findings.
+Labels = tuple[dict[str, Any], list[Finding]]  # By image name, and findings.
+# Of an entry that is not built as its format says.
+MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +37,8 @@ class Source:
     num_workers: processes; None: one per core.
   """
 
-  images_dir: str
-  labels: str
+  images_dir: str | os.PathLike
+  labels: str | os.PathLike
   classes: str | None = None
   num_workers: int | None = None
 
@@ -44,161 +48,159 @@ class Source:
 
     Folders named `masks` are skipped, and that of the labels if it lies inside.
     """
-    for path in (self.images_dir, self.labels):
-      if not os.path.isdir(path):
-        raise UserError(f'{path} is not a folder.', path=path)
+    if not os.path.isdir(self.images_dir):
+      raise UserError(
+        f'{self.images_dir} is not a folder.', path=self.images_dir
+      )
     root = pathlib.Path(self.images_dir).resolve()
     labels = pathlib.Path(self.labels).resolve()
+    labels = labels if root in labels.parents else None
     names = []
-    for path in images.find_in_folder(root):
+    for path in walk(root):
       name = path.relative_to(root)
-      is_label = labels != root and labels in path.parents
-      if not is_label and MASKS not in name.parts[:-1]:
+      is_label = labels in path.parents or MASKS in name.parts[:-1]
+      if path.suffix.lower() in images.ENDINGS and not is_label:
         names.append(name.as_posix())
     if not names:
       raise UserError(
         f'{self.images_dir} holds no image ({", ".join(images.ENDINGS)}).',
         path=self.images_dir,
       )
-    return names
+    return sorted(names)
 
-  def label_files(self, suffix: str) -> dict[str, pathlib.Path]:
-    """Label files by image name: of the same name, or of it in the top folder.
+  @functools.cached_property
+  def files(self) -> dict[str, pathlib.Path]:
+    """Files of the labels by their names relative to the folder, in order."""
+    root = pathlib.Path(self.labels)
+    if root.is_file():
+      return {root.name: root}
+    if not root.is_dir():
+      raise UserError(f'{root} does not exist.', path=root)
+    images_dir = pathlib.Path(self.images_dir).resolve()
+    skipped = images_dir if root.resolve() in images_dir.parents else None
+    return {
+      path.relative_to(root).as_posix(): path
+      for path in walk(root)
+      if skipped is None or skipped not in path.resolve().parents
+    }
+
+  @functools.cached_property
+  def first_json(self) -> Any:
+    """The content of the first JSON file of the labels; None: there is none."""
+    names = [x for x in self.files if x.lower().endswith('.json')]
+    names = [x for x in names if not x.endswith(META)]
+    return files.read_json(self.files[names[0]]) if names else None
+
+  def one_file(self, ending: str) -> pathlib.Path:
+    """The file of the labels, or the only one of an ending in the folder.
+
+    Raises:
+      UserError: there is none, or several.
+    """
+    found = [x for x in self.files.values() if x.suffix.lower() == ending]
+    if os.path.isfile(self.labels):
+      return pathlib.Path(self.labels)
+    if len(found) != 1:
+      raise UserError(
+        f'{self.labels} holds {len(found)} {ending} files: name one.',
+        argument='annotations',
+        path=self.labels,
+        given=len(found),
+      )
+    return found[0]
+
+  @functools.cached_property
+  def _names_by_stem(self) -> dict[str, list[str]]:
+    found = collections.defaultdict(list)
+    for name in self.image_names:
+      found[pathlib.PurePosixPath(name).stem.lower()].append(name)
+    return found
+
+  def find_image(self, name: str) -> str | None:
+    """The image of a name or path in a label; None: there is none or several.
+
+    One of both paths must end with the other. Without an image of that ending,
+    any other will do.
+    """
+    wanted = pathlib.PurePosixPath(str(name).replace('\\', '/').lower())
+    found = []
+    for candidate in self._names_by_stem.get(wanted.stem, ()):
+      if candidate == name:
+        return name
+      parts = pathlib.PurePosixPath(candidate.lower()).parts
+      shared = min(len(parts), len(wanted.parts))
+      if parts[-shared:-1] == wanted.parts[-shared:-1]:
+        found.append((parts[-1] == wanted.name, candidate))
+    exact = [candidate for is_exact, candidate in found if is_exact]
+    found = exact or [candidate for _, candidate in found]
+    if len(found) > 1:
+      found = [each for each in found if each.lower() == str(wanted)]
+    return found[0] if len(found) == 1 else None
+
+  def match(self, named: Iterable[tuple[str, Any, str]]) -> Labels:
+    """Labels by image name.
 
     Args:
-      suffix: lower-case ending of label files.
+      named: image name or path in a label, the label, its file.
+
+    Raises:
+      UserError: `named` fails on content that it does not expect.
     """
-    root = pathlib.Path(self.labels)
-    found = {
-      path.relative_to(root).with_suffix('').as_posix(): path
-      for path in sorted(root.rglob('*'))
-      if path.suffix.lower() == suffix and path.is_file()
-    }
-    labels = {}
-    for name in self.image_names:
-      stem = pathlib.PurePosixPath(name).with_suffix('')
-      path = found.get(stem.as_posix()) or found.get(stem.name)
-      if path:
-        labels[name] = path
-    return labels
+    labels, findings = {}, []
+    try:
+      for name, label, file in named:
+        image = self.find_image(name)
+        kind, message = 'label_without_image', f'not in {self.images_dir}'
+        if image in labels:
+          kind, message = 'duplicate_label', 'labelled before'
+        elif image is not None:
+          labels[image] = label
+          continue
+        message = f'the image {brief(name)} is {message}: skipped.'
+        findings.append(Finding(kind, str(file), message))
+    except MALFORMED as error:
+      raise UserError(
+        f'{self.labels} is not built as its format says '
+        f'({type(error).__name__}: {error}).',
+        path=self.labels,
+      ) from error
+    return labels, findings
+
+  def match_files(
+    self, endings: str | tuple[str, ...], image_ending: str = ''
+  ) -> Labels:
+    """Paths of label files by image name.
+
+    Args:
+      endings: of label files, in lower case.
+      image_ending: of images, without the suffix.
+    """
+    endings = (endings,) if isinstance(endings, str) else endings
+    named = []
+    for name, path in self.files.items():
+      if path.name not in class_names.FILES and path.name != 'labelmap.txt':
+        for ending in filter(name.lower().endswith, endings):
+          named.append((name[: -len(ending)] + image_ending + '.*', path, path))
+    return self.match(named)
 
 
-@dataclasses.dataclass(frozen=True)
-class Image:
-  """An image whose label is read.
+def walk(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """Yields the files in a folder and below, of links to folders at last.
 
-  Attributes:
-    path: path of the file.
-    sizes: see `images.read_sizes`.
+  A folder that can be reached twice is listed once, so loops end. Hidden files
+  and folders are skipped.
   """
-
-  path: str
-  sizes: tuple[tuple[int, int], tuple[int, int]]
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageLabels:
-  """Labels of an image.
-
-  Attributes:
-    size: (height, width) that the objects refer to; None: it cannot be used.
-    objects: `category_id` and `segmentation` of COCO for each.
-    findings: problems of the image and its labels.
-  """
-
-  size: tuple[int, int] | None
-  objects: Sequence[dict] = ()
-  findings: Sequence[Finding] = ()
-
-
-def collect(
-  source: Source,
-  labels: Mapping[str, Any],
-  read: Callable[[Any, Image], ImageLabels],
-  names: Mapping[int, str],
-  unlabelled: str = 'error',
-) -> Content:
-  """The lists of a COCO JSON, and the findings.
-
-  Images are numbered from 1 in the order of their names.
-
-  Args:
-    source: the images.
-    labels: label of an image by its name, as `read` takes it.
-    read: reads a label; picklable.
-    names: class names by category id.
-    unlabelled: severity of an image without a label: an `error`, or a `note` of
-      an image without objects.
-
-  Raises:
-    UserError: there is no image, or none has a label.
-  """
-  if not any(name in labels for name in source.image_names):
-    raise UserError(
-      f'{source.labels} has no label for any of {len(source.image_names)} '
-      f'images, such as {source.image_names[0]}.',
-      argument='annotations',
-      path=source.labels,
-    )
-  call = functools.partial(
-    read_image, read=read, source=source, unlabelled=unlabelled
-  )
-  tasks = ((name, labels.get(name)) for name in source.image_names)
-  total = len(source.image_names)
-  results = workers.map_images(call, tasks, total, source.num_workers)
-  entries, annotations, findings = [], [], []
-  for image_id, (name, found) in enumerate(zip(source.image_names, results), 1):
-    findings += found.findings
-    if found.size is None:
-      continue
-    height, width = found.size
-    entry = {'id': image_id, 'file_name': name}
-    entries.append({**entry, 'height': height, 'width': width})
-    for each in found.objects:
-      ids = {'id': len(annotations) + 1, 'image_id': image_id, 'iscrowd': 0}
-      annotations.append({**ids, **each})
-  categories = [{'id': i, 'name': name} for i, name in names.items()]
-  content = {'images': entries, 'annotations': annotations}
-  return {**content, 'categories': categories}, findings
-
-
-def read_image(
-  name: str,
-  label: Any,
-  read: Callable[[Any, Image], ImageLabels],
-  source: Source,
-  unlabelled: str = 'error',
-) -> ImageLabels:
-  """The labels of an image, its objects with box and area; see `collect`."""
-  path = os.path.join(source.images_dir, name)
-  try:
-    image = Image(path, images.read_sizes(path))
-  except ValueError as error:
-    message = f'{error}. Replace the file or remove it.'
-    finding = Finding('unusable_image', path, message, 'error')
-    return ImageLabels(None, findings=(finding,))
-  if label is None:
-    is_empty = unlabelled == 'note'
-    message = f'has no label in {source.labels}: ' + (
-      'no objects.' if is_empty else 'one without objects needs an empty one.'
-    )
-    finding = Finding('missing_label', path, message, unlabelled)
-    size = image.sizes[1] if is_empty else None
-    return ImageLabels(size, findings=(finding,))
-  found = read(label, image)
-  objects = [_measure(each, found.size) for each in found.objects]
-  return dataclasses.replace(found, objects=objects)
-
-
-def _measure(entry, size) -> dict:
-  """An object with its box and its area in pixels."""
-  segmentation = entry['segmentation']
-  if isinstance(segmentation, dict):
-    box = coco_mask.toBbox(segmentation).tolist()
-    area = int(coco_mask.area(segmentation))
-  else:
-    corners = np.concatenate([np.reshape(x, (-1, 2)) for x in segmentation])
-    first, last = corners.min(axis=0), corners.max(axis=0)
-    box = [*first.tolist(), *(last - first).tolist()]
-    area = np.count_nonzero(masks.decode_segmentation(segmentation, *size))
-  return {**entry, 'bbox': box, 'area': int(area)}
+  pending, seen = [folder], set()
+  while pending:
+    for place, folders, names in os.walk(pending.pop(0)):
+      real = os.path.realpath(place)
+      folders[:] = sorted(x for x in folders if not x.startswith('.'))
+      if real in seen:
+        folders.clear()
+        continue
+      seen.add(real)
+      paths = (os.path.join(place, each) for each in folders)
+      pending += filter(os.path.islink, paths)
+      for name in sorted(names):
+        if not name.startswith('.'):
+          yield pathlib.Path(place, name)

@@ -11,22 +11,35 @@ from collections.abc import Mapping
 import numpy as np
 
 from maskrcnn_jax.datasets.findings import InvalidEntryError
-from maskrcnn_jax.datasets.formats import class_names
-from maskrcnn_jax.datasets.formats.source import (
-  Content,
+from maskrcnn_jax.datasets.formats import class_names, shapes
+from maskrcnn_jax.datasets.formats.collect import (
   Image,
   ImageLabels,
-  Source,
   collect,
+  read_entries,
 )
+from maskrcnn_jax.datasets.formats.source import Content, Source
 
+LOOKS_LIKE = 'NAME.txt for the image NAME.jpg, of lines of numbers'
 # Programs that write these files round, some of them over the border.
 _TOLERANCE = 0.01
 
 
+def matches(source: Source) -> bool:
+  """Whether a text file of an image begins with numbers, or all are empty."""
+  files = source.match_files('.txt')[0].values()
+  lines = (path.open(encoding='utf-8-sig', errors='replace') for path in files)
+  for file in lines:
+    with file:
+      words = file.readline(1000).split()
+    if words:
+      return len(words) > 4 and all(map(_is_number, words[:5]))
+  return bool(files)
+
+
 def read(source: Source) -> Content:
   """Reads text files; the category of class i is i, from 0."""
-  labels = source.label_files('.txt')
+  labels = source.match_files('.txt')
   names = class_names.read(source.classes or class_names.find(source.labels), 0)
   read_file = functools.partial(read_polygons, names=names)
   return collect(source, labels, read_file, names, unlabelled='note')
@@ -36,25 +49,19 @@ def read_polygons(
   path: pathlib.Path, image: Image, names: Mapping[int, str]
 ) -> ImageLabels:
   """Reads a text file, in fractions of the upright image."""
-  _, size = image.sizes
-  objects, findings = [], []
   text = path.read_text(encoding='utf-8-sig', errors='replace')
-  for number, line in enumerate(text.splitlines(), start=1):
-    if not line.strip():
-      continue
-    try:
-      objects.append(_read_line(line.split(), size, names))
-    except InvalidEntryError as error:
-      error.message = f'line {number}: {error.message}'
-      findings.append(error.finding(str(path)))
-  return ImageLabels(size, objects, findings)
+  read_line = functools.partial(_read_line, names=names)
+  return read_entries(text.splitlines(), read_line, image.size(), path, 'line')
 
 
-def _read_line(words, size, names) -> dict:
-  try:
-    class_id, *corners = map(float, words)
-  except ValueError:
-    raise _skip(f'must be numbers, got {" ".join(words)[:40]!r}.') from None
+def _read_line(line, size, names) -> list[dict]:
+  words = line.split()
+  if not words:
+    return []
+  if not all(map(_is_number, words)):
+    message = f'must be numbers, got {line[:40]!r}.'
+    raise shapes.skip('unusable_polygon', message)
+  class_id, *corners = map(float, words)
   if class_id not in names:
     raise InvalidEntryError(
       'category_id',
@@ -62,26 +69,26 @@ def _read_line(words, size, names) -> dict:
       f'{min(names)} to {max(names)}. Correct the line or add the name.',
     )
   if len(corners) == 4:
-    message = 'is a box (x, y, width, height): there is no mask to train on.'
-    raise _skip(message, 'box_without_mask')
-  if len(corners) < 6 or len(corners) % 2:
-    raise _skip(
-      f'a polygon is x y x y ... of three corners or more, got {len(corners)} '
-      'numbers.'
-    )
+    raise shapes.no_mask('box')
+  if len(corners) % 2:
+    message = f'a polygon is x y x y ..., got {len(corners)} numbers.'
+    raise shapes.skip('unusable_polygon', message)
   # Also true of NaN.
   outside = [x for x in corners if not (-_TOLERANCE <= x <= 1 + _TOLERANCE)]
   if outside:
-    raise _skip(
+    raise shapes.skip(
+      'unusable_polygon',
       f'coordinates must be fractions from 0 to 1, got {outside[0]:g}; are '
-      'these pixels?'
+      'these pixels?',
     )
-  corners = np.clip(corners, 0.0, 1.0).reshape(-1, 2) * size[::-1]
-  return {
-    'category_id': int(class_id),
-    'segmentation': [corners.reshape(-1).tolist()],
-  }
+  points = np.clip(corners, 0.0, 1.0).reshape(-1, 2).tolist()
+  found = shapes.polygon(points, size[::-1])
+  return [{'category_id': int(class_id), 'segmentation': found}]
 
 
-def _skip(message, kind='unusable_polygon') -> InvalidEntryError:
-  return InvalidEntryError(kind, message, 'warning')
+def _is_number(text) -> bool:
+  try:
+    float(text)
+  except ValueError:
+    return False
+  return True

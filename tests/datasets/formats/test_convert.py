@@ -170,7 +170,7 @@ def test_names_are_found_or_given(tmp_path, name, text, expected):
 @pytest.mark.parametrize(
   'changes, field, value',
   [
-    ({'name': 'voc'}, 'argument', 'format'),
+    ({'name': 'pascal'}, 'argument', 'format'),
     ({'name': 'coco', 'classes': 'a'}, 'argument', 'classes'),
     ({'labels': 'none'}, 'path', '{folder}/none'),
     ({'name': 'instance_png', 'labels': 'images'}, 'path', '{folder}/images'),

@@ -88,7 +88,7 @@ def test_unusable_files_are_named(folder):
   assert '4 x 7' in finding.message and '4 x 6' in finding.message
   path.write_bytes(path.read_bytes()[:30])
   content, findings = read('instance_png', folder)
-  assert kinds(findings) == [('unusable_mask', 'a.png', 'error')]
+  assert kinds(findings) == [('unusable_label', 'a.png', 'error')]
   (folder / 'images' / 'a.jpg').write_bytes(b'no image')
   content, findings = read('instance_png', folder)
   assert not content['images']
@@ -146,3 +146,58 @@ def test_no_masks_are_an_error_and_empty_ones_are_not(folder, name):
   content, findings = read(name, folder)
   assert len(content['images']) == 1
   assert kinds(findings) == [('missing_label', 'b.jpg', 'error')]
+
+
+def test_void_of_a_palette_is_of_no_object(folder):
+  # As Pascal VOC draws borders around objects.
+  numbers = np.where(NUMBERS, NUMBERS, 255 * (np.arange(6) == 0))
+  path = folder / 'labels' / 'a.png'
+  save_mask(path, numbers.astype(np.uint8), [7] * 768)
+  content, findings = read('instance_png', folder)
+  assert areas(content) == [(1, 6), (1, 2)]
+  assert kinds(findings) == [('void_pixels', 'a.png', 'note')]
+  assert ' 4 pixels' in findings[0].message
+  save_mask(path, numbers.astype(np.uint8))  # Of no palette.
+  assert areas(read('instance_png', folder)[0]) == [(1, 6), (1, 2), (1, 4)]
+
+
+def test_numbers_below_1000_are_groups_or_background(folder):
+  numbers = np.select([NUMBERS == 5, NUMBERS == 9], [2000, 2], 1)
+  numbers[3, 0] = 7
+  save_mask(folder / 'labels' / 'a.png', numbers.astype(np.uint16))
+  content, findings = read('instance_png', folder, 'sky,car')
+  found = [
+    (*x, y['iscrowd']) for x, y in zip(areas(content), content['annotations'])
+  ]
+  assert found == [(2, 2, 1), (2, 6, 0)]
+  assert sorted(kinds(findings)) == [
+    ('no_instance', 'a.jpg', 'warning'),
+    ('no_instance', 'a.png', 'warning'),
+  ]
+
+
+@pytest.mark.parametrize('ending', ['.PNG', '.tif', '.jpg', '.bmp', '.gif'])
+def test_object_masks_of_any_image_type(tmp_path, ending):
+  make_image(tmp_path / 'images' / 'a.jpg', (64, 48))
+  mask = np.zeros((48, 64), np.uint8)
+  mask[8:24, 16:40] = 255  # Along blocks of a JPEG.
+  save_mask(tmp_path / 'labels' / 'a' / f'0{ending}', mask)
+  content, findings = read('object_png', tmp_path)
+  assert not findings
+  np.testing.assert_array_equal(
+    decode(content['annotations'][0], 48, 64), mask > 0
+  )
+
+
+def test_object_masks_in_alpha_and_with_noise(folder):
+  pixels = np.full((4, 6, 4), 255, np.uint8)
+  pixels[..., 3] = 255 * (NUMBERS == 5)
+  save_mask(folder / 'labels' / 'a' / '1.png', pixels)
+  noise = np.where(NUMBERS == 9, 252, NUMBERS == 0).astype(np.uint8)
+  save_mask(folder / 'labels' / 'a' / '2.png', noise)
+  (folder / 'labels' / 'a' / 'notes.txt').write_text('x')
+  content, findings = read('object_png', folder)
+  first, second = map(decode, content['annotations'])
+  np.testing.assert_array_equal(first, NUMBERS == 5)
+  np.testing.assert_array_equal(second, NUMBERS == 9)
+  assert kinds(findings) == [('file_passed_over', 'notes.txt', 'warning')]

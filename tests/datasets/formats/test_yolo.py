@@ -6,6 +6,7 @@ from label_sets import kinds, make_image, read
 from PIL import Image
 
 from maskrcnn_jax.datasets import masks
+from maskrcnn_jax.errors import UserError
 
 
 def read_text(folder, text, name='a.png', **options):
@@ -46,7 +47,7 @@ def test_several_lines_blank_ones_and_rounding_over_the_border(tmp_path):
   'line, kind, given',
   [
     ('0 0.5 0.5 0.2 0.2', 'box_without_mask', 'box'),
-    ('0 0.5 0.5', 'unusable_polygon', 'got 2'),
+    ('0 0.5 0.5', 'unusable_polygon', 'got 1'),
     ('0 0 0 1 0 1 1 0', 'unusable_polygon', 'got 7'),
     ('0 0 0 30 0 30 20', 'unusable_polygon', 'got 30'),
     ('0 0 0 nan 0 1 1', 'unusable_polygon', 'got nan'),
@@ -71,3 +72,53 @@ def test_fractions_are_of_the_upright_photo(tmp_path):
   (found,), _, size = read_text(tmp_path, text, 'a.jpg', exif=exif)
   assert size == (40, 20)
   assert found['bbox'] == [0, 0, 20, 40]
+
+
+def test_files_of_notepad_begin_with_a_mark(tmp_path):
+  make_image(tmp_path / 'images' / 'a.png', (40, 20))
+  (tmp_path / 'labels').mkdir()
+  for name, text in (
+    ('a.txt', '0 0 0 1 0 1 1\r\n1 0 0 1 0 1 1\r\n'),
+    ('classes.txt', 'red\r\nblue\r\n'),
+  ):
+    (tmp_path / 'labels' / name).write_text(text, encoding='utf-8-sig')
+  content, findings = read('yolo', tmp_path)
+  assert not findings
+  assert [x['category_id'] for x in content['annotations']] == [0, 1]
+  assert [x['name'] for x in content['categories']] == ['red', 'blue']
+
+
+def test_links_are_followed_and_what_is_not_used_is_named(tmp_path):
+  for name in ('day1/a.jpg', 'day1/b.jfif', 'day1/c.JPE', 'day1/d.mpo'):
+    make_image(tmp_path / 'images' / name, format='JPEG')
+  make_image(tmp_path / 'elsewhere' / 'img' / 'e.jpg')
+  (tmp_path / 'images' / 'day2').symlink_to(tmp_path / 'elsewhere' / 'img')
+  (tmp_path / 'images' / 'day1' / 'loop').symlink_to(tmp_path / 'images')
+  (tmp_path / 'images' / 'f.heic').write_bytes(b'x')
+  for name in ('day1/a', 'day1/b', 'day1/c', 'day1/d', 'day1/gone', 'day2/e'):
+    path = tmp_path / 'labels' / f'{name}.txt'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('0 0 0 1 0 1 1\n')
+  content, findings = read('yolo', tmp_path, 'cat')
+  assert [x['file_name'] for x in content['images']] == [
+    *('day1/a.jpg', 'day1/b.jfif', 'day1/c.JPE', 'day1/d.mpo', 'day2/e.jpg')
+  ]
+  assert len(content['annotations']) == 5
+  assert kinds(findings) == [
+    ('label_without_image', 'gone.txt', 'warning'),
+    ('file_passed_over', 'f.heic', 'warning'),
+  ]
+
+
+def test_names_with_aliases_are_refused(tmp_path):
+  make_image(tmp_path / 'images' / 'a.png')
+  (tmp_path / 'labels').mkdir()
+  (tmp_path / 'labels' / 'a.txt').write_text('0 0 0 1 0 1 1\n')
+  path = tmp_path / 'data.yaml'
+  lines = [
+    f'x{k}: &x{k} [{", ".join([f"*x{k - 1}"] * 9)}]' for k in range(1, 12)
+  ]
+  path.write_text('\n'.join(['x0: &x0 [a]', *lines, 'names: *x11']))
+  with pytest.raises(UserError) as error:
+    read('yolo', tmp_path)
+  assert error.value.path == str(path)

@@ -1,0 +1,101 @@
+"""Pascal VOC: `SegmentationObject` and `SegmentationClass` beside each other.
+
+Both hold `NAME.png`. Pixels of one value of the first are an object. Its class
+is the value of most of its pixels in the second: an index into the palette, or
+the colour that `labelmap.txt` states (as CVAT and Datumaro write it). Index 255
+and the colour of that are void.
+"""
+
+import functools
+import pathlib
+
+import numpy as np
+
+from maskrcnn_jax.datasets import masks
+from maskrcnn_jax.datasets.findings import Finding
+from maskrcnn_jax.datasets.formats import class_names, instance_png
+from maskrcnn_jax.datasets.formats.collect import Image, ImageLabels, collect
+from maskrcnn_jax.datasets.formats.source import Content, Source
+from maskrcnn_jax.errors import UserError
+
+LOOKS_LIKE = 'folders SegmentationObject and SegmentationClass'
+_OBJECTS, _CLASSES = 'SegmentationObject', 'SegmentationClass'
+_NAMES = (
+  'aeroplane,bicycle,bird,boat,bottle,bus,car,cat,chair,cow,diningtable,dog,'
+  'horse,motorbike,person,pottedplant,sheep,sofa,train,tvmonitor'
+)
+_VOID = (255, 0xE0E0C0)  # The index, and its colour.
+
+
+def matches(source: Source) -> bool:
+  """Whether both folders are there."""
+  return _folder(source) is not None
+
+
+def _folder(source) -> pathlib.Path | None:
+  """The folder of both; that of the labels or the one above."""
+  labels = pathlib.Path(source.labels)
+  for folder in (labels, labels.resolve().parent):
+    if (folder / _OBJECTS).is_dir() and (folder / _CLASSES).is_dir():
+      return folder
+  return None
+
+
+def read(source: Source) -> Content:
+  """Reads the masks; images without any are skipped."""
+  folder = _folder(source)
+  if folder is None:
+    raise UserError(
+      f'{source.labels} has no folders {_OBJECTS} and {_CLASSES}.',
+      argument='annotations',
+      path=source.labels,
+    )
+  both = Source(source.images_dir, folder / _OBJECTS)
+  colours = _read_label_map(folder / 'labelmap.txt')
+  names = class_names.read(source.classes or _NAMES)
+  names = colours or names
+  read_file = functools.partial(
+    read_masks, names=names, classes_dir=folder / _CLASSES
+  )
+  declared = list(dict.fromkeys(names.values()))
+  return collect(source, both.match_files('.png'), read_file, declared)
+
+
+def _read_label_map(path) -> dict[int, str]:
+  """Class names by colour, a number of 24 bits; lines of `name:r,g,b:...`."""
+  if not path.is_file():
+    return {}
+  names = {}
+  for line in path.read_text(encoding='utf-8-sig').splitlines():
+    name, _, rest = line.partition(':')
+    colour = rest.partition(':')[0].split(',')
+    if not line.startswith('#') and len(colour) == 3:
+      red, green, blue = map(int, colour)
+      names[(red << 16) + (green << 8) + blue] = name.strip()
+  names.pop(0, None)  # Background.
+  return names
+
+
+def read_masks(
+  path: pathlib.Path, image: Image, names: dict[int, str], classes_dir
+) -> ImageLabels:
+  """Reads both masks of an image."""
+  numbers, _ = instance_png.read_numbers(path, image.sizes)
+  classes, _ = instance_png.read_numbers(
+    classes_dir / path.name, [numbers.shape]
+  )
+  objects, findings = [], []
+  for number in np.unique(numbers).tolist():
+    if number == 0 or number in _VOID:
+      continue
+    mask = numbers == number
+    values, counts = np.unique(classes[mask], return_counts=True)
+    class_id = int(values[counts.argmax()])
+    label = names.get(class_id)
+    if label is None:
+      message = f'object {number} is of the unknown class {class_id}.'
+      findings.append(Finding('category_id', str(path), message, 'error'))
+      continue
+    segmentation = masks.encode_run_lengths(mask)
+    objects.append({'label': label, 'segmentation': segmentation})
+  return ImageLabels(numbers.shape, objects, findings)
