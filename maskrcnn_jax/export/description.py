@@ -25,11 +25,9 @@ _RESIZE = (
 
 
 def describe(
+  options,
   programs: Sequence[Mapping[str, Any]],
   shapes: Mapping[str, Sequence[Any]],
-  batch_size: int | None,
-  image_dtype: str,
-  platforms: Sequence[str],
   exact_sizes: bool,
   class_names: Mapping[int, str],
   origin: Mapping[str, Any],
@@ -37,25 +35,23 @@ def describe(
   """The content of `export.json`.
 
   Args:
+    options: `exporter.ExportOptions`, completed.
     programs: `canvas`, `fit` and `program` or `signature` of each canvas.
     shapes: (shape, dtype) of each output.
-    batch_size: None: any.
-    image_dtype: of the images.
-    platforms: on which the programs run.
     exact_sizes: see `transforms.ResizeOptions`.
     class_names: by class id.
     origin: versions and step.
   """
-  batch = 'batch' if batch_size is None else batch_size
+  batch = options.batch_size or 'batch'
   return {
     'format': 1,
     **origin,
-    'platforms': list(platforms),
-    'batch_size': batch_size,
+    'platforms': list(options.platforms),
+    'batch_size': options.batch_size,
     'inputs': {
       'images': {
         'shape': [batch, 'height', 'width', 3],
-        'dtype': image_dtype,
+        'dtype': options.image_dtype,
         'meaning': 'RGB in 0..255, zeros outside the image',
       },
       'image_sizes': {

@@ -7,6 +7,8 @@ package that trained the model. It prints one line of JSON per image. In Python:
 `Detector('folder')(image)`. Change it as you like.
 """
 
+import hashlib
+import io
 import json
 import pathlib
 import sys
@@ -14,6 +16,9 @@ import sys
 import jax
 import numpy as np
 from jax import export
+
+# Formats of Pillow that start no other program.
+FORMATS = ('JPEG', 'PNG', 'GIF', 'BMP', 'TIFF', 'WEBP', 'AVIF', 'PPM')
 
 
 class Detector:
@@ -32,7 +37,7 @@ class Detector:
     self._folder = pathlib.Path(folder or pathlib.Path(__file__).parent)
     text = (self._folder / 'export.json').read_text(encoding='utf-8')
     self.about = json.loads(text)
-    with np.load(self._folder / 'weights.npz') as weights:
+    with np.load(io.BytesIO(self._read('weights.npz'))) as weights:
       self._weights = jax.device_put(dict(weights))
     self._programs = {}
 
@@ -83,9 +88,17 @@ class Detector:
     canvas[: size[0], : size[1]] = pixels
     return canvas, size, np.array(scales, np.float32), chosen['program']
 
+  def _read(self, name):
+    """Content of a file; ValueError if it is not that of the export."""
+    data = (self._folder / name).read_bytes()
+    wanted = self.about['sha256'][name]
+    if hashlib.sha256(data).hexdigest() != wanted:
+      raise ValueError(f'{self._folder / name} is corrupt: wrong SHA-256.')
+    return data
+
   def _program(self, name):
     if name not in self._programs:
-      serialized = bytearray((self._folder / name).read_bytes())
+      serialized = bytearray(self._read(name))
       self._programs[name] = jax.jit(export.deserialize(serialized).call)
     return self._programs[name]
 
@@ -141,8 +154,9 @@ def main(paths, min_score=0.5):
   detector = Detector()
   names = detector.about['class_names']
   for path in paths:
+    image = Image.open(path, formats=FORMATS)
     # Cameras store the orientation in EXIF.
-    image = ImageOps.exif_transpose(Image.open(path)).convert('RGB')
+    image = ImageOps.exif_transpose(image).convert('RGB')
     found = detector(np.asarray(image))
     objects = [
       {
@@ -157,4 +171,7 @@ def main(paths, min_score=0.5):
 
 
 if __name__ == '__main__':
-  main(sys.argv[1:])
+  try:
+    main(sys.argv[1:])
+  except (OSError, KeyError, TypeError, ValueError) as error:
+    sys.exit(f'{type(error).__name__}: {error}')

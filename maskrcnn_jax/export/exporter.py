@@ -1,6 +1,7 @@
 """Export of a trained model to files that run without this package."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -112,15 +113,18 @@ def export(
       )
     versions = {'maskrcnn_jax': __version__, 'jax': jax.__version__}
     about = description.describe(
+      options,
       [_entry(*x, options.formats) for x in zip(options.canvases, fits)],
       shapes,
-      options.batch_size,
-      options.image_dtype,
-      options.platforms,
       exact_sizes,
       store.read_classes(source),
       {'step': store.step_of(source), 'made_with': versions},
     )
+    about['sha256'] = {
+      path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+      for path in sorted(folder.iterdir())
+      if path.is_file() and path.name != _EXAMPLE
+    }
     (folder / _DESCRIPTION).write_text(
       json.dumps(about, indent=2, ensure_ascii=False) + '\n', encoding='utf-8'
     )

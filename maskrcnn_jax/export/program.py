@@ -21,22 +21,6 @@ def flatten_weights(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
   return {name: np.asarray(flat[name]) for name in sorted(flat)}
 
 
-def detection(model: MaskRCNN):
-  """The function of (weights, images, image_sizes) that is exported.
-
-  Weights are those of `flatten_weights`; the result is a dict of `OUTPUTS`.
-  """
-
-  def detect(weights, images, image_sizes):
-    variables = flax.traverse_util.unflatten_dict(weights, sep='/')
-    found = model.apply(
-      {'batch_stats': {}, **variables}, images, image_sizes, method='detect'
-    )
-    return {name: getattr(found, name) for name in OUTPUTS}
-
-  return detect
-
-
 def export_detection(
   model: MaskRCNN,
   weights: Mapping[str, np.ndarray],
@@ -48,8 +32,9 @@ def export_detection(
 ) -> export.Exported:
   """Detection on one canvas, lowered for all the platforms together.
 
-  Weights are arguments: as constants every program would have its own copy, on
-  disk and on the device.
+  The program takes (weights, images, image_sizes) and returns a dict of
+  `OUTPUTS`. Weights are arguments: as constants every program would have its
+  own copy, on disk and on the device.
 
   Args:
     model: to be exported.
@@ -62,6 +47,14 @@ def export_detection(
     for_tensorflow: lower `top_k` to a sort, with the same results: TensorFlow
       2.21 cannot read the `top_k` of jax 0.10.
   """
+
+  def detect(weights, images, image_sizes):
+    variables = flax.traverse_util.unflatten_dict(weights, sep='/')
+    found = model.apply(
+      {'batch_stats': {}, **variables}, images, image_sizes, method='detect'
+    )
+    return {name: getattr(found, name) for name in OUTPUTS}
+
   batch = (
     export.symbolic_shape('batch')[0] if batch_size is None else batch_size
   )
@@ -74,7 +67,7 @@ def export_detection(
   if for_tensorflow:
     rules = ((jax.lax.top_k_p, mlir.lower_fun(_sorted_top_k)),)
   return export.export(
-    jax.jit(detection(model)),
+    jax.jit(detect),
     platforms=tuple(platforms),
     _override_lowering_rules=rules,
   )(*shapes)

@@ -1,5 +1,6 @@
 """`detect.py` of an export: the detections of `Predictor`."""
 
+import hashlib
 import json
 
 import drawn_checkpoint
@@ -44,8 +45,10 @@ def test_resizing_is_that_of_training(tmp_path, size, image_dtype, exact):
     'resize': {'exact_sizes': exact},
     'inputs': {'images': {'dtype': image_dtype}},
   }
-  (tmp_path / 'export.json').write_text(json.dumps(about))
   np.savez(tmp_path / 'weights.npz')
+  weights = (tmp_path / 'weights.npz').read_bytes()
+  about['sha256'] = {'weights.npz': hashlib.sha256(weights).hexdigest()}
+  (tmp_path / 'export.json').write_text(json.dumps(about))
   image = draw_image(*size)
   pixels, image_size, scales, name = detect.Detector(tmp_path).fit(image)
   chosen = single_images.choose_canvas(size, fits)
@@ -95,3 +98,9 @@ def test_detections_are_those_of_the_predictor(workdir, tmp_path):
     np.testing.assert_allclose(found['boxes'], wanted.boxes, atol=1e-3)
     masks = mask_pasting.paste_masks(wanted.masks, wanted.boxes, size)
     assert np.mean(found['masks'] != masks) < 1e-3
+  # A changed bit is found before JAX parses the program.
+  (program, *_) = (tmp_path / 'exported').glob('*.jax_export')
+  data = program.read_bytes()
+  program.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+  with pytest.raises(ValueError, match=program.name):
+    detect.Detector(tmp_path / 'exported')._program(program.name)

@@ -7,6 +7,7 @@ file is mutated, whose path is `read`'s second argument.
 
 import contextlib
 import functools
+import hashlib
 import io
 import json
 import pathlib
@@ -291,15 +292,17 @@ def read_run(folder, path):
 
 def make_export(folder):
   """An export without its programs, which are code."""
+  np.savez(folder / 'weights.npz', **_arrays())
+  weights = (folder / 'weights.npz').read_bytes()
   about = {
     'batch_size': None,
     'canvases': [{'canvas': [32, 32], 'fit': [32, 32], 'program': 'a.bin'}],
     'resize': {'exact_sizes': True},
     'inputs': {'images': {'dtype': 'uint8'}},
     'class_names': {'1': 'disc'},
+    'sha256': {'weights.npz': hashlib.sha256(weights).hexdigest()},
   }
   (folder / 'export.json').write_text(json.dumps(about))
-  np.savez(folder / 'weights.npz', **_arrays())
 
 
 def read_export(folder, path):
