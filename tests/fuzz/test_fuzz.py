@@ -108,4 +108,4 @@ def test_a_mutated_file_is_read_or_refused(reader, target):
       outcomes[found['outcome']] += 1
   assert not bugs, '\n\n'.join(bugs)
   # Some mutations are refused, and some harmless.
-  assert COUNT < 20 or min(outcomes.values()) > 0, outcomes
+  assert COUNT < 100 or min(outcomes.values()) > 0, outcomes
