@@ -263,7 +263,8 @@ def read_objects(index: RecordIndex, row: int) -> list[dict]:
   try:
     parsed = {k: v.numpy() for k, v in parse_record(record).items()}
     more = tf.io.parse_single_example(record, _MORE_FEATURES)
-  except tf.errors.OpError as error:
+  # TensorFlow fails to decode its own message if that quotes the record.
+  except (tf.errors.OpError, UnicodeDecodeError) as error:
     raise index.error(row, f'cannot be parsed ({error})') from error
   if not all(np.isfinite(parsed[x]).all() for x in ('boxes', 'area')):
     raise index.error(row, 'has a box or an area that is not finite')

@@ -36,7 +36,7 @@ from maskrcnn_jax.export import detect
 from maskrcnn_jax.inference import image_files
 from maskrcnn_jax.inference.output_folder import OutputFolder
 from maskrcnn_jax.input_pipeline import batches
-from maskrcnn_jax.weights import external, state_dicts, tensor_files
+from maskrcnn_jax.weights import external, tensor_bundle, tensor_files
 
 _WEIGHTS = pathlib.Path(__file__).parents[1] / 'weights/files'
 _SIZE = (24, 32)
@@ -126,6 +126,23 @@ def read_records(folder, path):
     )
     with contextlib.closing(made):
       next(made)
+
+
+def make_tfds(folder):
+  """A prepared folder of TFDS."""
+  make_records(folder)
+  (folder / 'x.tfrecord').rename(folder / 'x-train.tfrecord-00000-of-00001')
+  split = {'name': 'train', 'shardLengths': ['3'], 'numBytes': '9'}
+  split['filepathTemplate'] = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
+  about = {'name': 'x', 'fileFormat': 'tfrecord', 'splits': [split]}
+  (folder / 'dataset_info.json').write_text(json.dumps(about))
+
+
+def read_tfds(folder, path):
+  """The files of a split, and their index."""
+  index = records.index_records(f'{folder}:train')
+  categories.read_from_records(f'{folder}:train')
+  records.read_objects(index, 0)
 
 
 def make_coco(folder):
@@ -326,6 +343,7 @@ TARGETS = {
     read_tensorflow,
   ),
   'records': (make_records, read_records),
+  'tfds': (make_tfds, read_tfds),
   'coco': (make_coco, read_coco),
   'images': (make_images, read_images),
   'yolo': (make_yolo, read_yolo),

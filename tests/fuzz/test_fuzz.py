@@ -19,7 +19,17 @@ import pytest
 HERE = pathlib.Path(__file__).parent
 NAMES = (
   *('pth', 'legacy', 'pkl', 'npz', 'safetensors', 'tensorflow', 'keras'),
-  *('records', 'coco', 'images', 'yolo', 'masks', 'workdir', 'run', 'export'),
+  *(
+    'records',
+    'tfds',
+    'coco',
+    'images',
+    'yolo',
+    'masks',
+    'workdir',
+    'run',
+    'export',
+  ),
 )
 COUNT = int(os.environ.get('MASKRCNN_FUZZ', '25'))
 START = int(os.environ.get('MASKRCNN_FUZZ_START', '0'))

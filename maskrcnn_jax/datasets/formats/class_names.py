@@ -40,8 +40,11 @@ def read(classes: str, first: int = 1) -> dict[int, str]:
     names = classes.split(',')
   if not isinstance(names, Mapping):
     names = dict(enumerate(names))
-  # Numbers in files are YOLO's, from 0.
-  names = {int(k) + first: str(name).strip() for k, name in names.items()}
+  try:
+    # Numbers in files are YOLO's, from 0.
+    names = {int(k) + first: str(name).strip() for k, name in names.items()}
+  except (ValueError, TypeError, OverflowError):
+    raise invalid('classes', classes, 'names by number') from None
   if not names or not all(names.values()):
     raise invalid('classes', classes, 'names')
   return names
@@ -71,13 +74,14 @@ def find(labels_dir: str | os.PathLike) -> str:
 def _read_file(path):
   if path.stat().st_size > _MAX_BYTES:
     raise UserError(f'{path} is too large for a list of names.', path=path)
-  text = path.read_text(encoding='utf-8-sig')
-  if path.suffix not in ('.yaml', '.yml'):
-    return [line.strip() for line in text.splitlines() if line.strip()]
   try:
+    text = path.read_text(encoding='utf-8-sig')
+    if path.suffix not in ('.yaml', '.yml'):
+      return [line.strip() for line in text.splitlines() if line.strip()]
     content = yaml.load(text, _NoAliasLoader)
-  except (yaml.YAMLError, RecursionError) as error:
-    raise UserError(f'{path} is not a YAML file: {error}', path=path) from error
+  except (yaml.YAMLError, ValueError, RecursionError) as error:
+    message = f'{path} is no file of class names: {error}'
+    raise UserError(message, path=path) from error
   names = content.get('names') if isinstance(content, Mapping) else None
   if not isinstance(names, list | Mapping):
     raise UserError(

@@ -145,6 +145,24 @@ def test_a_wrong_folder_of_text_files_is_named(yolo):
 
 
 @pytest.mark.parametrize(
+  'name, content',
+  [
+    ('data.yaml', b'a: &a [x, x]\nnames: [*a, *a]'),
+    ('data.yaml', b'names: ' + b'[' * 5000),
+    ('data.yaml', b'names: [' + b'a, ' * 100_000 + b']'),
+    ('data.yaml', b'names: 2001-99-99'),
+    ('classes.txt', b'caf\xe9\n'),
+  ],
+)
+def test_names_that_cannot_be_read(tmp_path, name, content):
+  path = tmp_path / name
+  path.write_bytes(content)
+  with pytest.raises(UserError) as error:
+    class_names.read(str(path))
+  assert error.value.path == str(path)
+
+
+@pytest.mark.parametrize(
   'name, text, expected',
   [
     ('data.yaml', 'names: [cat, dog]', {0: 'cat', 1: 'dog'}),
