@@ -114,7 +114,7 @@ def mutate_text(rng: random.Random, data: bytes) -> bytes:
   """Exchanges words and lines of a text, such as YAML or labels."""
   if rng.random() < 0.2:
     return mutate_bytes(rng, data)
-  words = re.split(rb'(\s+|[:,\[\]{}-])', data)
+  words = re.split(rb'(\s+|[:,;<>/="\[\]{}-])', data)
   for _ in range(rng.choice((1, 1, 2, 5))):
     place = rng.randrange(len(words))
     match rng.randrange(5):
@@ -123,7 +123,8 @@ def mutate_text(rng: random.Random, data: bytes) -> bytes:
       case 1:
         words[place] = words[place] * rng.choice((0, 2, 100))
       case 2:
-        marks = (b'&a', b'*a', b'!!python/object:x', b'<<', b'[' * 500, b'?')
+        marks = (b'&a', b'*a', b'!!python/object:x', b'<<', b'[' * 500)
+        marks += (b'?', b'&e;', b'<!ENTITY e "x">', b'<a>' * 5000)
         words[place] = rng.choice(marks)
       case _:
         value = str(rng.choice(_VALUES)).encode('utf-8', 'surrogatepass')
@@ -389,7 +390,9 @@ _BY_ENDING = {
   'safetensors': mutate_safetensors,
   'tfrecord': mutate_records,
   'txt': mutate_text,
+  'xml': mutate_text,
   'yaml': mutate_text,
+  'csv': mutate_text,
 }
 _IMAGES = 'avif bmp gif j2k jp2 jpg png ppm tga tif webp'
 _BY_ENDING |= dict.fromkeys(_IMAGES.split(), mutate_image)

@@ -15,6 +15,7 @@ import pickle
 import shutil
 
 import example_records
+import label_sets
 import numpy as np
 import tensorflow_checkpoint
 import tiny_checkpoint
@@ -226,42 +227,12 @@ def read_images(folder, path):
     raise errors[-1]
 
 
-def make_yolo(folder):
-  """Images with YOLO's text files, and the names of classes."""
-  (folder / 'images').mkdir()
-  (folder / 'labels').mkdir()
-  for number in range(2):
-    image = example_records.rectangles(*_SIZE, 0, number)[0]
-    Image.fromarray(image).save(folder / 'images' / f'{number}.png')
-    lines = '0 0.1 0.1 0.5 0.1 0.5 0.6\n1 0.5 0.5 0.9 0.5 0.9 0.9 0.5 0.9\n'
-    (folder / 'labels' / f'{number}.txt').write_text(lines)
-  text = 'path: ../x\ntrain: images\nnames:\n  0: disc\n  1: star\nnc: 2\n'
-  (folder / 'labels' / 'data.yaml').write_text(text)
-
-
-def read_yolo(folder, path):
-  """The COCO lists of a data set in YOLO's format."""
-  named = source.Source(str(folder / 'images'), str(folder / 'labels'))
-  convert.to_coco('yolo', named)
-
-
-def make_masks(folder):
-  """Images with PNGs of their objects."""
-  for name in ('images', 'labels'):
-    (folder / name).mkdir()
-  for number in range(2):
-    image, _, masks = example_records.rectangles(*_SIZE, 2, number)
-    Image.fromarray(image).save(folder / 'images' / f'{number}.png')
-    labels = masks[0] + 1000 * masks[1].astype(np.uint16)
-    Image.fromarray(labels).save(folder / 'labels' / f'{number}.png')
-  (folder / 'labels' / 'classes.txt').write_text('disc\nstar\n')
-
-
-def read_masks(folder, path):
-  """The COCO lists of a data set of PNG masks."""
-  classes = str(folder / 'labels' / 'classes.txt')
-  named = source.Source(str(folder / 'images'), str(folder / 'labels'), classes)
-  convert.to_coco('instance_png', named)
+def read_labels(folder, path, name):
+  """The lists of COCO of a data set in a label format."""
+  labels = next(folder.glob('labels*'))
+  named = source.Source(folder / 'images', labels, None, 1)
+  convert.find_format('auto', named)
+  convert.read(name, named)
 
 
 def make_workdir(folder):
@@ -330,6 +301,13 @@ def read_export(folder, path):
     raise ValueError(f'{path}: {error}') from error
 
 
+def _labels(name):
+  return (
+    functools.partial(label_sets.make, name),
+    functools.partial(read_labels, name=name),
+  )
+
+
 def _weights(suffix):
   return functools.partial(make_weights, suffix=suffix), read_weights
 
@@ -346,8 +324,7 @@ TARGETS = {
   'tfds': (make_tfds, read_tfds),
   'coco': (make_coco, read_coco),
   'images': (make_images, read_images),
-  'yolo': (make_yolo, read_yolo),
-  'masks': (make_masks, read_masks),
+  **{name: _labels(name) for name in label_sets.MAKERS if name != 'coco'},
   'workdir': (make_workdir, read_workdir),
   'run': (make_run, read_run),
   'export': (make_export, read_export),
