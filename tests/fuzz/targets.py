@@ -37,7 +37,7 @@ from maskrcnn_jax.export import detect
 from maskrcnn_jax.inference import image_files
 from maskrcnn_jax.inference.output_folder import OutputFolder
 from maskrcnn_jax.input_pipeline import batches
-from maskrcnn_jax.weights import external, tensor_bundle, tensor_files
+from maskrcnn_jax.weights import external, state_dicts, tensor_files
 
 _WEIGHTS = pathlib.Path(__file__).parents[1] / 'weights/files'
 _SIZE = (24, 32)
