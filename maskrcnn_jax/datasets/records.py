@@ -22,6 +22,7 @@ from maskrcnn_jax.datasets import record_file
 from maskrcnn_jax.datasets.examples import ImageExample
 from maskrcnn_jax.datasets.record_index import RecordIndex as RecordIndex
 from maskrcnn_jax.datasets.record_index import index_records as index_records
+from maskrcnn_jax.errors import brief
 
 MAX_OBJECTS = 2**16  # Of an image.
 # Only in records of annotations that number categories from 0.
@@ -244,7 +245,7 @@ def read_record(index: RecordIndex, row: int) -> bytes:
     record, _ = reader.read(int(index.offsets[row]))
     reader.close()
   except (tf.errors.OpError, IndexError) as error:
-    raise index.error(row, f'cannot be read ({error})') from error
+    raise index.error(row, f'cannot be read ({brief(str(error))})') from error
   return record
 
 
@@ -263,9 +264,9 @@ def read_objects(index: RecordIndex, row: int) -> list[dict]:
   try:
     parsed = {k: v.numpy() for k, v in parse_record(record).items()}
     more = tf.io.parse_single_example(record, _MORE_FEATURES)
-  # TensorFlow fails to decode its own message if that quotes the record.
+  # TensorFlow's message may hold bytes that are no text.
   except (tf.errors.OpError, UnicodeDecodeError) as error:
-    raise index.error(row, f'cannot be parsed ({error})') from error
+    raise index.error(row, f'cannot be parsed ({brief(str(error))})') from error
   if not all(np.isfinite(parsed[x]).all() for x in ('boxes', 'area')):
     raise index.error(row, 'has a box or an area that is not finite')
   names, categories = (more[name].numpy().tolist() for name in _MORE_FEATURES)
