@@ -229,7 +229,7 @@ def read_images(folder, path):
 
 def read_labels(folder, path, name):
   """The lists of COCO of a data set in a label format."""
-  labels = next(folder.glob('labels*'))
+  labels = label_sets.find_labels(folder)
   named = source.Source(folder / 'images', labels, None, 1)
   convert.find_format('auto', named)
   convert.read(name, named)

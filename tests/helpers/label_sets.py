@@ -126,7 +126,6 @@ def make_roboflow(folder):
   names = [{**x, 'supercategory': 'pets'} for x in content['categories']]
   content['categories'] = [pets, *names]
   save_json(folder / 'images' / '_annotations.coco.json', content)
-  (folder / 'labels').symlink_to(folder / 'images')
 
 
 def make_label_studio(folder):
@@ -227,12 +226,17 @@ MAKERS = {
 }
 
 
+def find_labels(folder):
+  """The labels of a data set: a folder, a file, or among the images."""
+  places = (folder / f'labels{ending}' for ending in ('', '.json', '.xml'))
+  return next(filter(lambda x: x.exists(), places), folder / 'images')
+
+
 def make(name, folder):
   """Writes images and labels of a format; returns where the labels are."""
   make_image(folder / 'images' / 'a.png')
   MAKERS[name](folder)
-  places = (folder / f'labels{ending}' for ending in ('', '.json', '.xml'))
-  return next(place for place in places if place.exists())
+  return find_labels(folder)
 
 
 def read(data_format, folder, classes=None, labels='labels', images='images'):

@@ -5,6 +5,7 @@ the folder.
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import os
@@ -24,6 +25,19 @@ Content = tuple[dict[str, list], list[Finding]]  # Lists of COCO, and findings.
 Labels = tuple[dict[str, Any], list[Finding]]  # By image name, and findings.
 # Of an entry that is not built as its format says.
 MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError)
+
+
+@contextlib.contextmanager
+def parsed(path: str | os.PathLike) -> Iterator[None]:
+  """Turns errors in a block that parses a file into a `UserError`."""
+  try:
+    yield
+  except UserError:
+    raise
+  except (ValueError, *MALFORMED) as error:
+    reason = f'{type(error).__name__}: {brief(str(error))}'
+    message = f'{path} is not built as its format says ({reason}).'
+    raise UserError(message, path=path) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +161,7 @@ class Source:
       UserError: `named` fails on content that it does not expect.
     """
     labels, findings = {}, []
-    try:
+    with parsed(self.labels):
       for name, label, file in named:
         image = self.find_image(name)
         kind, message = 'label_without_image', f'not in {self.images_dir}'
@@ -158,12 +172,6 @@ class Source:
           continue
         message = f'the image {brief(name)} is {message}: skipped.'
         findings.append(Finding(kind, str(file), message))
-    except MALFORMED as error:
-      raise UserError(
-        f'{self.labels} is not built as its format says '
-        f'({type(error).__name__}: {error}).',
-        path=self.labels,
-      ) from error
     return labels, findings
 
   def match_files(

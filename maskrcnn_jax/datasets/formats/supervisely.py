@@ -13,7 +13,7 @@ from maskrcnn_jax.datasets.formats.collect import (
   collect,
   read_entries,
 )
-from maskrcnn_jax.datasets.formats.source import META, Content, Source
+from maskrcnn_jax.datasets.formats.source import META, Content, Source, parsed
 
 LOOKS_LIKE = 'NAME.EXT.json files with "objects" and "size"'
 
@@ -39,8 +39,9 @@ def _class_names(source) -> list[str]:
   folder = pathlib.Path(source.labels).resolve()
   for path in (each / META for each in (folder, *list(folder.parents)[:2])):
     if path.is_file():
-      classes = files.read_json(path)['classes']
-      return [str(each['title']) for each in classes]
+      with parsed(path):
+        classes = files.read_json(path)['classes']
+        return [str(each['title']) for each in classes]
   return []
 
 

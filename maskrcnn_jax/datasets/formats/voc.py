@@ -15,7 +15,7 @@ from maskrcnn_jax.datasets import masks
 from maskrcnn_jax.datasets.findings import Finding
 from maskrcnn_jax.datasets.formats import class_names, instance_png
 from maskrcnn_jax.datasets.formats.collect import Image, ImageLabels, collect
-from maskrcnn_jax.datasets.formats.source import Content, Source
+from maskrcnn_jax.datasets.formats.source import Content, Source, parsed
 from maskrcnn_jax.errors import UserError
 
 LOOKS_LIKE = 'folders SegmentationObject and SegmentationClass'
@@ -66,12 +66,12 @@ def _read_label_map(path) -> dict[int, str]:
   if not path.is_file():
     return {}
   names = {}
-  for line in path.read_text(encoding='utf-8-sig').splitlines():
-    name, _, rest = line.partition(':')
-    colour = rest.partition(':')[0].split(',')
-    if not line.startswith('#') and len(colour) == 3:
-      red, green, blue = map(int, colour)
-      names[(red << 16) + (green << 8) + blue] = name.strip()
+  with parsed(path):
+    for line in path.read_text(encoding='utf-8-sig').splitlines():
+      if line.strip() and not line.startswith('#'):
+        name, colour = line.split(':')[:2]
+        red, green, blue = map(int, colour.split(','))
+        names[(red << 16) + (green << 8) + blue] = name.strip()
   names.pop(0, None)  # Background.
   return names
 
