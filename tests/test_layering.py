@@ -30,8 +30,7 @@ ALLOWED = {
   ),
   'maskrcnn_jax/input_pipeline': 'numpy absl tensorflow .datasets',
   'maskrcnn_jax/evaluation': (
-    'numpy pycocotools hotcoco .datasets.coco_json .datasets.masks'
-    ' .structures .tables'
+    'numpy pycocotools hotcoco .datasets .datasets.masks .structures .tables'
   ),
   'maskrcnn_jax/weights': 'numpy ml_dtypes safetensors',
   'maskrcnn_jax/distributed': 'jax numpy .models',

@@ -33,8 +33,8 @@ _DEFERRED = (signal.SIGTERM, signal.SIGINT)
 def deferred_signals():
   """Runs Python's handlers of SIGTERM and SIGINT after the block only.
 
-  A handler that raises (as the command's does, for SIGTERM) would leave Orbax
-  between two threads, and the process hanging at its end. Handlers that are not
+  A handler that raises (as that of Ctrl-C does) would leave Orbax between two
+  threads, and the process hanging at its end. Handlers that are not
   Python's stay, such as the default one, and so do those of other threads.
   """
   if threading.current_thread() is not threading.main_thread():

@@ -4,8 +4,11 @@ import collections
 import itertools
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import process
+from multiprocessing import connection
 from typing import Any
 
 from maskrcnn_jax.datasets import images
@@ -67,6 +70,9 @@ def _run_chunks(function, tasks, num_workers):
           waiting.popleft()
     except process.BrokenProcessPool:
       suspects = [task for chunk, _ in waiting for task in chunk]
+    except BaseException:  # Such as Ctrl-C.
+      pool.shutdown(wait=False, cancel_futures=True)
+      raise
   raise _find_killer(function, suspects)
 
 
@@ -76,9 +82,27 @@ def _start(num_workers) -> process.ProcessPoolExecutor:
   return process.ProcessPoolExecutor(
     num_workers,
     mp_context=context,
-    initializer=images.set_max_pixels,
+    initializer=_start_worker,
     initargs=[images.max_pixels()],
   )
+
+
+def _start_worker(max_pixels):
+  end_with_parent()
+  images.set_max_pixels(max_pixels)
+
+
+def end_with_parent() -> None:
+  """Makes this worker process end with the main one, even if that is killed."""
+  # Ctrl-C reaches all processes of a terminal; the main one ends its workers.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  threading.Thread(target=_await_end_of_parent, daemon=True).start()
+
+
+def _await_end_of_parent():
+  # No queue would report it.
+  connection.wait([multiprocessing.parent_process().sentinel])
+  os._exit(1)
 
 
 def _find_killer(function, tasks) -> UserError:

@@ -7,14 +7,13 @@ import them.
 
 import concurrent.futures
 import contextlib
-import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable
 from concurrent.futures import process
-from multiprocessing import connection, context
+from multiprocessing import context
 
+from maskrcnn_jax.datasets.workers import end_with_parent
 from maskrcnn_jax.errors import UserError
 
 # More would wait for the main process, which hands out the work.
@@ -60,7 +59,7 @@ class Workers:
       return done
     if self._executor is None:
       self._executor = concurrent.futures.ProcessPoolExecutor(
-        self.count, self._context, _start
+        self.count, self._context, end_with_parent
       )
     with self._explained():
       return self._executor.submit(function, *args)
@@ -131,16 +130,3 @@ class _Context(context.SpawnContext):
   def Process(self, *args, **kwargs):
     self.started.append(super().Process(*args, **kwargs))
     return self.started[-1]
-
-
-def _start():
-  """Prepares a new worker to end with the main process."""
-  # Ctrl-C reaches all processes of a terminal; the main one ends its workers.
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent():
-  """Exits when the main process is gone, which no queue would report."""
-  connection.wait([multiprocessing.parent_process().sentinel])
-  os._exit(1)

@@ -111,10 +111,26 @@ with Workers(2) as workers:
 """
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGKILL])
-def test_workers_end_with_their_parent(number):
+# Those of a data set.
+OTHERS = """
+from maskrcnn_jax.datasets import workers
+task = ('print("asleep", flush=True); import time; time.sleep(600)',)
+if __name__ == '__main__':
+  list(workers.map_images(exec, [task] * 64, 64, 2))
+"""
+
+
+@pytest.mark.parametrize(
+  'script, number',
+  [
+    (SLEEPERS, signal.SIGINT),
+    (SLEEPERS, signal.SIGKILL),
+    (OTHERS, signal.SIGTERM),
+  ],
+)
+def test_workers_end_with_their_parent(script, number):
   parent = subprocess.Popen(
-    [sys.executable, '-c', SLEEPERS],
+    [sys.executable, '-c', script],
     cwd=ROOT,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
