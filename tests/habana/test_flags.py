@@ -221,12 +221,9 @@ def test_overrides_of_the_config_apply_last():
   assert config.model.backbone.width == 8
 
 
-def test_one_step_to_trace_is_both_ends():
+def test_values_that_are_derived(monkeypatch):
   assert config_of('--profile=7').training.profile == (7, 7)
   assert config_of().training.profile is None
-
-
-def test_max_cpus_is_capped(monkeypatch):
   monkeypatch.setattr(habana.os, 'cpu_count', lambda: 2)
   assert config_of().input.num_threads == 2
 
@@ -256,20 +253,15 @@ def test_a_wrong_flag_exits_with_2(argv, known, capsys):
     (['--profile=1,2,3'], '--profile', '1,2,3'),
     (['--profile=x'], '--profile', 'x'),
     (['--config.input.flips=true'], 'input.flips', None),
+    ([], 'TF_BF16_CONVERSION', 'ops.json'),  # A list of operations.
   ],
 )
 def test_a_wrong_value_names_its_flag(argv, argument, given):
+  environ = {} if argv else {argument: given}
   with pytest.raises(UserError) as error:
-    config_of(*argv)
+    config_of(*argv, environ=environ)
   assert error.value.argument == argument
   assert error.value.given == given
-
-
-def test_a_list_of_operations_for_bfloat16_is_refused():
-  with pytest.raises(UserError) as error:
-    config_of(environ={'TF_BF16_CONVERSION': 'ops.json'})
-  assert error.value.argument == 'TF_BF16_CONVERSION'
-  assert error.value.given == 'ops.json'
 
 
 def test_the_page_has_a_row_for_every_flag():

@@ -132,11 +132,13 @@ def test_no_runtime_field_of_the_checkpoint_is_used(workdir, photos, tmp_path):
   before = jax.config.values[cache]
   jax.config.update(cache, None)  # A cache that is set stays.
   try:
-    empty = photos / 'empty.jpg'
+    empty = photos / 'empty.jpg'  # Without --strict this is no failure.
     run(workdir, tmp_path / 'out', '--compilation_cache=', images=empty)
     assert jax.config.values[cache] is None
   finally:
     jax.config.update(cache, before)
+  assert read(tmp_path / 'out', 'detections.json') == []
+  assert len(read(tmp_path / 'out', 'predict.json')['skipped']) == 1
 
 
 def test_images_and_classes_behind_the_ids(output, photos):
@@ -209,14 +211,6 @@ def test_unreadable_files_are_reported(finished, photos):
   assert '3 of 6' in err.splitlines()[-1]
 
 
-def test_unreadable_files_without_strict_are_no_failure(
-  workdir, photos, tmp_path
-):
-  run(workdir, tmp_path / 'out', images=photos / 'empty.jpg')
-  assert read(tmp_path / 'out', 'detections.json') == []
-  assert len(read(tmp_path / 'out', 'predict.json')['skipped']) == 1
-
-
 def test_a_second_run_replaces_the_first(workdir, photos, tmp_path):
   for name in ('a.jpg', 'b.png'):
     (tmp_path / name).write_bytes((photos / name).read_bytes())
@@ -225,13 +219,6 @@ def test_a_second_run_replaces_the_first(workdir, photos, tmp_path):
     (tmp_path / name).unlink()
   pictures = (tmp_path / 'out' / 'pictures').iterdir()
   assert [path.name for path in pictures] == ['b.png']
-
-
-def test_files_of_others_are_not_replaced(workdir, photos, tmp_path, capfd):
-  (tmp_path / 'index.html').write_text('mine')
-  run(workdir, tmp_path, images=photos, expected=2)
-  assert str(tmp_path) in capfd.readouterr().err
-  assert [path.name for path in tmp_path.iterdir()] == ['index.html']
 
 
 @pytest.mark.parametrize('free', [0, 3, 8, 16])
@@ -258,17 +245,22 @@ def test_a_full_disk_leaves_no_half_files(
     ({'workdir': __file__}, 'import_weights'),
     ({'flag': '--tile_overlap=0.5'}, '--tile_overlap'),
     ({'images': 'nowhere/*.jpg'}, 'nowhere/*.jpg'),
+    ({'output': 'mine'}, 'mine'),
   ],
 )
 def test_errors_come_before_anything_is_written(
   flags, message, workdir, photos, tmp_path, capfd
 ):
-  flags = {'workdir': workdir, 'images': photos, 'flag': '--strict', **flags}
-  workdir, images, flag = (flags[x] for x in ('workdir', 'images', 'flag'))
-  run(workdir, tmp_path / 'out', flag, images=images, expected=2)
+  (tmp_path / 'mine').mkdir()
+  (tmp_path / 'mine' / 'index.html').write_text('mine')  # Not by `predict`.
+  options = {'workdir': workdir, 'images': photos, 'flag': '--strict'}
+  options |= {'output': 'out', **flags}
+  output, flag = tmp_path / options['output'], options['flag']
+  run(options['workdir'], output, flag, images=options['images'], expected=2)
   error = capfd.readouterr().err
   assert message in error and error.count('\n') == 1
-  assert not (tmp_path / 'out').exists()
+  files = [x for x in tmp_path.rglob('*') if x.is_file()]
+  assert files == [tmp_path / 'mine' / 'index.html']
 
 
 @pytest.mark.slow

@@ -42,6 +42,8 @@ def test_a_mirrored_view():
   assert back.boxes.tolist() == [[2, 18, 9, 25]]
   assert back.masks.tolist() == [[[2, 1, 0], [5, 4, 3]]]
   pixels = np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3)
+  back = view.to_image(make_found([]), ONE, (20, 30))
+  assert back.boxes.shape == (0, 4) and back.masks is None
   seen = views.View(pixels, mirrored=True).seen()
   np.testing.assert_array_equal(seen[:, 0], pixels[:, 29])
   np.testing.assert_array_equal(views.View(pixels).seen(), pixels)
@@ -93,12 +95,6 @@ def test_a_mirrored_tile_is_cut_at_the_same_side():
   assert not len(back.boxes)
   back = view.to_image(make_found([[5, 51, 9, 60]]), ONE, (50, 100))
   assert back.boxes.tolist() == [[5, 0, 9, 9]]
-
-
-def test_a_view_without_detections():
-  view = views.View(blank(5, 6), start=(1, 2), mirrored=True)
-  back = view.to_image(make_found([]), ONE, (50, 60))
-  assert back.boxes.shape == (0, 4) and back.masks is None
 
 
 def test_tile_starts_by_hand():
