@@ -34,6 +34,20 @@ def inside(folder, name: str) -> pathlib.Path:
   return pathlib.Path(folder, name)
 
 
+def not_a_link(path) -> pathlib.Path:
+  """The path of a file or folder in a received folder, to use or to make.
+
+  Raises:
+    UserError: it is a link, which may lead anywhere, or a pipe or device.
+  """
+  path = pathlib.Path(path)
+  is_usual = path.is_file() or path.is_dir() or not path.exists()
+  if path.is_symlink() or not is_usual:
+    message = f'{path} is a symbolic link or a device: move it away.'
+    raise UserError(message, path=path)
+  return path
+
+
 def read_json(path) -> Any:
   """Content of a JSON file that is not trusted.
 

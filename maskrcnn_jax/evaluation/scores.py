@@ -9,6 +9,8 @@ import json
 import pathlib
 from collections.abc import Collection, Iterator, Mapping
 
+from maskrcnn_jax import files
+
 # Terms of the training loss on the evaluation set, and their sum.
 TERMS = ('rpn_objectness', 'rpn_box', 'class', 'box', 'mask')
 LOSS = 'eval/loss'
@@ -17,21 +19,27 @@ LOSSES = (LOSS, *(f'{LOSS}_{term}' for term in TERMS))
 
 def read_lines(workdir, key: str = '') -> Iterator[dict]:
   """Lines of a run's `metrics.jsonl` in which a key occurs, oldest first."""
-  path = pathlib.Path(workdir) / 'metrics.jsonl'
+  path = files.not_a_link(pathlib.Path(workdir, 'metrics.jsonl'))
   if not path.exists():
     return
   with path.open(encoding='utf-8', errors='replace') as file:
     for line in file:
       if key in line:
-        # A killed run may have left half a line.
-        with contextlib.suppress(json.JSONDecodeError):
-          yield json.loads(line)
+        # A killed run may have left half a line, a stranger anything.
+        with contextlib.suppress(ValueError, RecursionError):
+          values = json.loads(line)
+          if isinstance(values, dict) and type(values.get('step')) is int:
+            yield values
 
 
 def read(workdir, metric: str) -> dict[int, float | None]:
   """The last value of a metric by step; None where it was not finite."""
   lines = read_lines(workdir, f'"{metric}"')
-  return {line['step']: line[metric] for line in lines}
+  return {
+    line['step']: line[metric]
+    for line in lines
+    if isinstance(line.get(metric, ''), int | float | None)
+  }
 
 
 def best_step(

@@ -33,8 +33,9 @@ class OutputFolder:
 
     Raises:
       FileExistsError: the folder holds files, and none by an earlier
-        `predict`; or one of the names, or `pictures`, is somebody else's.
+        `predict`; or one of the names is somebody else's.
       NotADirectoryError: the path is a file.
+      UserError: `pictures` is a link.
     """
     self.path = pathlib.Path(path)
     self._names = [LIST, *names]
@@ -47,14 +48,13 @@ class OutputFolder:
         'another folder, or an empty one.'
       )
     self._old = old or []
+    files.not_a_link(self.path / 'pictures')
     # A link that leads nowhere is in the way as well.
     foreign = [
       name
       for name in self._names
       if name not in {LIST, *self._old} and os.path.lexists(self.path / name)
     ]
-    if (self.path / 'pictures').is_symlink():
-      foreign = ['pictures']
     if foreign:
       raise FileExistsError(
         f'--output {path} holds {foreign[0]}, which predict did not write: '
@@ -64,9 +64,9 @@ class OutputFolder:
   def _read_list(self) -> list[str] | None:
     """Files of an earlier run; None if there was none."""
     try:
-      content = json.loads((self.path / LIST).read_text(encoding='utf-8'))
+      content = files.read_json(files.not_a_link(self.path / LIST))
       names = list(content['files'])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
       return None
     return [x for x in names if isinstance(x, str) and _OWN_NAMES.fullmatch(x)]
 

@@ -17,6 +17,8 @@ import tensorboardX
 import tqdm
 from tensorboardX import summary
 
+from maskrcnn_jax import files
+
 
 class MetricWriter:
   """Writes the metrics of a run; a context manager.
@@ -47,6 +49,8 @@ class MetricWriter:
       return
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
+    for name in ('metrics.jsonl', 'eval', 'pictures', 'plugins'):
+      files.not_a_link(workdir / name)
     self._file = _open_lines(workdir / 'metrics.jsonl')
     self._board = tensorboardX.SummaryWriter(
       str(workdir), purge_step=first_step + 1 if num_steps else None

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.evaluation import scores
 
 AP, LOSS = 'eval/mask_AP', 'eval/loss_mask'
@@ -27,6 +28,22 @@ def test_the_last_line_of_a_step_holds(tmp_path):
   )
   assert scores.read(tmp_path, AP) == {2: 0.25, 4: None}
   assert scores.read(tmp_path, LOSS) == {2: 1.0}
+
+
+def test_lines_of_a_stranger(tmp_path):
+  deep, path = '[' * 100_000, tmp_path / 'metrics.jsonl'
+  write(
+    tmp_path,
+    *([AP], AP, {AP: 0.5}, {'step': '3', AP: 0.5}, {'step': 3, AP: 'high'}),
+    *({'step': 3, 'x': AP}, {'step': 4, AP: [1]}, {'step': 5, AP: 0.5}),
+    end=f'{{"step": 6, "{AP}": {deep}\n',
+  )
+  assert scores.read(tmp_path, AP) == {5: 0.5}
+  path.rename(tmp_path / 'elsewhere')
+  path.symlink_to(tmp_path / 'elsewhere')
+  with pytest.raises(UserError) as error:
+    scores.read(tmp_path, AP)
+  assert error.value.path == str(path)
 
 
 @pytest.mark.parametrize(

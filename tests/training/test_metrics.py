@@ -1,11 +1,13 @@
 """Metric writer: lines that parse, TensorBoard, the bar, means of a window."""
 
 import json
+import os
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.training import metrics
 
 VALUES = {
@@ -37,6 +39,24 @@ def test_a_resumed_run_appends_after_a_truncated_line(tmp_path):
     writer.scalars(2, {'train/mask': 0.5})
   last = (tmp_path / 'metrics.jsonl').read_text().splitlines()[-1]
   assert json.loads(last) == {'step': 2, 'train/mask': 0.5}
+
+
+@pytest.mark.parametrize(
+  'name', ['metrics.jsonl', 'eval', 'pictures', 'plugins']
+)
+def test_nothing_is_written_through_a_link(name, tmp_path):
+  workdir, elsewhere = tmp_path / 'run', tmp_path / 'elsewhere'
+  workdir.mkdir()
+  elsewhere.touch()
+  (workdir / name).symlink_to(elsewhere)
+  with pytest.raises(UserError) as error:
+    metrics.MetricWriter(workdir)
+  assert error.value.path == str(workdir / name)
+  assert elsewhere.read_bytes() == b''
+  (workdir / name).unlink()
+  os.mkfifo(workdir / name)
+  with pytest.raises(UserError):
+    metrics.MetricWriter(workdir)
 
 
 def test_other_hosts_write_nothing(tmp_path, capsys):
