@@ -15,7 +15,7 @@ from maskrcnn_jax.errors import UserError, brief
 _MOST_PIXELS = 2**31
 _LARGEST_COORDINATE = 2**24
 _LONGEST_OUTLINE = 2**22
-_MOST_PAIRS = 2**20  # Of edges, in the search for crossings.
+_MOST_PAIRS = 2**18  # Of edges, in the search for crossings.
 
 
 def is_number(value: Any) -> bool:
@@ -27,11 +27,14 @@ def is_number(value: Any) -> bool:
 def is_box(value: Any) -> bool:
   """Whether a JSON value is a list of four numbers that may be coordinates."""
   return (
-    isinstance(value, list) and len(value) == 4 and all(map(_is_place, value))
+    isinstance(value, list)
+    and len(value) == 4
+    and all(map(is_coordinate, value))
   )
 
 
-def _is_place(value) -> bool:
+def is_coordinate(value: Any) -> bool:
+  """Whether a JSON value is a number that pycocotools can hold in pixels."""
   return is_number(value) and abs(value) <= _LARGEST_COORDINATE
 
 
@@ -108,7 +111,7 @@ def _outline(polygon) -> float:
       'length or another type'
     )
   for value in polygon:
-    if not _is_place(value):
+    if not is_coordinate(value):
       message = f'a polygon has the coordinate {brief(value)}'
       raise UserError(message, given=value)
   corners = np.array(polygon, np.float64).reshape(-1, 2)

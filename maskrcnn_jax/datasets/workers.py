@@ -68,7 +68,7 @@ def _run_chunks(function, tasks, num_workers):
         if not chunk or len(waiting) >= num_workers * _IN_FLIGHT_PER_WORKER:
           yield waiting[0][1].result()
           waiting.popleft()
-    except process.BrokenProcessPool:
+    except (process.BrokenProcessPool, RecursionError):
       suspects = [task for chunk, _ in waiting for task in chunk]
     except BaseException:  # Such as Ctrl-C.
       pool.shutdown(wait=False, cancel_futures=True)
@@ -114,6 +114,9 @@ def _find_killer(function, tasks) -> UserError:
         pool.submit(function, *task).result()
       except process.BrokenProcessPool:
         tasks, reason = [task], 'A worker process dies of'
+        break
+      except RecursionError:  # Of pickle.
+        tasks, reason = [task], 'Labels are nested too deeply of'
         break
   names = [str(getattr(task[0], 'file_name', task[0])) for task in tasks]
   shown = ', '.join(map(brief, names[:3]))

@@ -33,14 +33,18 @@ def test_tasks_are_taken_lazily():
   assert len(taken) < 100
 
 
-def _die_of(number, deadly):
-  if number == deadly:
+def _die_of(number, label):
+  if label == 'deadly':
     os.abort()
-  return number
 
 
-def test_an_image_that_kills_a_worker_is_named():
-  tasks = ((number, 21) for number in range(30))
+def _nested(depth):
+  return [_nested(depth - 1)] if depth else []
+
+
+@pytest.mark.parametrize('label', ['deadly', _nested(900)])
+def test_an_image_that_no_worker_survives_is_named(label):
+  tasks = ((number, label if number == 21 else '') for number in range(30))
   with pytest.raises(UserError) as error:
     list(workers.map_images(_die_of, tasks, 30, num_workers=2))
   assert error.value.item == '21'

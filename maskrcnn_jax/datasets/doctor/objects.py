@@ -176,7 +176,7 @@ def _polygon_problems(entry, image) -> Iterator[tuple[str, str]]:
     if (
       not isinstance(polygon, list)
       or len(polygon) % 2
-      or not all(map(masks.is_number, polygon))
+      or not all(map(masks.is_coordinate, polygon))
     ):
       continue  # Reading the mask has said so.
     if len(polygon) < 6:
