@@ -8,8 +8,6 @@ A config may start from a shipped one, as `configs/shapes.py` does.
 
 import ast
 import contextlib
-import copy
-import functools
 import importlib.util
 import logging
 import pathlib
@@ -46,32 +44,6 @@ RENAMED_FIELDS = {
   'model.sampling.mask_pool_size': 'model.sampling.num_mask_rois',
   'model.sampling.mask_pool_group': 'model.sampling.num_mask_rois',
 }
-
-
-_log_once = functools.cache(logging.info)
-
-
-def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
-  """A saved config with the present field names; logs each renamed field once.
-
-  Args:
-    config: nested dicts, in the types of JSON; not changed.
-  """
-  config = copy.deepcopy(dict(config))
-  sampling = (config.get('model') or {}).get('sampling') or {}
-  group = sampling.pop('mask_pool_group', 1)
-  if sampling.get('mask_pool_size'):
-    sampling['mask_pool_size'] = max(1, sampling['mask_pool_size'] // group)
-  for former, present in RENAMED_FIELDS.items():
-    *parents, leaf = former.split('.')
-    section = config
-    for name in parents:
-      section = section.get(name) or {}
-    if leaf in section:
-      value = section.pop(leaf)
-      section[present.rpartition('.')[2]] = 'all' if value == 'ties' else value
-      _log_once(f'The saved config has {former}, which is now {present}.')
-  return config
 
 
 def load_config(name: str, overrides: Sequence[str] = ()):

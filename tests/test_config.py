@@ -11,6 +11,7 @@ import ml_collections
 import pytest
 
 from maskrcnn_jax import config as config_lib
+from maskrcnn_jax.checkpoints import saved_config
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.input_pipeline import batches, transforms
 from maskrcnn_jax.models import mask_rcnn
@@ -335,7 +336,7 @@ def test_saved_fields_get_their_names_of_now():
     },
     'input': {'batch_size': 4},
   }
-  assert config_lib.with_new_names(saved) == {
+  assert saved_config.with_new_names(saved, 'config.json') == {
     'model': {
       'anchors': {'scales_per_octave': 2, 'aspect_ratios': [[1, 1]]},
       'rpn_targets': {'matching': {'low_quality_matches': 'all'}},

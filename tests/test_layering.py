@@ -35,7 +35,7 @@ ALLOWED = {
   'maskrcnn_jax/weights': 'numpy ml_dtypes safetensors',
   'maskrcnn_jax/distributed': 'jax numpy .models',
   'maskrcnn_jax/checkpoints': (
-    'jax numpy orbax ml_collections .config .distributed.collectives'
+    'jax numpy flax orbax tensorstore ml_collections .config .distributed'
     ' .evaluation.scores .models'
   ),
   'maskrcnn_jax/training': (

@@ -23,17 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.checkpoints import containment
+from maskrcnn_jax.checkpoints.containment import CorruptCheckpointError
 
 ITEM = 'health'
 # Characters of another library's error that a message shows.
 _MAX_CHARACTERS = 400
 # Failures that say nothing about the files.
 _UNRELATED = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
-
-
-class CorruptCheckpointError(UserError):
-  """A checkpoint is not as it was saved; `item` is the tensor, if known."""
 
 
 @contextlib.contextmanager
@@ -115,9 +112,11 @@ def read(path: pathlib.Path) -> dict[str, Any] | None:
       raise CorruptCheckpointError(f'{item} is missing.', path=item)
     return None
   with reading(item):
-    checksums = ocp.JsonCheckpointHandler().restore(item)
+    checksums = containment.read_json(item / 'metadata')
     content = {k: v for k, v in checksums.items() if k != 'digest'}
-    if checksums.get('digest') != _digest(content):
+    kinds = [str(kind) for kind, _ in content['tensors'].values()]
+    items = [str(digest) for digest in content['items'].values()]
+    if not (kinds and items and checksums.get('digest') == _digest(content)):
       raise CorruptCheckpointError(f'{item} is corrupt.', path=item)
   return checksums
 
@@ -125,16 +124,12 @@ def read(path: pathlib.Path) -> dict[str, Any] | None:
 def read_item(path: pathlib.Path, name: str):
   """One item of a checkpoint other than `state`.
 
-  Args:
-    path: `WORKDIR/checkpoints/STEP`.
-    name: of the item.
-
   Raises:
     CorruptCheckpointError: it is not what was saved.
   """
   checksums, item = read(path), path / name
   with reading(item):
-    value = ocp.JsonCheckpointHandler().restore(item)
+    value = containment.read_json(item / 'metadata')
     if checksums and checksums['items'].get(name) != _digest(value):
       raise CorruptCheckpointError(f'{item} is not what was saved.', path=item)
   return value
@@ -144,7 +139,6 @@ def read_shapes(path: pathlib.Path, checksums: Mapping | None):
   """Shapes and dtypes of the saved state as nested dicts and lists, checked.
 
   Args:
-    path: `WORKDIR/checkpoints/STEP`.
     checksums: of the checkpoint, if it has any.
 
   Raises:
@@ -152,6 +146,7 @@ def read_shapes(path: pathlib.Path, checksums: Mapping | None):
   """
   item = path / 'state'
   with reading(item):
+    containment.check_state(item)
     tree = ocp.StandardCheckpointHandler().metadata(item).tree
     found = shapes(tree)
   if checksums:
@@ -173,9 +168,7 @@ def check_tensors(checksums: Mapping[str, Any], path, state) -> None:
   """Raises `CorruptCheckpointError` if tensors are not those that were saved.
 
   Args:
-    checksums: of the checkpoint.
     path: of the item `state`.
-    state: all of it, or a part with the same names.
   """
   sums, saved = _checksums(state), checksums['tensors']
   wrong = [name for name in sums if saved[name][1] != sums[name]]

@@ -1,9 +1,11 @@
 """Compatibility of a saved run with the model, config and state of this one."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import flax
 import ml_collections
 
 from maskrcnn_jax.checkpoints import checksums
@@ -17,6 +19,19 @@ _NUM_LISTED = 5
 
 class WorkdirError(UserError):
   """The workdir belongs to a run of another model, or is not shared."""
+
+
+@contextlib.contextmanager
+def fitting(path) -> Iterator[None]:
+  """Turns Flax's errors about tensors of a checkpoint into `WorkdirError`."""
+  try:
+    yield
+  except flax.errors.FlaxError as error:
+    raise WorkdirError(
+      f'The tensors of {path} are not those of its model: '
+      f'{checksums.summary(error)}',
+      path=path,
+    ) from error
 
 
 def as_json(config) -> dict[str, Any]:
@@ -43,9 +58,6 @@ def check_tensors(
   """Raises `WorkdirError` if a saved state has other tensors than a target.
 
   Args:
-    path: of the checkpoint.
-    saved: its tensors, as from `checksums.shapes`.
-    target: a train state.
     config_differences: the likely reason, as from `differences`.
   """
   lines = differences(saved, checksums.shapes(target))
@@ -65,11 +77,6 @@ def check_model(path, saved, given) -> None:
 
   A field that only one of them has, being newer than the other, is at its
   default in the other.
-
-  Args:
-    path: of the workdir or checkpoint.
-    saved: its config, in types of JSON.
-    given: the config of this run.
   """
   saved, given = saved.get('model'), as_json(given).get('model')
   defaults = as_json(override.as_dict(MaskRCNN()))
@@ -103,11 +110,13 @@ def differences(saved, given, prefix: str = '') -> list[str]:
   if not (isinstance(saved, Mapping) and isinstance(given, Mapping)):
     same = saved == given
     return [] if same else [f'{prefix[:-1]}: saved {saved}, given {given}']
-  lines = []
-  for key in sorted({*saved, *given}):
-    pair = (side.get(key, 'nothing') for side in (saved, given))
-    lines += differences(*pair, prefix=f'{prefix}{key}.')
-  return lines
+  return [
+    line
+    for key in sorted({*saved, *given})
+    for line in differences(
+      *(side.get(key, 'nothing') for side in (saved, given)), f'{prefix}{key}.'
+    )
+  ]
 
 
 def listed(lines: list[str]) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import orbax.checkpoint as ocp
 
-from maskrcnn_jax.checkpoints import checksums
+from maskrcnn_jax.checkpoints import checksums, containment, saved_config
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.evaluation import scores
 
@@ -51,10 +51,12 @@ def find(path, step: int | str | None = None) -> pathlib.Path:
 
   Raises:
     FileNotFoundError: there is no such checkpoint.
+    CorruptCheckpointError: a link leads out of it.
     UserError: no metric says which is best.
   """
   path = pathlib.Path(path).absolute()
   if step is None and (path / 'state').is_dir():
+    containment.check_links(path, path)
     return path
   if step is None and _is_best(path):
     path, step = path.parents[1], BEST
@@ -70,7 +72,9 @@ def find(path, step: int | str | None = None) -> pathlib.Path:
     raise FileNotFoundError(
       f'{path} holds no checkpoint of step {step}; it has {saved}.'
     )
-  return directory(path) / str(saved[-1] if step is None else step)
+  found = directory(path) / str(saved[-1] if step is None else step)
+  containment.check_links(found, path)
+  return found
 
 
 def _is_best(path: pathlib.Path) -> bool:
@@ -87,7 +91,14 @@ def is_checkpoint(path) -> bool:
 
 def step_of(path, step: int | str | None = None) -> int:
   """The finished steps of the checkpoint that `find(path, step)` returns."""
-  return int(find(path, step).name)
+  found = find(path, step)
+  if not found.name.isdecimal():
+    raise UserError(
+      f'{found} is a checkpoint without its number: name its folder by the '
+      'number of finished steps.',
+      path=found,
+    )
+  return int(found.name)
 
 
 def foreign_checkpoints(workdir) -> list[str]:
@@ -103,11 +114,6 @@ def best_step(
 
   Only checkpoints that were evaluated at their own step count. Of equal scores
   the newest wins.
-
-  Args:
-    workdir: directory of a run.
-    metric: a key of `metrics.jsonl`, such as 'eval/mask_AP'; see `scores`.
-    saved: steps to choose from; None for those on disk.
   """
   saved = steps(workdir) if saved is None else saved
   return scores.best_step(scores.read(workdir, metric), metric, saved)
@@ -116,9 +122,12 @@ def best_step(
 def _find_best(workdir: pathlib.Path, saved: list[int]) -> int:
   """The best of some steps, by the metric in the config of the newest."""
   newest = directory(workdir) / str(saved[-1])
-  config = checksums.read_item(newest, 'config')
+  containment.check_links(newest, workdir)
+  config = saved_config.with_new_names(
+    checksums.read_item(newest, 'config'), newest / 'config'
+  )
   metric = config.get('training', {}).get('keep_best')
-  if not metric:
+  if not isinstance(metric, str) or not metric:
     raise UserError(
       f'{workdir} has no best checkpoint: training.keep_best, its metric, such '
       "as 'eval/mask_AP', was not set in its run.",
@@ -149,7 +158,6 @@ def set_aside(path: pathlib.Path, reason: str) -> pathlib.Path:
   """Renames a corrupt checkpoint, so that it is not used; returns the new path.
 
   Args:
-    path: `WORKDIR/checkpoints/STEP`.
     reason: kept inside as `damage.txt`.
   """
   new, number = path.with_name(path.name + _CORRUPT), 1

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import operator
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +21,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from maskrcnn_jax import files
-from maskrcnn_jax.checkpoints import checksums, compatibility, retention
+from maskrcnn_jax.checkpoints import (
+  checksums,
+  compatibility,
+  containment,
+  retention,
+)
 from maskrcnn_jax.checkpoints.checksums import CorruptCheckpointError
 from maskrcnn_jax.checkpoints.compatibility import WorkdirError
 from maskrcnn_jax.checkpoints.disk_space import SaveError as SaveError
@@ -32,8 +38,8 @@ from maskrcnn_jax.checkpoints.retention import (
 from maskrcnn_jax.checkpoints.retention import is_checkpoint as is_checkpoint
 from maskrcnn_jax.checkpoints.retention import latest_step as latest_step
 from maskrcnn_jax.checkpoints.retention import step_of as step_of
+from maskrcnn_jax.checkpoints.saved_config import received, with_new_names
 from maskrcnn_jax.checkpoints.writer import CheckpointWriter as CheckpointWriter
-from maskrcnn_jax.config import with_new_names
 from maskrcnn_jax.distributed import collectives
 
 _CONFIG_FILE = 'config.json'
@@ -44,7 +50,6 @@ class Restored:
   """A run as it was saved.
 
   Attributes:
-    step: finished steps.
     state: the train state, in the shardings of the target.
     position: `examples` and `salt` of the next batch.
     classes: name of every class id.
@@ -61,7 +66,6 @@ def check_workdir(workdir, config, step: int | str | None = None) -> None:
 
   Args:
     workdir: directory of a run, or where one will be.
-    config: of this run; its section `model` is compared.
     step: the checkpoint to compare with, see `restore`; the newest if None.
 
   Raises:
@@ -101,7 +105,6 @@ def claim_workdir(
 
   Args:
     workdir: directory of the run; made if missing.
-    config: of the run.
     notes: further texts to keep, by file name.
   """
   if jax.process_index() != 0:
@@ -126,10 +129,8 @@ def claimed_config(workdir) -> dict[str, Any] | None:
   path = pathlib.Path(workdir, _CONFIG_FILE)
   if not path.exists():
     return None
-  try:
-    return with_new_names(json.loads(path.read_text()))
-  except json.JSONDecodeError as error:
-    raise WorkdirError(f'{path} is not a config: {error}', path=path) from error
+  containment.check_links(path, workdir)
+  return with_new_names(containment.read_json(path), path)
 
 
 def restore_latest(workdir, target, config) -> Restored | None:
@@ -140,10 +141,8 @@ def restore_latest(workdir, target, config) -> Restored | None:
   finished; a `latest_step` that was read earlier may be wrong.
 
   Args:
-    workdir: directory of the run.
     target: a train state (or its `jax.ShapeDtypeStruct`s) with the wanted
       structure, shapes and shardings.
-    config: the config of this run, to be compared with the saved one.
 
   Raises:
     WorkdirError: the checkpoint holds another model or optimizer.
@@ -189,18 +188,15 @@ def restore(path, step: int | str | None = None):
   Returns:
     The variables for `MaskRCNN.apply` and `detect` on the default device,
     `params` (the average, if the run averages them) and `batch_stats`, and the
-    config as a ConfigDict, without `runtime`, which describes another machine.
+    config as a ConfigDict, without what belongs to another machine, see
+    `saved_config.received`.
 
   Raises:
     FileNotFoundError: there is no such checkpoint.
     CorruptCheckpointError: it is not what was saved.
   """
   path = retention.find(path, step)
-  config = read_config(path)
-  # A received folder must not choose what is loaded here, such as a plugin or
-  # a cache of compiled programs.
-  config.pop('runtime', None)
-  config = compatibility.from_json(config)
+  config = compatibility.from_json(received(read_config(path), path))
   saved = checksums.read(path)
   tree = checksums.read_shapes(path, saved)
   params = 'ema' if 'ema' in tree else 'params'
@@ -208,6 +204,7 @@ def restore(path, step: int | str | None = None):
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
     {k: tree[k] for k in (params, 'batch_stats') if tree.get(k)},
   )
+  containment.check_size(path / 'state', item)
   as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
   with checksums.reading(path / 'state'):
     variables = ocp.PyTreeCheckpointHandler().restore(
@@ -227,34 +224,44 @@ def restore(path, step: int | str | None = None):
 
 def read_config(path, step: int | str | None = None) -> dict[str, Any]:
   """The config of a checkpoint (see `restore`), in types of JSON."""
-  return with_new_names(_read_item(path, step, 'config'))
+  path = retention.find(path, step)
+  return with_new_names(checksums.read_item(path, 'config'), path / 'config')
 
 
 def read_classes(path, step: int | str | None = None) -> dict[int, str]:
   """The class names of a checkpoint by id; empty if none were known."""
-  classes = _read_item(path, step, 'classes')
   return {
-    int(k): v if isinstance(v, str) else v['name'] for k, v in classes.items()
+    class_id: found if isinstance(found, str) else found['name']
+    for class_id, found in _classes(path, step).items()
   }
 
 
 def read_category_ids(path, step: int | None = None) -> dict[int, int]:
   """Category ids by class id, where they differ: in annotations from id 0."""
-  classes = _read_item(path, step, 'classes')
   return {
-    int(k): v['category_id']
-    for k, v in classes.items()
-    if not isinstance(v, str)
+    class_id: found['category_id']
+    for class_id, found in _classes(path, step).items()
+    if not isinstance(found, str)
   }
+
+
+def _classes(path, step) -> dict[int, str | dict]:
+  path = retention.find(path, step)
+  with checksums.reading(path / 'classes'):
+    classes = checksums.read_item(path, 'classes')
+    classes = {int(k): v for k, v in classes.items()}
+    for found in classes.values():
+      if not isinstance(found, str):
+        str.encode(found['name']), operator.index(found['category_id'])
+  return classes
 
 
 def read_position(path, step: int | str | None = None) -> dict[str, int]:
   """Position of the next batch in the input: `examples` and `salt`."""
-  return _read_item(path, step, 'position')
-
-
-def _read_item(path, step: int | str | None, name: str):
-  return checksums.read_item(retention.find(path, step), name)
+  path = retention.find(path, step)
+  with checksums.reading(path / 'position'):
+    position = checksums.read_item(path, 'position')
+    return {k: operator.index(position[k]) for k in ('examples', 'salt')}
 
 
 def _restore(path, target, config) -> Restored:

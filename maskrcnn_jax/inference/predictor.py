@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from maskrcnn_jax.checkpoints import store
+from maskrcnn_jax.checkpoints import compatibility, store
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.errors import UserError, invalid
 from maskrcnn_jax.inference import views as views_lib
@@ -92,6 +92,7 @@ class Predictor:
         path=source,
       )
     variables, self.config = store.restore(source)
+    self._source = source
     self.class_names = store.read_classes(source)
     self.category_ids = store.read_category_ids(source)
     self._model = MaskRCNN.from_config(self.config.model)
@@ -200,7 +201,10 @@ class Predictor:
     for *_, inputs in rows:
       del inputs['images']  # The device has it now.
     batch = mesh_lib.put_batch(batch, self._mesh)
-    return self._detect(self._variables, batch['images'], batch['image_sizes'])
+    with compatibility.fitting(self._source):
+      return self._detect(
+        self._variables, batch['images'], batch['image_sizes']
+      )
 
   def _finish(
     self, rows: Sequence[tuple], detections: Detections

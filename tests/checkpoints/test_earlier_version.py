@@ -11,8 +11,7 @@ import pytest
 import quick
 import tiny_run
 
-from maskrcnn_jax import config as config_lib
-from maskrcnn_jax.checkpoints import store
+from maskrcnn_jax.checkpoints import saved_config, store
 from maskrcnn_jax.inference.predictor import Predictor
 from maskrcnn_jax.training import loop
 
@@ -38,7 +37,7 @@ def workdir(tmp_path):
 @pytest.fixture
 def messages(caplog):
   """Log lines about renamed fields, as of a new process."""
-  config_lib._log_once.cache_clear()
+  saved_config._log_once.cache_clear()
   caplog.set_level(logging.INFO)
   return lambda: [
     former
