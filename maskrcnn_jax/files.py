@@ -98,7 +98,8 @@ def replaced(path) -> Iterator[pathlib.Path]:
   try:
     # `mkstemp` gives files to their owner alone.
     unfinished.chmod(0o666 & ~_umask())
-    yield unfinished
+    with naming(path):
+      yield unfinished
     unfinished.replace(path)
   except OSError as error:
     if error.strerror and error.filename in (None, name):
@@ -106,6 +107,16 @@ def replaced(path) -> Iterator[pathlib.Path]:
     raise
   finally:
     unfinished.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path) -> Iterator[None]:
+  """Adds a path to errors that have none, such as that of a full disk."""
+  try:
+    yield
+  except OSError as error:
+    error.filename = error.filename or str(path)
+    raise
 
 
 def write_text(path, text: str) -> None:

@@ -1,7 +1,9 @@
-"""A run that is killed again and again ends in the bits of an undisturbed one.
+"""A run that is disturbed again and again ends in the bits of a quiet one.
 
-`MASKRCNN_KILLS=20 python -m pytest tests/test_kills.py` kills it twenty times;
-by default once.
+MASKRCNN_KILLS=20 MASKRCNN_INTERRUPTS=5 python -m pytest -s tests/test_kills.py
+
+kills it twenty times (`kill -9`) and presses Ctrl-C five times at random
+moments, in one process and in two; by default it kills one process once.
 """
 
 import json
@@ -9,46 +11,61 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import time
 
-import habana_runs
+import job_process
 import psutil
 import pytest
 import tiny_run
 
-from maskrcnn_jax.checkpoints import store
+from maskrcnn_jax.checkpoints import checksums, store, workdir_lock
 
 KILLS = int(os.environ.get('MASKRCNN_KILLS', '1'))
-STEPS = max(30, 15 * KILLS)
+INTERRUPTS = int(os.environ.get('MASKRCNN_INTERRUPTS', '0'))
+STEPS = max(24, 12 * (KILLS + INTERRUPTS))
+SAVED_EVERY = 3
 MPIRUN = ['mpirun', '--allow-run-as-root', '--oversubscribe', '--bind-to']
 MPIRUN += ['none', '--np', '2']
 
 
-def victims(process):
-  """The processes of a run that may be killed: all that run the script."""
-  try:
-    family = [process, *process.children(recursive=True)]
-    return [
-      each
-      for each in family
-      if str(habana_runs.SCRIPT) in each.cmdline() and each.name() != 'mpirun'
-    ]
-  except psutil.NoSuchProcess:
-    return []
+@pytest.fixture(scope='module')
+def train(tmp_path_factory):
+  """Starts a run; every program is compiled once."""
+  folder = tmp_path_factory.mktemp('config')
+  config = tiny_run.make_config(*tiny_run.write_dataset(folder))
+  config.training.num_steps = STEPS
+  config.training.checkpoint_every_steps = SAVED_EVERY
+  config.runtime = {'backend': 'cpu', 'compilation_cache': str(folder / 'xla')}
+  path = tiny_run.write_config(config, folder / 'tiny.py')
+
+  def start(workdir, launcher):
+    return subprocess.Popen(
+      [*launcher, *job_process.command('train', path, workdir)],
+      env=job_process.environment(),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+
+  return start
 
 
-def kill_when(workdir, started, rng, wanted):
-  """Kills one process of a run after some more checkpoints; True if it did."""
-  family = psutil.Process(started.pid)
-  while started.poll() is None:
+def end(process):
+  shown, _ = process.communicate(timeout=300)
+  return process.returncode, shown
+
+
+def disturb(process, workdir, rng, wanted, number):
+  """Sends a signal to a process of a run some time after a checkpoint."""
+  family = psutil.Process(process.pid)
+  while process.poll() is None:
     if (store.latest_step(workdir) or 0) >= wanted:
-      time.sleep(rng.uniform(0.0, 0.4))
-      found = victims(family)
-      if found and started.poll() is None:
-        rng.choice(found).send_signal(signal.SIGKILL)
-        return True
-    time.sleep(0.01)
-  return False
+      time.sleep(rng.uniform(0.0, 0.3))
+      found = [family, *family.children(recursive=True)]
+      rng.choice([x for x in found if 'python' in x.name()]).send_signal(number)
+      return
+    time.sleep(0.005)
 
 
 @pytest.mark.slow
@@ -66,43 +83,39 @@ def kill_when(workdir, started, rng, wanted):
     ),
   ],
 )
-def test_every_kill_is_survived_bit_by_bit(launcher, tmp_path):
-  env = habana_runs.environment(tmp_path / 'programs')
-  argv = [
-    *habana_runs.data(tiny_run.write_dataset(tmp_path)),
-    *habana_runs.scratch(),
-    '--mode=train',
-    '--noeval_after_training',
-    '--train_batch_size=2',
-    f'--total_steps={STEPS}',
-    '--save_checkpoints_steps=5',
-    '--warmup_steps=10',
-    '--config.training.log_every_steps=1',
-  ]
-  habana_runs.execute([*argv, '--model_dir=whole'], tmp_path, env, 0, launcher)
-  rng, workdir = random.Random(time.time_ns()), tmp_path / 'killed'
-  killed_at = []
-  while len(killed_at) < KILLS:
+def test_every_disturbance_is_survived_bit_by_bit(launcher, train, tmp_path):
+  whole, disturbed = tmp_path / 'whole', tmp_path / 'disturbed'
+  code, shown = end(train(whole, launcher))
+  assert code == 0, shown[-3000:]
+  seed = time.time_ns()
+  rng = random.Random(seed)
+  signals = [signal.SIGKILL] * KILLS + [signal.SIGINT] * INTERRUPTS
+  rng.shuffle(signals)
+  ended_at = []
+  for number in signals:
     # Spread over the run, and at least one checkpoint further every time.
-    done = store.latest_step(workdir) or 0
-    wanted = max(done + 5, STEPS * len(killed_at) // (KILLS + 1))
-    started = habana_runs.start(
-      [*argv, '--model_dir=killed'], tmp_path, env, launcher
-    )
-    killed = kill_when(workdir, started, rng, min(wanted, STEPS - 5))
-    shown, _ = started.communicate(timeout=120)
-    assert killed, shown[-3000:]
-    assert started.returncode
-    killed_at.append(store.latest_step(workdir))
-  shown = habana_runs.execute(
-    [*argv, '--model_dir=killed'], tmp_path, env, 0, launcher
+    done = store.latest_step(disturbed) or 0
+    wanted = max(done + 1, STEPS * len(ended_at) // (len(signals) + 1))
+    process = train(disturbed, launcher)
+    disturb(process, disturbed, rng, min(wanted, STEPS - 6), number)
+    code, shown = end(process)
+    ended_at.append([store.latest_step(disturbed), signal.Signals(number).name])
+    assert ended_at[-1][0] < STEPS, (seed, shown[-3000:])
+    assert (code == 0) == (number == signal.SIGINT), (seed, shown[-3000:])
+    assert 'Traceback' not in shown or number == signal.SIGKILL, shown[-3000:]
+  code, shown = end(train(disturbed, launcher))
+  assert code == 0 and 'continuing from step' in shown, shown[-3000:]
+  # Of parameters, statistics and momentum.
+  tensors, ended = (
+    checksums.read(w / 'checkpoints' / str(STEPS))['tensors']
+    for w in (whole, disturbed)
   )
-  assert 'continuing from step' in shown
-  tiny_run.assert_same_end(tmp_path / 'whole', workdir)
-  whole, disturbed = (
-    tiny_run.lines(tmp_path / name, 'train/total_loss')
-    for name in ('whole', 'killed')
-  )
-  assert disturbed == whole
-  assert sorted(whole) == list(range(1, STEPS + 1))
-  print(json.dumps({'killed after the checkpoints of steps': killed_at}))
+  assert ended == tensors
+  tiny_run.assert_same_end(whole, disturbed)
+  key = 'train/total_loss'
+  expected = tiny_run.lines(whole, key)
+  assert tiny_run.lines(disturbed, key) == expected
+  assert sorted(expected) == list(range(1, STEPS + 1))
+  assert not (disturbed / workdir_lock.FILE).exists()
+  values = sum(map(len, expected.values()))
+  print(json.dumps(ended_at), f'{len(tensors)} tensors, {values} values')

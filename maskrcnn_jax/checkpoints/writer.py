@@ -4,12 +4,9 @@ A save is atomic: Orbax writes `STEP.orbax-checkpoint-tmp` and renames it. Older
 checkpoints are removed only after that.
 """
 
-import contextlib
 import errno
 import logging
 import shutil
-import signal
-import threading
 from collections.abc import Mapping
 
 import jax
@@ -23,37 +20,10 @@ from maskrcnn_jax.checkpoints import (
 )
 from maskrcnn_jax.checkpoints.disk_space import SaveError
 from maskrcnn_jax.distributed import collectives
+from maskrcnn_jax.distributed.termination import deferred_signals
 from maskrcnn_jax.errors import invalid
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_DEFERRED = (signal.SIGTERM, signal.SIGINT)
-
-
-@contextlib.contextmanager
-def deferred_signals():
-  """Runs Python's handlers of SIGTERM and SIGINT after the block only.
-
-  A handler that raises (as that of Ctrl-C does) would leave Orbax between two
-  threads, and the process hanging at its end. Handlers that are not
-  Python's stay, such as the default one, and so do those of other threads.
-  """
-  if threading.current_thread() is not threading.main_thread():
-    yield
-    return
-  received = []
-  handlers = {number: signal.getsignal(number) for number in _DEFERRED}
-  handlers = {
-    n: handler for n, handler in handlers.items() if callable(handler)
-  }
-  for number in handlers:
-    signal.signal(number, lambda *arguments: received.append(arguments))
-  try:
-    yield
-  finally:
-    for number, handler in handlers.items():
-      signal.signal(number, handler)
-    for number, frame in received:
-      handlers[number](number, frame)
 
 
 class CheckpointWriter:
@@ -112,10 +82,7 @@ class CheckpointWriter:
     that training goes on and saves later.
 
     Args:
-      step: finished steps.
-      state: the train state.
       position: `examples` and `salt` of the next batch.
-      config: of the run.
       classes: name of every class id, or `name` and `category_id` where they
         differ in the annotations.
 
@@ -126,9 +93,7 @@ class CheckpointWriter:
     Raises:
       SaveError: this save or the previous one failed for another reason.
     """
-    failure = self._settle()
-    if failure:
-      self._continue_or_raise(failure)
+    self._continue_or_raise(self._settle())
     if step in self._manager.all_steps():
       return True
     if not self._has_room(step, state):
@@ -169,7 +134,7 @@ class CheckpointWriter:
     return self
 
   @deferred_signals()
-  def __exit__(self, error_type, error, unused_traceback):
+  def __exit__(self, unused_type, error, unused_traceback):
     if jax.process_count() > 1 and error and collectives.is_loss(str(error)):
       # The save would wait for the lost process until JAX ends this one, which
       # could then not name it.
@@ -177,11 +142,11 @@ class CheckpointWriter:
     # Not `_settle`: an error may have brought this process here alone.
     failure = self._finish()
     self._close()
-    if failure and error_type is None:
-      raise failure
-    if failure:
+    if failure and error:
       # The error that ends the run matters more.
       logging.warning('%s', failure)
+    elif failure:
+      raise failure
 
   def _open(self) -> ocp.CheckpointManager:
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
@@ -223,10 +188,11 @@ class CheckpointWriter:
       item=self._last_step,
     )
 
-  def _continue_or_raise(self, failure: SaveError) -> None:
-    if failure.code not in _FULL:
+  def _continue_or_raise(self, failure: SaveError | None) -> None:
+    if failure and failure.code not in _FULL:
       raise failure
-    logging.warning('%s Training goes on.', failure)
+    if failure:
+      logging.warning('%s Training goes on.', failure)
 
   def _reopen(self) -> None:
     """Clears up after a failed save, so that the next one starts afresh."""

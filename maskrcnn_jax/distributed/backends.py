@@ -91,10 +91,8 @@ def _plugin_modules() -> list[str]:
   """Plugin modules, which JAX imports and initializes."""
   modules = {entry.value for entry in metadata.entry_points(group=_PLUGINS)}
   spec = importlib.util.find_spec(_PLUGINS)
-  if spec and spec.submodule_search_locations:
-    found = pkgutil.iter_modules(spec.submodule_search_locations)
-    modules |= {f'{_PLUGINS}.{module.name}' for module in found}
-  return sorted(modules)
+  found = pkgutil.iter_modules((spec and spec.submodule_search_locations) or ())
+  return sorted(modules | {f'{_PLUGINS}.{module.name}' for module in found})
 
 
 def _add_plugin(name: str, path: str) -> None:

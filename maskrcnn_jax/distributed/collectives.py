@@ -55,21 +55,18 @@ def all_gather(value: Any) -> list:
   """
   if jax.process_count() == 1:
     return [value]
-  return [json.loads(text) for text in _gather_texts(json.dumps(value))]
+  encoded = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  lengths = multihost_utils.process_allgather(np.array(len(encoded)))
+  padded = np.zeros(np.max(lengths), np.uint8)
+  padded[: len(encoded)] = encoded
+  rows = multihost_utils.process_allgather(padded)
+  return [json.loads(bytes(row[:n])) for row, n in zip(rows, lengths)]
 
 
 def gather(items: list) -> list:
-  """The items of all processes by rank, on process 0; [] on the others.
-
-  Args:
-    items: in types of JSON.
-  """
-  if jax.process_count() == 1:
-    return items
-  texts = _gather_texts(json.dumps(items))
-  if jax.process_index() != 0:
-    return []
-  return list(itertools.chain.from_iterable(map(json.loads, texts)))
+  """The items of all processes by rank, on process 0; [] on the others."""
+  found = all_gather(items)
+  return [] if jax.process_index() else [*itertools.chain.from_iterable(found)]
 
 
 def first_error(error: Any) -> Any:
@@ -110,18 +107,6 @@ def is_loss(message: str) -> bool:
   return any(word in message for word in _LOST)
 
 
-def _gather_texts(text: str) -> list[str]:
-  encoded = np.frombuffer(text.encode(), np.uint8)
-  lengths = multihost_utils.process_allgather(np.array(len(encoded)))
-  longest = int(np.max(lengths))
-  if not longest:
-    return [''] * len(lengths)
-  padded = np.zeros(longest, np.uint8)
-  padded[: len(encoded)] = encoded
-  rows = multihost_utils.process_allgather(padded)
-  return [bytes(row[:n]).decode() for row, n in zip(rows, lengths)]
-
-
 def register(exit_with_first: bool = False) -> list[str]:
   """Tells the other processes where this one runs.
 
@@ -138,10 +123,9 @@ def register(exit_with_first: bool = False) -> list[str]:
   name = f'process {rank} on {socket.gethostname()}, pid {os.getpid()}'
   job.client.key_value_set(f'{_NAMES}/{rank}', name)
   # Once process 0 is gone, its name can no longer be looked up.
-  wanted = range(job.num_processes if rank == 0 else 1)
   found = [
     job.client.blocking_key_value_get(f'{_NAMES}/{i}', _REGISTER_SECONDS * 1000)
-    for i in wanted
+    for i in range(1 if rank else job.num_processes)
   ]
   _first[:] = found[:1]
   if exit_with_first and rank != 0:
@@ -158,10 +142,6 @@ _leaving = threading.Event()
 def all_statuses(status: str, seconds: float) -> list[str]:
   """Reports the status of this process and waits for those of the others.
 
-  Args:
-    status: such as 'step 12: reading'.
-    seconds: to wait for the others.
-
   Returns:
     A line for every process: its status, or that there was no answer; only
     process 0 where that is gone; [] if this process is alone.
@@ -169,26 +149,20 @@ def all_statuses(status: str, seconds: float) -> list[str]:
   job = _coordination()
   if job.client is None or job.num_processes == 1:
     return []
+  client, end, statuses = job.client, time.monotonic() + seconds, {}
   try:
     if job.process_id != 0:
       _connect_to_first().close()
-    return _exchange(job, status, seconds)
+    key = f'{_STATUSES}/{job.process_id}'
+    client.key_value_set(key, status, allow_overwrite=True)
+    while len(statuses) < job.num_processes and time.monotonic() < end:
+      time.sleep(min(0.5, seconds))
+      statuses = dict(client.key_value_dir_get(_STATUSES))
+    names = dict(client.key_value_dir_get(_NAMES))
   except OSError:
     return [f'{_first[0]}: it ended']
   except jax.errors.JaxRuntimeError:
     return [f'{_first[0]}: no answer']
-
-
-def _exchange(job, status: str, seconds: float) -> list[str]:
-  client, end = job.client, time.monotonic() + seconds
-  client.key_value_set(
-    f'{_STATUSES}/{job.process_id}', status, allow_overwrite=True
-  )
-  statuses = {}
-  while len(statuses) < job.num_processes and time.monotonic() < end:
-    time.sleep(min(0.5, seconds))
-    statuses = dict(client.key_value_dir_get(_STATUSES))
-  names = dict(client.key_value_dir_get(_NAMES))
   return [
     f'{names.get(f"{_NAMES}/{i}", f"process {i}")}: '
     f'{statuses.get(f"{_STATUSES}/{i}", "no answer")}'

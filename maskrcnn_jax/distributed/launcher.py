@@ -42,7 +42,6 @@ class Launch:
 
   Attributes:
     launcher: `explicit`, `ompi`, `slurm` or `kubernetes`.
-    num_processes: of the job.
     rank: of this process; process 0 alone prints and writes.
     local_rank: of this process on its machine; it uses the device of that
       number. None: it uses all devices of its machine.

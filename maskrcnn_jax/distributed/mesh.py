@@ -58,15 +58,11 @@ def make_mesh(
     wanted = f'a divisor of the number of devices, {num_devices}'
     raise invalid('spatial', spatial, wanted)
   grid = np.array(devices[:num_devices]).reshape(-1, spatial)
-  for row in grid:
-    # The input pipeline reads whole images.
-    if len({device.process_index for device in row}) > 1:
-      raise invalid(
-        'spatial',
-        spatial,
-        'a divisor of the number of devices of every process, since a process '
-        f'holds whole images; this one has {jax.local_device_count()}',
-      )
+  # The input pipeline reads whole images.
+  if any(len({x.process_index for x in row}) > 1 for row in grid):
+    wanted = 'a divisor of the number of devices of every process, since a '
+    wanted += f'process holds whole images; here {jax.local_device_count()}'
+    raise invalid('spatial', spatial, wanted)
   return Mesh(grid, ('data', 'spatial'))
 
 
@@ -87,9 +83,8 @@ def config_shard_state(config) -> str:
   """`runtime.shard_state`, one of `SHARD_STATE`."""
   kind = config.get('runtime', {}).get('shard_state', 'none')
   if kind not in SHARD_STATE:
-    raise invalid(
-      'runtime.shard_state', kind, f'one of {", ".join(SHARD_STATE)}'
-    )
+    wanted = f'one of {", ".join(SHARD_STATE)}'
+    raise invalid('runtime.shard_state', kind, wanted)
   return kind
 
 
@@ -100,12 +95,11 @@ def check_canvas(canvas: tuple[int, int], mesh: Mesh) -> None:
   rows = height // _STRIDE
   if spatial == 1 or (height % multiple == 0 and rows >= SMALLEST_HEIGHT):
     return
-  least = -(-SMALLEST_HEIGHT // spatial) * multiple
+  least = -(-SMALLEST_HEIGHT // spatial)
   near = (height // multiple, -(-height // multiple))
-  heights = sorted({max(n * multiple, least) for n in near})
-  divisors = [1]
-  if rows >= SMALLEST_HEIGHT:
-    divisors = [n for n in range(1, rows + 1) if rows % n == 0]
+  heights = sorted({max(n, least) * multiple for n in near})
+  most = rows if rows >= SMALLEST_HEIGHT else 1
+  divisors = [n for n in range(1, most + 1) if rows % n == 0]
   raise UserError(
     f'The canvas {height}x{width} cannot be split by runtime.spatial='
     f'{spatial}: its height must be a multiple of {multiple} pixels, '
@@ -148,7 +142,6 @@ def state_shardings(
 
   Args:
     state: a `TrainState`, or its shapes.
-    mesh: whose axis `data` splits arrays.
     kind: `none`: every device holds the whole state; `optimizer`: each holds a
       part of the optimizer state (ZeRO, stage 1); `all`: also of the parameters
       and of their average.
@@ -211,7 +204,6 @@ def local_rows(tree, num_rows: int):
 
   Args:
     tree: arrays `[rows of all processes, ...]`.
-    num_rows: rows of each process.
   """
   if jax.process_count() == 1:
     return tree
@@ -224,7 +216,6 @@ def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
 
   Args:
     batch: this process' rows, NumPy, with whole images.
-    mesh: over the devices of all processes.
 
   Raises:
     UserError: the rows, or the height of the images, cannot be split evenly

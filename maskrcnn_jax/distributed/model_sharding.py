@@ -21,10 +21,7 @@ def shard_model(
   """The model with sharding constraints on its arrays; its values are the same.
 
   Args:
-    model: any.
-    mesh: of the batches.
     shard_state: the `kind` of `mesh.state_shardings`.
-    smallest: as there.
   """
   hooks = {}
   if mesh.shape['spatial'] > 1:

@@ -23,9 +23,6 @@ _HEARTBEAT_SECONDS = 100  # JAX's own.
 def start(section: Mapping[str, Any]) -> int:
   """Joins the job and picks the backend; before any array is made.
 
-  Args:
-    section: `runtime` of a config.
-
   Returns:
     The number of processes.
 
@@ -152,7 +149,6 @@ def end_job(message: str, code: int, expected: bool = True) -> None:
   does not, a process that lost another one says which.
 
   Args:
-    message: for stderr.
     code: exit code, not 0, which makes the launcher end the others.
     expected: the message names the cause; other errors may be due to the end
       of another process.

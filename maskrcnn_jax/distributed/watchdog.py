@@ -40,7 +40,6 @@ class Watchdog:
       answer_seconds: to wait for other processes to report where they are.
       end: ends the process, given an exit code; an ordinary exit would wait
         for the other processes.
-      clock: in seconds.
 
     Raises:
       UserError: seconds is negative.

@@ -33,24 +33,22 @@ def evaluate(
     UserError: an input is wrong, or the checkpoint is of another model or of
       other classes.
   """
-  path = source or workdir
   if source is None:
     store.check_workdir(workdir, config, step)
     if store.latest_step(workdir) is None:
-      hints = [
+      hint = ''.join(
         f' There is {found}: name it with --checkpoint.'
         for found in store.foreign_checkpoints(workdir)[-1:]
-      ]
-      raise FileNotFoundError(
-        f'{workdir} holds no checkpoint, so there is nothing to evaluate.'
-        + ''.join(hints)
       )
-    step = store.step_of(workdir, step)
+      raise FileNotFoundError(
+        f'{workdir} holds no checkpoint, so there is nothing to evaluate.{hint}'
+      )
+    step = wanted = store.step_of(workdir, step)
   else:
-    model = MaskRCNN.from_config(config.model)
+    model, wanted = MaskRCNN.from_config(config.model), None
     variables, step = pretrained.whole_model(source, model, config)
+  path = source or workdir
   if store.is_checkpoint(path):
-    wanted = None if source else step
     classes = data_checks.checkpoint_classes(path, wanted)
     data_checks.check_validation_classes(config, classes, path)
   evaluator = Evaluator(config, workdir)

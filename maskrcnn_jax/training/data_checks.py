@@ -102,7 +102,6 @@ def check_validation_classes(
 
   Args:
     config: its section `evaluation`, if any, names the validation set.
-    wanted: classes of the training set.
     source: what they were read from, for the error.
 
   Returns:
@@ -133,7 +132,6 @@ def write_annotations(
   Args:
     file_pattern: record files, or a prepared TFDS directory.
     max_images: take only the first ones; None for all.
-    workdir: directory of the run.
   """
   index = records.index_records(file_pattern)
   text = json.dumps(ground_truth.coco_from_records(index, max_images))

@@ -36,11 +36,7 @@ from maskrcnn_jax.training.options import EvaluationOptions
 
 
 class Evaluator:
-  """Evaluates variables; keeps the compiled program between the calls.
-
-  Attributes:
-    options: see `EvaluationOptions`.
-  """
+  """Evaluates variables; keeps the compiled program between the calls."""
 
   def __init__(self, config, workdir):
     """Checks the section `evaluation` of a config.
@@ -48,29 +44,26 @@ class Evaluator:
     Args:
       config: a ConfigDict with the sections `model, input, training,
         evaluation`.
-      workdir: directory of the run.
 
     Raises:
       UserError: no record fits the pattern, a class id does not fit the model,
         or an image has no annotations.
       FileNotFoundError: the annotations file is missing.
     """
-    self.options = override.make(
-      EvaluationOptions, config.evaluation, 'evaluation'
-    )
+    options = override.make(EvaluationOptions, config.evaluation, 'evaluation')
+    self.options, self._workdir = options, pathlib.Path(workdir)
     self._mesh = mesh_lib.config_mesh(config)
     model = model_sharding.shard_model(
       MaskRCNN.from_config(config.model), self._mesh
     )
-    self._workdir = pathlib.Path(workdir)
     self._batch_size = data_checks.padded_batch_size(
-      self.options.batch_size, self._mesh
+      options.batch_size, self._mesh
     )
     images.set_max_pixels(config.input.get('max_pixels'), 'input.max_pixels')
-    data = (self.options.file_pattern, self.options.max_images)
-    self._annotations_file = self.options.annotations_file
-    if not self._annotations_file:
-      self._annotations_file = data_checks.write_annotations(*data, workdir)
+    data = (options.file_pattern, options.max_images)
+    self._annotations_file = (
+      options.annotations_file or data_checks.write_annotations(*data, workdir)
+    )
     self._num_images = data_checks.check_annotations(
       *data, self._annotations_file, model.num_classes
     )
@@ -81,7 +74,7 @@ class Evaluator:
     self._names = categories.names_of(classes)
     self._category_ids = categories.category_ids(classes)
     self._losses = None
-    if self.options.losses:
+    if options.losses:
       self._losses = validation_losses.ValidationLosses(model, self._mesh)
     replicated = mesh_lib.replicated(self._mesh)
     inputs = mesh_lib.input_shardings(self._mesh)
@@ -97,9 +90,6 @@ class Evaluator:
     """Detects, scores, and writes detections, numbers, pictures and curves.
 
     Args:
-      step: names the files.
-      variables: of the model.
-      writer: `metrics.MetricWriter`.
       heartbeat: takes a status at every batch, see `watchdog.Watchdog`.
 
     Returns:
@@ -119,9 +109,9 @@ class Evaluator:
         variables, batches, lambda number: beat(f'losses of batch {number}')
       )
     count = self.options.num_processes
-    if count is None:
-      count = default_count(self._num_images)
-    with Workers(count) as workers:
+    with Workers(
+      default_count(self._num_images) if count is None else count
+    ) as workers:
       results, image_ids, pictures = self._detections(
         step, variables, writer, beat, workers
       )
@@ -163,8 +153,9 @@ class Evaluator:
     )
     image_ids, pictures, seconds = [], [], []
     batches = self._batches()
-    shown = writer.progress(batches)
-    found = self._detect_ahead(shown, variables, seconds, beat)
+    found = self._detect_ahead(
+      writer.progress(batches), variables, seconds, beat
+    )
     for number, (batch, detections) in enumerate(found, start=1):
       detections = mesh_lib.local_rows(detections, len(batch['valid']))
       encoder.add(detections, batch)
@@ -273,9 +264,11 @@ class Evaluator:
       writer.say(f'validation loss {values[scores.LOSS]:.4g} ({terms})')
     writer.print(coco_metrics.format_table(values))
     if len(classes.names) <= self.options.show_classes:
-      writer.print(class_report.format_classes(classes))
-      writer.print(f'{class_report.caption(classes)}:')
-      writer.print(class_report.format_confusion(classes))
+      writer.print(
+        f'{class_report.format_classes(classes)}\n'
+        f'{class_report.caption(classes)}:\n'
+        f'{class_report.format_confusion(classes)}'
+      )
     else:
       writer.say(f'AP by class and confusions: {path}')
     warning = monitor.collapsed_score(self._workdir, step, values)

@@ -64,10 +64,9 @@ def complete(config, workdir, overrides: Sequence[str] = ()) -> None:
       config, [text for text in overrides if text.startswith('model.')]
     )
   if config.model.get('num_classes', 0) is None:
-    if claimed is not None:
-      config.model.num_classes = source['num_classes']
-    else:
-      config.model.num_classes = _count_classes(config)
+    config.model.num_classes = (
+      _count_classes(config) if claimed is None else source['num_classes']
+    )
 
 
 def load_options(
@@ -76,8 +75,6 @@ def load_options(
   """How much of a model its pretrained weights must cover.
 
   Args:
-    source: `training.pretrained`.
-    finetune: `training.finetune`.
     classes: names of the run's classes by id; {} if unknown.
   """
   if not finetune:
@@ -87,9 +84,7 @@ def load_options(
   else:
     theirs = external.infer_model(source).classes
   known = bool(theirs) and bool(classes)
-  return LoadOptions(
-    strict=False, reset_predictors=known and dict(theirs) != dict(classes)
-  )
+  return LoadOptions(False, known and dict(theirs) != dict(classes))
 
 
 def _source_model(source: str | None) -> Mapping[str, Any]:

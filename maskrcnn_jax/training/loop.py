@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import jax
 
 from maskrcnn_jax import charts
-from maskrcnn_jax.checkpoints import store
+from maskrcnn_jax.checkpoints import store, workdir_lock
 from maskrcnn_jax.datasets import categories
 from maskrcnn_jax.distributed import collectives, model_sharding
 from maskrcnn_jax.distributed import mesh as mesh_lib
@@ -38,8 +38,7 @@ from maskrcnn_jax.training.checkpoint_evaluation import evaluate as evaluate
 from maskrcnn_jax.training.evaluator import Evaluator
 from maskrcnn_jax.training.options import TrainingOptions, check_options
 
-# Steps that may run before the metrics of a step are read, so that the device
-# always has work while the host waits.
+# Steps that may run before the metrics of a step are read: work for the device.
 _LAG = 2
 
 
@@ -61,19 +60,22 @@ def train_and_evaluate(
       and `evaluation` if the run is evaluated.
     workdir: directory of the run; made if missing.
     notes: texts by file name, kept in the workdir beside the config.
-    evaluated: whether to evaluate on the way and at the end.
 
   Returns:
-    The 24 numbers of the last evaluation; {} without one, and on all hosts but
-    the first.
+    The 24 numbers of the last evaluation; {} without one or on a later host.
 
   Raises:
-    UserError: an input is wrong, or the workdir holds another model.
+    UserError: an input is wrong, or the workdir is in use or of another model.
     FileNotFoundError: the annotations file is missing.
     NonFiniteError: training diverged, also with other data.
     SaveError: the last step could not be saved.
-    Stopped: SIGTERM ended the run; the state is saved.
+    Stopped: SIGTERM or Ctrl-C ended the run; the state is saved.
   """
+  with workdir_lock.held(workdir):
+    return _train(config, workdir, notes, evaluated)
+
+
+def _train(config, workdir, notes, evaluated: bool) -> dict[str, float]:
   # Whatever can be checked is checked before anything is written.
   training = override.make(TrainingOptions, config.training, 'training')
   store.check_workdir(workdir, config)
@@ -94,16 +96,19 @@ def train_and_evaluate(
     pretrained.check(training.pretrained, model)
 
   # Restore the newest checkpoint, or make a state.
-  batch = next(_batches(config, pretrained.START))
-  data_checks.check_batch_classes(batch, model.num_classes)
+  batches = _batches(config, pretrained.START)
+  first = next(batches)
+  data_checks.check_batch_classes(first, model.num_classes)
   init_key, key = jax.random.split(jax.random.key(training.seed))
-  names = categories.names_of(classes)
   start = functools.partial(
-    pretrained.start, config, workdir, model, batch, init_key, mesh, names
+    *(pretrained.start, config, workdir, model, first, init_key, mesh),
+    categories.names_of(classes),
   )
   restored, load_report = start()
-  state, position = restored.state, restored.position
-  step = first_step = restored.step
+  state, step = restored.state, restored.step
+  position, first_step = restored.position, step
+  if position != pretrained.START:
+    batches, first = _batches(config, position), None
   optimizer = train_step.make_optimizer(model, config.optimizer)
   shard_state = mesh_lib.config_shard_state(config)
   model = model_sharding.shard_model(model, mesh, shard_state)
@@ -125,27 +130,28 @@ def train_and_evaluate(
       functools.partial(monitor_lib.find_nonfinite, model, key),
       writer.say,
     )
-    batches = _batches(config, position)
     compiled, window, values, is_saved = {}, [], None, True
-    heartbeat = watchdog.heartbeat
+
+    def evaluate():
+      with run_summary.paused(), termination.exiting_at_once():
+        return evaluator(step, state.variables(), writer, watchdog.heartbeat)
 
     # Make up for an evaluation that the process was killed before.
     if _lacks_evaluation(evaluator, workdir, step):
-      with run_summary.paused(), termination.exiting_at_once():
-        values = evaluator(step, state.variables(), writer, heartbeat)
+      values = evaluate()
     is_over = _stops_early(training, evaluator, workdir, step, writer)
 
     while not is_over and step < num_steps:
       # Read.
       step += 1
-      heartbeat(f'step {step}: reading')
-      batch = next(batches)
+      watchdog.heartbeat(f'step {step}: reading')
+      batch, first = first or next(batches), None
       data_checks.check_batch_classes(batch, model.num_classes)
       position = dict(batches.position)
       inputs = mesh_lib.put_batch(batch, mesh)
 
       # Step.
-      heartbeat(f'step {step}: training')
+      watchdog.heartbeat(f'step {step}: training')
       canvas = batch['images'].shape[1:3]
       if canvas not in compiled:
         with run_summary.paused(), watchdog.paused():
@@ -162,28 +168,25 @@ def train_and_evaluate(
       is_last = step == num_steps
       stop = not is_last and termination.requested(step)
       log = is_last or step % training.log_every_steps == 0
-      every = training.summary_every_steps
-      show = bool(every) and step % every == 0
+      show = step % (training.summary_every_steps or num_steps + 1) == 0
       # The end is evaluated from its checkpoint.
-      evaluate_now = (
-        evaluator and not is_last and evaluator.options.is_due(step)
-      )
-      save = is_last or evaluate_now or stop
+      due = evaluator and not is_last and evaluator.options.is_due(step)
+      save = is_last or due or stop
       save = save or step % training.checkpoint_every_steps == 0
 
       # Settle: what is logged, saved or evaluated must be known to be finite.
       monitor.add(step, batch['image_ids'], inputs, step_metrics)
       window += monitor.settle(state, lag=0 if log or show or save else _LAG)
-      if monitor.must_rewind():
+      if monitor.must_rewind() or (is_last and monitor.in_streak()):
         saver.wait()
         restored, _ = start()
         state, step = restored.state, restored.step
         monitor.rewind(step)
         salt = restored.position['salt'] + 1
-        writer.say(
-          f'WARNING: going back to step {step}, and on with other data (salt '
-          f'{salt})'
+        text = (
+          f'going back to step {step}, and on with other data (salt {salt})'
         )
+        writer.say(f'WARNING: {text}')
         batches = _batches(config, {**restored.position, 'salt': salt})
         window, is_saved = [], True
         continue
@@ -198,25 +201,25 @@ def train_and_evaluate(
         run_summary.log(step, num_steps, metrics.means(window), skipped)
         window = []
 
-      # Save, and try again before long after a full disk.
+      # Save, and try again before long after a full disk. Nothing is saved in
+      # a streak of bad steps, so that a rewind goes to before it.
+      in_streak = monitor.in_streak()
       if save or (log and not is_saved):
-        is_saved = saver.save(
+        is_saved = not in_streak and saver.save(
           step, state, position, config, categories.saved_classes(classes)
         )
 
       # Evaluate.
-      if evaluate_now and not stop:
-        with run_summary.paused(), termination.exiting_at_once():
-          values = evaluator(step, state.variables(), writer, heartbeat)
+      if due and not stop and not in_streak:
+        values = evaluate()
         is_over = _stops_early(training, evaluator, workdir, step, writer)
-      if (is_last or stop or is_over) and not is_saved:
+      if (is_last or stop or is_over) and not (is_saved or in_streak):
         raise store.SaveError(
           f'Step {step} could not be saved in {workdir}, whose disk is full. '
-          'Free some space and run the same command: it continues from the '
-          'newest checkpoint.'
+          'Free some space; the same command goes on from its last checkpoint.'
         )
       if stop:
-        raise Stopped(f'step {step}')
+        raise Stopped(termination.name)
   if is_over and values is not None:
     return values
   return checkpoint_evaluation.evaluate_end(evaluator, config, workdir)
@@ -238,14 +241,14 @@ def _announce(
 ) -> None:
   """Reports devices, size of the model, and what the run starts from."""
   params = restored.state.params
-  is_trainable = jax.tree.leaves(optimizer.trainable(params))
-  sizes = [x.size for x in jax.tree.leaves(params)]
-  fixed = [x.size for x in jax.tree.leaves(restored.state.batch_stats)]
-  trainable = itertools.compress(sizes, is_trainable)
+  sizes = [
+    x.size for x in jax.tree.leaves((params, restored.state.batch_stats))
+  ]
+  trainable = jax.tree.leaves(optimizer.trainable(params))
   writer.say(
     f'training on {mesh.size} {mesh.devices.flat[0].device_kind} with '
-    f'{config.input.batch_size} images a step\n'
-    f'{sum(sizes + fixed):,} parameters, {sum(trainable):,} trainable'
+    f'{config.input.batch_size} images a step\n{sum(sizes):,} parameters, '
+    f'{sum(itertools.compress(sizes, trainable)):,} trainable'
   )
   if restored.step:
     writer.say(f'continuing from step {restored.step} of {workdir}')
@@ -255,9 +258,8 @@ def _announce(
     writer.say(load_report)
   for path in store.foreign_checkpoints(workdir)[-1:]:
     writer.say(
-      f'{path} is of a TensorFlow run: it is left alone and not continued. To '
-      'start from its weights, name it in training.pretrained and take another '
-      'workdir.'
+      f'{path} is of a TensorFlow run and is not continued. To start from its '
+      'weights, name it in training.pretrained and take another workdir.'
     )
 
 
@@ -265,21 +267,20 @@ def _lacks_evaluation(evaluator, workdir, step: int) -> bool:
   """Whether a run was killed between the save of a step and its evaluation."""
   if evaluator is None or not step or not evaluator.options.is_due(step):
     return False
-  evaluated = scores.read(workdir, 'eval/AP')
-  return bool(collectives.broadcast(step not in evaluated))
+  is_missing = step not in scores.read(workdir, 'eval/AP')
+  return bool(collectives.broadcast(is_missing))
 
 
 def _stops_early(training, evaluator, workdir, step: int, writer) -> bool:
   """Whether the score no longer improves, as the first process finds."""
   if evaluator is None or training.patience is None:
     return False
-  reason = None
+  arguments = workdir, step, training.keep_best, training.patience
+  reason = ''
   if jax.process_index() == 0:
-    reason = monitor_lib.reason_to_stop(
-      *(workdir, step, training.keep_best, training.patience),
-      evaluator.options.is_due,
-    )
-  reason = collectives.first_error(reason or '')
+    is_due = evaluator.options.is_due
+    reason = monitor_lib.reason_to_stop(*arguments, is_due)
+  reason = collectives.first_error(reason)
   if reason:
     writer.say(reason)
   return bool(reason)
@@ -287,15 +288,17 @@ def _stops_early(training, evaluator, workdir, step: int, writer) -> bool:
 
 def _compile(model, optimizer, mesh, state, inputs, key, writer):
   """The training step for the shapes of the inputs; it donates the state."""
-  height, width = inputs['images'].shape[1:3]
+  start, (batch_size, height, width, _) = (
+    time.monotonic(),
+    inputs['images'].shape,
+  )
   writer.say(f'compiling the step for {height}x{width}, once per canvas')
-  start = time.monotonic()
   shardings = jax.tree.map(lambda x: x.sharding, state)
   step = train_step.jit_train_step(model, optimizer, mesh, shardings)
   compiled = step.lower(state, inputs, key).compile()
   # The compiler counts the operations of one device.
   flops = (compiled.cost_analysis() or {}).get('flops', 0) * mesh.size
-  gflops = flops / len(inputs['images']) / 1e9
+  gflops = flops / batch_size / 1e9
   note = f', {gflops:.3g} GFLOP an image' if gflops > 0 else ''
   writer.say(f'compiled in {time.monotonic() - start:.0f} s{note}')
   collectives.barrier()

@@ -5,6 +5,7 @@ TensorBoard shows (`train/mask`, `eval/AP`). A resumed run appends; where a step
 occurs twice, the later line counts.
 """
 
+import contextlib
 import json
 import math
 import pathlib
@@ -21,18 +22,10 @@ from maskrcnn_jax import files
 
 
 class MetricWriter:
-  """Writes the metrics of a run; a context manager.
-
-  Attributes:
-    enabled: whether it writes and prints.
-  """
+  """Writes the metrics of a run; a context manager."""
 
   def __init__(
-    self,
-    workdir,
-    num_steps: int = 0,
-    first_step: int = 0,
-    enabled: bool = True,
+    self, workdir, num_steps: int = 0, first_step: int = 0, enabled: bool = True
   ):
     """Opens the files of a run.
 
@@ -66,20 +59,20 @@ class MetricWriter:
       return
     values = {k: float(v) for k, v in values.items()}
     finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
-    self._file.write(json.dumps({'step': int(step), **finite}) + '\n')
-    self._file.flush()
-    for name, value in values.items():
-      self._board.add_scalar(name, value, int(step))
+    with files.naming(self._file.name):
+      self._file.write(json.dumps({'step': int(step), **finite}) + '\n')
+      self._file.flush()
+    self.board_scalars(step, values)
 
   def board_scalars(self, step: int, values: Mapping[str, float]) -> None:
     """Shows named numbers in TensorBoard alone."""
-    if self._board is not None:
+    if self._has_board():
       for name, value in values.items():
         self._board.add_scalar(name, value, int(step))
 
   def hyperparameters(self, config: Mapping[str, Any]) -> None:
     """Shows a config in TensorBoard's tab for hyperparameters."""
-    if self._board is None:
+    if not self._has_board():
       return
     plain = {
       name: value if isinstance(value, bool | int | float) else str(value)
@@ -91,7 +84,7 @@ class MetricWriter:
 
   def image(self, step: int, name: str, image: np.ndarray) -> None:
     """Shows a picture, `[height, width, 3]` uint8, in TensorBoard."""
-    if self._board is not None:
+    if self._has_board():
       self._board.add_image(name, image, int(step), dataformats='HWC')
 
   def advance(self, step: int) -> None:
@@ -107,27 +100,17 @@ class MetricWriter:
     rate: float,
     note: str = '',
   ) -> None:
-    """Shows metrics and speed as a line, or in short beside the bar.
-
-    Args:
-      step: finished.
-      num_steps: of the run.
-      values: metrics of the step, `total_loss` and `learning_rate` among them.
-      rate: images per second.
-      note: about the rate.
-    """
-    speed = f'{rate:.3g} images/s{note}'
+    """Shows metrics and images a second, in short if there is a bar."""
+    loss, speed = values['total_loss'], f'{rate:.3g} images/s{note}'
     if self._bar is not None:
-      self._bar.set_postfix_str(f'loss {values["total_loss"]:.4g}, {speed}')
+      self._bar.set_postfix_str(f'loss {loss:.4g}, {speed}')
       return
-    terms = ', '.join(
-      f'{name} {value:.4g}'
-      for name, value in values.items()
-      if name not in ('total_loss', 'learning_rate')
-    )
+    shown = {k: f'{v:.4g}' for k, v in values.items() if k != 'total_loss'}
+    learning_rate = shown.pop('learning_rate')
+    terms = ', '.join(map(' '.join, shown.items()))
     self.say(
-      f'step {step}/{num_steps}: loss {values["total_loss"]:.4g} ({terms}), '
-      f'learning rate {values["learning_rate"]:.4g}, {speed}'
+      f'step {step}/{num_steps}: loss {loss:.4g} ({terms}), learning rate '
+      f'{learning_rate}, {speed}'
     )
 
   def say(self, text: str, file=None) -> None:
@@ -150,8 +133,22 @@ class MetricWriter:
 
   def flush(self) -> None:
     """Makes everything so far visible to other programs."""
-    if self._board is not None:
-      self._board.flush()
+    if self._has_board():
+      with files.naming(self._board.logdir):
+        self._board.flush()
+
+  def _has_board(self) -> bool:
+    """Whether TensorBoard's thread lives: a full disk ends it without a word.
+
+    Its queue would then be full before long, and block.
+    """
+    if self._board is None:
+      return False
+    if self._board.file_writer.event_writer._worker.is_alive():
+      return True
+    self.say(f'WARNING: no more TensorBoard events in {self._board.logdir}.')
+    self._board = None
+    return False
 
   def __enter__(self):
     return self
@@ -160,8 +157,11 @@ class MetricWriter:
     if self._bar is not None:
       self._bar.close()
     if self._file is not None:
-      self._board.close()
-      self._file.close()
+      with contextlib.suppress(OSError):  # A full disk, which is known then.
+        if self._has_board():
+          self._board.close()
+      with files.naming(self._file.name):
+        self._file.close()
 
 
 def means(window: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -171,11 +171,9 @@ def means(window: Sequence[Mapping[str, Any]]) -> dict[str, float]:
   """
   if not window:
     raise ValueError('window must hold the metrics of at least one step.')
-  names = window[0]
-  steps = {k: [np.asarray(metrics[k]) for metrics in window] for k in names}
-  result = {k: float(np.mean(values)) for k, values in steps.items()}
-  if 'learning_rate' in steps:
-    result['learning_rate'] = float(steps['learning_rate'][-1])
+  result = {k: float(np.mean([x[k] for x in window])) for k in window[0]}
+  if 'learning_rate' in result:
+    result['learning_rate'] = float(window[-1]['learning_rate'])
   return result
 
 

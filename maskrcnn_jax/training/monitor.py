@@ -53,14 +53,10 @@ class Monitor:
     Args:
       max_bad_steps: non-finite steps in a row that make the run go back.
       find_nonfinite: of state, step and inputs, see the function.
-      say: prints a line.
     """
-    self.num_skipped = 0
-    self._max_bad_steps = max_bad_steps
-    self._find_nonfinite = find_nonfinite
-    self._say = say
-    self._pending = collections.deque()
-    self._in_a_row = []
+    self.num_skipped, self._max_bad_steps = 0, max_bad_steps
+    self._find_nonfinite, self._say = find_nonfinite, say
+    self._pending, self._in_a_row = collections.deque(), []
     self._losses = collections.deque(maxlen=_MEDIAN_STEPS)
     self._rewound_to = None
 
@@ -69,16 +65,13 @@ class Monitor:
     self._pending.append((step, image_ids, inputs, metrics))
 
   def settle(self, state, lag: int) -> list[dict]:
-    """Waits for all queued steps but the last `lag`; warns of bad ones.
+    """Metrics of the finite steps among those that were queued.
 
-    It stops where the run must go back.
+    Waits for all but the last `lag`, warns of bad ones, and stops where the run
+    must go back.
 
     Args:
-      state: after the newest step.
       lag: steps that may stay in the queue.
-
-    Returns:
-      Metrics of the finite steps.
     """
     finite = []
     while len(self._pending) > lag and not self.must_rewind():
@@ -109,11 +102,10 @@ class Monitor:
     median = statistics.median(earlier)
     if loss <= SPIKE_FACTOR * median:
       return None
-    terms = {k: float(v) for k, v in metrics.items() if k in _TERMS}
-    worst = max(terms, key=terms.get)
+    largest, term = max((float(metrics[k]), k) for k in _TERMS if k in metrics)
     return (
       f'step {step}: loss spike: {loss:.4g} is {loss / median:.3g} times the '
-      f'median {median:.4g}, most of it {worst} ({terms[worst]:.4g}); images '
+      f'median {median:.4g}, most of it {term} ({largest:.4g}); images '
       f'{list(image_ids)}'
     )
 
@@ -131,6 +123,10 @@ class Monitor:
       f'{self._in_a_row[-1]}. The update was skipped, '
       f'{len(self._in_a_row)} in a row'
     )
+
+  def in_streak(self) -> bool:
+    """Whether the newest settled step was bad."""
+    return bool(self._in_a_row)
 
   def must_rewind(self) -> bool:
     """Whether too many steps in a row were bad."""
@@ -161,15 +157,10 @@ class Monitor:
 def find_nonfinite(model: MaskRCNN, key, state, step: int, inputs) -> str:
   """Names the first non-finite tensor of a step, by computing it again.
 
-  Compiled and run only after a step went wrong: the step itself reports only
-  that it did, so that it stays fast.
+  Compiled only after a step went wrong, so that the step itself stays fast.
 
   Args:
-    model: that is trained.
-    key: of the run.
     state: after the step, whose update was skipped.
-    step: its number.
-    inputs: its batch.
 
   Returns:
     A sentence with the name, in the order of computation: a parameter, an input
@@ -197,9 +188,10 @@ def find_nonfinite(model: MaskRCNN, key, state, step: int, inputs) -> str:
 def _tensors(model, variables, batch, key) -> Iterator[tuple[str, jax.Array]]:
   """Name and value of every float tensor of a step, in order."""
   yield from _named(variables)
-  inputs = {k: batch[k] for k in ('images', 'image_sizes')}
-  inputs['instances.boxes'] = batch['instances']['boxes']
-  for name, rows in inputs.items():
+  for name, rows in (
+    *((k, batch[k]) for k in ('images', 'image_sizes')),
+    ('instances.boxes', batch['instances']['boxes']),
+  ):
     yield from ((f'{name}[{i}]', row) for i, row in enumerate(rows))
   _, captured = model.apply(
     dict(variables),
@@ -233,7 +225,6 @@ def collapsed_score(
 
   Args:
     workdir: of the run; `metrics.jsonl` has the earlier evaluations.
-    step: that was evaluated.
     values: by the keys of `metrics.jsonl`.
   """
   name = 'eval/mask_AP' if 'eval/mask_AP' in values else 'eval/AP'
@@ -260,27 +251,24 @@ def reason_to_stop(
 ) -> str | None:
   """The reason to end a run early after an evaluation; None: go on.
 
-  Earlier evaluations are read from `WORKDIR/metrics.jsonl` every time. So a run
-  that is killed and resumed decides as one that was not, and one that has
-  stopped stops again.
+  Earlier evaluations are read from `WORKDIR/metrics.jsonl`, so a run that is
+  killed and resumed decides as one that was not.
 
   Args:
-    workdir: of the run.
     step: finished; later evaluations, of a run that went back, do not count.
     metric: a key of `metrics.jsonl`, see `scores`.
     patience: evaluations in a row without an improvement that are enough; a
       value that is not finite is no improvement.
-    counts: whether an evaluation after a step counts.
   """
   found = scores.read(workdir, metric)
   found = {s: v for s, v in found.items() if s <= step and counts(s)}
   best = scores.best_step(found, metric, first=True)
-  later = sum(best is None or s > best for s in found)
+  later, since = len(found), 'never had a value'
+  if best is not None:
+    later = sum(s > best for s in found)
+    since = f'has not improved since step {best} ({found[best]:.4g})'
   if later < patience:
     return None
-  since = 'never had a value'
-  if best is not None:
-    since = f'has not improved since step {best} ({found[best]:.4g})'
   return (
     f'stopped early at step {step}: {metric} {since}, in {later} evaluations. '
     f'training.patience is {patience}; with a higher one, or None, the same '

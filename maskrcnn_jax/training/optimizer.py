@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from maskrcnn_jax.errors import UserError, invalid
+from maskrcnn_jax.errors import invalid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,16 +54,11 @@ class OptimizerOptions:
 
   def __post_init__(self):
     if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
-      raise invalid(
-        'optimizer.ema_decay', self.ema_decay, 'between 0 and 1, or None'
-      )
+      wanted = 'between 0 and 1, or None'
+      raise invalid('optimizer.ema_decay', self.ema_decay, wanted)
     if len(self.decay_steps) != len(self.decay_factors):
-      raise UserError(
-        'decay_steps and decay_factors must have the same length, got '
-        f'{self.decay_steps} and {self.decay_factors}.',
-        argument='optimizer.decay_steps',
-        given=self.decay_steps,
-      )
+      wanted = f'as many as optimizer.decay_factors, {self.decay_factors}'
+      raise invalid('optimizer.decay_steps', self.decay_steps, wanted)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +66,6 @@ class Optimizer:
   """The optimizer of a model.
 
   Attributes:
-    options: see `OptimizerOptions`.
     frozen_stages: of the backbone; their parameters have no momentum.
   """
 
@@ -119,7 +113,6 @@ def sgd(
   momentum, as in Habana.
 
   Args:
-    options: see `OptimizerOptions`.
     trainable: bools in the structure of the parameters.
 
   Returns:
@@ -141,12 +134,11 @@ def sgd(
 
 def weight_decay_loss(params: Any, trainable: Any, factor: float) -> jax.Array:
   """Coupled weight decay: `factor` times half the squared trainable kernels."""
+  leaves = jax.tree.leaves_with_path(params)
   squares = [
     jnp.sum(jnp.square(x))
-    for (path, x), is_trainable in zip(
-      jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(trainable)
-    )
-    if is_trainable and _leaf_name(path) == 'kernel'
+    for (path, x), is_trainable in zip(leaves, jax.tree.leaves(trainable))
+    if is_trainable and path[-1].key == 'kernel'
   ]
   return 0.5 * factor * sum(squares, jnp.float32(0.0))
 
@@ -156,15 +148,12 @@ def trainable_parameters(
 ) -> Mapping[str, Any]:
   """Bools in the structure of `params`: False in frozen backbone stages.
 
-  Args:
-    params: of `MaskRCNN`.
-    frozen_stages: of the backbone, counted as in `ResNetOptions.frozen_stages`.
+  They are counted as in `ResNetOptions.frozen_stages`.
   """
   stages = ['stem'] + [f'stage{level}' for level in range(2, 6)]
-  frozen = {('backbone', stage) for stage in stages[:frozen_stages]}
-
-  return jax.tree_util.tree_map_with_path(
-    lambda path, _: tuple(key.key for key in path[:2]) not in frozen, params
+  frozen = [['backbone', stage] for stage in stages[:frozen_stages]]
+  return jax.tree.map_with_path(
+    lambda path, _: [key.key for key in path[:2]] not in frozen, params
   )
 
 
@@ -182,13 +171,9 @@ def _scale_by_rate(schedule):
 def _scale_biases(factor):
   def update(updates, state, params=None):
     del params
-    scaled = jax.tree_util.tree_map_with_path(
-      lambda path, x: x * factor if _leaf_name(path) == 'bias' else x, updates
+    scaled = jax.tree.map_with_path(
+      lambda path, x: x * factor if path[-1].key == 'bias' else x, updates
     )
     return scaled, state
 
   return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
-
-
-def _leaf_name(path):
-  return path[-1].key

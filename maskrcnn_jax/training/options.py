@@ -7,11 +7,7 @@ from maskrcnn_jax.evaluation import coco_metrics, scores, scoring
 
 # Numbers of an evaluation that checkpoints can be compared by.
 METRICS = (
-  *(
-    prefix + name
-    for prefix in coco_metrics.PREFIXES.values()
-    for name in coco_metrics.NAMES
-  ),
+  *(p + n for p in coco_metrics.PREFIXES.values() for n in coco_metrics.NAMES),
   *scores.LOSSES,
 )
 
@@ -67,13 +63,8 @@ class TrainingOptions:
   max_bad_steps: int = 5
 
   def __post_init__(self):
-    for name in (
-      'num_steps',
-      'log_every_steps',
-      'checkpoint_every_steps',
-      'max_bad_steps',
-      'patience',
-    ):
+    counts = ('num_steps', 'log_every_steps', 'checkpoint_every_steps')
+    for name in (*counts, 'max_bad_steps', 'patience'):
       _check_at_least(1, 'training', name, getattr(self, name))
     if self.keep_best is not None and self.keep_best not in METRICS:
       raise UserError(
@@ -163,14 +154,10 @@ def _check_at_least(least: int, section: str, name: str, given) -> None:
 def check_options(
   training: TrainingOptions, evaluation: EvaluationOptions | None
 ) -> None:
-  """Raises if a run could never have the numbers that it depends on.
+  """Raises `UserError` if a run could never have the numbers it depends on.
 
   Args:
-    training: of the run.
     evaluation: of the run; None: it is not evaluated.
-
-  Raises:
-    UserError: `argument` names the option that is missing.
   """
   on_the_way = evaluation is not None and evaluation.every_steps > 0
   if training.patience is not None and not on_the_way:

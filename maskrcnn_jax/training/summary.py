@@ -23,25 +23,6 @@ WARMUP_STEPS = 100
 _LATENCY_PERCENTS = (50, 90, 95, 99, 100)
 
 
-class _Rate:
-  """Items per second since it was last read."""
-
-  def __init__(self, clock):
-    self._clock = clock
-    self._count, self._start = 0, clock()
-
-  def add(self, count: int) -> None:
-    self._count += count
-
-  def read(self, restart: bool = True) -> float:
-    now = self._clock()
-    seconds = now - self._start
-    rate = self._count / seconds if seconds > 0 else 0.0
-    if restart:
-      self._count, self._start = 0, now
-    return rate
-
-
 class RunSummary:
   """Times a run; a context manager that prints a summary at its end.
 
@@ -50,39 +31,37 @@ class RunSummary:
   """
 
   def __init__(self, writer, log_file: str | None = None, clock=time.monotonic):
-    """Starts the clock.
-
-    Args:
-      writer: `metrics.MetricWriter`.
-      log_file: JSON lines, see `log`; None for none.
-      clock: returns seconds.
-    """
-    self._writer = writer
-    self._log_file = log_file
-    self._clock = clock
+    """Starts the clock."""
+    self._writer, self._log_file, self._clock = writer, log_file, clock
     self._start = clock()
     self._paused_seconds = 0.0
+    self._images = self._steps = 0
     # Since the last log, since the warm-up, and for `habana_rates`.
-    self._window, self._whole, self._board, self._board_steps = (
-      _Rate(lambda: clock() - self._paused_seconds) for _ in range(4)
-    )
-    self._steps = 0
+    self._marks = dict.fromkeys(('window', 'whole', 'board'), self._now())
     self.values = {}
+
+  def _now(self) -> tuple[float, int, int]:
+    seconds = self._clock() - self._paused_seconds
+    return seconds, self._images, self._steps
+
+  def _rates(self, mark: str) -> tuple[float, float]:
+    """Images and steps a second since a mark, which moves to now."""
+    before, now = self._marks[mark], self._now()
+    self._marks[mark] = now
+    seconds, images, steps = (b - a for a, b in zip(before, now))
+    return (images / seconds, steps / seconds) if seconds > 0 else (0.0, 0.0)
 
   def add(self, num_images: int, wait) -> None:
     """Counts a step.
 
     Args:
-      num_images: of the step, over all hosts.
       wait: called where the clock must wait for the device.
     """
     self._steps += 1
-    for rate in (self._window, self._whole, self._board):
-      rate.add(num_images)
-    self._board_steps.add(1)
+    self._images += num_images
     if self._steps == WARMUP_STEPS:
       wait()
-      self._whole.read()
+      self._marks['whole'] = self._now()
 
   @contextlib.contextmanager
   def paused(self):
@@ -104,11 +83,9 @@ class RunSummary:
 
     Args:
       step: finished; the device must be done with it.
-      num_steps: of the run.
-      metrics: means over the steps.
-      skipped: how many steps, images or objects were skipped so far, by kind.
+      skipped: number of skipped steps, images and objects so far.
     """
-    rate = self._window.read()
+    rate, _ = self._rates('window')
     self.values = metrics
     named = {**metrics, 'images_per_second': rate}
     named |= {f'skipped_{kind}': n for kind, n in skipped.items() if n}
@@ -118,10 +95,8 @@ class RunSummary:
 
   def habana_rates(self) -> dict[str, float]:
     """Speed since the last call under Habana's names in TensorBoard."""
-    return {
-      'global_step/sec': self._board_steps.read(),
-      'examples/sec': self._board.read(),
-    }
+    images, steps = self._rates('board')
+    return {'global_step/sec': steps, 'examples/sec': images}
 
   def is_warm(self) -> bool:
     """Whether steps beyond the warm-up have been counted."""
@@ -131,11 +106,11 @@ class RunSummary:
     return self
 
   def __exit__(self, kind, error, unused_traceback):
-    rate = self._whole.read(restart=False)
+    rate, _ = self._rates('whole')
     seconds = self._clock() - self._start
     status = 'SUCCESS' if kind is None else f'FAILURE, {kind.__name__}'
     if isinstance(error, Stopped):
-      status = 'STOPPED by SIGTERM; the same command continues from here'
+      status = f'STOPPED by {error.signal_name}; the same command continues'
     self._writer.print('\n'.join(self._lines(status, rate, seconds)))
     if self._writer.enabled:
       log(
@@ -150,9 +125,9 @@ class RunSummary:
 
   def _lines(self, status, rate, seconds):
     span = datetime.timedelta(seconds=round(seconds))
-    note = f'without the first {WARMUP_STEPS} steps'
-    if not self.is_warm():
-      note = f'warm-up: throughput is measured from step {WARMUP_STEPS + 1} on'
+    note = f'warm-up: throughput is measured from step {WARMUP_STEPS + 1} on'
+    if self.is_warm():
+      note = f'without the first {WARMUP_STEPS} steps'
     yield f'Training ended with status: {status}'
     yield f'  steps       {self._steps} in {span} (hours:minutes:seconds)'
     yield f'  throughput  {rate:.4g} images/s ({note})'
@@ -165,17 +140,11 @@ def inference_lines(
 ) -> tuple[list[str], dict[str, float]]:
   """Speed of an evaluation: lines of text, and numbers for the log.
 
-  Args:
-    seconds: of every batch; the first one compiles.
-    batch_size: images of a batch.
-
   Returns:
     The lines; the numbers under Habana's names, -1 during the warm-up as there.
   """
-  logged = {
-    'avg_inference_throughput': -1.0,
-    'avg_inference_time': float(np.sum(seconds)),
-  }
+  total = float(np.sum(seconds))
+  logged = {'avg_inference_throughput': -1.0, 'avg_inference_time': total}
   steady = np.asarray(seconds[1:])
   if not steady.size:
     return [], logged
@@ -186,11 +155,11 @@ def inference_lines(
   after = np.asarray(seconds[WARMUP_STEPS:-1])
   if after.size:
     logged['avg_inference_throughput'] = float(np.mean(batch_size / after))
-  lines = [
+  line = (
     f'inference: {rate:.4g} images/s without the first batch; seconds a batch: '
     f'mean {np.mean(steady):.3g}, {percentiles}'
-  ]
-  return lines, logged
+  )
+  return [line], logged
 
 
 def log(path: str | None, *entries: Mapping[str, float]) -> None:
@@ -206,14 +175,12 @@ def log(path: str | None, *entries: Mapping[str, float]) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   now = time.time()
   with path.open('a', encoding='utf-8') as file:
+    head = {
+      'timestamp': now,
+      'datetime': str(datetime.datetime.fromtimestamp(now)),
+    }
     for entry in filter(None, entries):
-      line = {
-        'timestamp': now,
-        'datetime': str(datetime.datetime.fromtimestamp(now)),
-        'type': 'LOG',
-        'step': [],
-        'data': dict(entry),
-      }
+      line = {**head, 'type': 'LOG', 'step': [], 'data': dict(entry)}
       file.write(json.dumps(line) + '\n')
 
 
@@ -233,14 +200,10 @@ class Profile:
     """
     steps = tuple(steps or ())
     if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
-      raise invalid(
-        'training.profile',
-        steps,
-        'the first and the last step to trace, counted from 1',
-      )
-    self._workdir = str(workdir)
+      wanted = 'the first and the last step to trace, counted from 1'
+      raise invalid('training.profile', steps, wanted)
+    self._workdir, self._is_open = str(workdir), False
     self._first, self._last = steps or (0, 0)
-    self._is_open = False
 
   def before(self, step: int) -> None:
     """Starts the trace before its first step."""

@@ -4,7 +4,6 @@ The exponential moving average of the parameters lags behind them and is less
 noisy, so it often detects better before the learning rate has decayed.
 """
 
-import dataclasses
 from typing import Any
 
 import flax.struct
@@ -53,12 +52,9 @@ class AveragedTrainState(TrainState):
 
 def start_average(state: TrainState) -> AveragedTrainState:
   """The state with an average equal to its parameters."""
-  fields = dataclasses.fields(TrainState)
   # Copied, since a step donates every array once.
-  return AveragedTrainState(
-    **{field.name: getattr(state, field.name) for field in fields},
-    ema=jax.tree.map(jnp.copy, state.params),
-  )
+  ema = jax.tree.map(jnp.copy, state.params)
+  return AveragedTrainState(**{**vars(state), 'ema': ema})
 
 
 def restart_average(state: TrainState) -> TrainState:
@@ -70,14 +66,12 @@ def restart_average(state: TrainState) -> TrainState:
 def advance_average(state: TrainState, decay: float | None) -> TrainState:
   """The state with an updated average.
 
+  Its decay is `min(decay, (1 + step) / (10 + step))`: the ramp of TensorFlow's
+  ExponentialMovingAverage, which soon forgets the initial values.
+
   Args:
     state: with new parameters and the number of steps before this one.
     decay: of the average; None if there is none.
-
-  Returns:
-    The state, whose average has the decay `min(decay, (1 + step) / (10 +
-    step))`: the ramp of TensorFlow's ExponentialMovingAverage, which soon
-    forgets the initial values.
   """
   if decay is None:
     return state

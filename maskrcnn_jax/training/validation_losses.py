@@ -27,12 +27,7 @@ class ValidationLosses:
   """Computes validation losses; keeps the compiled program between calls."""
 
   def __init__(self, model: MaskRCNN, mesh):
-    """Compiles nothing yet.
-
-    Args:
-      model: from `model_sharding.shard_model`.
-      mesh: of all devices of all hosts.
-    """
+    """Compiles nothing yet."""
     self._mesh = mesh
     self._num_classes = model.num_classes
     replicated = mesh_lib.replicated(mesh)
@@ -100,8 +95,6 @@ def image_losses(
   """The loss terms of every image, as of a batch that holds it alone.
 
   Args:
-    model: to evaluate.
-    variables: of the model.
     batch: `images`, `image_sizes`, `instances` and `valid`.
     seeds: `[batch]` uint32, for the samples of anchors and RoIs of each image.
 

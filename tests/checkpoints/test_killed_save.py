@@ -10,7 +10,7 @@ import pytest
 from tiny_checkpoint import assert_same, make_config
 
 from maskrcnn_jax.checkpoints import store
-from maskrcnn_jax.checkpoints.writer import deferred_signals
+from maskrcnn_jax.distributed.termination import deferred_signals
 
 # A save of such a process takes about so long.
 SAVE_SECONDS = 0.2

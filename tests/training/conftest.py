@@ -7,6 +7,7 @@ import quick
 import tiny_run
 from jax.experimental.compilation_cache import compilation_cache
 
+from maskrcnn_jax.training import loop
 from maskrcnn_jax.weights import tensor_files, torchvision
 
 
@@ -18,7 +19,22 @@ def programs(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def fast_compilation(programs):
-  """Compiles every program once for all files, and without much thought."""
+  """Compiles every program once for all files, and without much thought.
+
+  A step that a run of the file has compiled is not traced again either.
+  """
+  steps, compile_step = {}, loop._compile
+
+  def compile_once(model, optimizer, mesh, state, inputs, key, writer):
+    leaves, structure = jax.tree.flatten((state, inputs))
+    kinds = tuple((x.shape, x.dtype, x.sharding) for x in leaves)
+    name = model, optimizer, mesh, structure, kinds
+    if name not in steps:
+      steps[name] = compile_step(
+        model, optimizer, mesh, state, inputs, key, writer
+      )
+    return steps[name]
+
   settings = {
     'jax_compilation_cache_dir': str(programs),
     'jax_persistent_cache_min_compile_time_secs': 0.0,
@@ -27,7 +43,8 @@ def fast_compilation(programs):
   for name, value in settings.items():
     jax.config.update(name, value)
   compilation_cache.reset_cache()
-  with quick.compilation():
+  with quick.compilation(), pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loop, '_compile', compile_once)
     yield
   for name, value in before.items():
     jax.config.update(name, value)

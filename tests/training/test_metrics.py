@@ -1,13 +1,17 @@
 """Metric writer: lines that parse, TensorBoard, the bar, means of a window."""
 
+import contextlib
+import errno
 import json
 import os
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_disk
 
 from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.evaluation import scores
 from maskrcnn_jax.training import metrics
 
 VALUES = {
@@ -57,6 +61,31 @@ def test_nothing_is_written_through_a_link(name, tmp_path):
   os.mkfifo(workdir / name)
   with pytest.raises(UserError):
     metrics.MetricWriter(workdir)
+
+
+def test_a_full_disk_is_named_and_costs_a_line(tmp_path, capsys):
+  with small_disk.mounted(tmp_path / 'disk', 2**20) as disk:
+    path = disk / 'metrics.jsonl'
+    writer = metrics.MetricWriter(disk)
+    writer.scalars(1, {'train/mask': 0.5})
+    with small_disk.nearly_full(disk, 4 * small_disk.PAGE):
+      with pytest.raises(OSError) as error:
+        for _ in range(999):
+          writer.scalars(2, {'train/mask': 0.5})
+      assert (error.value.errno, error.value.filename) == (
+        errno.ENOSPC,
+        str(path),
+      )
+      # TensorBoard's thread has ended too: it does not block for ever.
+      for step in range(999):
+        writer.board_scalars(step, {'train/mask': 0.5})
+      assert str(disk) in capsys.readouterr().err
+      with contextlib.suppress(OSError):
+        writer.__exit__()
+    with metrics.MetricWriter(disk, num_steps=4, first_step=1) as again:
+      again.scalars(2, {'train/mask': 0.25})
+    assert scores.read(disk, 'train/mask')[1] == 0.5
+    assert scores.read(disk, 'train/mask')[2] == 0.25
 
 
 def test_other_hosts_write_nothing(tmp_path, capsys):
