@@ -55,6 +55,28 @@ def encode_run_lengths(mask: np.ndarray) -> dict[str, Any]:
   return {**encoded, 'counts': encoded['counts'].decode('ascii')}
 
 
+def encode_numbers(numbers: np.ndarray) -> dict[int, dict[str, Any]]:
+  """`encode_run_lengths` of every number above 0 of a `[height, width]` array.
+
+  In one pass: a small file may hold as many numbers as pixels.
+  """
+  height, width = numbers.shape
+  flat = numbers.ravel(order='F')
+  starts = np.flatnonzero(np.append(True, flat[1:] != flat[:-1]))
+  ends = np.append(starts[1:], flat.size)
+  order = np.argsort(flat[starts], kind='stable')
+  found, first = np.unique(flat[starts][order], return_index=True)
+  encoded = {}
+  for number, runs in zip(found.tolist(), np.split(order, first[1:])):
+    if number > 0:
+      edges = np.stack([starts[runs], ends[runs]], axis=1).ravel()
+      counts = np.diff(edges, prepend=0, append=flat.size).tolist()
+      runs = {'size': [height, width], 'counts': counts}
+      runs = coco_mask.frPyObjects(runs, height, width)
+      encoded[number] = {**runs, 'counts': runs['counts'].decode('ascii')}
+  return encoded
+
+
 def decode_segmentation(
   segmentation: Any, height: int, width: int
 ) -> np.ndarray:

@@ -61,6 +61,14 @@ def test_run_lengths_agree_with_pycocotools(density):
       np.testing.assert_array_equal(decoded, mask)
 
 
+def test_numbers_are_encoded_as_one_by_one():
+  numbers = np.random.default_rng(2).integers(0, 5, (9, 13)) * 300
+  encoded = masks.encode_numbers(numbers)
+  assert encoded.keys() == {300, 600, 900, 1200}
+  for number, runs in encoded.items():
+    np.testing.assert_array_equal(coco_mask.decode(runs), numbers == number)
+
+
 def test_uncompressed_run_lengths_by_hand():
   rle = {'size': [2, 3], 'counts': [1, 3, 2]}  # Column after column.
   np.testing.assert_array_equal(

@@ -14,8 +14,11 @@ FILES = ('data.yaml', 'data.yml', 'classes.txt', 'obj.names')
 _MAX_BYTES = 2**18  # A thousand names take a tenth of it.
 
 
-class _NoAliasLoader(yaml.SafeLoader):
-  """Loader without aliases, ten lines of which hold a billion entries."""
+class _NoAliasLoader(yaml.BaseLoader):
+  """Loader of texts alone, without aliases.
+
+  Ten lines of aliases hold a billion entries, and `no` may be a name.
+  """
 
   def compose_node(self, parent, index):
     if self.check_event(yaml.AliasEvent):

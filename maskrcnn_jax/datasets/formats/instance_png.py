@@ -83,7 +83,7 @@ def read_instances(
     message = f'255 of a palette is void: {void} pixels are of no object.'
     findings.append(Finding('void_pixels', str(path), message, 'note'))
     numbers[numbers == _VOID] = 0
-  for number in np.unique(numbers[numbers > 0]).tolist():
+  for number, mask in masks.encode_numbers(numbers).items():
     category_id, instance = divmod(number, CLASS_FACTOR)
     is_crowd = category_id == 0 and len(names) > 1
     if is_crowd:
@@ -91,7 +91,6 @@ def read_instances(
     elif len(names) == 1:
       (category_id,) = names
     if category_id in names:
-      mask = masks.encode_run_lengths(numbers == number)
       entry = {'category_id': category_id, 'segmentation': mask}
       objects.append({**entry, 'iscrowd': int(is_crowd)})
       continue
@@ -107,7 +106,7 @@ def read_instances(
 
 
 def read_numbers(path, sizes) -> tuple[np.ndarray, bool]:
-  """`[height, width]` int64 numbers of a PNG; whether they are of a palette.
+  """`[height, width]` int32 numbers of a PNG; whether they are of a palette.
 
   A colour is a number of 24 bits.
 
@@ -121,10 +120,10 @@ def read_numbers(path, sizes) -> tuple[np.ndarray, bool]:
     image = image.convert('L')
   elif image.mode in ('RGBA', 'RGBa'):
     image = image.convert('RGB')
-  numbers = np.asarray(image).astype(np.int64)
-  if numbers.ndim == 3:
-    red, green, blue = np.moveaxis(numbers, -1, 0)
-    numbers = (red << 16) + (green << 8) + blue
+  pixels = np.asarray(image)
+  numbers = np.zeros(pixels.shape[:2], np.int32)
+  for channel in np.moveaxis(np.atleast_3d(pixels), -1, 0):
+    numbers = (numbers << 8) + channel.astype(np.int32)
   return numbers, is_palette
 
 
