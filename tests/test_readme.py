@@ -18,6 +18,7 @@ README = (ROOT / 'README.md').read_text(encoding='utf-8')
 PAGES = [
   'README.md',
   '.github/CONTRIBUTING.md',
+  '.github/SECURITY.md',
   'data/README.md',
   'launch/README.md',
   'tests/golden/README.md',

@@ -404,6 +404,8 @@ def mutate(rng: random.Random, name: str, data: bytes) -> bytes:
   if known is None:
     known = mutate_json if data[:1] in (b'{', b'[') else mutate_bytes
   try:
-    return known(rng, data)
+    mutated = known(rng, data)
   except Exception:  # An earlier mutation left nothing to edit.
     return mutate_bytes(rng, data)
+  # What is large may take long.
+  return mutated if len(mutated) < 2**21 else mutate_bytes(rng, data)

@@ -121,7 +121,7 @@ def read_records(folder, path):
   for row in range(min(len(index), 3)):
     records.read_record(index, row)
     records.read_objects(index, row)
-  if hash(path.read_bytes()[-8:]) % 4 == 0:
+  if path.stat().st_size % 4 == 0:
     made = batches.train_batches(
       str(path), ((32, 32),), 2, 3, 14, cache='nothing', num_threads=1
     )

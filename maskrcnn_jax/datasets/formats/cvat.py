@@ -101,7 +101,8 @@ def _read_xml(path) -> ElementTree.Element:
   try:
     with open(path, 'rb') as file:
       parser.ParseFile(file)
-  except (expat.ExpatError, UserError) as error:
+  # Also of an unknown encoding.
+  except (expat.ExpatError, LookupError, ValueError) as error:
     raise UserError(f'{path} is not read: {error}', path=path) from error
   return builder.close()
 
