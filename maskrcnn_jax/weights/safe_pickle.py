@@ -51,6 +51,9 @@ class UnsafePickleError(UserError):
 class Unused:
   """Replacement for what no state dict needs, such as a set."""
 
+  def __init__(self, *_):
+    pass
+
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
@@ -143,7 +146,12 @@ def load(file: BinaryIO, budget: Budget) -> tuple[Any, dict[str, Storage]]:
   machine = _Machine(budget)
   for instruction, argument, _ in pickletools.genops(file):
     budget.pay(STEP)
-    machine.step(instruction.name, argument)
+    if push := _PUSHING.get(instruction.name):
+      machine.stack.append(push(machine, argument))
+    elif execute := _OTHERS.get(instruction.name):
+      execute(machine, argument)
+    else:
+      raise UserError(f'it has the instruction {instruction.name}')
   return machine.stack.pop(), machine.storages
 
 
@@ -152,10 +160,10 @@ class _Machine:
 
   def __init__(self, budget):
     self.stack, self.storages = [], {}
-    self._memo, self._budget = {}, budget
+    self.memo, self._budget = {}, budget
     self._functions = {
-      'collections OrderedDict': self._dict,
-      'collections Counter': self._dict,
+      'collections OrderedDict': self._copied,
+      'collections Counter': self._copied,
       'torch._utils _rebuild_tensor': _rebuild_tensor,
       'torch._utils _rebuild_tensor_v2': _rebuild_tensor,
       'torch._utils _rebuild_parameter': lambda data, *_: data,
@@ -165,7 +173,7 @@ class _Machine:
     }
     for module in ('builtins', '__builtin__'):
       for name in ('set', 'frozenset'):
-        self._functions[f'{module} {name}'] = lambda *_: Unused()
+        self._functions[f'{module} {name}'] = Unused
     # NumPy moved its core in version 2.
     for core in ('numpy.core', 'numpy._core'):
       self._functions |= {
@@ -176,113 +184,56 @@ class _Machine:
         f'{core}.numeric _frombuffer': self._array,
       }
 
-  def step(self, name, argument):
-    """Executes an instruction."""
-    stack = self.stack
-    match name:
-      case 'PUT' | 'BINPUT' | 'LONG_BINPUT':
-        self._memo[argument] = stack[-1]
-      case 'MEMOIZE':
-        self._memo[len(self._memo)] = stack[-1]
-      case 'GET' | 'BINGET' | 'LONG_BINGET':
-        stack.append(self._memo[argument])
-      case 'GLOBAL':
-        stack.append(self._find(argument))
-      case 'STACK_GLOBAL':
-        stack.append(self._find(' '.join(self._pop(2))))
-      case 'REDUCE':
-        function, arguments = self._pop(2)
-        is_call = isinstance(function, _Function)
-        if not is_call or not _is_short(arguments, _MAX_ARGUMENTS):
-          raise UserError('it calls something that is not a function')
-        stack.append(function.call(*arguments))
-      case 'BUILD':
-        (state,) = self._pop(1)
-        self._set_state(stack[-1], state)
-      case 'BINPERSID':
-        stack.append(self._storage(*self._pop(1)))
-      case 'PROTO' | 'FRAME' | 'STOP':
-        pass
-      case 'INST' | 'PERSID' | 'EXT1' | 'EXT2' | 'EXT4':
-        raise UserError(f'it has the instruction {name}')
-      case _ if argument is not None:
-        stack.append(argument)
-      case _ if name in _CONSTANTS:
-        stack.append(_CONSTANTS[name]())
-      case _:
-        self._collect(name)
-
-  def _collect(self, name):
-    """Executes an instruction on containers or on the stack itself."""
-    stack = self.stack
-    match name:
-      case 'POP':
-        stack.pop()
-      case 'POP_MARK' | 'ADDITEMS':
-        self._items()
-      case 'DUP':
-        stack.append(stack[-1])
-      case 'TUPLE1' | 'TUPLE2' | 'TUPLE3':
-        stack.append(tuple(self._pop(int(name[-1]))))
-      case 'TUPLE':
-        stack.append(tuple(self._items()))
-      case 'LIST':
-        stack.append(self._items())
-      case 'DICT':
-        stack.append(self._filled({}, self._items()))
-      case 'APPEND':
-        self._append(self._pop(1))
-      case 'APPENDS':
-        self._append(self._items())
-      case 'SETITEM':
-        self._filled(stack[-3], self._pop(2))
-      case 'SETITEMS':
-        items = self._items()
-        self._filled(stack[-1], items)
-      case 'FROZENSET':
-        self._items()
-        stack.append(Unused())
-      case _:
-        raise UserError(f'it has the instruction {name}')
-
-  def _pop(self, count):
+  def pop(self, count):
     items = self.stack[-count:]
     if len(items) < count or any(x is _MARK for x in items):
       raise UserError('its stack is too short')
     del self.stack[-count:]
     return items
 
-  def _items(self):
+  def items(self):
     """Pops the items above the last mark, and the mark."""
     items = []
     while (item := self.stack.pop()) is not _MARK:
       items.append(item)
     return items[::-1]
 
-  def _append(self, items):
+  def append(self, items):
+    """Appends to the list on the stack."""
     if type(self.stack[-1]) is not list:
       raise UserError('it appends to something that is not a list')
     self.stack[-1].extend(items)
 
-  def _filled(self, target, items):
-    """A dict with further keys and values, which alternate in `items`."""
-    if type(target) is not dict or len(items) % 2:
+  def set_items(self, items):
+    """Sets items of the dict on the stack, which is below `items`."""
+    if type(self.stack[-1]) is not dict:
       raise UserError('it sets items of something that is not a dict')
-    for key, value in zip(items[::2], items[1::2]):
+    self.stack[-1].update(self.dict(items))
+
+  def dict(self, items):
+    """A dict of keys and values, which alternate."""
+    made = {}
+    for key, value in zip(items[::2], items[1::2], strict=True):
       if isinstance(key, str | bytes):
         self._budget.pay(len(key))
       elif not isinstance(key, int | float) or abs(key) >= _MAX_KEY:
         key = Unused()  # It names no tensor.
-      target[key] = value
-    return target
+      made[key] = value
+    return made
 
-  def _dict(self, items=()):
+  def _copied(self, items=()):
     """A dict of the items of another, or of (key, value) pairs."""
     self._budget.pay(STEP * len(items))
     pairs = items.items() if isinstance(items, dict) else items
-    return self._filled({}, [x for key, value in pairs for x in (key, value)])
+    return self.dict([x for key, value in pairs for x in (key, value)])
 
-  def _find(self, name):
+  def call(self, function, arguments):
+    is_call = isinstance(function, _Function)
+    if not is_call or not _is_short(arguments, _MAX_ARGUMENTS):
+      raise UserError('it calls something that is not a function')
+    return function.call(*arguments)
+
+  def find(self, name):
     if name in self._functions:
       return _Function(self._functions[name])
     module, _, kind = name.partition(' ')
@@ -300,7 +251,7 @@ class _Machine:
       item=item,
     )
 
-  def _storage(self, found):
+  def storage(self, found):
     match found if _is_short(found, _MAX_ARGUMENTS) else None:
       case ('storage', np.dtype() as dtype, str(key), _, int(size), *view):
         if view in ([], [None]):
@@ -308,7 +259,8 @@ class _Machine:
           return self.storages[key]
     raise UserError('it has an unknown storage')
 
-  def _set_state(self, target, state):
+  def set_state(self, state):
+    target = self.stack[-1]
     if isinstance(target, Array):
       _, shape, dtype, is_fortran, data = state
       order = 'F' if is_fortran else 'C'
@@ -352,14 +304,52 @@ def _sides(sides):
   return tuple(sides)
 
 
-# Instructions that push a new object.
-_CONSTANTS = {
-  'NONE': lambda: None,
-  'NEWTRUE': lambda: True,
-  'NEWFALSE': lambda: False,
-  'MARK': lambda: _MARK,
-  'EMPTY_TUPLE': tuple,
-  'EMPTY_LIST': list,
-  'EMPTY_DICT': dict,
-  'EMPTY_SET': Unused,
+# Instructions that push what they return, by the machine and the argument.
+_PUSHING = {
+  **{
+    x.name: lambda machine, argument: argument
+    for x in pickletools.opcodes
+    if x.arg and x.stack_after and not x.stack_before
+    if not x.name.startswith(('EXT', 'PERSID'))
+  },
+  **dict.fromkeys(
+    ('GET', 'BINGET', 'LONG_BINGET'), lambda machine, row: machine.memo[row]
+  ),
+  'NONE': lambda *_: None,
+  'NEWTRUE': lambda *_: True,
+  'NEWFALSE': lambda *_: False,
+  'MARK': lambda *_: _MARK,
+  'DUP': lambda machine, _: machine.stack[-1],
+  'EMPTY_TUPLE': lambda *_: (),
+  'TUPLE1': lambda machine, _: tuple(machine.pop(1)),
+  'TUPLE2': lambda machine, _: tuple(machine.pop(2)),
+  'TUPLE3': lambda machine, _: tuple(machine.pop(3)),
+  'TUPLE': lambda machine, _: tuple(machine.items()),
+  'EMPTY_LIST': lambda *_: [],
+  'LIST': lambda machine, _: machine.items(),
+  'EMPTY_DICT': lambda *_: {},
+  'DICT': lambda machine, _: machine.dict(machine.items()),
+  'EMPTY_SET': lambda *_: Unused(),
+  'FROZENSET': lambda machine, _: Unused(machine.items()),
+  'GLOBAL': lambda machine, name: machine.find(name),
+  'STACK_GLOBAL': lambda machine, _: machine.find(' '.join(machine.pop(2))),
+  'REDUCE': lambda machine, _: machine.call(*machine.pop(2)),
+  'BINPERSID': lambda machine, _: machine.storage(*machine.pop(1)),
+}
+_OTHERS = {
+  **dict.fromkeys(('PROTO', 'FRAME', 'STOP'), lambda *_: None),
+  **dict.fromkeys(
+    ('PUT', 'BINPUT', 'LONG_BINPUT'),
+    lambda machine, row: machine.memo.update({row: machine.stack[-1]}),
+  ),
+  'MEMOIZE': lambda machine, _: machine.memo.update(
+    {len(machine.memo): machine.stack[-1]}
+  ),
+  'POP': lambda machine, _: machine.stack.pop(),
+  **dict.fromkeys(('POP_MARK', 'ADDITEMS'), lambda machine, _: machine.items()),
+  'APPEND': lambda machine, _: machine.append(machine.pop(1)),
+  'APPENDS': lambda machine, _: machine.append(machine.items()),
+  'SETITEM': lambda machine, _: machine.set_items(machine.pop(2)),
+  'SETITEMS': lambda machine, _: machine.set_items(machine.items()),
+  'BUILD': lambda machine, _: machine.set_state(*machine.pop(1)),
 }

@@ -10,7 +10,9 @@ Its own reader because TensorFlow ends the process on some corrupt files.
 """
 
 import dataclasses
+import functools
 import math
+import operator
 import os
 import pathlib
 import re
@@ -314,16 +316,9 @@ def _masked_crc32c(data: bytes) -> int:
   for column in columns:
     crc = _CRC[(crc ^ column) & 0xFFFF] ^ (crc >> 16)
     advance = _CRC[advance & 0xFFFF] ^ (advance >> 16)
-  while len(crc) > 1:
-    if len(crc) % 2:
-      crc = np.append(np.uint32(0), crc)
-    crc = _advanced(crc[::2], advance) ^ crc[1::2]
-    advance = _advanced(advance, advance)
-  value = int(crc[0]) ^ 0xFFFFFFFF
+  value, advance = 0, advance.tolist()
+  for row in crc.tolist():
+    bits = (x for bit, x in enumerate(advance) if value >> bit & 1)
+    value = functools.reduce(operator.xor, bits, row)
+  value ^= 0xFFFFFFFF
   return ((value >> 15 | value << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def _advanced(crc, advance):
-  """Checksums after zeros, by what becomes of each bit."""
-  bits = (crc[:, None] >> np.arange(32, dtype=np.uint32)) & 1
-  return np.bitwise_xor.reduce(bits * advance, axis=1)

@@ -261,28 +261,6 @@ def test_object_arrays_are_not_unpickled(tmp_path):
   assert not (tmp_path / 'executed').exists()
 
 
-# A tuple of 2^25 paths; the unpickler would be done with it in a second.
-TUPLES = b')q\0' + b''.join(b'h%c\x86q%c' % (i, i + 1) for i in range(25))
-
-
-@pytest.mark.parametrize(
-  'program',
-  [
-    b'}' + TUPLES + b'Ns',
-    b'cbuiltins\nfrozenset\n(]' + TUPLES + b'atR',
-    b'cnumpy\ndtype\n' + TUPLES + b'\x85R',
-    TUPLES + b'Q',
-    b'Nr\xff\xff\xff\x02',  # The memo would have 50 million rows.
-  ],
-  ids=['key', 'set', 'dtype', 'storage', 'memo'],
-)
-@pytest.mark.parametrize('container', ['pkl', 'zip', 'legacy'])
-def test_pickles_of_enormous_objects(tmp_path, program, container):
-  path = tmp_path / 'weights.pth'
-  path.write_bytes(containers(b'\x80\2' + program + b'.')[container])
-  refused(path)
-
-
 def test_a_storage_larger_than_declared_is_not_read(tmp_path):
   path = tmp_path / 'weights.pth'
   with (
@@ -355,8 +333,7 @@ def test_truncated_files(tmp_path, name):
     assert str(path) in str(refused(path))
 
 
-def test_other_corrupt_files(tmp_path):
-  """Objects of unexpected types, an array of 4 TiB, one of rank 100."""
+def test_pickles_of_unexpected_objects(tmp_path):
   path = tmp_path / 'weights.pth'
   for objects in (
     (LEGACY_MAGIC, 1001, []),
@@ -364,19 +341,6 @@ def test_other_corrupt_files(tmp_path):
   ):
     path.write_bytes(b''.join(pickle.dumps(x, 2) for x in objects))
     refused(path)
-  header = "{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776,)}"
-  with zipfile.ZipFile(path, 'w') as file:
-    data = b'\x93NUMPY\1\0' + len(header).to_bytes(2, 'little')
-    file.writestr('a.npy', data + header.encode())
-  refused(path)
-  deep = {'a': np.zeros((1,) * 60, np.float32)}
-  content = safetensors.numpy.save(deep)
-  shape = str([1] * 60).replace(' ', '').encode()
-  assert shape in content
-  longer = content.replace(shape, shape[:-1] + b',1' * 5 + b']')
-  size = int.from_bytes(content[:8], 'little') + 10
-  path.write_bytes(size.to_bytes(8, 'little') + longer[8:])
-  refused(path)
 
 
 def test_files_of_other_kinds(tmp_path):
