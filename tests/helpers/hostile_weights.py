@@ -287,7 +287,8 @@ def main():
   used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
   resource.setrlimit(resource.RLIMIT_DATA, (used + BYTES,) * 2)
   for path in sys.stdin.read().splitlines():
-    signal.alarm(SECONDS)
+    # Of the processor, however busy the machine is.
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     begin = time.process_time()
     kind, text = _read(path)
     seconds = time.process_time() - begin
