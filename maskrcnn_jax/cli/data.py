@@ -37,8 +37,12 @@ def add_verbs(add_verb) -> None:
   add('--classes', metavar='NAME,NAME,...',
       help='class names, or a file that lists them; for formats other than '
       'coco')
+  add('--to', metavar='NAME', default='records',
+      help='records (default); or labels of another format: coco, a json; '
+      'labelme or yolo, a folder')
   add('--output', required=True,
-      help='record files to write, such as records/train-*.tfrecord')
+      help='record files to write, such as records/train-*.tfrecord; the json '
+      'or the folder for --to')
   add('--captions', help='COCO json of captions')
   add('--image_ids', type=command_line.COUNTS, metavar='ID,ID,...',
       help='convert only these images')
@@ -58,15 +62,25 @@ def add_verbs(add_verb) -> None:
 
 def _prepare(args: argparse.Namespace) -> None:
   from maskrcnn_jax.datasets import prepare
+  from maskrcnn_jax.datasets.formats import writers
 
   command_line.set_max_pixels(args)
+  paths = args.images, args.annotations, args.output
   options = command_line.given(
-    args,
-    *('num_shards', 'num_workers', 'image_ids', 'classes', 'allow_outside'),
-    captions_file='captions',
-    data_format='format',
+    args, 'num_workers', 'classes', data_format='format'
   )
-  print(prepare.prepare(args.images, args.annotations, args.output, **options))
+  for_records = command_line.given(
+    args,
+    *('num_shards', 'image_ids', 'allow_outside'),
+    captions_file='captions',
+  )
+  if args.to == 'records':
+    print(prepare.prepare(*paths, **options, **for_records))
+    return
+  if any(for_records.values()):
+    flag = '--' + next(x for x in for_records if for_records[x])
+    raise UserError(f'{flag} is for --to records only.', argument=flag)
+  print(writers.write(*paths, args.to, **options))
 
 
 def _check(args: argparse.Namespace) -> int:
