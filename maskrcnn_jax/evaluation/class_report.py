@@ -20,22 +20,15 @@ _RESERVED = ('class', 'object', 'objects', _BACKGROUND)
 
 @dataclasses.dataclass(frozen=True)
 class ClassReport:
-  """Evaluation by class.
+  """Evaluation by class."""
 
-  Attributes:
-    names: of the classes, in the order of their ids.
-    num_objects: `[n]` int, of each class, without crowds.
-    precisions: AP, AP50 and AP75 of boxes and then of masks by column, each
-      `[n]`; -1 without an object.
-    confusion: `[n + 1, n + 1]`, see `confusion_matrix`.
-    min_score: of the detections in `confusion`.
-  """
-
-  names: tuple[str, ...]
-  num_objects: np.ndarray
+  names: tuple[str, ...]  # Of the classes, in the order of their ids.
+  num_objects: np.ndarray  # `[n]` int, of each class, without crowds.
+  # AP, AP50 and AP75 of boxes and then of masks by column, each `[n]`; -1
+  # without an object.
   precisions: Mapping[str, np.ndarray]
-  confusion: np.ndarray
-  min_score: float
+  confusion: np.ndarray  # `[n + 1, n + 1]`, see `confusion_matrix`.
+  min_score: float  # Of the detections in `confusion`.
 
 
 def make_report(

@@ -58,8 +58,7 @@ class ResultEncoder:
     Args:
       workers: encode the masks, and stay the caller's to close; None: this
         process does it.
-      max_pending: batches that may wait before `add` blocks, so that memory
-        stays bounded.
+      max_pending: batches that may wait before `add` blocks.
       category_ids: of the classes that have another id in the annotations.
     """
     self._category_ids = category_ids or {}

@@ -58,8 +58,7 @@ def score(
     image_ids: the images that count, in ascending order.
     kinds: `'bbox'`, `'segm'` or both.
     scorer: one of `SCORERS`.
-    workers: share the work of pycocotools, with the same numbers; None: this
-      process does it.
+    workers: share the work of pycocotools; None: this process does it.
     max_detections: the best ones of an image and category that count.
 
   Returns:

@@ -34,7 +34,7 @@ def default_count(num_images: int) -> int:
 
 
 class Workers:
-  """Pool of worker processes; a context manager.
+  """Pool of worker processes, started when there is work; a context manager.
 
   If the block ends with an error, such as Ctrl-C, the workers are killed and
   the rest of their work is dropped. They also end with the main process, even
@@ -42,11 +42,7 @@ class Workers:
   """
 
   def __init__(self, count: int):
-    """Starts nothing yet: a worker starts when there is work for it.
-
-    Args:
-      count: the most workers; with 0 `submit` does the work itself.
-    """
+    """Takes the largest number of workers; with 0 `submit` does the work."""
     self.count = count
     self._context = _Context()
     self._executor = None
@@ -65,11 +61,7 @@ class Workers:
       return self._executor.submit(function, *args)
 
   def wait(self, future: concurrent.futures.Future):
-    """The result of `submit`.
-
-    Raises:
-      UserError: a worker ended before its work was done.
-    """
+    """The result of `submit`; a UserError if a worker ended before it."""
     with self._explained():
       return future.result()
 

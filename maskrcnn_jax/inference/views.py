@@ -63,24 +63,17 @@ class TileOptions:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-  """A part of an image as the network sees it.
+  """A part of an image as the network sees it."""
 
-  Attributes:
-    pixels: `[height, width, 3]` uint8, not mirrored.
-    start: (y, x) of their first pixel in the image, or in the reduced one.
-    reduced: side of a pixel, in pixels of the image.
-    margins: (top, left, bottom, right) pixels along each side in which
-      detections are dropped, because the image goes on there; else 0.
-    scale: size for the network, relative to that of an evaluation.
-    mirrored: left and right are exchanged for the network.
-  """
-
-  pixels: np.ndarray
+  pixels: np.ndarray  # `[height, width, 3]` uint8, not mirrored.
+  # (y, x) of their first pixel in the image, or in the reduced one.
   start: tuple[int, int] = (0, 0)
-  reduced: int = 1
+  reduced: int = 1  # Side of a pixel, in pixels of the image.
+  # Pixels along each side (top, left, bottom, right) in which detections are
+  # dropped, because the image goes on there; else 0.
   margins: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-  scale: float = 1.0
-  mirrored: bool = False
+  scale: float = 1.0  # For the network, relative to that of an evaluation.
+  mirrored: bool = False  # Left and right are exchanged for the network.
 
   @property
   def is_cut_out(self) -> bool:
