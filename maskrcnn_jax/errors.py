@@ -39,9 +39,11 @@ class UserError(ValueError):
     wanted: Any = None,
   ):
     # Foreign names stay on the line of the message.
-    for name in (path, item, given):
-      if isinstance(name, str | os.PathLike):
-        message = message.replace(str(name), escaped(str(name)))
+    for value in (path, item, given):
+      for name in value if isinstance(value, list | tuple) else [value]:
+        name = str(name) if isinstance(name, str | os.PathLike) else ''
+        if not name.isprintable():
+          message = message.replace(name, escaped(name))
     super().__init__(message)
     self.argument = argument
     self.path = None if path is None else str(path)

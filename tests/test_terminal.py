@@ -73,6 +73,8 @@ def test_a_name_stays_in_its_line():
   assert len(lines) == 3 and SHOWN in lines[2]
   error = UserError(f'{HOSTILE} is missing.', path=HOSTILE)
   assert str(error) == f'{SHOWN} is missing.' and error.path == HOSTILE
+  error = UserError(f'a, {HOSTILE}', item=['a', HOSTILE])
+  assert str(error) == f'a, {SHOWN}'
 
 
 @pytest.mark.parametrize('verb', ['check', 'prepare'])

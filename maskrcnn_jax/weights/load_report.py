@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.terminal import escaped
 from maskrcnn_jax.weights import state_dicts
 from maskrcnn_jax.weights.state_dicts import Format
 from maskrcnn_jax.weights.tensor_files import Tensors
@@ -110,7 +111,7 @@ class LoadReport:
           f'({", ".join(parts)})'
         )
     lines += [f'    {name}: {why}' for name, why in self.mismatched.items()]
-    return '\n'.join(lines)
+    return '\n'.join(map(escaped, lines))
 
 
 def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
