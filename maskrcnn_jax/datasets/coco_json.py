@@ -28,12 +28,17 @@ _LONGEST_NAME = 4096
 
 @dataclasses.dataclass(frozen=True)
 class CocoImage:
-  """An image entry of a COCO file, its id and size checked."""
+  """An image entry of a COCO file, its id and size checked.
+
+  Where EXIF rotates an image and both have the size, `upright` says that the
+  rotated one is meant: entries of other formats have it, COCO's have not.
+  """
 
   image_id: int
   file_name: str
   height: int
   width: int
+  upright: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +212,7 @@ def _parse_image(entry, found) -> CocoImage:
     check_size(*size)
   except UserError as error:
     raise InvalidEntryError('image_entry', f'{error}.') from error
-  return CocoImage(image_id, name, *size)
+  return CocoImage(image_id, name, *size, entry.get('upright') is True)
 
 
 def _check_id(given, what, name, low, high) -> None:

@@ -127,7 +127,9 @@ def read_image(
 ) -> tuple[bytes | None, Finding | None]:
   """The bytes that a record stores, or None, and the finding, if any."""
   try:
-    encoded, note = images.read_image(path, image.height, image.width)
+    encoded, note = images.read_image(
+      path, image.height, image.width, image.upright
+    )
   except ValueError as error:
     message = f'{error}. Replace the file or remove it from the JSON.'
     what = 'unusable_image', path, message, 'error'

@@ -224,9 +224,15 @@ def read_bytes(path: str | os.PathLike) -> bytes:
 
 
 def read_image(
-  path: str | os.PathLike, height: int, width: int
+  path: str | os.PathLike, height: int, width: int, upright: bool = False
 ) -> tuple[bytes, str | None]:
   """Reads an image file and checks that all of it decodes to a size.
+
+  Args:
+    path: of the file.
+    height: of the image as stored, or as EXIF rotates it.
+    width: the same.
+    upright: see `is_turned`.
 
   Returns:
     The bytes to store, and how they differ from the plain file: None,
@@ -238,7 +244,7 @@ def read_image(
   encoded = read_bytes(path)
   image = decode(encoded, path)
   turn = orientation(image)
-  if is_turned(image.size[::-1], turn, (height, width), path):
+  if is_turned(image.size[::-1], turn, (height, width), path, upright):
     upright = to_rgb(ImageOps.exif_transpose(image))
     return _encode(upright, 'JPEG'), 'stored_upright'
   if image.format not in KEPT_FORMATS:
@@ -251,6 +257,7 @@ def is_turned(
   orientation: int,
   size: tuple[int, int] | None,
   path: str | os.PathLike | None = None,
+  upright: bool = False,
 ) -> bool:
   """Whether the EXIF orientation of an image is applied.
 
@@ -259,15 +266,18 @@ def is_turned(
     orientation: by EXIF; 1 if there is none.
     size: (height, width) that the annotations give; None: not known.
     path: of the file, for the error.
+    upright: annotations mean the upright image where both have the size, as
+      after a flip.
 
   Raises:
     UserError: neither the stored nor the upright image has the size.
   """
-  if size is None:
+  turned = stored[::-1] if orientation in _TRANSPOSED else stored
+  if size is None or (upright and size == turned):
     return orientation in range(2, 9)
   if stored == size:
     return False
-  if orientation in _TRANSPOSED and stored == size[::-1]:
+  if turned == size:
     return True
   raise UserError(
     f'is {stored[0]} x {stored[1]} (height x width), the JSON says {size[0]} x '

@@ -62,11 +62,13 @@ class ImageLabels:
     size: (height, width) that the objects refer to; None: it cannot be used.
     objects: `segmentation` of COCO and `category_id` or `label`, a name, each.
     findings: problems of the image and its labels.
+    upright: the size is that of the image as EXIF rotates it.
   """
 
   size: tuple[int, int] | None
   objects: Sequence[dict] = ()
   findings: Sequence[Finding] = ()
+  upright: bool = True
 
 
 def read_entries(
@@ -145,8 +147,8 @@ def collect(
     if found.size is None:
       continue
     height, width = found.size
-    entry = {'id': image_id, 'file_name': name}
-    entries.append({**entry, 'height': height, 'width': width})
+    entry = {'id': image_id, 'file_name': name, 'height': height}
+    entries.append({**entry, 'width': width, 'upright': found.upright})
     objects += ({'image_id': image_id, **each} for each in found.objects)
   if not isinstance(names, Mapping):
     names = _number_labels(source, objects, names, findings)
@@ -222,8 +224,11 @@ def _read_image(folders, read, unlabelled, name, label) -> ImageLabels:
   except (ValueError, *MALFORMED) as error:
     finding = Finding('unusable_label', file, f'{error}.', 'error')
     return ImageLabels(None, findings=(finding,))
-  findings = (*labels.findings, *found.findings)
-  return dataclasses.replace(found, findings=findings)
+  return dataclasses.replace(
+    found,
+    findings=(*labels.findings, *found.findings),
+    upright=labels.size == image.sizes[1],
+  )
 
 
 def _measure(entry, size) -> list[dict]:

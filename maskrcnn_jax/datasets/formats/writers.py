@@ -113,6 +113,7 @@ def _coco(dataset, kept) -> dict:
         'file_name': image.file_name,
         'height': image.height,
         'width': image.width,
+        **({'upright': True} if image.upright else {}),
       }
       for image in kept
     ],

@@ -50,7 +50,7 @@ def test_numbers_of_every_kind_of_png(folder, kind):
   content, findings = read('instance_png', folder)
   assert not findings
   expected = {'id': 1, 'file_name': 'a.jpg', 'height': 4, 'width': 6}
-  assert content['images'] == [expected]
+  assert content['images'] == [{**expected, 'upright': True}]
   assert content['categories'] == [{'id': 1, 'name': 'object'}]
   by_area = sorted(content['annotations'], key=lambda x: x['area'])
   assert [x['area'] for x in by_area] == [2, 6]

@@ -1,11 +1,13 @@
 """YOLO text files, read as polygons in pixels or findings."""
 
+import io
+
 import numpy as np
 import pytest
 from label_sets import kinds, make_image, read
 from PIL import Image
 
-from maskrcnn_jax.datasets import masks
+from maskrcnn_jax.datasets import coco_json, examples, masks
 from maskrcnn_jax.errors import UserError
 
 
@@ -65,13 +67,43 @@ def test_other_lines_are_findings(tmp_path, line, kind, given):
   assert 'line 2' in finding.message and given in finding.message
 
 
-def test_fractions_are_of_the_upright_photo(tmp_path):
+# How a camera stores an upright picture, by EXIF orientation.
+STORED = {
+  1: (),
+  2: (Image.Transpose.FLIP_LEFT_RIGHT,),
+  3: (Image.Transpose.ROTATE_180,),
+  4: (Image.Transpose.FLIP_TOP_BOTTOM,),
+  5: (Image.Transpose.TRANSPOSE,),
+  6: (Image.Transpose.ROTATE_90,),
+  7: (Image.Transpose.TRANSVERSE,),
+  8: (Image.Transpose.ROTATE_270,),
+}
+
+
+@pytest.mark.parametrize('size', [(40, 24), (32, 32)])
+@pytest.mark.parametrize('turn', STORED)
+def test_labels_are_of_the_upright_photo(tmp_path, size, turn):
+  upright = Image.new('RGB', size, 'gray')
+  upright.paste('red', (8, 0, 24, 8))
+  stored = upright.transpose(*STORED[turn]) if STORED[turn] else upright
   exif = Image.Exif()
-  exif[0x0112] = 6  # To be rotated by a quarter.
-  text = '0 0 0 1 0 1 1\n'
-  (found,), _, size = read_text(tmp_path, text, 'a.jpg', exif=exif)
-  assert size == (40, 20)
-  assert found['bbox'] == [0, 0, 20, 40]
+  exif[0x0112] = turn
+  (tmp_path / 'images').mkdir()
+  (tmp_path / 'labels').mkdir()
+  path = tmp_path / 'images' / 'a.jpg'
+  stored.save(path, exif=exif, quality=95)
+  corners = np.array([[8, 0], [24, 0], [24, 8], [8, 8]]) / size
+  text = ' '.join(map(str, [0, *corners.reshape(-1)]))
+  (tmp_path / 'labels' / 'a.txt').write_text(text)
+  content, _ = read('yolo', tmp_path, 'cat')
+  dataset = coco_json.parse(content, 'a.json')
+  (image,) = dataset.images
+  assert (image.width, image.height) == size
+  encoded, _ = examples.read_image(image, str(path))
+  (each,) = content['annotations']
+  pixels = np.asarray(Image.open(io.BytesIO(encoded)))
+  mask = masks.decode_segmentation(each['segmentation'], *size[::-1])
+  assert np.all(abs(pixels[mask].mean(axis=0) - [255, 0, 0]) < 20)
 
 
 def test_files_of_notepad_begin_with_a_mark(tmp_path):
