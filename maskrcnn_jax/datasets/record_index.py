@@ -61,14 +61,14 @@ class RecordIndex:
     return len(self.offsets)
 
   def place(self, row: int) -> str:
-    """File and byte of a record, for messages."""
+    """File, byte and image id of a record, for messages."""
     path = self.files[self.file_indices[row]]
-    return f'{path} at byte {self.offsets[row]}'
+    return f'{path} at byte {self.offsets[row]}, image {self.image_ids[row]}'
 
   def error(self, row: int, reason: str) -> UserError:
-    """The error on a record, which names file, byte and image."""
+    """The error on a record."""
     return UserError(
-      f'{self.place(row)}, image {self.image_ids[row]} {reason}.',
+      f'{self.place(row)} {reason}.',
       path=self.files[self.file_indices[row]],
       item=int(self.image_ids[row]),
       given=int(self.offsets[row]),

@@ -59,7 +59,7 @@ def train_batches(
     start_examples: `position['examples']` of an earlier run.
     host_index: this host.
     host_count: hosts that share a batch.
-    image_dtype: 'uint8' or 'float32'.
+    image_dtype: 'uint8' (rounded) or 'float32', both 0..255.
     resize: fields of `transforms.ResizeOptions`.
     split: of a TFDS directory.
     block_size: neighboring records that stay together in the order.
@@ -224,7 +224,10 @@ def _read(
   if batch_size < 1 or batch_size % host_count:
     wanted = f'a positive multiple of the number of hosts, {host_count}'
     raise invalid(f'{section}.batch_size', batch_size, wanted)
-  if not canvases or not all(map(_is_canvas, canvases)):
+  if not canvases or not all(
+    len(sides) == 2 and all(x > 0 and x % CANVAS_MULTIPLE == 0 for x in sides)
+    for sides in canvases
+  ):
     wanted = f'(height, width) pairs of multiples of {CANVAS_MULTIPLE}'
     raise invalid('input.canvases', canvases, wanted)
   if num_threads is not None and num_threads < 1:
@@ -247,8 +250,3 @@ def _read(
     *(seeds, index, canvases, fits, batch_size // host_count),
     *(options, num_threads, cache),
   )
-
-
-def _is_canvas(sides) -> bool:
-  positive_multiples = (x > 0 and x % CANVAS_MULTIPLE == 0 for x in sides)
-  return len(sides) == 2 and all(positive_multiples)

@@ -202,14 +202,9 @@ def _describe_objects(index, row: int, codes, boxes, classes) -> bytes:
     reason = _OBJECT_REASONS[fault].format(
       label=classes[number], box=tuple(boxes[number].tolist())
     )
-    where = f'{_describe(index, row)}, object {number} (from 0)'
+    where = f'{index.place(row)}, object {number} (from 0)'
     found.append((fault, f'{where} is skipped: {reason}.'))
   return faults.encode(found)
-
-
-def _describe(index, row: int) -> str:
-  """File, offset and image id of a record."""
-  return f'{index.place(row)}, image {index.image_ids[row]}'
 
 
 def _empty(location, index: records.RecordIndex, options):
@@ -219,9 +214,7 @@ def _empty(location, index: records.RecordIndex, options):
     if row == order.FILLER:
       return b''
     fault, reason = _find_fault(index, int(row))
-    return faults.encode(
-      [(fault, f'{_describe(index, row)} is skipped: {reason}')]
-    )
+    return faults.encode([(fault, f'{index.place(row)} is skipped: {reason}')])
 
   text = tf.numpy_function(describe, [location['row']], tf.string)
   return transforms.empty_row(location['canvas'], options) | {

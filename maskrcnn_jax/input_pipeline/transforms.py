@@ -40,17 +40,7 @@ class ResizeOptions:
 
 @dataclasses.dataclass(frozen=True)
 class TransformOptions:
-  """Transforms of an example.
-
-  Attributes:
-    max_instances: rows of the instance arrays; if there are more objects, the
-      largest ones are kept.
-    mask_size: side of the mask crops.
-    flip: mirror half of the images.
-    image_dtype: 'uint8' (rounded) or 'float32'; both 0..255.
-    with_instances: return `instances`.
-    resize: see `ResizeOptions`.
-  """
+  """Transforms of an example; see `batches.train_batches`."""
 
   max_instances: int = 100
   mask_size: int = 112
@@ -191,9 +181,7 @@ def finish_instances(example, options: TransformOptions):
     that were dropped because their mask has no pixel in their box.
   """
   names = ('masks', 'original_sizes', 'boxes', 'rows', 'columns')
-  crops = mask_crops.crop_masks(
-    *(example[name] for name in names), options.mask_size
-  )
+  crops = mask_crops.crop_masks(*map(example.get, names), options.mask_size)
   crops = tf.cast(crops * 255.0 + 0.5, tf.uint8)
   shown = tf.reduce_any(crops > 0, axis=[1, 2])
   values = {'masks': crops} | {x: example[x] for x in ('boxes', 'classes')}

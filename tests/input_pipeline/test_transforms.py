@@ -1,3 +1,4 @@
+import functools
 import json
 
 import example_records
@@ -43,8 +44,7 @@ def test_golden_scaled_sizes(path):
   'path', golden_files.files('12_preprocess*.npz'), ids=name
 )
 def test_golden_preprocessing(path, mode):
-  golden = golden_files.load(path)
-  made, canvas = preprocess(golden, mode)
+  golden, made, canvas = preprocess(path, mode)
   info = golden[f'{mode}_image_info']
   np.testing.assert_array_equal(made['image_sizes'], info[:2])
   np.testing.assert_array_equal(made['original_sizes'], info[3:])
@@ -79,8 +79,10 @@ def crop_masks(made):
   return mask_crops.crop_masks(*(made[name] for name in names), 112)
 
 
-def preprocess(golden, mode):
-  """The example of a recording after `resize`, and its canvas."""
+@functools.cache
+def preprocess(path, mode):
+  """A recording, its example after `resize`, and the canvas."""
+  golden = golden_files.load(path)
   target = json.loads(str(golden['meta']))['params']['image_size']
   canvas = [-(-side // 64) * 64 for side in target]
   masks = [example_records.png(mask) for mask in golden['in_masks']]
@@ -95,7 +97,8 @@ def preprocess(golden, mode):
   }
   example = decode.decode_record(record, 100, with_instances=mode != 'eval')
   flip = tf.constant(mode == 'flip')
-  return transforms.resize(example, canvas, target, flip, OPTIONS), canvas
+  made = transforms.resize(example, canvas, target, flip, OPTIONS)
+  return golden, made, canvas
 
 
 def normalized(made, canvas):
@@ -112,9 +115,8 @@ def normalized(made, canvas):
   'path', golden_files.files('12_preprocess*.npz'), ids=name
 )
 def test_golden_rpn_targets_of_our_boxes(path):
-  golden = golden_files.load(path)
   for mode in ('noflip', 'flip'):
-    made, canvas = preprocess(golden, mode)
+    golden, made, canvas = preprocess(path, mode)
     pyramid = anchors.pyramid_anchors(
       canvas, range(2, 7), anchors.AnchorOptions()
     )
