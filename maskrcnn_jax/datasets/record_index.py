@@ -23,7 +23,6 @@ from maskrcnn_jax.errors import UserError, brief
 
 # Smaller sets are indexed faster than a cache would be worth.
 _CACHED_FROM_RECORDS = 5000
-_TEMPLATE = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
 _VERSION = 2  # Of the columns below; part of the cache's name.
 _COLUMNS = {
   'file_indices': np.int32,
@@ -172,20 +171,19 @@ def _tfds_files(folder, split):
       argument='file_pattern',
       path=folder,
     )
+  described = files_lib.read_json(description)
   try:
-    described = json.loads(description.read_text())
     kind = described.get('fileFormat', 'tfrecord')
     entries = {str(x['name']): x for x in described.get('splits', ())}
-    counts = {name: len(x['shardLengths']) for name, x in entries.items()}
-    values = {'DATASET': str(described['name']), 'FILEFORMAT': 'tfrecord'}
-    templates = {
-      name: str(x.get('filepathTemplate', _TEMPLATE))
-      for name, x in entries.items()
-    }
-  except (AttributeError, LookupError, RecursionError, TypeError) as error:
-    raise _not_tfds(description, repr(error)) from error
-  except ValueError as error:
-    raise _not_tfds(description, str(error)) from error
+    names = {k: _shards(described['name'], k, x) for k, x in entries.items()}
+    if split is None and len(names) == 1:
+      (split,) = names
+    found = [files_lib.inside(folder, name) for name in names.get(split, ())]
+  except (AttributeError, LookupError, TypeError, UserError) as error:
+    raise UserError(
+      f'{description} describes no TFDS data set: {brief(error)}.',
+      path=description,
+    ) from error
   if kind != 'tfrecord':
     raise UserError(
       f'{description}: the file format must be tfrecord, got {brief(kind)}.',
@@ -193,40 +191,40 @@ def _tfds_files(folder, split):
       given=kind,
       wanted='tfrecord',
     )
-  if split is None and len(entries) == 1:
-    (split,) = entries
-  if split not in entries:
+  if split not in names:
     raise UserError(
-      f'{folder} has the splits {", ".join(sorted(entries))}, got {split}: '
-      f'name one as {folder}:SPLIT.',
+      f'{folder} has the splits {brief(sorted(names))}, got {split}: name one '
+      f'as {folder}:SPLIT.',
       argument='file_pattern',
       path=folder,
       given=split,
-      wanted=sorted(entries),
+      wanted=sorted(names),
     )
-  total = f'{counts[split]:05d}'
-  values |= {'SPLIT': split, 'NUM_SHARDS': total}
-  try:
-    return [
-      str(files_lib.inside(folder, _shard(templates[split], values, shard)))
-      for shard in range(counts[split])
-    ]
-  except UserError as error:
-    raise _not_tfds(description, str(error)) from error
+  return [str(path) for path in found]
 
 
-def _shard(template, values, shard):
-  """File name of a shard; not `str.format`, which reads attributes and pads."""
-  shard = f'{shard:05d}'
-  together = f'{shard}-of-{values["NUM_SHARDS"]}'
-  values = {**values, 'SHARD_INDEX': shard, 'SHARD_X_OF_Y': together}
-  return re.sub(r'\{([A-Z_]+)\}', lambda x: values.get(x[1], x[0]), template)
-
-
-def _not_tfds(description, reason) -> UserError:
-  return UserError(
-    f'{description} describes no TFDS data set: {reason}.', path=description
+def _shards(dataset, split, entry) -> list[str]:
+  """File names of a split, by the template in the description."""
+  template = entry.get(
+    'filepathTemplate', '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
   )
+  total = f'{len(entry["shardLengths"]):05d}'
+
+  def name(shard):
+    values = {
+      'DATASET': str(dataset),
+      'SPLIT': split,
+      'FILEFORMAT': 'tfrecord',
+      'SHARD_INDEX': shard,
+      'NUM_SHARDS': total,
+      'SHARD_X_OF_Y': f'{shard}-of-{total}',
+    }
+    # Not `str.format`, whose widths and attributes the file would choose.
+    return re.sub(r'\{(\w+)\}', lambda x: values.get(x[1], x[0]), template)
+
+  if len(total) > 5 or len(name(total)) > 255:
+    raise UserError('file names are too long or too many')
+  return [name(f'{shard:05d}') for shard in range(int(total))]
 
 
 def _cache_path(files):

@@ -329,6 +329,7 @@ def test_a_box_that_is_not_finite_is_named(tmp_path):
         'a/../../b',
         '..',
         'C:/x',
+        '{DATASET}' * 256,
         '\\u0000',
       )
     ),
