@@ -14,15 +14,10 @@ from maskrcnn_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Category:
-  """A class of a data set.
+  """A class of a data set."""
 
-  Attributes:
-    name: '' where records store no names.
-    category_id: the id in the annotations, which results carry.
-  """
-
-  name: str
-  category_id: int
+  name: str  # '' where records store no names.
+  category_id: int  # In the annotations, which results carry.
 
 
 Classes = Mapping[int, Category]  # By class id.

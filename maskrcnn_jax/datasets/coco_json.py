@@ -43,23 +43,15 @@ class CocoImage:
 
 @dataclasses.dataclass(frozen=True)
 class CocoDataset:
-  """A COCO file, checked as far as possible without reading images.
-
-  Attributes:
-    annotations_file: path of the file.
-    images: image entries in the order of the file.
-    annotations: annotation entries by image id, all of known categories; with
-      a `class_id` where it differs from the `category_id`.
-    categories: categories by class id.
-    findings: skipped entries and notes.
-    captions: captions by image id.
-  """
+  """A COCO file, checked as far as possible without reading images."""
 
   annotations_file: str
-  images: tuple[CocoImage, ...]
+  images: tuple[CocoImage, ...]  # In the order of the file.
+  # Entries by image id, all of known categories; with a `class_id` where it
+  # differs from the `category_id`.
   annotations: dict[int, list[dict]]
-  categories: dict[int, Category]
-  findings: tuple[Finding, ...]
+  categories: dict[int, Category]  # By class id.
+  findings: tuple[Finding, ...]  # Skipped entries and notes.
   captions: dict[int, list[str]] = dataclasses.field(default_factory=dict)
 
   @property

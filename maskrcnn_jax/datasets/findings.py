@@ -16,19 +16,13 @@ _LISTED_ERRORS = 10
 class Finding:
   """A problem of a data set.
 
-  Attributes:
-    kind: a short name to count by, such as `zero_area_box`.
-    file: the annotation or image file.
-    message: what is wrong and how to correct it.
-    severity: `error` (nothing is written), `warning` (the object is skipped, or
-      kept and most likely wrong) or `note` (nothing is lost).
-    image_id: id of the image, or None.
-    annotation_id: id of the object, or None.
+  Its severity is `error` (nothing is written), `warning` (the object is
+  skipped, or kept and most likely wrong) or `note` (nothing is lost).
   """
 
-  kind: str
-  file: str
-  message: str
+  kind: str  # A short name to count by, such as `zero_area_box`.
+  file: str  # Annotations or image.
+  message: str  # What is wrong and how to correct it.
   severity: str = 'warning'
   image_id: Any = None
   annotation_id: Any = None
@@ -70,17 +64,15 @@ class InvalidDataError(UserError):
   """A data set with errors, its `findings`; `path` and `item` of the first."""
 
   def __init__(self, errors: Sequence[Finding]):
-    lines = [f'  {error.kind}: {error}' for error in errors[:_LISTED_ERRORS]]
+    lines = [f'{error.kind}: {error}' for error in errors[:_LISTED_ERRORS]]
+    if len(errors) > 1:
+      lines.insert(0, f'{len(errors)} errors in the data:')
     if len(errors) > _LISTED_ERRORS:
-      lines.append(f'  and {len(errors) - _LISTED_ERRORS} more.')
-    noun = 'error' if len(errors) == 1 else 'errors'
+      lines.append(f'and {len(errors) - _LISTED_ERRORS} more.')
     first = errors[0]
     ids = [x for x in (first.image_id, first.annotation_id) if x is not None]
-    super().__init__(
-      '\n'.join([f'{len(errors)} {noun} in the data:', *lines]),
-      path=first.file,
-      item=ids[-1] if ids else None,
-    )
+    item = ids[-1] if ids else None
+    super().__init__('\n  '.join(lines), path=first.file, item=item)
     self.findings = tuple(errors)
 
 

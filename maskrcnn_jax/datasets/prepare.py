@@ -30,39 +30,26 @@ _SUFFIX = '.tfrecord'
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-  """Counts of what was written and skipped; `str` gives a table.
+  """Counts of what was written and skipped; `str` gives a table."""
 
-  Attributes:
-    files: the record files.
-    num_images: images written.
-    num_empty: those of them without an object.
-    num_objects: objects written, with crowds.
-    num_crowd: those of them that are crowds.
-    findings: skipped objects and notes.
-    seconds: time taken.
-    data_format: format of the labels.
-    annotations_file: the COCO JSON that was written; None for format `coco`.
-  """
-
-  files: tuple[str, ...]
+  files: tuple[str, ...]  # Of records.
   num_images: int
-  num_empty: int
-  num_objects: int
+  num_empty: int  # Images without an object.
+  num_objects: int  # With crowds.
   num_crowd: int
-  findings: Sequence[Finding]
+  findings: Sequence[Finding]  # Skipped objects and notes.
   seconds: float
   data_format: str = convert.COCO
-  annotations_file: str | None = None
+  annotations_file: str | None = None  # Written, for another format than COCO.
 
   def counts(self) -> collections.Counter:
     """Number of findings by kind."""
     return collections.Counter(each.kind for each in self.findings)
 
   def __str__(self) -> str:
+    many = f'{len(self.files)} files, {self.files[0]} ..'
     lines = [
-      f'{len(self.files)} files, {self.files[0]} ..'
-      if len(self.files) > 1
-      else self.files[0],
+      many if len(self.files) > 1 else self.files[0],
       f'          read as {self.data_format}',
       *([self.annotations_file] if self.annotations_file else ()),
       f'{self.num_images:9d} images, {self.num_empty} of them without objects',

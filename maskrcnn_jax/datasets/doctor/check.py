@@ -12,15 +12,10 @@ from maskrcnn_jax.datasets.findings import SEVERITIES, Finding
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """Findings of a data set.
+  """Findings of a data set."""
 
-  Attributes:
-    splits: training first.
-    findings: worst first, grouped by kind.
-  """
-
-  splits: Sequence[Split]
-  findings: Sequence[Finding]
+  splits: Sequence[Split]  # Training first.
+  findings: Sequence[Finding]  # The worst kinds first.
 
   def count(self, severity: str) -> int:
     """Number of findings that are errors, warnings or notes."""

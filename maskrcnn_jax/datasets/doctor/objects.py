@@ -30,21 +30,13 @@ _SEVERITIES |= {'unusable_area': 'error', 'missing_crowd_flag': 'note'}
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CheckedObject:
-  """A usable object.
-
-  Attributes:
-    image_id: of its image.
-    class_id: 1 or more.
-    is_crowd: it is a group of objects.
-    area: in pixels, as in COCO's evaluation: annotated, else of the box.
-    side: square root of the area of the box.
-  """
+  """A usable object."""
 
   image_id: int
   class_id: int
   is_crowd: bool
-  area: float
-  side: float
+  area: float  # Annotated, else of the box, as in COCO's evaluation.
+  side: float  # Square root of the area of the box.
 
 
 def check_object(

@@ -16,23 +16,14 @@ from maskrcnn_jax.datasets.findings import Finding, collected
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """A split of a data set, read and checked entry by entry.
+  """A split of a data set, read and checked entry by entry."""
 
-  Attributes:
-    name: `train` or `val`.
-    images_dir: folder of the images.
-    dataset: the usable entries of the json.
-    objects: all usable objects.
-    digests: of the usable image files, by image id.
-    findings: on entries of the json, images and objects.
-  """
-
-  name: str
+  name: str  # `train` or `val`.
   images_dir: str
-  dataset: CocoDataset
-  objects: Sequence[CheckedObject]
-  digests: dict[int, bytes]
-  findings: Sequence[Finding]
+  dataset: CocoDataset  # The usable entries of the json.
+  objects: Sequence[CheckedObject]  # All usable ones.
+  digests: dict[int, bytes]  # Of the usable image files, by image id.
+  findings: Sequence[Finding]  # On entries of the json, images and objects.
 
   @property
   def file(self) -> str:
