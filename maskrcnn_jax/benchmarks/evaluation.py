@@ -58,11 +58,11 @@ def run(
   Args:
     annotations_file: COCO json that the images and objects are taken from,
       repeated as needed.
-    num_images: how many.
+    num_images: of them.
     num_detections: in every image.
     batch_size: images that are encoded together.
-    num_processes: as in the section `evaluation` of a config.
-    scorer: likewise.
+    num_processes: as in the section `evaluation` of a config, as is `scorer`.
+    scorer: of the results.
 
   Returns:
     Rows `encode`, `write`, `score` and their `total`, which also has the

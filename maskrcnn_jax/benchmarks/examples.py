@@ -59,7 +59,7 @@ def synthetic_batches(
   Args:
     canvas: (height, width) of the images.
     batch_size: images in a batch.
-    num_batches: how many.
+    num_batches: different ones.
     num_classes: with background.
     max_instances: rows of `instances`.
     mask_size: side of the masks.
@@ -67,9 +67,6 @@ def synthetic_batches(
 
   Returns:
     Batches as the input pipeline makes them, without what is only for results.
-
-  Raises:
-    UserError: there are more objects than rows.
   """
   if num_objects is not None and not 1 <= num_objects <= max_instances:
     wanted = f'from 1 to max_instances, {max_instances}'
@@ -123,11 +120,7 @@ def _polygon(random, size) -> np.ndarray:
 
 
 def real_batches(inputs: Any, num_batches: int) -> list[dict[str, Any]]:
-  """Batches of records whose images all have objects.
-
-  Args:
-    inputs: the section `input` of a config; its first canvas counts.
-    num_batches: how many.
+  """Batches of records whose images all have objects, on the first canvas.
 
   Raises:
     UserError: nearly all batches have images without objects.

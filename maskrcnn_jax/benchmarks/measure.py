@@ -38,14 +38,9 @@ def run(
 ) -> list[Row]:
   """Runs sides in turn (A B A B), so that all see the same machine.
 
-  Args:
-    sides: by name.
-    rounds: measured rounds.
-    warmup: rounds before them, not measured.
-    title: of the progress bar.
-
   Returns:
-    A row for each: `name`, see `timing`, `program` and the side's facts.
+    A row for each: `name`, see `timing`, `program` and the side's facts; of the
+    `rounds` after those to warm up. `title` is that of the progress bar.
   """
   seconds = {name: [] for name in sides}
   total = (warmup + rounds) * len(sides)
@@ -66,12 +61,7 @@ def run(
 
 
 def timing(seconds: Sequence[float], images: int | None = None) -> Row:
-  """`median`, `lowest`, `highest` and `all` of `seconds`; `images_per_second`.
-
-  Args:
-    seconds: of every round.
-    images: of a round; None: no rate.
-  """
+  """`seconds`: `median`, `lowest`, `highest` and `all`; `images_per_second`."""
   median = statistics.median(seconds)
   times = {
     'median': median,

@@ -90,12 +90,8 @@ def training(
   """Rows of a training step.
 
   The mask head of `torchvision` sees as many foreground RoIs as ours, that of
-  `torchvision, free-running` those that the model found.
-
-  Args:
-    subject: to train.
-    other: with the same model and batches; None: none.
-    options: for the number of rounds.
+  `torchvision, free-running` those that the model found. `other` has the same
+  model and batches; None: it is not measured.
   """
   sides = {_OURS: step_side(subject)}
   if other:
@@ -111,7 +107,7 @@ def training(
 def inference(
   subject: Subject, other: TorchvisionProcess | None, options: BenchOptions
 ) -> list[measure.Row]:
-  """Rows of detection; see `training` for the arguments.
+  """Rows of detection; see `training`.
 
   Up to masks of 28x28 cells on both sides, with weights that find many objects;
   `detections` are those of every image. torchvision's `pasting_seconds`, of
@@ -231,13 +227,8 @@ def growth(
 ) -> list[measure.Row]:
   """Rows of a step with synthetic images, one size changed at a time.
 
-  Args:
-    config: a ConfigDict with the sections `model` and `input`.
-    options: for the number of rounds; the steps of an axis run in turn.
-    axes: values by axis, see `AXES`.
-
-  Returns:
-    Rows named as in `batch 8`; where the memory does not suffice without times.
+  Rows are named as in `batch 8`; where the memory does not suffice they have no
+  times. The steps of an axis run in turn.
   """
   rows = []
   for axis, values in axes.items():

@@ -18,15 +18,10 @@ LEARNING_RATE = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-  """A model, ready to run.
+  """A model laid out on a mesh, and NumPy batches that are taken in turn.
 
-  Attributes:
-    model: laid out on the mesh.
-    optimizer: with `LEARNING_RATE`.
-    mesh: devices.
-    host_batches: NumPy, taken in turn.
-    images: the pattern of the records, or `synthetic`.
-    shard_state: see `mesh.state_shardings`.
+  `images` is the pattern of the records, or `synthetic`; for `shard_state` see
+  `mesh.state_shardings`.
   """
 
   model: MaskRCNN
@@ -83,13 +78,9 @@ class Subject:
 def make_subject(
   config: Any, is_real: bool, num_batches: int, num_objects: int | None = None
 ) -> Subject:
-  """The subject that a config describes.
+  """The subject that a config describes, with batches of its records if real.
 
-  Args:
-    config: a ConfigDict with the sections `model` and `input`.
-    is_real: whether the batches are of the config's records.
-    num_batches: different ones.
-    num_objects: of every synthetic image; None: as many as in COCO.
+  `num_objects` is that of every synthetic image; None: as many as in COCO.
   """
   mesh = mesh_lib.config_mesh(config)
   shard_state = mesh_lib.config_shard_state(config)

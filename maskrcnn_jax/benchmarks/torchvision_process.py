@@ -115,13 +115,7 @@ class TorchvisionProcess:
     )
 
   def side(self, name: str, images: int, **fields: Any) -> measure.Side:
-    """A request of the number of a round, which answers with its `seconds`.
-
-    Args:
-      name: of the request.
-      images: see `measure.Side`.
-      fields: further arguments of the request.
-    """
+    """A request of the number of a round, which answers with its `seconds`."""
 
     def seconds(number):
       side.facts = self.ask(name, number=number, **fields)
@@ -166,14 +160,9 @@ def beside(
 ) -> Iterator[tuple[TorchvisionProcess | None, dict[str, Any] | None]]:
   """torchvision's model with our batches; weights are to be loaded.
 
-  Args:
-    python: see `TorchvisionProcess`; None: no other side.
-    subject: ours.
-    threads: of the CPU.
-    channels_last: memory layout of the other side; None: on a GPU.
-
   Yields:
-    The process, and its versions, device and threads; None and None without.
+    The process, and its versions, device and threads; None and None if `python`
+    is None.
 
   Raises:
     UserError: torchvision has no such model, or failed.
@@ -198,10 +187,6 @@ def beside(
 
 def settings(model: MaskRCNN, canvas: Sequence[int]) -> dict[str, Any]:
   """Settings of torchvision's model with our sizes; see `torchvision_side`.
-
-  Args:
-    model: ours.
-    canvas: (height, width) of the images.
 
   Raises:
     UserError: torchvision has no such model; `argument` is the first field that
@@ -233,9 +218,6 @@ def settings(model: MaskRCNN, canvas: Sequence[int]) -> dict[str, Any]:
 
 def arrays_of(batches: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
   """Images and targets as torchvision wants them.
-
-  Args:
-    batches: of one size.
 
   Returns:
     `image`, `boxes` (x1, y1, x2, y2), `labels` and `masks`, of the size of the
