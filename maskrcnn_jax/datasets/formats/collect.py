@@ -237,6 +237,8 @@ def _measure(entry, size) -> list[dict]:
   if label is not None and (not isinstance(label, str) or not label.strip()):
     message = f'the label is {brief(label)}.'
     raise InvalidEntryError('class_name', message, 'warning')
+  if label is not None:
+    entry = {**entry, 'label': label.strip()}
   segmentation = entry['segmentation']
   if isinstance(segmentation, dict):
     box = coco_mask.toBbox(segmentation).tolist()

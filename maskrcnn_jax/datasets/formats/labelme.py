@@ -5,6 +5,7 @@ Shapes of one label and one `group_id` are one object.
 
 import math
 import pathlib
+from collections.abc import Iterator
 
 from maskrcnn_jax import files
 from maskrcnn_jax.datasets.formats import shapes
@@ -27,7 +28,18 @@ def matches(source: Source) -> bool:
 
 def read(source: Source) -> Content:
   """Reads the JSON files of a folder, or one."""
-  return collect(source, source.match_files('.json'), read_file)
+  return collect(source, source.match(_named(source)), read_file)
+
+
+def _named(source) -> Iterator[tuple]:
+  """Image, path and file of every label: of one name, or as the label says."""
+  for name, path in source.files.items():
+    if path.suffix.lower() == '.json':
+      image = f'{name[:-5]}.*'
+      if source.find_image(image) is None:
+        content = files.read_json(path)
+        image = content.get('imagePath', image)
+      yield image, path, path
 
 
 def read_file(path: pathlib.Path, image: Image) -> ImageLabels:

@@ -4,6 +4,7 @@ The project's `meta.json` numbers the classes, if there is one.
 """
 
 import pathlib
+import re
 
 from maskrcnn_jax import files
 from maskrcnn_jax.datasets.formats import shapes
@@ -27,9 +28,8 @@ def matches(source: Source) -> bool:
 def read(source: Source) -> Content:
   """Reads the JSON files of a project or a data set."""
   named = [
-    # Images of `ann` are in `img` beside it; the folders above may differ.
-    (path.name[: -len('.json')], path, path)
-    for path in source.files.values()
+    (re.sub('(^|/)ann/', r'\1img/', name)[: -len('.json')], path, path)
+    for name, path in source.files.items()
     if path.suffix == '.json' and path.name != META
   ]
   return collect(source, source.match(named), read_file, _class_names(source))

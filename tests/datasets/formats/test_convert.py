@@ -2,6 +2,7 @@
 
 import json
 
+import label_sets
 import numpy as np
 import pytest
 from PIL import Image
@@ -199,3 +200,18 @@ def test_wrong_arguments(yolo, changes, field, value):
   with pytest.raises(UserError) as error:
     run(yolo, **changes)
   assert getattr(error.value, field) == value.format(folder=yolo)
+
+
+def test_brush_masks_of_cvat_are_learnt_from_and_crowds_are_not(tmp_path):
+  labels = label_sets.make('cvat_coco', tmp_path)
+  (path,) = labels.rglob('*.json')
+  content = json.loads(path.read_text())
+  del content['annotations'][0]
+  path.write_text(json.dumps(content))
+  arguments = tmp_path / 'images', path, tmp_path / 'out' / 'train'
+  with pytest.raises(UserError) as error:
+    prepare.prepare(*arguments, num_workers=1, data_format='coco')
+  assert error.value.path == str(path)
+  summary = prepare.prepare(*arguments, num_workers=1)
+  assert summary.data_format == 'cvat_coco'
+  assert (summary.num_objects, summary.num_crowd) == (1, 0)

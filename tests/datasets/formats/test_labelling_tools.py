@@ -121,7 +121,8 @@ def test_images_without_labels_and_labels_without_images_are_named(folder):
   make_image(folder / 'images' / 'b.png', (4, 3))
   (folder / 'images' / 'c.heic').write_bytes(b'x')
   content = labelme(shape('polygon', SQUARE))
-  save_json(folder / 'labels' / 'gone.json', content)
+  gone = {**content, 'imagePath': 'gone.png'}
+  save_json(folder / 'labels' / 'gone.json', gone)
   objects, findings = read_one('labelme', folder, content, 'labels/a.json')
   assert len(objects) == 1
   assert kinds(findings) == [
@@ -418,3 +419,19 @@ def test_roboflow_wants_one_split(folder):
   with pytest.raises(ValueError) as error:
     read('roboflow', folder)
   assert error.value.given == 2
+
+
+def test_labelme_files_of_other_names_say_their_image(folder):
+  content = labelme(shape('polygon', SQUARE), imagePath='..\\x\\images\\a.png')
+  objects, _ = read_one('labelme', folder, content, 'labels/1.json')
+  assert len(objects) == 1
+
+
+def test_supervisely_data_sets_may_share_names_of_images(tmp_path):
+  content = {'size': {'height': 3, 'width': 4}, 'objects': []}
+  for name in ('one', 'two'):
+    make_image(tmp_path / 'images' / name / 'img' / 'a.png', (4, 3))
+    save_json(tmp_path / 'images' / name / 'ann' / 'a.png.json', content)
+  content, findings = read('supervisely', tmp_path, labels='images')
+  assert len(content['images']) == 2
+  assert not [x for x in findings if x.severity != 'note']
