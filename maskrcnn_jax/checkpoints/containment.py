@@ -52,7 +52,8 @@ def _check_link(path: pathlib.Path, inside: str) -> None:
   target = pathlib.Path(os.path.realpath(path))
   if not target.is_relative_to(inside):
     raise CorruptCheckpointError(
-      f'{path} is a link to {target}, outside of {inside}: it is not followed.',
+      f'{path} is a link to {target}, outside of {inside}, and is not '
+      'followed.',
       path=path,
       given=str(target),
     )
