@@ -39,20 +39,27 @@ def train(tmp_path_factory):
   config.runtime = {'backend': 'cpu', 'compilation_cache': str(folder / 'xla')}
   path = tiny_run.write_config(config, folder / 'tiny.py')
 
-  def start(workdir, launcher):
-    return subprocess.Popen(
-      [*launcher, *job_process.command('train', path, workdir)],
-      env=job_process.environment(),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
+  started = []
 
-  return start
+  def start(workdir, launcher):
+    started.append(
+      subprocess.Popen(
+        [*launcher, *job_process.command('train', path, workdir)],
+        env=job_process.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+      )
+    )
+    return started[-1]
+
+  yield start
+  for process in started:
+    process.terminate()
 
 
 def end(process):
-  shown, _ = process.communicate(timeout=300)
+  shown, _ = process.communicate(timeout=1800)
   return process.returncode, shown
 
 
