@@ -230,30 +230,24 @@ def read_config(path, step: int | str | None = None) -> dict[str, Any]:
 
 def read_classes(path, step: int | str | None = None) -> dict[int, str]:
   """The class names of a checkpoint by id; empty if none were known."""
-  return {
-    class_id: found if isinstance(found, str) else found['name']
-    for class_id, found in _classes(path, step).items()
-  }
+  return {k: name for k, (name, _) in _classes(path, step).items()}
 
 
 def read_category_ids(path, step: int | None = None) -> dict[int, int]:
   """Category ids by class id, where they differ: in annotations from id 0."""
-  return {
-    class_id: found['category_id']
-    for class_id, found in _classes(path, step).items()
-    if not isinstance(found, str)
-  }
+  found = _classes(path, step).items()
+  return {k: category_id for k, (_, category_id) in found if category_id != k}
 
 
-def _classes(path, step) -> dict[int, str | dict]:
-  path = retention.find(path, step)
+def _classes(path, step) -> dict[int, tuple[str, int]]:
+  """Name and category id by class id."""
+  path, found = retention.find(path, step), {}
   with checksums.reading(path / 'classes'):
-    classes = checksums.read_item(path, 'classes')
-    classes = {int(k): v for k, v in classes.items()}
-    for found in classes.values():
-      if not isinstance(found, str):
-        str.encode(found['name']), operator.index(found['category_id'])
-  return classes
+    for k, value in checksums.read_item(path, 'classes').items():
+      is_name = isinstance(value, str)
+      pair = (value, k) if is_name else (value['name'], value['category_id'])
+      found[int(k)] = '' + pair[0], int(pair[1])
+  return found
 
 
 def read_position(path, step: int | str | None = None) -> dict[str, int]:

@@ -240,10 +240,8 @@ def _announce(
   config, workdir, mesh, optimizer, restored, load_report, writer
 ) -> None:
   """Reports devices, size of the model, and what the run starts from."""
-  params = restored.state.params
-  sizes = [
-    x.size for x in jax.tree.leaves((params, restored.state.batch_stats))
-  ]
+  params, batch_stats = restored.state.params, restored.state.batch_stats
+  sizes = [x.size for x in jax.tree.leaves((params, batch_stats))]
   trainable = jax.tree.leaves(optimizer.trainable(params))
   writer.say(
     f'training on {mesh.size} {mesh.devices.flat[0].device_kind} with '
@@ -267,19 +265,19 @@ def _lacks_evaluation(evaluator, workdir, step: int) -> bool:
   """Whether a run was killed between the save of a step and its evaluation."""
   if evaluator is None or not step or not evaluator.options.is_due(step):
     return False
-  is_missing = step not in scores.read(workdir, 'eval/AP')
-  return bool(collectives.broadcast(is_missing))
+  return bool(
+    collectives.broadcast(step not in scores.read(workdir, 'eval/AP'))
+  )
 
 
 def _stops_early(training, evaluator, workdir, step: int, writer) -> bool:
   """Whether the score no longer improves, as the first process finds."""
   if evaluator is None or training.patience is None:
     return False
-  arguments = workdir, step, training.keep_best, training.patience
+  options = training.keep_best, training.patience, evaluator.options.is_due
   reason = ''
   if jax.process_index() == 0:
-    is_due = evaluator.options.is_due
-    reason = monitor_lib.reason_to_stop(*arguments, is_due)
+    reason = monitor_lib.reason_to_stop(workdir, step, *options)
   reason = collectives.first_error(reason)
   if reason:
     writer.say(reason)
@@ -288,10 +286,8 @@ def _stops_early(training, evaluator, workdir, step: int, writer) -> bool:
 
 def _compile(model, optimizer, mesh, state, inputs, key, writer):
   """The training step for the shapes of the inputs; it donates the state."""
-  start, (batch_size, height, width, _) = (
-    time.monotonic(),
-    inputs['images'].shape,
-  )
+  start = time.monotonic()
+  batch_size, height, width, _ = inputs['images'].shape
   writer.say(f'compiling the step for {height}x{width}, once per canvas')
   shardings = jax.tree.map(lambda x: x.sharding, state)
   step = train_step.jit_train_step(model, optimizer, mesh, shardings)
