@@ -21,6 +21,7 @@ import tqdm
 from PIL import Image
 
 from maskrcnn_jax.benchmarks import measure
+from maskrcnn_jax.datasets import coco_json
 from maskrcnn_jax.datasets import masks as dataset_masks
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.evaluation import coco_metrics, coco_results
@@ -70,8 +71,8 @@ def run(
     `metrics` and the arguments but the file.
 
   Raises:
-    FileNotFoundError: there is no annotations file.
-    UserError: it has no object, or the scorer is unknown or not installed.
+    UserError: the file has no object or cannot be read, or the scorer is
+      unknown or not installed.
   """
   workload = Workload(annotations_file, num_images, num_detections)
   if num_processes is None:
@@ -134,7 +135,7 @@ class Workload:
 
   def __init__(self, annotations_file, num_images: int, num_detections: int):
     """Reads the images and objects; see `run` for the arguments and errors."""
-    source = json.loads(pathlib.Path(annotations_file).read_text('utf-8'))
+    source = coco_json.read_lists(annotations_file)
     by_image, shaped = collections.defaultdict(list), []
     for each in source['annotations']:
       by_image[each['image_id']].append(each)
