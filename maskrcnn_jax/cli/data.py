@@ -17,26 +17,27 @@ def add_verbs(add_verb) -> None:
   )
   check = add_verb('check', _check, 'find errors in a data set')
   command_line.add_config(check, required=False)
-  folder = ', or the file or folder of labels in another format'
-  for parser, other in ((prepare, folder), (check, '')):
+  # fmt: off
+  for parser in (prepare, check):
     add = parser.add_argument
     add('--images', required=True, help='folder of the images')
-    add('--annotations', required=True, help=f'COCO json{other}')
-    words = 'number of worker processes'
-    add('--num_workers', type=command_line.POSITIVE, metavar='N', help=words)
-    words = 'read images that the json names outside of the folder'
-    add('--allow_outside', action='store_true', help=words)
+    add('--annotations', required=True,
+        help='COCO json, or the file or folder of labels in another format')
+    add('--format', metavar='NAME',
+        help='auto (default): what the labels look like; coco, cvat_coco, '
+        'roboflow, labelme, cvat, label_studio, via, supervisely, voc, '
+        'cityscapes, yolo; instance_png: one PNG per image whose values number '
+        'the objects; object_png: one folder per image with one mask per '
+        'object')
+    add('--classes', metavar='NAME,NAME,...',
+        help='class names, or a file that lists them; for formats other than '
+        'coco')
+    add('--num_workers', type=command_line.POSITIVE, metavar='N',
+        help='number of worker processes')
+    add('--allow_outside', action='store_true',
+        help='read images that the json names outside of the folder')
     command_line.add_max_pixels(parser)
-  # fmt: off
   add = prepare.add_argument
-  add('--format', metavar='NAME',
-      help='auto (default): what the labels look like; coco, cvat_coco, '
-      'roboflow, labelme, cvat, label_studio, via, supervisely, voc, '
-      'cityscapes, yolo; instance_png: one PNG per image whose values number '
-      'the objects; object_png: one folder per image with one mask per object')
-  add('--classes', metavar='NAME,NAME,...',
-      help='class names, or a file that lists them; for formats other than '
-      'coco')
   add('--to', metavar='NAME', default='records',
       help='records (default); or labels of another format: coco, a json; '
       'labelme or yolo, a folder')
@@ -49,7 +50,7 @@ def add_verbs(add_verb) -> None:
   add('--num_shards', type=int, help='number of record files')
   add = check.add_argument
   add('--val_annotations', metavar='FILE',
-      help='COCO json of the validation set, compared with the training set')
+      help='labels of the validation set, compared with the training set')
   add('--val_images', metavar='DIR',
       help='folder of the validation images (default: that of --images)')
   add('--html', metavar='FILE',
@@ -105,10 +106,12 @@ def _check(args: argparse.Namespace) -> int:
   val = None
   if args.val_annotations:
     val = args.val_images or args.images, args.val_annotations
-  found = check.check(
-    (args.images, args.annotations),
-    *(val, config, args.num_workers, args.allow_outside),
+  options = command_line.given(
+    args,
+    *('num_workers', 'allow_outside', 'classes'),
+    data_format='format',
   )
+  found = check.check((args.images, args.annotations), val, config, **options)
   print(report.to_text(found))
   if args.json:
     files.write_text(args.json, report.to_json(found))

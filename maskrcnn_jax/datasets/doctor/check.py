@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from maskrcnn_jax.datasets.doctor import config_checks, split, split_checks
 from maskrcnn_jax.datasets.doctor.split import Split
 from maskrcnn_jax.datasets.findings import SEVERITIES, Finding
+from maskrcnn_jax.datasets.formats import convert
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,21 +36,25 @@ def check(
   config: Mapping | None = None,
   num_workers: int | None = None,
   allow_outside: bool = False,
+  data_format: str = convert.AUTO,
+  classes: str | None = None,
 ) -> Report:
   """Reads and checks a data set; changes nothing.
 
   Args:
-    train: folder of the images and COCO json of the training split.
+    train: folder of the images and labels of the training split.
     val: the same of the validation split.
     config: of a run on the data.
     num_workers: processes that read images; by default one per core.
     allow_outside: see `coco_json.check_file`.
+    data_format: of the labels, see `prepare.prepare`.
+    classes: see `prepare.prepare`.
 
   Raises:
     FileNotFoundError: there is no such folder.
-    UserError: a file is no COCO file at all.
+    UserError: labels cannot be read at all.
   """
-  options = num_workers, allow_outside
+  options = num_workers, allow_outside, data_format, classes
   read = [split.read_split('train', *train, *options)]
   if val is not None:
     read.append(split.read_split('val', *val, *options))

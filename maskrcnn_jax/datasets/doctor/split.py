@@ -12,6 +12,8 @@ from maskrcnn_jax.datasets.coco_json import CocoDataset, CocoImage
 from maskrcnn_jax.datasets.doctor import objects
 from maskrcnn_jax.datasets.doctor.objects import CheckedObject
 from maskrcnn_jax.datasets.findings import Finding, collected
+from maskrcnn_jax.datasets.formats import convert
+from maskrcnn_jax.datasets.formats.source import Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,8 @@ def read_split(
   annotations_file: str | os.PathLike,
   num_workers: int | None = None,
   allow_outside: bool = False,
+  data_format: str = convert.AUTO,
+  classes: str | None = None,
 ) -> Split:
   """Reads and checks all images and objects of a split.
 
@@ -69,7 +73,11 @@ def read_split(
   if not os.path.isdir(images_dir):
     raise FileNotFoundError(f'There is no folder of images {images_dir}.')
   file = os.fspath(annotations_file)
-  dataset = coco_json.parse(coco_json.read_lists(file), file)
+  source = Source(images_dir, file, classes, num_workers)
+  content, found = convert.read(
+    convert.find_format(data_format, source), source
+  )
+  dataset = coco_json.parse(content, file, findings=found)
   findings = list(dataset.findings)
   found, digests = [], {}
   entries = dataset.annotations

@@ -15,6 +15,7 @@ from label_sets import (
   save_json,
 )
 
+from maskrcnn_jax.datasets.doctor import check
 from maskrcnn_jax.datasets.formats import convert
 from maskrcnn_jax.datasets.formats.source import Source
 from maskrcnn_jax.errors import UserError
@@ -180,3 +181,15 @@ def test_names_of_images_are_looked_up_and_never_opened(tmp_path):
     '': None,
   }
   assert {name: source.find_image(name) for name in cases} == cases
+
+
+@pytest.mark.parametrize('name', MAKERS)
+def test_every_format_can_be_checked(tmp_path, name):
+  labels = make(name, tmp_path)
+  classes = 'cat,dog' if name in WITH_CLASSES else None
+  found = check.check(
+    (tmp_path / 'images', labels), num_workers=1, classes=classes
+  )
+  assert found.count('error') == 0
+  (split,) = found.splits
+  assert len(split.objects) == 2
