@@ -24,12 +24,13 @@ def escaped(text: str, kept: str = '') -> str:
   """
   if text.isprintable():
     return text
-  return ''.join(
-    x if x.isprintable() or x in kept or unicodedata.category(x) == 'Zs'
-    # Also of lone surrogates, which no stream takes.
-    else x.encode('unicode_escape').decode('ascii')
-    for x in text
-  )  # fmt: skip
+  return ''.join(x if x in kept else _shown(x) for x in text)
+
+
+def _shown(character):
+  is_text = character.isprintable() or unicodedata.category(character) == 'Zs'
+  # Lone surrogates, which no stream takes, are escaped as well.
+  return character if is_text else character.encode('unicode_escape').decode()
 
 
 @contextlib.contextmanager
