@@ -21,7 +21,7 @@ _FIELDS = (
 )
 _SCRIPT = """
 import json, sys
-planted, workdir, image, output, config = sys.argv[1:]
+planted, workdir, image, output, config, tuning = sys.argv[1:]
 seen = []
 
 def watch(event, args):
@@ -32,7 +32,6 @@ sys.addaudithook(watch)
 open(planted + '/bait').close()  # The hook sees this one.
 from maskrcnn_jax.cli import main
 source = f'--workdir={workdir}'
-start = f'--config.training.pretrained={workdir}'
 codes = [
   main.main(['predict', source, f'--output={output}/found', '--images', image]),
   main.main(['export', source, f'--output={output}/exported']),
@@ -40,7 +39,7 @@ codes = [
              f'--output={output}/w.npz']),
   main.main(['eval', config, f'--workdir={output}/eval',
              f'--checkpoint={workdir}']),
-  main.main(['train', config, f'--workdir={output}/tuned', start]),
+  main.main(['train', tuning, f'--workdir={output}/tuned']),
   main.main(['eval', config, source]),
 ]
 import jax
@@ -58,17 +57,21 @@ def test_no_verb_follows_a_path_of_the_config(tmp_path):
   config.training.num_steps = 5
   config.runtime = {}
   own = tiny_run.write_config(config, tmp_path / 'own.py')
+  config.training.pretrained = str(tmp_path / 'run')
+  tuning = tiny_run.write_config(config, tmp_path / 'tuning.py')
   for number, field in enumerate(_FIELDS):
     section, name = field.split('.')
     value = str(planted / 'bait') if number % 2 else 'http://planted.invalid/x'
     config[section][name] = value
   config.runtime.compilation_cache = str(planted)
-  workdir = drawn_checkpoint.write(tmp_path / 'run', config)
+  classes = {1: 'disc', 2: 'star'}
+  workdir = drawn_checkpoint.write(tmp_path / 'run', config, classes=classes)
   image = tmp_path / 'image.png'
   Image.fromarray(np.zeros((30, 40, 3), np.uint8)).save(image)
   environment = {**os.environ, 'HOME': str(tmp_path / 'home')}
   environment.pop('JAX_COMPILATION_CACHE_DIR', None)
-  argv = [planted, workdir, image, tmp_path, f'--config={own}']
+  argv = [planted, workdir, image, tmp_path]
+  argv += [f'--config={own}', f'--config={tuning}']
   done = subprocess.run(
     [sys.executable, '-c', _SCRIPT, *argv],
     env={**environment, 'XLA_FLAGS': quick.xla_flags()},
