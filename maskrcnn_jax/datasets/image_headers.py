@@ -1,7 +1,11 @@
 """Sizes in the headers of image files, read without a decoder."""
 
 import contextlib
+import re
 import struct
+
+# Of a JPEG segment; between segments and in image data others mean nothing.
+_MARKER = re.compile(rb'\xff+([^\x00\xff\xd0-\xd7])')
 
 
 def stored_size(encoded: bytes) -> tuple[int, int] | None:
@@ -29,19 +33,34 @@ def stored_size(encoded: bytes) -> tuple[int, int] | None:
   return None
 
 
+def jpeg_scans(encoded: bytes) -> int:
+  """Passes over the image of a JPEG file, previews and videos apart; or 0."""
+  scans = 0
+  if encoded.startswith(b'\xff\xd8'):
+    with contextlib.suppress(struct.error):
+      for code, _ in _jpeg_segments(encoded):
+        scans += code == 0xDA
+  return scans
+
+
 def _jpeg_size(encoded):
   """From the frame header, which may follow segments of any length."""
-  position = 2
-  while (position := encoded.find(b'\xff', position)) >= 0:
-    position += 1
-    (code,) = struct.unpack_from('B', encoded, position)
+  for code, position in _jpeg_segments(encoded):
     if 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC):
-      return struct.unpack_from('>HH', encoded, position + 4)
+      return struct.unpack_from('>HH', encoded, position + 3)
     if code == 0xDA:  # Image data before a frame header.
       break
-    if code not in (0x00, 0x01, 0xFF, *range(0xD0, 0xD9)):
-      position += 1 + struct.unpack_from('>H', encoded, position + 1)[0]
   return None
+
+
+def _jpeg_segments(encoded):
+  """Yields code and begin of each segment before the end of the image."""
+  position = 2
+  while (found := _MARKER.search(encoded, position)) and found[1] != b'\xd9':
+    position = found.end()
+    yield found[1][0], position
+    if found[1] not in (b'\x01', b'\xd8'):  # These have no length.
+      position += struct.unpack_from('>H', encoded, position)[0]
 
 
 def png_data_bytes(encoded: bytes) -> int:

@@ -51,19 +51,15 @@ _limit = MAX_PIXELS
 
 
 def max_pixels() -> int:
-  """Pixels of the largest image that this process decodes."""
+  """Pixels of the largest image that this process decodes, first MAX_PIXELS."""
   return _limit
 
 
 def set_max_pixels(count: int | None, argument: str = '--max_pixels') -> None:
-  """Sets `max_pixels`, at first MAX_PIXELS, for everything in this process.
-
-  Args:
-    count: None changes nothing.
-    argument: its name, for the error.
+  """Sets `max_pixels` for everything in this process; None changes nothing.
 
   Raises:
-    UserError: the count is no whole number of 1 or more.
+    UserError: the count is no whole number of 1 or more; names the argument.
   """
   global _limit
   if count is None:
@@ -98,20 +94,21 @@ def check_encoded(
   """`check_size` by the header of a JPEG, PNG, GIF, BMP or WebP file.
 
   Needs no decoder. Data that takes time but adds no pixels is limited too:
-  passes over a JPEG, and what follows the last row of a PNG.
-
-  Returns:
-    (height, width); None for other formats and truncated headers.
+  passes over a JPEG, and what follows the last row of a PNG. Returns
+  `image_headers.stored_size`.
   """
   size = image_headers.stored_size(encoded)
   if size is None:
     return None
   check_size(*size, path)
-  scans = encoded.count(b'\xff\xda') if encoded.startswith(b'\xff\xd8') else 0
+  pixels, scans = size[0] * size[1], 0
+  most_scans = _MAX_SCANS * _limit // pixels
+  # Fast, but counts what may lie around the image too.
+  if encoded.count(b'\xff\xda') > most_scans:
+    scans = image_headers.jpeg_scans(encoded)
   num_bytes = image_headers.png_data_bytes(encoded)
-  pixels = size[0] * size[1]
   for unit, count, most in (
-    ('scans', scans, _MAX_SCANS * _limit // pixels),
+    ('scans', scans, most_scans),
     ('bytes of image data', num_bytes, 2**16 + 9 * pixels),
   ):
     if count > most:
@@ -148,8 +145,7 @@ def decode(
 ) -> Image.Image:
   """Decodes all of an image file, of an animation the first frame.
 
-  Raises:
-    UserError: see `open_image`; or it is truncated.
+  Raises a `UserError` as `open_image`, or if it is truncated.
   """
   image = open_image(encoded, path)
   with _errors(path):
@@ -197,11 +193,7 @@ def find_in_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
 def read_sizes(
   path: str | os.PathLike,
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-  """(height, width) of an image as stored, and as EXIF rotates it.
-
-  Raises:
-    UserError: see `open_image`.
-  """
+  """(height, width) of an image as stored, and as EXIF rotates it."""
   image = open_image(read_bytes(path), path)
   stored = image.size[::-1]
   return stored, stored[::-1] if orientation(image) in _TRANSPOSED else stored

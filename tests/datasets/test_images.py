@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 
 import hostile_images
 import numpy as np
@@ -160,3 +161,16 @@ def test_headers_tell_the_size_that_decoders_find(kind):
   assert images.decode(encoded).size == (31, 17)
   if kind == 'GIF':
     assert image_headers.gif_pixels(encoded) == 2 * 17 * 31
+
+
+def test_scans_are_those_of_the_image_alone(tmp_path, monkeypatch):
+  """Phones append previews and videos, and EXIF holds a thumbnail."""
+  content = _save(tmp_path / 'a.jpg')
+  scan = b'\xff\xda\0\x02'
+  note = b'\xff\xfe' + struct.pack('>H', 2 + len(60 * scan)) + 60 * scan
+  monkeypatch.setattr(images, '_limit', 30 * 40)
+  photo = content[:2] + note + content[2:] + 1000 * scan
+  assert images.check_encoded(photo) == (30, 40)
+  assert images.decode(photo).size == (40, 30)
+  with pytest.raises(UserError, match='41 scans'):
+    images.check_encoded(content[:-2] + 40 * scan + content[-2:])
