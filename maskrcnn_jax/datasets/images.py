@@ -42,6 +42,7 @@ MAX_PIXELS = 2**26
 # Passes over a JPEG of that many pixels; usual progressive ones have ten.
 _MAX_SCANS = 32
 _BYTES_PER_PIXEL = 8  # Of 16 bits, with alpha, not compressed.
+_METADATA_BYTES = 2**25  # And previews, and the video of a moving photo.
 _JPEG_QUALITY = 95
 _TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap height and width.
 
@@ -206,8 +207,11 @@ def read_bytes(path: str | os.PathLike) -> bytes:
     # A pipe or a device may have no end.
     if not stat.S_ISREG(status.st_mode):
       raise UserError('is no file', path=path)
-    if not 0 < status.st_size <= _BYTES_PER_PIXEL * _limit:
-      raise UserError(f'has {status.st_size:,} bytes', path=path)
+    most = _METADATA_BYTES + _BYTES_PER_PIXEL * _limit
+    if not 0 < status.st_size <= most:
+      raise UserError(
+        f'has {status.st_size} bytes, allowed are 1 to {most}', path=path
+      )
     return pathlib.Path(path).read_bytes()
   except (OSError, ValueError) as error:
     if isinstance(error, UserError):
