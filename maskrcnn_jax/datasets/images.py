@@ -181,14 +181,32 @@ def _errors(path):
 
 
 def find_in_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """Yields the image files in a folder and below, in the order of their names.
-
-  Hidden files, such as those that macOS leaves, are skipped.
-  """
-  for path in sorted(pathlib.Path(folder).rglob('*')):
-    is_image = path.suffix.lower() in ENDINGS and not path.name.startswith('.')
-    if is_image and path.is_file():
+  """Yields the image files that `walk` finds, in the order of their names."""
+  for path in sorted(walk(folder)):
+    if path.suffix.lower() in ENDINGS and path.is_file():
       yield path
+
+
+def walk(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """Yields the files in a folder and below, of links to folders at last.
+
+  A folder that can be reached twice is listed once, so loops end. Hidden files
+  and folders, such as those that macOS leaves, are skipped.
+  """
+  pending, seen = [folder], set()
+  while pending:
+    for place, folders, names in os.walk(pending.pop(0)):
+      real = os.path.realpath(place)
+      folders[:] = sorted(x for x in folders if not x.startswith('.'))
+      if real in seen:
+        folders.clear()
+        continue
+      seen.add(real)
+      paths = (os.path.join(place, each) for each in folders)
+      pending += filter(os.path.islink, paths)
+      for name in sorted(names):
+        if not name.startswith('.'):
+          yield pathlib.Path(place, name)
 
 
 def read_sizes(

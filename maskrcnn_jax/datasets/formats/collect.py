@@ -18,7 +18,6 @@ from maskrcnn_jax.datasets.formats.source import (
   Content,
   Labels,
   Source,
-  walk,
 )
 from maskrcnn_jax.errors import UserError, brief
 
@@ -163,7 +162,7 @@ def collect(
 
 def _passed_over(source) -> Iterator[Finding]:
   """Findings on files among the images that are neither image nor text."""
-  for path in walk(source.images_dir):
+  for path in images.walk(source.images_dir):
     if path.suffix.lower() not in (*images.ENDINGS, *_TEXT_ENDINGS):
       message = f'is no image that is read ({", ".join(images.ENDINGS)}).'
       yield Finding('file_passed_over', str(path), message)

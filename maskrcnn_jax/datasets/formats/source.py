@@ -70,7 +70,7 @@ class Source:
     labels = pathlib.Path(self.labels).resolve()
     labels = labels if root in labels.parents else None
     names = []
-    for path in walk(root):
+    for path in images.walk(root):
       name = path.relative_to(root)
       is_label = labels in path.parents or MASKS in name.parts[:-1]
       if path.suffix.lower() in images.ENDINGS and not is_label:
@@ -94,7 +94,7 @@ class Source:
     skipped = images_dir if root.resolve() in images_dir.parents else None
     return {
       path.relative_to(root).as_posix(): path
-      for path in walk(root)
+      for path in images.walk(root)
       if skipped is None or skipped not in path.resolve().parents
     }
 
@@ -190,25 +190,3 @@ class Source:
         for ending in filter(name.lower().endswith, endings):
           named.append((name[: -len(ending)] + image_ending + '.*', path, path))
     return self.match(named)
-
-
-def walk(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """Yields the files in a folder and below, of links to folders at last.
-
-  A folder that can be reached twice is listed once, so loops end. Hidden files
-  and folders are skipped.
-  """
-  pending, seen = [folder], set()
-  while pending:
-    for place, folders, names in os.walk(pending.pop(0)):
-      real = os.path.realpath(place)
-      folders[:] = sorted(x for x in folders if not x.startswith('.'))
-      if real in seen:
-        folders.clear()
-        continue
-      seen.add(real)
-      paths = (os.path.join(place, each) for each in folders)
-      pending += filter(os.path.islink, paths)
-      for name in sorted(names):
-        if not name.startswith('.'):
-          yield pathlib.Path(place, name)
