@@ -76,8 +76,7 @@ def load(
 
   Raises:
     UserError: the file is not JSON or lacks one of the lists.
-    InvalidDataError: an entry is malformed, an id is ambiguous, or an image
-      file is missing.
+    InvalidDataError: an entry is malformed, or an image file is missing.
   """
   file = os.fspath(annotations_file)
   dataset = parse(read_lists(file, lists), file, images_dir)
@@ -92,13 +91,13 @@ def parse(
   findings: Sequence[Finding] = (),
   allow_outside: bool = False,
 ) -> CocoDataset:
-  """Parses the lists of a COCO file, errors as findings.
+  """Parses lists of a COCO file, errors as findings; see `load`.
 
   Args:
-    content: the lists of `LISTS`; missing ones count as empty.
-    file: path of the file, for findings.
-    images_dir: see `load`.
-    findings: earlier findings on the content, which come first.
+    content: lists by name; missing ones count as empty.
+    file: path of the file.
+    images_dir: if given, every image file must exist there.
+    findings: earlier ones, which come first.
     allow_outside: see `check_file`.
   """
   findings, categories, images = list(findings), {}, {}
@@ -112,6 +111,8 @@ def parse(
         other = categories[category_id + offset].name
         raise _duplicate('category', category_id, other, name)
       name = name if isinstance(name, str) else brief(name)
+      if len(name) > _LONGEST_NAME:
+        raise InvalidEntryError('category_name', f'{brief(name)} is too long.')
       categories[category_id + offset] = Category(name, category_id)
   if offset:
     message = (
@@ -161,8 +162,7 @@ def add_captions(
     try:
       captions[entry['image_id']].append(entry['caption'] + '')
     except (TypeError, KeyError):
-      message = f'{captions_file}: annotation {number} is no caption'
-      message = f'{message} of an image: {brief(entry)}.'
+      message = f'{captions_file}: entry {number} is no caption: {brief(entry)}'
       raise UserError(message, path=captions_file, item=number) from None
   return dataclasses.replace(dataset, captions=dict(captions))
 
@@ -170,12 +170,12 @@ def add_captions(
 def check_file(
   image: CocoImage, images_dir: str | os.PathLike, allow_outside: bool = False
 ) -> None:
-  """Raises an `InvalidEntryError` unless the file of an image can be opened.
+  """Raises an `InvalidEntryError` unless an image is a file of a folder.
 
   Args:
-    image: entry of a COCO file, whose names are not trusted.
-    images_dir: folder that the names are relative to.
-    allow_outside: names may lead out of the folder, see `files.inside`.
+    image: entry of a COCO file.
+    images_dir: the folder.
+    allow_outside: the name may lead out of it, see `files.inside`.
   """
   try:
     if not allow_outside:
@@ -208,7 +208,6 @@ def _parse_image(entry, found) -> CocoImage:
 
 
 def _check_id(given, what, name, low, high) -> None:
-  """Raises if the id of a category or an image is not an integer in a range."""
   if not _is_int(given, low, high):
     remedy = f'Renumber all, here and as {what}_id of every annotation.'
     message = (
@@ -226,8 +225,7 @@ def _duplicate(what, given, first, second) -> InvalidEntryError:
 def _group(content, file, findings, images, categories):
   """Annotation entries by image id, without those that cannot be used.
 
-  What refers to an invalid image or category is skipped silently: that entry
-  has its own finding.
+  What refers to an invalid entry is skipped: that has its own finding.
   """
   grouped, seen = collections.defaultdict(list), set()
   known = {each.category_id: i for i, each in categories.items()}
@@ -244,8 +242,7 @@ def _group(content, file, findings, images, categories):
         message = 'the annotation id is used twice. Give each object its own.'
         raise InvalidEntryError('duplicate_annotation_id', message)
       if isinstance(entry.get('id'), (list, dict)):
-        message = f'annotation id {annotation_id} must be an integer.'
-        raise InvalidEntryError('annotation_id', message)
+        raise InvalidEntryError('annotation_id', 'the id must be an integer.')
       if image_id in invalid_images or category_id in invalid_categories:
         continue
       seen.add(annotation_id)
@@ -265,8 +262,7 @@ def _check_references(image_id, category_id, images, known, listed) -> None:
     raise InvalidEntryError('unknown_image', message, 'warning')
   if type(category_id) is not int or category_id not in known:
     remedy = _integer_instead(category_id, 'category_id', remedy)
-    message = f'category_id {brief(category_id)} is not among the categories'
-    message = f'{message} ({listed}). {remedy}'
+    message = f'{brief(category_id)} is not among ({listed}). {remedy}'
     raise InvalidEntryError('unknown_category', message)
 
 

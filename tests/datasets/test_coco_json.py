@@ -94,6 +94,10 @@ def test_annotation_of_an_unknown_image_is_skipped(tmp_path, image_id, given):
     ({'images': [_image(width=True)]}, 'image_entry', 'True'),
     ({'images': [_image(file_name='a' * 10**6)]}, 'image_entry', 'aaa'),
     ({'images': [_image([1])]}, 'image_id', '[1]'),
+    (
+      {'categories': [{'id': 1, 'name': 'a' * 10**6}]},
+      *('category_name', 'aaa'),
+    ),
     ({'objects': [_object([1])]}, 'annotation_id', '[1]'),
     ({'objects': [_object({})]}, 'annotation_id', '{}'),
     ({'objects': [_object(category_id=[1])]}, 'unknown_category', '[1]'),
