@@ -105,32 +105,25 @@ def test_pictures_come_out_upright(
     np.testing.assert_array_equal(turned, upright)
 
 
-def test_a_size_that_the_json_does_not_say(tmp_path):
-  save(tmp_path / 'a.jpg')
-  with pytest.raises(UserError) as error:
-    image_files.read(tmp_path / 'a.jpg', (56, 40))
-  assert error.value.path == str(tmp_path / 'a.jpg')
-  assert (error.value.given, error.value.wanted) == ((40, 56), (56, 40))
-
-
 @pytest.mark.parametrize(
-  'content', [b'', b'A text, not a picture.\n' * 20, None]
+  'content, size, given',
+  [
+    (b'', None, None),
+    (b'A text, not a picture.\n' * 20, None, None),
+    (None, None, None),
+    ('image', (56, 40), (40, 56)),  # The size by the annotations.
+  ],
 )
-def test_files_that_are_no_images(tmp_path, content):
+def test_files_that_are_refused(tmp_path, content, size, given):
   path = tmp_path / 'a.jpg'
-  if content is not None:
+  if content == 'image':
+    save(path)
+  elif content is not None:
     path.write_bytes(content)
   with pytest.raises(UserError) as error:
-    image_files.read(path)
+    image_files.read(path, size)
   assert error.value.path == str(path)
-
-
-def test_an_image_over_the_limit_is_not_decoded(tmp_path, monkeypatch):
-  save(tmp_path / 'a.png')
-  monkeypatch.setattr(images, '_limit', 40 * 56 - 1)
-  with pytest.raises(UserError, match='2,239') as error:
-    image_files.read(tmp_path / 'a.png')
-  assert error.value.given == (40, 56)
+  assert (error.value.given, error.value.wanted) == (given, size)
 
 
 def test_images_too_large_for_tensorflow(tmp_path, monkeypatch):
