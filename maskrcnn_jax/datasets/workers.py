@@ -1,6 +1,7 @@
 """Worker processes over the images of a data set, results in order."""
 
 import collections
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -62,7 +63,9 @@ def _run_chunks(function, tasks, num_workers):
     try:
       for chunk in itertools.chain(chunks, itertools.repeat(None)):
         if chunk:
-          waiting.append((chunk, pool.submit(_call_all, function, chunk)))
+          with uninterrupted():
+            task = pool.submit(_call_all, function, chunk)
+          waiting.append((chunk, task))
         elif not waiting:
           return
         if not chunk or len(waiting) >= num_workers * _IN_FLIGHT_PER_WORKER:
@@ -92,10 +95,21 @@ def _start_worker(max_pixels):
   images.set_max_pixels(max_pixels)
 
 
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+  """Delays Ctrl-C; processes that start in the block never notice it.
+
+  It reaches all processes of a terminal, of which the main one ends the others.
+  """
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def end_with_parent() -> None:
   """Makes this worker process end with the main one, even if that is killed."""
-  # Ctrl-C reaches all processes of a terminal; the main one ends its workers.
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
   threading.Thread(target=_await_end_of_parent, daemon=True).start()
 
 

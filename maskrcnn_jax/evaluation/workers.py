@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import process
 from multiprocessing import context
 
-from maskrcnn_jax.datasets.workers import end_with_parent
+from maskrcnn_jax.datasets.workers import end_with_parent, uninterrupted
 from maskrcnn_jax.errors import UserError
 
 # More would wait for the main process, which hands out the work.
@@ -57,7 +57,7 @@ class Workers:
       self._executor = concurrent.futures.ProcessPoolExecutor(
         self.count, self._context, end_with_parent
       )
-    with self._explained():
+    with self._explained(), uninterrupted():
       return self._executor.submit(function, *args)
 
   def wait(self, future: concurrent.futures.Future):
