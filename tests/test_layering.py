@@ -54,7 +54,7 @@ ALLOWED = {
   ),
   'maskrcnn_jax/export': (
     'jax numpy flax tensorflow tqdm .__version__ .checkpoints .config'
-    ' .input_pipeline .models .weights'
+    ' .datasets.images .input_pipeline .models .weights'
   ),
   'maskrcnn_jax/export/detect': 'jax numpy PIL',  # Runs without this package.
   'maskrcnn_jax/planning': (

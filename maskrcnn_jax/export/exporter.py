@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -15,6 +16,7 @@ import tqdm
 
 from maskrcnn_jax import __version__, files
 from maskrcnn_jax.checkpoints import store
+from maskrcnn_jax.datasets import images
 from maskrcnn_jax.errors import UserError, invalid
 from maskrcnn_jax.export import description, program
 from maskrcnn_jax.input_pipeline import transforms
@@ -55,6 +57,9 @@ class ExportOptions:
     canvases = self.canvases or ()
     if any(side < 32 or side % 32 for canvas in canvases for side in canvas):
       raise invalid('canvas', canvases, 'multiples of 32 pixels')
+    # The run may be of somebody else, and anchors take memory.
+    if any(math.prod(canvas) > images.MAX_PIXELS for canvas in canvases):
+      raise invalid('canvas', canvases, f'at most {images.MAX_PIXELS} pixels')
     if len({*canvases}) < len(canvases):
       raise invalid('canvas', canvases, 'different sizes')
 

@@ -116,6 +116,7 @@ def test_a_missing_checkpoint(tmp_path, capsys):
   [
     ('batch_size', {'batch_size': 0}),
     ('canvas', {'canvases': ((64, 90),)}),
+    ('canvas', {'canvases': ((64, 2**26),)}),
     ('canvas', {'canvases': ((64, 96), (64, 96))}),
     ('platforms', {'platforms': ('cpu', 'gpu')}),
     ('platforms', {'platforms': ('cpu', 'cpu')}),
