@@ -36,8 +36,7 @@ _STORAGES = {
 MAX_RANK = 64
 # Kinds of NumPy types that an array may have.
 _KINDS = 'biuf'
-_MAX_DTYPE_NAME = 8
-_MAX_ARGUMENTS = 8
+_MAX_DTYPE_NAME = _MAX_ARGUMENTS = 8
 _MAX_NAME_SHOWN = 100
 # Keys of dicts whose hashes a file cannot choose to be equal.
 _MAX_KEY = 2**63
@@ -128,15 +127,10 @@ class _Function:
 
 
 def load(file: BinaryIO, budget: Budget) -> tuple[Any, dict[str, Storage]]:
-  """The next object of a file, which is left after it.
+  """The next object of a file, and storages by key; the file is left after it.
 
-  Args:
-    file: whose `read` does not allocate more than there is, as of `BytesIO`.
-    budget: pays for every instruction.
-
-  Returns:
-    object: of numbers, strings, containers, `LazyTensor`, `Array` and `Unused`.
-    storages: by key.
+  The object consists of numbers, strings, containers, `LazyTensor`, `Array` and
+  `Unused`. The file's `read` must not allocate more than there is (`BytesIO`).
 
   Raises:
     UnsafePickleError: the file holds anything else; nothing of it was run.
