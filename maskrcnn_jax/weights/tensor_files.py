@@ -19,6 +19,7 @@ import safetensors.numpy
 
 from maskrcnn_jax import files
 from maskrcnn_jax.errors import UserError, brief, did_you_mean
+from maskrcnn_jax.terminal import escaped
 from maskrcnn_jax.weights import pytorch_files, safe_pickle
 from maskrcnn_jax.weights.budget import STEP, Budget
 
@@ -112,7 +113,8 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
     yield
   except UserError as error:
     if error.path is None:
-      error.path, error.args = str(path), (f'{path}: {error}',)
+      error.path = str(path)
+      error.args = (f'{escaped(error.path)}: {error}',)
     raise
   except Exception as error:
     text = str(error).partition('\n')[0][:_MAX_NAME]
