@@ -15,6 +15,7 @@ from maskrcnn_jax.errors import UserError, brief
 _MOST_PIXELS = 2**31
 _LARGEST_COORDINATE = 2**24
 _LONGEST_OUTLINE = 2**22
+_MOST_OBJECTS = 2**15
 _MOST_PAIRS = 2**18  # Of edges, in the search for crossings.
 
 
@@ -58,7 +59,10 @@ def encode_run_lengths(mask: np.ndarray) -> dict[str, Any]:
 def encode_numbers(numbers: np.ndarray) -> dict[int, dict[str, Any]]:
   """`encode_run_lengths` of every number above 0 of a `[height, width]` array.
 
-  In one pass: a small file may hold as many numbers as pixels.
+  In one pass: a small file may hold many numbers.
+
+  Raises:
+    UserError: there are more than objects in any image.
   """
   height, width = numbers.shape
   flat = numbers.ravel(order='F')
@@ -66,6 +70,8 @@ def encode_numbers(numbers: np.ndarray) -> dict[int, dict[str, Any]]:
   ends = np.append(starts[1:], flat.size)
   order = np.argsort(flat[starts], kind='stable')
   found, first = np.unique(flat[starts][order], return_index=True)
+  if len(found) > _MOST_OBJECTS:
+    raise UserError(f'has {len(found)} different numbers: is it a mask?')
   encoded = {}
   for number, runs in zip(found.tolist(), np.split(order, first[1:])):
     if number > 0:

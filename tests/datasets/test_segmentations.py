@@ -69,6 +69,11 @@ def test_numbers_are_encoded_as_one_by_one():
     np.testing.assert_array_equal(coco_mask.decode(runs), numbers == number)
 
 
+def test_a_photo_is_no_mask_of_numbers():
+  with pytest.raises(UserError):
+    masks.encode_numbers(np.arange(2**18).reshape(512, 512))
+
+
 def test_uncompressed_run_lengths_by_hand():
   rle = {'size': [2, 3], 'counts': [1, 3, 2]}  # Column after column.
   np.testing.assert_array_equal(

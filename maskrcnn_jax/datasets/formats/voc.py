@@ -84,18 +84,20 @@ def read_masks(
   classes, _ = instance_png.read_numbers(
     classes_dir / path.name, [numbers.shape]
   )
-  objects, findings = [], []
-  for number in np.unique(numbers).tolist():
-    if number == 0 or number in _VOID:
+  objects, findings, shapes = [], [], masks.encode_numbers(numbers)
+  # The pixels of all objects, one after another: there may be many objects.
+  pixels = np.flatnonzero(numbers)
+  pixels = pixels[np.argsort(numbers.ravel()[pixels], kind='stable')]
+  found, first = np.unique(numbers.ravel()[pixels], return_index=True)
+  for number, own in zip(found.tolist(), np.split(pixels, first[1:])):
+    if number in _VOID:
       continue
-    mask = numbers == number
-    values, counts = np.unique(classes[mask], return_counts=True)
+    values, counts = np.unique(classes.ravel()[own], return_counts=True)
     class_id = int(values[counts.argmax()])
     label = names.get(class_id)
     if label is None:
       message = f'object {number} is of the unknown class {class_id}.'
       findings.append(Finding('category_id', str(path), message, 'error'))
       continue
-    segmentation = masks.encode_run_lengths(mask)
-    objects.append({'label': label, 'segmentation': segmentation})
+    objects.append({'label': label, 'segmentation': shapes[number]})
   return ImageLabels(numbers.shape, objects, findings)
