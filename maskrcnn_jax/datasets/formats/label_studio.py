@@ -88,10 +88,10 @@ def _image_name(source, task) -> str:
 
 def read_results(results: list, image: Image) -> ImageLabels:
   """Reads the results of an image."""
-  sizes = {(x.get('original_height'), x.get('original_width')) for x in results}
-  for height, width in sizes:
-    size = image.size(height, width)
-  size = size if sizes else image.size()
+  size = image.size()
+  for each in results:
+    if 'original_height' in each:  # Relations have none.
+      size = image.size(each['original_height'], each.get('original_width'))
   return read_entries(results, _read_result, size, image.path)
 
 

@@ -256,6 +256,8 @@ def test_label_studio(folder):
     ground_truth=True,
   )
   cancelled = {'result': [], 'was_cancelled': True, 'ground_truth': True}
+  relation = {'type': 'relation', 'from_id': 'a', 'to_id': 'b', 'labels': []}
+  task['annotations'][0]['result'].append(relation)
   task['annotations'][:0] = [cancelled, {'result': []}]
   objects, findings = read_one('label_studio', folder, [task])
   assert [(name, x['area']) for name, x in objects] == [
