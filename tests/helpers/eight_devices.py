@@ -125,6 +125,7 @@ def run_on_eight(script, *args):
   """
   done = job_process.execute(
     [sys.executable, '-c', _SETUP + script, *map(json.dumps, args)],
+    timeout=1800,
     # Quick compilation would cost digits.
     XLA_FLAGS=f'--xla_force_host_platform_device_count={NUM_DEVICES}',
   )

@@ -17,7 +17,7 @@ def run(code, blocked, folder):
     f'import sys\nfor name in {tuple(blocked)!r}:\n  sys.modules[name] = None\n'
   )
   done = job_process.execute(
-    [sys.executable, '-c', setup + code], cwd=folder, PYTHONPATH=''
+    [sys.executable, '-c', setup + code], 1800, folder, PYTHONPATH=''
   )
   assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
   return done.stdout
