@@ -31,7 +31,8 @@ def check_can_save(workdir, state, keep: int = 3) -> None:
   Args:
     workdir: directory of the run; made if missing.
     state: the train state, or its shapes.
-    keep: checkpoints that will stay; there is one more during a save.
+    keep: checkpoints that will stay; there is one more during a save. 0: a
+      single one is saved.
 
   Raises:
     SaveError: the folder cannot be written, or the disk is too small.
@@ -53,8 +54,8 @@ def _find_failure(workdir, size: int, keep: int) -> SaveError | None:
       file.write(bytes(1))
   except OSError as error:
     return SaveError(
-      f'{folder} cannot be written ({error.strerror}), so no checkpoint of '
-      'this run could be saved. Nothing was trained.',
+      f'{folder} cannot be written ({error.strerror}), so no checkpoint could '
+      'be saved.',
       error.errno,
       path=folder,
     )
@@ -63,10 +64,10 @@ def _find_failure(workdir, size: int, keep: int) -> SaveError | None:
   free = free_bytes(workdir)
   if free >= count * size:
     return None
+  fewer = f', or keep fewer checkpoints than {keep}' if keep > 1 else ''
   return SaveError(
-    f'{folder} has {free:,} bytes left, and {count} more checkpoints of '
-    f'{size:,} bytes need {count * size:,}. Nothing was trained; free some '
-    f'space, or keep fewer than {keep}.',
+    f'{folder} has {free:,} bytes left, wanted {count * size:,}: {count} times '
+    f'a checkpoint of {size:,}. Free some space{fewer}.',
     errno.ENOSPC,
     path=folder,
     given=free,

@@ -205,7 +205,7 @@ def import_weights(
   if config.model.num_classes <= max(classes, default=0):
     classes = {}
   with files.new_folder(output.absolute()) as folder:
-    store.check_can_save(folder, state, keep=1)
+    store.check_can_save(folder, state, keep=0)
     store.claim_workdir(folder, config)
     with store.CheckpointWriter(folder) as writer:
       writer.save(0, state, START, config, classes)
