@@ -34,7 +34,7 @@ def test_lines_fit_a_page():
     assert all(len(line.rstrip('\n')) <= 80 for line in cell['source'])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_runs(tmp_path, monkeypatch):
   import nbclient
   import nbformat

@@ -69,7 +69,7 @@ def test_one_size_changes_and_the_others_stay(
   assert config == _make_config()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_number_of_objects_changes_no_program():
   one, four = programs.growth(
     _make_config(), BenchOptions(rounds=2, warmup=1), {'objects': (1, 4)}

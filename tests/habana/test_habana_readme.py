@@ -130,7 +130,7 @@ def check(folder, shown, precision, batch_size):
 @pytest.mark.parametrize(
   'name',
   [
-    pytest.param(name, marks=[pytest.mark.long] * (name == 'exemplary'))
+    pytest.param(name, marks=[pytest.mark.long] * (name != 'defaults'))
     for name in ONE_CARD
   ],
 )

@@ -171,7 +171,7 @@ def test_records_without_objects_have_no_classes(source, tmp_path):
   records.write_records(path, [example_records.record(encoded, 7, (32, 40))])
   with pytest.raises(UserError) as error:
     complete(path, source)
-  assert error.value.argument == 'model.num_classes'
+  assert error.value.argument == 'input.file_pattern'
   assert error.value.path == str(path)
 
 

@@ -111,7 +111,7 @@ def test_a_class_that_the_model_lacks_is_named(sampled):
   assert (error.value.item, error.value.wanted) == (5, 10)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_losses_of_an_image_are_those_of_a_step_with_it_alone():
   # As many samples as there are candidates: what is drawn does not matter.
   model = tiny_model.make_model(
