@@ -13,6 +13,7 @@ from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.weights import (
   detectron2,
   load_report,
+  prefixes,
   state_dicts,
   tensor_bundle,
   tensor_files,
@@ -73,11 +74,15 @@ def read(path: str | os.PathLike) -> tuple[tensor_files.Tensors, Format]:
     file = tensor_files.read(path)
   else:
     file = tensor_bundle.read(path)
-  names = file.arrays
   with tensor_files.naming(file.path):
-    for system in (torchvision, detectron2, tensorflow):
-      if form := system.find_format(names):
-        return file, form
+    file = prefixes.without_wrappers(file)
+    form = _find_format(file.arrays)
+    if form is None:
+      file = prefixes.without_prefix(file)
+      form = _find_format(file.arrays)
+    if form:
+      return file, form
+    names = file.arrays
     mentioned = ', '.join(sorted(names)[:_NUM_MENTIONED])
     raise UserError(
       'it is neither a ResNet nor a Mask R-CNN with names of torchvision, '
@@ -85,3 +90,9 @@ def read(path: str | os.PathLike) -> tuple[tensor_files.Tensors, Format]:
       f'{len(names)} tensors: {mentioned}, ...',
       item=min(names, default=None),
     )
+
+
+def _find_format(names) -> Format | None:
+  systems = torchvision, detectron2, tensorflow
+  found = (system.find_format(names) for system in systems)
+  return next(filter(None, found), None)

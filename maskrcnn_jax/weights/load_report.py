@@ -75,6 +75,7 @@ class LoadReport:
     training_state: skipped tensors of the run that wrote the file.
     folded: our names of norm statistics that are 0 and 1, since the file folds
       them into scales and biases.
+    prefix: parts that were taken off the names in the file.
   """
 
   source: str
@@ -85,12 +86,15 @@ class LoadReport:
   unexpected: Sequence[str] = ()
   training_state: Sequence[str] = ()
   folded: Sequence[str] = ()
+  prefix: Sequence[str] = ()
 
   def __str__(self):
     lines = [
       f'Load report of {self.source} ({self.kind}):',
       f'  loaded: {len(self.loaded)} tensors',
     ]
+    if self.prefix:
+      lines.append(f'  prefix: {", ".join(self.prefix)} taken off the names')
     for label, names, meaning in (
       ('unexpected', self.unexpected, 'tensors are not in the model'),
       ('training state', self.training_state, 'tensors are skipped'),
@@ -154,7 +158,12 @@ def load(
   }
   errors = {x: problems[x] for x in problems if not is_kept[x]}
   others = sorted(file.arrays.keys() - {*names.values()})
-  unexpected = [x for x in others if not form.training_state.fullmatch(x)]
+  # Layers have no scalars; counters, such as `n_averaged`, are some.
+  unexpected = [
+    x
+    for x in others
+    if not form.training_state.fullmatch(x) and file.arrays[x].shape != ()
+  ]
   layers = [x for x in unexpected if form.is_layer(x)]
   if not options.strict:
     scope = _common_prefix(
@@ -181,6 +190,7 @@ def load(
       *file.others,
     ],
     folded=folded,
+    prefix=file.prefix,
   )
 
 

@@ -33,6 +33,11 @@ _STATE_DICT_KEYS = (
   'model_state_dict',
   'model_state',
   'blobs',
+  'net',
+  'module',
+  'ema',
+  'model_ema',
+  'state_dict_ema',
 )
 _MAX_NESTED = 10
 # Of a name that an error or a report shows.
@@ -43,8 +48,6 @@ _HEADERS = {
   (1, 0): np.lib.format.read_array_header_1_0,
   (2, 0): np.lib.format.read_array_header_2_0,
 }
-# Prefix of every name in a model that was trained on several devices.
-_PARALLEL = 'module.'
 _SAFETENSORS = {
   'BF16': ml_dtypes.bfloat16,
   'BOOL': np.bool_,
@@ -67,11 +70,13 @@ class Tensors:
     path: of the file, or prefix of the checkpoint.
     arrays: by name; some are read by `np.asarray`.
     others: names of other entries, such as the state of an optimizer.
+    prefix: parts that were taken off the names, see `prefixes`.
   """
 
   path: str
   arrays: Mapping[str, np.ndarray]
   others: Sequence[str] = ()
+  prefix: Sequence[str] = ()
 
   def __post_init__(self):
     for name in (*self.arrays, *self.others):
@@ -264,8 +269,6 @@ def _extract(found, memory: pytorch_files.Memory, path, budget) -> Tensors:
       raise UserError(
         f'{path}, {name}: {error}', path=path, item=name
       ) from error
-  if all(name.startswith(_PARALLEL) for name in arrays):
-    arrays = {k.removeprefix(_PARALLEL): v for k, v in arrays.items()}
   return Tensors(path, arrays, others)
 
 

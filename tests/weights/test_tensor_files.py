@@ -173,14 +173,6 @@ def test_the_format_is_told_by_the_content(tmp_path):
   assert_same(tensor_files.read(path).arrays, TENSORS)
 
 
-def test_names_of_a_model_on_several_devices(tmp_path):
-  np.savez(tmp_path / 'a.npz', **FLOATS)
-  path = tmp_path / 'weights.pkl'
-  content = {'state_dict': {f'module.{k}': v for k, v in FLOATS.items()}}
-  path.write_bytes(pickle.dumps(content))
-  assert_same(tensor_files.read(path).arrays, FLOATS)
-
-
 class Command:
   """Runs a command when it is unpickled."""
 
