@@ -447,7 +447,8 @@ def _finetune(config):
   config.evaluation.file_pattern = 'local/own/val*.tfrecord'
   config.evaluation.annotations_file = ''
   config.evaluation.every_steps = 500
-  config.training.pretrained = ''
+  # By name: downloaded once, see `maskrcnn-jax weights`.
+  config.training.pretrained = 'torchvision/maskrcnn_resnet50_fpn_v2_coco'
   config.training.finetune = True
   config.training.num_steps = 3000
   config.training.checkpoint_every_steps = 500

@@ -28,15 +28,14 @@ import requests
 from urllib3.util import Retry
 
 from maskrcnn_jax import files
+from maskrcnn_jax.weights.published import BUCKET, TABLE
 
-BUCKET = 'https://storage.googleapis.com/cloud-tpu-checkpoints'
-NVIDIA = (
-  'https://api.ngc.nvidia.com/v2/models/nvidia/rn50_tf_amp_ckpt/versions/'
-  '20.06.0/zip'
+NVIDIA = TABLE['nvidia/resnet50_imagenet'].url
+_RESNET, _MASK_RCNN = (
+  TABLE[name].url.removeprefix(f'{BUCKET}/')
+  for name in ('google/resnet50_imagenet', 'google/maskrcnn_resnet50_coco')
 )
-_RESNET = 'retinanet/resnet50-checkpoint-2018-02-07'
 _RESNET_PREFIX = 'model.ckpt-112603'
-_MASK_RCNN = 'mask-rcnn/1555659850'
 _DATA = 'data-00000-of-00001'
 _NVIDIA_FOLDER = 'rn50_tf_amp_ckpt_v20.06.0'
 _NVIDIA_PREFIX = 'nvidia_rn50_tf_amp'

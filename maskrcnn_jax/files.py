@@ -34,6 +34,12 @@ def inside(folder, name: str) -> pathlib.Path:
   return pathlib.Path(folder, name)
 
 
+def cache_folder() -> pathlib.Path:
+  """The folder of this package in the user's cache; it may not exist."""
+  root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  return pathlib.Path(root) / 'maskrcnn_jax'
+
+
 def not_a_link(path) -> pathlib.Path:
   """The path of a file or folder in a received folder, to use or to make.
 

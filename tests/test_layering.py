@@ -14,7 +14,7 @@ EVERYWHERE = ('.errors', '.files', '.terminal')
 ALLOWED = {
   'configs': 'ml_collections .config',
   'data': 'numpy PIL pycocotools tensorflow tensorflow_datasets .datasets',
-  'data/pretrained_weights': 'pooch requests urllib3',
+  'data/pretrained_weights': 'pooch requests urllib3 .weights.published',
   'maskrcnn_jax': (
     'numpy PIL ml_collections .evaluation.mask_pasting .structures'
   ),
@@ -33,6 +33,7 @@ ALLOWED = {
     'numpy pycocotools hotcoco .datasets .datasets.masks .structures .tables'
   ),
   'maskrcnn_jax/weights': 'numpy ml_dtypes safetensors',
+  'maskrcnn_jax/weights/download': 'pooch requests',
   'maskrcnn_jax/distributed': 'jax numpy .models',
   'maskrcnn_jax/checkpoints': (
     'jax numpy flax orbax tensorstore ml_collections .config .distributed'
@@ -72,7 +73,7 @@ ALLOWED = {
   ),
   'maskrcnn_jax/cli': (
     'PIL .benchmarks .config .datasets .distributed .export .inference'
-    ' .planning .training .weights'
+    ' .planning .tables .training .weights'
   ),
 }
 

@@ -229,8 +229,7 @@ def _shards(dataset, split, entry) -> list[str]:
 
 def _cache_path(files):
   """Path of the cached index of these files; never beside them."""
-  root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
   stats = [(os.path.abspath(path), os.stat(path)) for path in files]
   key = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
   digest = hashlib.sha256(json.dumps([_VERSION, key]).encode()).hexdigest()
-  return pathlib.Path(root) / 'maskrcnn_jax' / f'index-{digest[:32]}.npz'
+  return files_lib.cache_folder() / f'index-{digest[:32]}.npz'

@@ -32,8 +32,8 @@ class TrainingOptions:
       None: none.
     pictures: how many images of an evaluation are drawn.
     pretrained: initial weights, of a backbone or of a whole Mask R-CNN: a file
-      of weights, the prefix of a TensorFlow checkpoint, or a checkpoint of
-      ours; None or '' for random values.
+      of weights, a name of `weights.published`, the prefix of a TensorFlow
+      checkpoint, or a checkpoint of ours; None or '' for random values.
     finetune: parameters of `pretrained` that do not fit other classes start
       from random values, see `finetuning`.
     summary_every_steps: TensorBoard also shows metrics of single steps under

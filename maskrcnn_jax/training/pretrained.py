@@ -25,7 +25,8 @@ from maskrcnn_jax.weights.tensor_files import Tensors
 # Position of the input before the first batch.
 START = {'examples': 0, 'salt': 0}
 _HOW_TO_GET = (
-  "bash data/download_pretrained_weights.sh downloads Habana's. To train "
+  'maskrcnn-jax weights lists public weights by name, and bash '
+  "data/download_pretrained_weights.sh downloads Habana's. To train "
   "without, set training.pretrained to '' and use a backbone without frozen "
   'parts: model.backbone.norm=group, model.backbone.frozen_stages=0 (as in '
   'coco:from_scratch).'
@@ -37,7 +38,7 @@ def check(path: str | None, model: MaskRCNN) -> None:
 
   Args:
     path: of one of our checkpoints, a weight file, or the prefix of a
-      TensorFlow checkpoint; None or '' for none.
+      TensorFlow checkpoint; or the name of public weights; None or '' for none.
     model: to be trained.
 
   Raises:
@@ -172,7 +173,7 @@ def import_weights(
   """Writes weights of another program as a checkpoint with its config.
 
   Args:
-    source: a weight file or the prefix of a TensorFlow checkpoint, see
+    source: a weight file, the prefix of a TensorFlow checkpoint or a name, see
       `weights.external`.
     output: folder to be made: a workdir at step 0, to train, evaluate or
       detect with.

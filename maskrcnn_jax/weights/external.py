@@ -1,7 +1,7 @@
 """Weights of other programs: the entry for every format.
 
-A path is a file of tensors (see `tensor_files`) or the prefix of a TensorFlow
-checkpoint (see `tensor_bundle`).
+A path is a file of tensors (see `tensor_files`), the prefix of a TensorFlow
+checkpoint (see `tensor_bundle`), or a name of public weights (see `published`).
 """
 
 import os
@@ -12,6 +12,7 @@ from typing import Any
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.weights import (
   detectron2,
+  download,
   load_report,
   prefixes,
   state_dicts,
@@ -38,7 +39,7 @@ def load(
   whole model, unless `options` allow less.
 
   Args:
-    path: a file, or the prefix of a TensorFlow checkpoint.
+    path: a file, the prefix of a TensorFlow checkpoint, or a name.
     variables: `params` and `batch_stats` of `MaskRCNN`, as nested dicts of
       arrays or `jax.ShapeDtypeStruct`s.
     options: how much of the model the weights must cover.
@@ -68,7 +69,7 @@ def infer_model(path: str | os.PathLike) -> InferredModel:
 
 def read(path: str | os.PathLike) -> tuple[tensor_files.Tensors, Format]:
   """Tensors of a file and the format of their names; raises as `load`."""
-  path = pathlib.Path(path)
+  path = pathlib.Path(download.local(path))
   is_file = path.is_file() and not tensor_bundle.is_part(path)
   if is_file or path.suffix in tensor_files.SUFFIXES_READ:
     file = tensor_files.read(path)

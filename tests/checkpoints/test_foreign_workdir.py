@@ -233,12 +233,13 @@ def test_a_canvas_must_fit_into_memory(run, canvas):
   assert refusal(run).argument == 'input.canvases'
 
 
-def test_paths_of_another_machine_are_dropped(run):
+@pytest.mark.parametrize('pretrained', ['/planted', 'torchvision/planted'])
+def test_paths_of_another_machine_are_dropped(run, pretrained):
   forget_checksums(run)
   config = {
     'runtime': {'compilation_cache': '/planted'},
     'input': {'file_pattern': '/planted', 'batch_size': 4},
-    'training': {'pretrained': '/planted', 'log_file': '/planted'},
+    'training': {'pretrained': pretrained, 'log_file': '/planted'},
     'evaluation': {'annotations_file': '/planted', 'file_pattern': '/planted'},
   }
   (run / 'checkpoints/4/config/metadata').write_text(json.dumps(config))

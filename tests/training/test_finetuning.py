@@ -1,9 +1,12 @@
 """Fine-tuning: configs completed from source and data; reset predictors."""
 
+import dataclasses
 import functools
+import hashlib
 import json
 
 import example_records
+import file_server
 import jax
 import narrow_models
 import numpy as np
@@ -18,7 +21,9 @@ from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import finetuning, pretrained, train_step
 from maskrcnn_jax.weights import (
   coco_classes,
+  download,
   load_report,
+  published,
   tensor_files,
   torchvision,
 )
@@ -148,6 +153,64 @@ def test_a_source_is_needed(pattern, tmp_path):
       complete(pattern, source)
     assert error.value.argument == 'training.pretrained'
     assert error.value.path == (source or None)
+
+
+V2 = 'torchvision/maskrcnn_resnet50_fpn_v2_coco'
+
+
+def complete_default(pattern):
+  """`coco:finetune` without weights of one's own, completed."""
+  overrides = [
+    f'input.file_pattern={pattern}',
+    f'evaluation.file_pattern={pattern}',
+  ]
+  config = config_lib.load_config('coco:finetune', overrides)
+  finetuning.complete(config, 'none', overrides)
+  return config
+
+
+def test_without_a_file_the_second_torchvision_model_is_downloaded(
+  pattern, tmp_path, monkeypatch
+):
+  model = narrow_models.make_model(
+    norm='batch', frozen_stages=0, num_classes=91, **narrow_models.SECOND
+  )
+  path = tmp_path / 'v2.pth'
+  variables = narrow_models.random_variables(model)
+  tensor_files.write(path, torchvision.state_dict(variables))
+  content = path.read_bytes()
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  with file_server.serve({'v2.pth': content}) as server:
+    weights = dataclasses.replace(
+      published.TABLE[V2],
+      url=f'{server.url}/v2.pth',
+      checksum=f'sha256:{hashlib.sha256(content).hexdigest()[:8]}',
+    )
+    monkeypatch.setitem(published.TABLE, V2, weights)
+    first = complete_default(pattern)
+  assert first.training.pretrained == V2
+  # Again, without a network. The model is that of the weights.
+  for config in (first, complete_default(pattern)):
+    own = MaskRCNN.from_config(config.model)
+    assert (own.rpn_convs, own.box_convs, own.box_dense) == (2, 4, 1)
+    assert own.head_norm.kind == own.backbone.norm == 'batch'
+    assert own.backbone.width == narrow_models.WIDTH
+    assert own.num_classes == 4  # That of the records.
+
+
+def test_weights_that_cannot_be_had(pattern, tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  with file_server.serve({}) as closed:
+    url = f'{closed.url}/v2.pth'
+  weights = dataclasses.replace(published.TABLE[V2], url=url)
+  monkeypatch.setitem(published.TABLE, V2, weights)
+  with pytest.raises(UserError) as error:
+    complete_default(pattern)
+  assert error.value.argument == 'training.pretrained'
+  assert error.value.path == V2
+  # The file, where to put it, and the field for another one.
+  for text in (url, str(download.cached(weights)), 'training.pretrained=FILE'):
+    assert text in str(error.value)
 
 
 def test_classes_also_come_from_the_annotations(source, pattern, tmp_path):

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import pathlib
 import signal
 
 import jax
@@ -16,7 +17,13 @@ from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.export import state_dict
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import pretrained, train_step
-from maskrcnn_jax.weights import load_report, tensor_files, torchvision
+from maskrcnn_jax.weights import (
+  download,
+  load_report,
+  published,
+  tensor_files,
+  torchvision,
+)
 
 
 def make_model(num_classes=4):
@@ -211,3 +218,26 @@ def test_an_evaluation_takes_a_file(source, imported):
   assert step == 0
   expected = narrow_models.random_variables(make_model())
   jax.tree.map(np.testing.assert_array_equal, variables, expected)
+
+
+def test_weights_by_name(source, tmp_path, monkeypatch):
+  """As initial weights, in an evaluation and in an import."""
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  name, model = 'torchvision/drawn', make_model()
+  weights = published.Weights(name, 'https://nowhere/drawn.pth', 'none')
+  monkeypatch.setitem(published.TABLE, name, weights)
+  place = download.cached(weights)
+  place.parent.mkdir(parents=True)
+  place.write_bytes(pathlib.Path(source).read_bytes())
+  pretrained.check(name, model)
+  state, report = pretrained.start_from(name, make_state(model, seed=1))
+  expected = narrow_models.random_variables(model)
+  jax.tree.map(np.testing.assert_array_equal, state.variables(), expected)
+  assert 'drawn.pth (model)' in report
+  variables, _ = pretrained.whole_model(name, model, None)
+  jax.tree.map(np.testing.assert_array_equal, variables, expected)
+  assert run('import_weights', source=name, output=tmp_path / 'run') == 0
+  variables, config = store.restore(tmp_path / 'run')
+  jax.tree.map(np.testing.assert_array_equal, variables, expected)
+  # A restored config names none.
+  assert not config.training.pretrained
