@@ -74,46 +74,56 @@ def predict(
   Raises:
     FileNotFoundError: there are no such images, or no checkpoint.
     FileExistsError: the output holds files that `predict` did not write.
-    UserError: an image is not in the annotations; or with `strict`.
+    UserError: an image is not in the annotations; no file could be read, and
+      nothing was written; or with `strict`.
   """
   files, class_names = image_files.list_images(images, output, annotations)
   pictures = [file.picture for file in files]
   folder = OutputFolder(
     output, ['detections.json', 'images.json', 'index.html', *pictures]
   )
-  processes.enable_compilation_cache(compilation_cache)
-  predictor = Predictor(source, **options)
   summary = {
     'checkpoint': os.fspath(source),
     'min_score': min_score,
     **json.loads(json.dumps(options, default=dataclasses.asdict)),
     'complete': False,
   }
-  folder.claim(summary)
   skipped = {}
-  with (
-    _Writer(
-      folder=folder.path,
-      class_names=predictor.class_names or class_names,
-      category_ids=predictor.category_ids,
-      min_score=min_score,
-      side=browse.picture_side(len(files)),
-    ) as writer,
-    concurrent.futures.ThreadPoolExecutor(_WORKERS) as pool,
-    tqdm.tqdm(
-      total=len(files), unit='image', disable=not sys.stderr.isatty()
-    ) as bar,
-  ):
+  with concurrent.futures.ThreadPoolExecutor(_WORKERS) as pool:
     images = _read_all(files, pool, skipped)
-    for done in _detect_all(predictor, images, pool, writer):
-      bar.update(done + len(skipped) - bar.n)
-    writer.write_summaries(files)
+    # Before the model is loaded.
+    first = next(images, None)
+    if first is None:
+      _print_skipped(skipped)
+      raise UserError(
+        f'none of {len(files)} files could be read, see above.',
+        path=next(iter(skipped)).path,
+      )
+    processes.enable_compilation_cache(compilation_cache)
+    predictor = Predictor(source, **options)
+    folder.claim(summary)
+    with (
+      _Writer(
+        folder=folder.path,
+        class_names=predictor.class_names or class_names,
+        category_ids=predictor.category_ids,
+        min_score=min_score,
+        side=browse.picture_side(len(files)),
+      ) as writer,
+      tqdm.tqdm(
+        total=len(files), unit='image', disable=not sys.stderr.isatty()
+      ) as bar,
+    ):
+      images = itertools.chain([first], images)
+      for done in _detect_all(predictor, images, pool, writer):
+        bar.update(done + len(skipped) - bar.n)
+      writer.write_summaries(files)
   unreadable = [
     {'file_name': str(file.path), 'reason': reason}
     for file, reason in skipped.items()
   ]
   folder.finish(summary | {'complete': True, 'skipped': unreadable})
-  _print_skipped(skipped, folder.path)
+  _print_skipped(skipped, f', see {folder.path / "predict.json"}')
   if strict and skipped:
     raise UserError(
       f'{len(skipped)} of {len(files)} files could not be read, see above.',
@@ -270,11 +280,11 @@ def draw(
   return visualize.draw(image, found, class_names, min_score, enlarge)
 
 
-def _print_skipped(skipped: Mapping[ImageFile, str], folder) -> None:
+def _print_skipped(skipped: Mapping[ImageFile, str], all_of_them='') -> None:
   if skipped:
     print(f'{len(skipped)} files could not be read:', file=sys.stderr)
   for file, reason in itertools.islice(skipped.items(), _PRINTED):
     print(f'  {escaped(str(file.path))}: {reason}', file=sys.stderr)
   if len(skipped) > _PRINTED:
     more = len(skipped) - _PRINTED
-    print(f'  and {more} more, see {folder / "predict.json"}', file=sys.stderr)
+    print(f'  and {more} more{all_of_them}', file=sys.stderr)

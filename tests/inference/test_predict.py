@@ -132,13 +132,12 @@ def test_no_runtime_field_of_the_checkpoint_is_used(workdir, photos, tmp_path):
   before = jax.config.values[cache]
   jax.config.update(cache, None)  # A cache that is set stays.
   try:
-    empty = photos / 'empty.jpg'  # Without --strict this is no failure.
-    run(workdir, tmp_path / 'out', '--compilation_cache=', images=empty)
+    # Without --strict, files that cannot be read are no failure.
+    run(workdir, tmp_path / 'out', '--compilation_cache=', images=photos)
     assert jax.config.values[cache] is None
   finally:
     jax.config.update(cache, before)
-  assert read(tmp_path / 'out', 'detections.json') == []
-  assert len(read(tmp_path / 'out', 'predict.json')['skipped']) == 1
+  assert len(read(tmp_path / 'out', 'predict.json')['skipped']) == 3
 
 
 def test_images_and_classes_behind_the_ids(output, photos):
@@ -211,6 +210,16 @@ def test_unreadable_files_are_reported(finished, photos):
   assert '3 of 6' in err.splitlines()[-1]
 
 
+def test_no_readable_file_is_an_error_before_the_model_is_loaded(
+  photos, tmp_path, capfd
+):
+  empty = photos / 'empty.jpg'
+  run('nowhere', tmp_path / 'out', images=empty, expected=2)
+  first, last = capfd.readouterr().err.splitlines()[-2:]
+  assert str(empty) in first and 'none of 1' in last
+  assert not (tmp_path / 'out').exists()
+
+
 def test_a_second_run_replaces_the_first(workdir, photos, tmp_path):
   for name in ('a.jpg', 'b.png'):
     (tmp_path / name).write_bytes((photos / name).read_bytes())
@@ -253,7 +262,8 @@ def test_errors_come_before_anything_is_written(
 ):
   (tmp_path / 'mine').mkdir()
   (tmp_path / 'mine' / 'index.html').write_text('mine')  # Not by `predict`.
-  options = {'workdir': workdir, 'images': photos, 'flag': '--strict'}
+  image = photos / 'b.png'
+  options = {'workdir': workdir, 'images': image, 'flag': '--strict'}
   options |= {'output': 'out', **flags}
   output, flag = tmp_path / options['output'], options['flag']
   run(options['workdir'], output, flag, images=options['images'], expected=2)
