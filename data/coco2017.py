@@ -332,6 +332,7 @@ def _convert(folder, split):
     folder / f'{split}-*.tfrecord',
     NUM_SHARDS[split],
     captions_file=captions,
+    drop_outside=True,
   )
   print(summary, flush=True)
 

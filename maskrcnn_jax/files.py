@@ -55,7 +55,7 @@ def not_a_link(path) -> pathlib.Path:
 
 
 def read_json(path) -> Any:
-  """Content of a JSON file that is not trusted.
+  """Content of a JSON file that is not trusted, in any UTF, marked or not.
 
   Raises:
     UserError: it cannot be read, is no JSON or nested too deeply, has a text
@@ -63,8 +63,9 @@ def read_json(path) -> Any:
   """
   try:
     encoded = pathlib.Path(path).read_bytes()
-    content = json.loads(encoded, object_pairs_hook=_unique)
-    if re.search(rb'\\u[dD][89a-fA-F]', encoded):
+    text = encoded.decode(json.detect_encoding(encoded))
+    content = json.loads(text, object_pairs_hook=_unique)
+    if re.search(r'\\u[dD][89a-fA-F]', text):
       json.dumps(content, ensure_ascii=False).encode()
   except OSError as error:
     raise UserError(f'{path} cannot be read: {error}', path=path) from error

@@ -64,7 +64,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     dataset = coco_json.load(instances, images, captions)
     findings = []
     for example, found in prepare.make_examples(
-      dataset, images, self._num_workers
+      dataset, images, self._num_workers, drop_outside=True
     ):
       findings += found
       if example is not None:

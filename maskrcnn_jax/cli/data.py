@@ -48,6 +48,9 @@ def add_verbs(add_verb) -> None:
   add('--image_ids', type=command_line.COUNTS, metavar='ID,ID,...',
       help='convert only these images')
   add('--num_shards', type=int, help='number of record files')
+  add('--drop_outside', action='store_true',
+      help='skip objects whose box ends outside the image, as the reference '
+      'converter does; by default such a box is clipped')
   add = check.add_argument
   add('--val_annotations', metavar='FILE',
       help='labels of the validation set, compared with the training set')
@@ -72,7 +75,7 @@ def _prepare(args: argparse.Namespace) -> None:
   )
   for_records = command_line.given(
     args,
-    *('num_shards', 'image_ids', 'allow_outside'),
+    *('num_shards', 'image_ids', 'allow_outside', 'drop_outside'),
     captions_file='captions',
   )
   if args.to == 'records':

@@ -6,11 +6,14 @@ object that cannot be used is skipped with a warning.
 """
 
 import collections
+import contextlib
 import dataclasses
 import os
+import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 
 from maskrcnn_jax import files
+from maskrcnn_jax.datasets import coco_values
 from maskrcnn_jax.datasets.categories import Category, class_offset
 from maskrcnn_jax.datasets.findings import (
   Finding,
@@ -47,8 +50,8 @@ class CocoDataset:
 
   annotations_file: str
   images: tuple[CocoImage, ...]  # In the order of the file.
-  # Entries by image id, all of known categories; with a `class_id` where it
-  # differs from the `category_id`.
+  # Entries by image id, all of known categories, values as `coco_values` reads
+  # them; with a `class_id` where it differs from the `category_id`.
   annotations: dict[int, list[dict]]
   categories: dict[int, Category]  # By class id.
   findings: tuple[Finding, ...]  # Skipped entries and notes.
@@ -101,11 +104,13 @@ def parse(
     allow_outside: see `check_file`.
   """
   findings, categories, images = list(findings), {}, {}
+  reader = coco_values.Reader()
   offset = class_offset(_ids(content, 'categories'))
-  for entry in _entries(content, 'categories', file, findings):
+  for entry in _entries(content, 'categories', file, findings, reader):
     with collected(findings, file):
       category_id = entry.get('id')
       name = entry.get('name', category_id)
+      name = category_id if name == '' else name
       _check_id(category_id, 'category', name, 0, _MAX_CLASS_ID - 1)
       if category_id + offset in categories:
         other = categories[category_id + offset].name
@@ -120,13 +125,14 @@ def parse(
       'i is category i - 1. Results carry the category ids of the file.'
     )
     findings.append(Finding('ids_from_0', file, message, 'note'))
-  for entry in _entries(content, 'images', file, findings):
+  for entry in _entries(content, 'images', file, findings, reader):
     with collected(findings, file, _hashable(entry.get('id'))):
       image = _parse_image(entry, images)
       if images_dir is not None:
         check_file(image, images_dir, allow_outside)
       images[image.image_id] = image
-  annotations = _group(content, file, findings, images, categories)
+  annotations = _group(content, file, findings, images, categories, reader)
+  findings += reader.notes(file)
   return CocoDataset(
     file, tuple(images.values()), annotations, categories, tuple(findings)
   )
@@ -181,12 +187,27 @@ def check_file(
     if not allow_outside:
       files.inside(images_dir, image.file_name)
   except UserError as error:
-    message = f'{error}. Correct the file_name, or give --allow_outside.'
-    raise InvalidEntryError('outside_folder', message) from None
+    remedy = 'Correct the file_name, or give --allow_outside.'
+    remedy = _other_name(image.file_name, images_dir) or remedy
+    raise InvalidEntryError('outside_folder', f'{error}. {remedy}') from None
   path = os.path.join(images_dir, image.file_name)
   if not os.path.isfile(path):
-    message = f'{path} does not exist. Add it, or remove the entry of the JSON.'
+    remedy = _other_name(image.file_name, images_dir)
+    remedy = remedy or 'Add it, or remove the entry of the JSON.'
+    message = f'{path} does not exist. {remedy}'
     raise InvalidEntryError('missing_image', message)
+
+
+def _other_name(file_name: str, images_dir: str | os.PathLike) -> str | None:
+  """Advice to write the name of a file that a path or URL may mean."""
+  path = urllib.parse.unquote(file_name).replace('\\', '/')
+  name = path.rpartition('/')[-1]
+  for each in (path, name):
+    with contextlib.suppress(UserError, OSError):
+      if each != file_name and files.inside(images_dir, each).is_file():
+        windows = 'It is a path of Windows. ' if '\\' in file_name else ''
+        return f'{windows}The folder has {brief(each)}: write that instead.'
+  return None
 
 
 def _parse_image(entry, found) -> CocoImage:
@@ -222,18 +243,17 @@ def _duplicate(what, given, first, second) -> InvalidEntryError:
   return InvalidEntryError(f'duplicate_{what}_id', message)
 
 
-def _group(content, file, findings, images, categories):
+def _group(content, file, findings, images, categories, reader):
   """Annotation entries by image id, without those that cannot be used.
 
   What refers to an invalid entry is skipped: that has its own finding.
   """
   grouped, seen = collections.defaultdict(list), set()
   known = {each.category_id: i for i, each in categories.items()}
-  listed = sorted(map(str, known), key=int)
-  listed = ', '.join(listed if len(listed) < 12 else [*listed[:10], '..'])
+  listed = _listed(sorted(known))
   invalid_images = _ids(content, 'images') - images.keys()
   invalid_categories = _ids(content, 'categories') - known.keys()
-  for entry in _entries(content, 'annotations', file, findings):
+  for entry in _entries(content, 'annotations', file, findings, reader):
     annotation_id, image_id, category_id = (
       _hashable(entry.get(key)) for key in ('id', 'image_id', 'category_id')
     )
@@ -266,19 +286,25 @@ def _check_references(image_id, category_id, images, known, listed) -> None:
     raise InvalidEntryError('unknown_category', message)
 
 
-def _entries(content, name, file, findings) -> Iterator[dict]:
+def _listed(ids: Sequence[int]) -> str:
+  ids = [*ids[:10], '..'] if len(ids) > 11 else ids
+  return ', '.join(map(str, ids))
+
+
+def _entries(content, name, file, findings, reader) -> Iterator[dict]:
   """The entries of a list that are JSON objects; others become findings."""
   for number, entry in enumerate(content.get(name, ())):
     with collected(findings, file):
       if not isinstance(entry, dict):
         message = f'entry {number} (from 0) of {name!r} must be an object, got '
         raise InvalidEntryError('entry', f'{message}{brief(entry)}. Remove it.')
-      yield entry
+      yield reader.read(entry, name)
 
 
 def _ids(content, name) -> set:
   entries = content.get(name, ())
-  return {_hashable(x.get('id')) for x in entries if isinstance(x, dict)}
+  ids = (x.get('id') for x in entries if isinstance(x, dict))
+  return {_hashable(coco_values.read_integer(x)) for x in ids}
 
 
 def _hashable(value):
@@ -291,10 +317,8 @@ def _is_int(value, low, high) -> bool:
 
 
 def _integer_instead(given, key: str, remedy: str) -> str:
-  """The remedy for an id that is a string; else another remedy."""
+  """The remedy for an id that is a text; else another remedy."""
   if not isinstance(given, str):
     return remedy
-  text, value = f'here and as {key!r} of every annotation', given.strip()
-  if value.isdecimal() and len(value) < 20:
-    return f'Write {int(value)} without quotes, {text}.'
+  text = f'here and as {key!r} of every annotation'
   return f'Give each entry an integer, {text}; a name belongs in another field.'

@@ -1,14 +1,15 @@
 """Examples: an image file and its checked objects, ready to be written.
 
-Objects are kept by the rules of the reference converter: one is skipped if its
-box has no width or height, or ends beyond the image (x + w > width, without
-tolerance). Crowds are kept and marked. An object whose mask cannot be read or
-has no pixel is skipped too.
+An object is skipped if its box has no width or height or lies outside the
+image, or if its mask cannot be read or has no pixel. A box that reaches outside
+is clipped; the reference converter skips it if it ends outside (x + w > width,
+without tolerance), and so does `drop_outside`. An object without a box gets
+that of its mask. Crowds are kept and marked.
 """
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from maskrcnn_jax.datasets.coco_json import CocoImage
 from maskrcnn_jax.datasets.findings import Finding, InvalidEntryError
 from maskrcnn_jax.errors import brief
 
+_ROUNDING = 1e-6  # Pixels of a box outside the image that need no note.
 # Notes of `images.read_image`.
 _NOTES = {
   'stored_upright': (
@@ -75,6 +77,7 @@ def make_example(
   captions: Sequence[str],
   class_names: dict[int, str],
   images_dir: str | os.PathLike,
+  drop_outside: bool = False,
 ) -> tuple[ImageExample | None, list[Finding]]:
   """Reads an image and the masks of its objects.
 
@@ -84,6 +87,7 @@ def make_example(
     captions: of the image.
     class_names: names by class id.
     images_dir: folder of the images.
+    drop_outside: see `read_box`.
 
   Returns:
     The example, None if the image cannot be used, and the findings.
@@ -93,12 +97,31 @@ def make_example(
   findings = [] if finding is None else [finding]
   if encoded is None:
     return None, findings
-  objects = []
+  objects, shapes = [], []
   for entry in entries:
+    ids = image.image_id, entry.get('id')
     try:
-      objects.append(_read_object(entry, image))
+      found = read_object(entry, image, drop_outside=drop_outside)
     except InvalidEntryError as error:
-      findings.append(error.finding(path, entry['image_id'], entry.get('id')))
+      findings.append(error.finding(path, *ids))
+      continue
+    findings += (
+      Finding(kind, path, message, 'note', *ids)
+      for kind, message in box_notes(entry, found.box)
+    )
+    shapes.append((entry.get('id'), found.shape))
+    x, y, width, height = found.box
+    objects.append(
+      (
+        (y, x, y + height, x + width),
+        found.class_id,
+        entry['category_id'],
+        found.is_crowd,
+        found.area,
+        masks.encode_png(coco_mask.decode(found.mask)),
+      )
+    )
+  findings += find_doubles(shapes, path, image.image_id)
   boxes, classes, category_ids, is_crowd, areas, encoded_masks = (
     zip(*objects) if objects else [()] * 6
   )
@@ -139,24 +162,79 @@ def read_image(
   return encoded, Finding(note, path, _NOTES[note], 'note', image.image_id)
 
 
-def _read_object(entry, image):
-  """Box, class, category, crowd flag, area and PNG mask of an annotation."""
-  box = read_box(entry, image)
-  runs = read_mask(entry, image)
+@dataclasses.dataclass(frozen=True)
+class UsableObject:
+  """An object of an annotation that records and the ground truth have."""
+
+  box: list[float]  # x, y, width, height, see `read_box`.
+  mask: dict[str, Any] | None  # Run lengths of pycocotools.
+  area: float  # As annotated, else of the box.
+  class_id: int
+  is_crowd: bool
+
+  @property
+  def shape(self) -> int:
+    """Hash of the class and the mask."""
+    counts = self.mask and self.mask['counts']
+    return hash((self.class_id, self.is_crowd, counts))
+
+
+def read_object(
+  entry: dict,
+  image: CocoImage,
+  with_mask: bool = True,
+  drop_outside: bool = False,
+) -> UsableObject:
+  """The object of an annotation; see `read_box` and `read_mask`.
+
+  Args:
+    entry: annotation of a known class.
+    image: that it belongs to.
+    with_mask: False reads no mask, unless the object has no box.
+    drop_outside: see `read_box`.
+
+  Raises:
+    InvalidEntryError: the object is skipped.
+  """
+  mask = None if has_box(entry) else read_mask(entry, image)
+  box = read_box(entry, image, mask, drop_outside)
+  if with_mask and mask is None:
+    mask = read_mask(entry, image)
+  return make_object(entry, box, mask)
+
+
+def make_object(
+  entry: dict, box: list[float], mask: dict[str, Any] | None
+) -> UsableObject:
+  """The object of an annotation whose box and mask were read."""
   area = entry.get('area')
-  if not masks.is_number(area):
-    area = int(coco_mask.area(runs))
-  is_crowd = bool(entry.get('iscrowd', 0))
-  category_id = entry['category_id']
-  class_id = entry.get('class_id', category_id)
-  return (
-    box,
-    class_id,
-    category_id,
-    is_crowd,
-    area,
-    masks.encode_png(coco_mask.decode(runs)),
+  return UsableObject(
+    *(box, mask, area if masks.is_number(area) else box[2] * box[3]),
+    class_id=entry.get('class_id', entry['category_id']),
+    is_crowd=bool(entry.get('iscrowd', 0)),
   )
+
+
+def find_doubles(
+  shapes: Iterable[tuple[Any, int]], path: str, image_id: int
+) -> Iterator[Finding]:
+  """Yields objects of an image that have the class and mask of another.
+
+  Args:
+    shapes: annotation id and `UsableObject.shape` of the objects.
+    path: of the image.
+    image_id: its id.
+  """
+  first = {}
+  for annotation_id, shape in shapes:
+    if shape in first:
+      message = (
+        f'has the class and the mask of annotation {brief(first[shape])}: it '
+        'is one object twice. Remove one of them.'
+      )
+      what = 'duplicate_object', path, message, 'warning', image_id
+      yield Finding(*what, annotation_id)
+    first.setdefault(shape, annotation_id)
 
 
 def read_mask(entry: dict, image: CocoImage) -> dict[str, Any]:
@@ -176,15 +254,35 @@ def read_mask(entry: dict, image: CocoImage) -> dict[str, Any]:
   return runs
 
 
+def has_box(entry: dict) -> bool:
+  """Whether an annotation has a box, however malformed."""
+  return entry.get('bbox') not in (None, [])
+
+
 def read_box(
-  entry: dict, image: CocoImage
-) -> tuple[float, float, float, float]:
-  """The box of an annotation, `(y1, x1, y2, x2)` in pixels.
+  entry: dict,
+  image: CocoImage,
+  mask: dict[str, Any] | None = None,
+  drop_outside: bool = False,
+) -> list[float]:
+  """The box of an annotation in pixels, x, y, width and height.
+
+  It is clipped to the image; the same list as in the annotation if it lies
+  inside.
+
+  Args:
+    entry: annotation.
+    image: that it belongs to.
+    mask: run lengths, whose box an annotation without one gets.
+    drop_outside: skip boxes that end outside the image, and clip none, as the
+      reference converter does.
 
   Raises:
-    InvalidEntryError: it is malformed, or the reference converter skips it.
+    InvalidEntryError: it is malformed, or the object is skipped.
   """
   box = entry.get('bbox')
+  if not has_box(entry) and mask is not None:
+    return coco_mask.toBbox(mask).tolist()
   if not masks.is_box(box):
     raise InvalidEntryError(
       'unusable_box',
@@ -195,11 +293,27 @@ def read_box(
   if width <= 0 or height <= 0:
     message = f'the box {box} has no area.'
     raise InvalidEntryError('zero_area_box', message, 'warning')
-  if x + width > image.width or y + height > image.height:
+  right, bottom = min(x + width, image.width), min(y + height, image.height)
+  left, top = max(x, 0), max(y, 0)
+  is_inside = (left, top, right, bottom) == (x, y, x + width, y + height)
+  is_dropped = drop_outside and (right < x + width or bottom < y + height)
+  if is_dropped or right <= left or bottom <= top:
     raise InvalidEntryError(
       'box_outside_image',
-      f'the box {box} ends outside the image of {image.width} x '
-      f'{image.height} (width x height).',
+      f'the box {box} {"ends" if is_dropped else "lies"} outside the image of '
+      f'{image.width} x {image.height} (width x height).',
       'warning',
     )
-  return y, x, y + height, x + width
+  if is_inside or drop_outside:
+    return box
+  return [left, top, right - left, bottom - top]
+
+
+def box_notes(entry: dict, box: list[float]) -> Iterator[tuple[str, str]]:
+  """Yields kind and message of a note on what `read_box` changed, if at all."""
+  given = entry.get('bbox')
+  if not has_box(entry):
+    yield 'missing_box', 'bbox is missing: the object gets the box of its mask.'
+  elif max(abs(a - b) for a, b in zip(given, box)) > _ROUNDING:
+    message = f'the box {given} reaches outside the image: it is clipped to it.'
+    yield 'box_clipped', message

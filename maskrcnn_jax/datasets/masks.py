@@ -122,6 +122,12 @@ def read_segmentation(
       'segmentation must be a list of polygons or run lengths with size and '
       f'counts, got {type(segmentation).__name__} {brief(segmentation)}'
     )
+  if any(map(is_number, segmentation)):
+    raise UserError(
+      f'segmentation is a list of {len(segmentation)} values: put each polygon '
+      'into a list in it, [[x, y, x, y, ...], ...]',
+      given=len(segmentation),
+    )
   if sum(map(_outline, segmentation)) > _LONGEST_OUTLINE:
     raise UserError(f'polygons are longer than {_LONGEST_OUTLINE} pixels')
   # A list of four numbers would be read as a box, and has no inside.

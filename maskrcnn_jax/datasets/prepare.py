@@ -57,7 +57,8 @@ class Summary:
     ]
     first = {each.kind: each for each in reversed(self.findings)}
     for kind, count in sorted(self.counts().items()):
-      happened = 'noted' if first[kind].severity == 'note' else 'skipped'
+      is_kept = first[kind].severity == 'note' or kind == 'duplicate_object'
+      happened = 'noted' if is_kept else 'skipped'
       lines.append(f'{count:9d} {kind} ({happened}), such as {first[kind]}')
     lines.append(f'{self.seconds:9.0f} seconds')
     return '\n'.join(lines)
@@ -74,6 +75,7 @@ def prepare(
   data_format: str = convert.AUTO,
   classes: str | None = None,
   allow_outside: bool = False,
+  drop_outside: bool = False,
 ) -> Summary:
   """Writes the record files of a data set, all or none.
 
@@ -92,6 +94,8 @@ def prepare(
     data_format: one of `convert.FORMATS`; by default it is found.
     classes: names of other formats' classes, see `class_names.read`.
     allow_outside: see `coco_json.check_file`.
+    drop_outside: skip objects whose box ends outside the image, as the
+      reference converter does; by default such a box is clipped.
 
   Raises:
     FileExistsError: there are files of that name.
@@ -123,7 +127,7 @@ def prepare(
   paths = _name_files(stem, len(dataset.images), num_shards)
   findings = list(dataset.findings)
   counts = np.zeros(4, int)  # Of images, empty ones, objects and crowds.
-  made = make_examples(dataset, images_dir, num_workers)
+  made = make_examples(dataset, images_dir, num_workers, drop_outside)
   from maskrcnn_jax.datasets import records  # Workers need no TensorFlow.
 
   with records.open_writers(paths) as writers:
@@ -153,6 +157,7 @@ def make_examples(
   dataset: coco_json.CocoDataset,
   images_dir: str | os.PathLike,
   num_workers: int | None = None,
+  drop_outside: bool = False,
 ) -> Iterator[tuple[examples.ImageExample | None, list[Finding]]]:
   """Yields what `examples.make_example` returns, in the order of the JSON."""
   tasks = (
@@ -167,6 +172,7 @@ def make_examples(
     examples.make_example,
     class_names=dataset.class_names,
     images_dir=images_dir,
+    drop_outside=drop_outside,
   )
   return workers.map_images(make, tasks, len(dataset.images), num_workers)
 

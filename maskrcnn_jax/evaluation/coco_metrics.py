@@ -5,14 +5,16 @@ detection falls into an area range by the area of its box. COCO's own evaluation
 takes the area of the mask; so do we. Only the numbers by object size differ.
 """
 
+import collections
 import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from maskrcnn_jax.datasets import coco_json, masks
-from maskrcnn_jax.errors import UserError, brief, invalid
+from maskrcnn_jax.datasets import coco_json, examples
+from maskrcnn_jax.datasets.findings import collected, raise_errors
+from maskrcnn_jax.errors import UserError, invalid
 from maskrcnn_jax.evaluation import class_report, scoring
 
 # In the order of COCOeval.stats.
@@ -48,9 +50,9 @@ def evaluate(
     `eval/AP` .. `eval/ARl` for boxes, `eval/mask_AP` .. for masks.
 
   Raises:
-    UserError: the file is not a COCO annotations file, an image id is not in
-      it, a result or an annotation has no mask while masks are scored, or the
-      scorer is unknown or not installed.
+    UserError: the file cannot be read, see `load_truth`, an image id is not in
+      it, a result has no mask while masks are scored, or the scorer is unknown
+      or not installed.
   """
   _, _, scores = _score(results, annotations_file, image_ids, kinds, options)
   return _named(scores)
@@ -93,7 +95,7 @@ def _score(results, annotations_file, image_ids, kinds, options):
   if not set(kinds) <= set(PREFIXES):
     raise invalid('kinds', kinds, f'of {list(PREFIXES)}')
   scoring.check_scorer(options.get('scorer', scoring.SCORERS[0]))
-  truth = _load_truth(annotations_file, 'segm' in kinds)
+  truth = load_truth(annotations_file, 'segm' in kinds)
   known = {image['id'] for image in truth['images']}
   image_ids = sorted(known if image_ids is None else {*map(int, image_ids)})
   given = {'image_ids': image_ids, 'results': {r['image_id'] for r in results}}
@@ -119,66 +121,68 @@ def _score(results, annotations_file, image_ids, kinds, options):
   return truth, image_ids, scores
 
 
-def _load_truth(annotations_file, with_masks):
-  """The ground truth as COCOeval needs it, which itself checks nothing."""
-  dataset = coco_json.read_lists(annotations_file)
-  for name in ('images', 'categories'):
-    for entry in dataset[name]:
-      if not isinstance(entry, dict) or type(entry.get('id')) is not int:
-        raise UserError(
-          f'{annotations_file}: ids of {name} must be integers, got '
-          f'{brief(entry)}.',
-          path=annotations_file,
-          item=entry.get('id') if isinstance(entry, dict) else None,
-        )
-  # Other fields need not be sent to worker processes.
-  fields = ('id', 'height', 'width')
-  images = [{k: i[k] for k in fields if k in i} for i in dataset['images']]
-  sizes = {i['id']: (i.get('height'), i.get('width')) for i in images}
-  for number, annotation in enumerate(dataset['annotations'], start=1):
-    given = annotation.get('id') if isinstance(annotation, dict) else None
-    try:
-      _complete(annotation, sizes, with_masks)
-    except UserError as error:
-      raise UserError(
-        f'{annotations_file}: annotation {brief(given)} (number {number}) is '
-        f'wrong: {error}',
-        path=annotations_file,
-        item=given,
-        wanted=error.wanted,
-      ) from error
-    # COCOeval takes id 0 for "no match", and equal ids for one annotation.
-    annotation['id'] = number
-  return dataset | {'images': images}
+def load_truth(
+  annotations_file: str | os.PathLike, with_masks: bool = True
+) -> dict[str, list]:
+  """The ground truth as COCOeval needs it, of the objects that `prepare` keeps.
+
+  Others are counted in a warning. Images need no file name.
+
+  Args:
+    annotations_file: COCO json.
+    with_masks: False scores boxes only, and reads no mask.
+
+  Raises:
+    UserError: an entry is malformed, see `coco_json.load`.
+  """
+  file = os.fspath(annotations_file)
+  content = coco_json.read_lists(file)
+  unnamed = {'file_name': 'unnamed'}
+  content['images'] = [
+    unnamed | x if isinstance(x, dict) else x for x in content['images']
+  ]
+  dataset = coco_json.parse(content, file)
+  raise_errors(dataset.findings)
+  skipped = [x for x in dataset.findings if x.severity == 'warning']
+  annotations = []
+  for image in dataset.images:
+    for entry in dataset.annotations.get(image.image_id, ()):
+      with collected(skipped, file, image.image_id, entry.get('id')):
+        found = examples.read_object(entry, image, with_masks)
+        # COCOeval takes id 0 for "no match".
+        annotations.append(_annotation(entry, found, len(annotations) + 1))
+  if skipped:
+    counts = collections.Counter(each.kind for each in skipped)
+    _LOGGER.warning(
+      '%d objects are not scored, as prepare skips them (%s), such as %s',
+      *(len(skipped), ', '.join(f'{n} {kind}' for kind, n in counts.items())),
+      skipped[0],
+    )
+  return {
+    'images': [
+      {'id': x.image_id, 'height': x.height, 'width': x.width}
+      for x in dataset.images
+    ],
+    'annotations': annotations,
+    'categories': [
+      {'id': x.category_id, 'name': x.name} for x in dataset.categories.values()
+    ],
+  }
 
 
-def _complete(annotation, sizes, with_masks):
-  """Checks an annotation and adds fields that many files lack."""
-  if not isinstance(annotation, dict):
-    raise UserError(f'must be an object, got {brief(annotation)}')
-  needed = ['image_id', 'category_id', 'bbox']
-  missing = [key for key in needed if key not in annotation]
-  if with_masks and not annotation.get('segmentation'):
-    missing.append('segmentation')
-  if missing:
-    raise UserError(f'has no {", ".join(missing)}', wanted=missing)
-  for name in needed[:2]:
-    if type(annotation[name]) is not int:
-      raise invalid(name, annotation[name], 'an integer')
-  box = annotation['bbox']
-  if not masks.is_box(box):
-    raise invalid('bbox', box, 'x, y, width, height')
-  annotation.setdefault('iscrowd', 0)
-  if annotation['iscrowd'] not in (0, 1):
-    raise invalid('iscrowd', annotation['iscrowd'], '0 or 1')
-  if not masks.is_number(annotation.setdefault('area', box[2] * box[3])):
-    raise invalid('area', annotation['area'], 'a number')
-  size = sizes.get(annotation['image_id'])
-  if with_masks and size:
-    if not all(type(side) is int and side > 0 for side in size):
-      raise invalid('height and width of the image', size, 'integers')
-    found = masks.read_segmentation(annotation['segmentation'], *size)
-    annotation['segmentation'] = found | {'counts': found['counts'].decode()}
+def _annotation(entry, found: examples.UsableObject, number: int) -> dict:
+  annotation = {
+    'id': number,
+    'image_id': entry['image_id'],
+    'category_id': entry['category_id'],
+    'bbox': found.box,
+    'area': found.area,
+    'iscrowd': int(found.is_crowd),
+  }
+  if found.mask is not None:
+    counts = found.mask['counts'].decode()
+    annotation['segmentation'] = found.mask | {'counts': counts}
+  return annotation
 
 
 def format_table(metrics: Mapping[str, float]) -> str:

@@ -26,6 +26,7 @@ from maskrcnn_jax.datasets.categories import (
   read_from_records,
 )
 from maskrcnn_jax.errors import UserError, invalid
+from maskrcnn_jax.evaluation import coco_metrics
 
 
 def run_classes(config, workdir) -> dict[int, Category]:
@@ -162,14 +163,15 @@ def check_annotations(
 
   Raises:
     FileNotFoundError: there is no annotations file.
-    UserError: it is no COCO json, has a class that the model lacks, lacks an
-      image, or has another name or number for a class than the records.
+    UserError: no evaluation can be made with it, see `coco_metrics.load_truth`;
+      it has a class that the model lacks, lacks an image, or has another name
+      or number for a class than the records.
   """
   if not pathlib.Path(annotations_file).is_file():
     raise FileNotFoundError(
       f'evaluation.annotations_file {annotations_file} does not exist.'
     )
-  truth = coco_json.read_lists(annotations_file)
+  truth = coco_metrics.load_truth(annotations_file)
   _check_category_ids(annotations_file, truth['categories'], num_classes)
   _check_numbering(annotations_file, truth['categories'], file_pattern)
   index = records.index_records(file_pattern)

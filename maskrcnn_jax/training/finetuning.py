@@ -139,13 +139,6 @@ def _count_classes(config) -> int:
   """Classes, with background, of the records and the annotations."""
   classes, validated = data_checks.training_classes(config)
   classes = {**validated, **classes}
-  if not classes:
-    raise UserError(
-      f'The records {config.input.file_pattern} have no objects: set '
-      'model.num_classes to the largest class id plus one.',
-      argument='model.num_classes',
-      path=config.input.file_pattern,
-    )
   names = categories.names_of(classes)
   listed = ', '.join(f'{i} {names[i]}' for i in sorted(names))
   number = max(names) + 1

@@ -57,7 +57,7 @@ def test_groups_annotations_by_image(tmp_path):
   assert not dataset.findings
 
 
-@pytest.mark.parametrize('image_id, given', [(8, ''), ('7', 'Write 7 without')])
+@pytest.mark.parametrize('image_id, given', [(8, ''), ('b7', "'b7'")])
 def test_annotation_of_an_unknown_image_is_skipped(tmp_path, image_id, given):
   objects = [_object(), _object(71, image_id=image_id)]
   dataset = _load(tmp_path, objects=objects)
@@ -74,21 +74,21 @@ def test_annotation_of_an_unknown_image_is_skipped(tmp_path, image_id, given):
     ({'categories': [{'id': True}]}, 'category_id', 'True'),
     ({'categories': [{'id': None}]}, 'category_id', 'None'),
     ({'categories': [{'id': -3}]}, 'category_id', '-3'),
-    ({'categories': [{'id': '3', 'name': 'cat'}]}, 'category_id', 'Write 3 '),
     ({'categories': [{'id': 'cat'}]}, 'category_id', 'an integer'),
     ({'categories': CATEGORIES * 2}, 'duplicate_category_id', '1'),
     ({'objects': [_object(category_id=2)]}, 'unknown_category', '(1, 90)'),
     ({'objects': [_object(category_id=0)]}, 'unknown_category', '0'),
     ({'objects': [_object()], **FROM_0}, 'unknown_category', '(0, 7)'),
-    ({'objects': [_object(category_id=1.0)]}, 'unknown_category', '1.0'),
-    ({'objects': [_object(category_id='1')]}, 'unknown_category', 'Write 1 '),
+    ({'objects': [_object(category_id=1.5)]}, 'unknown_category', '1.5'),
+    ({'objects': [_object(category_id='2')]}, 'unknown_category', '2'),
     ({'objects': [_object()] * 2}, 'duplicate_annotation_id', 'annotation 70'),
     ({'images': [_image(), _image()]}, 'duplicate_image_id', '7'),
     ({'images': [_image(2**63)]}, 'image_id', str(2**63)),
-    ({'images': [_image('07')]}, 'image_id', 'Write 7 '),
+    ({'images': [_image('07'), _image(7.0)]}, 'duplicate_image_id', '7'),
     ({'images': [_image('a.jpg')]}, 'image_id', "'image_id'"),
     ({'images': [_image(height=None)]}, 'image_entry', 'height'),
-    ({'images': [_image(width='30')]}, 'image_entry', 'width'),
+    ({'images': [_image(width='30 px')]}, 'image_entry', 'width'),
+    ({'images': [_image(width=-1)]}, 'image_entry', '-1'),
     ({'images': [_image(width=2**17, height=2**17)]}, 'image_entry', '131072'),
     ({'images': [_image(width=int('9' * 4000))]}, 'image_entry', '999'),
     ({'images': [_image(width=True)]}, 'image_entry', 'True'),
@@ -116,13 +116,135 @@ def test_invalid_entries_are_errors(tmp_path, content, kind, given):
   assert error.value.item == next((x for x in ids[::-1] if x is not None), None)
 
 
+FLAT = [1, 1, 9, 1, 9, 9, 1, 9]
+POINTS = [[1, 1], [9, 1], [9, 9], [1, 9]]
+RUNS = {'size': [20, 30], 'counts': [22, 5, 573]}
+TEXT_RUNS = {'size': ['20', 30.0], 'counts': ['22', 5.0, 573]}
+
+
+@pytest.mark.parametrize(
+  'field, given, wanted, kind',
+  [
+    ('id', '70', 70, 'number_format'),
+    ('image_id', ' 7 ', 7, 'number_format'),
+    ('image_id', '7.0', 7, 'number_format'),
+    ('category_id', 1.0, 1, 'number_format'),
+    ('area', '64.5', 64.5, 'number_format'),
+    ('area', '6.4e1', 64.0, 'number_format'),
+    ('area', 'large', 'large', None),
+    ('area', None, None, None),
+    ('bbox', ['1', 1, '8.5', 8.0], [1, 1, 8.5, 8.0], 'number_format'),
+    ('bbox', ['1', 'a'], [1, 'a'], 'number_format'),
+    ('bbox', None, None, None),
+    ('iscrowd', '0', 0, 'number_format'),
+    ('iscrowd', '1', 1, 'number_format'),
+    ('iscrowd', 1.0, 1, 'number_format'),
+    ('iscrowd', False, 0, 'number_format'),
+    ('iscrowd', 'False', 0, 'number_format'),
+    ('iscrowd', None, None, None),
+    ('iscrowd', 'yes', 'yes', None),
+    ('segmentation', FLAT, [FLAT], 'polygon_nesting'),
+    ('segmentation', [str(x) for x in FLAT], [FLAT], 'polygon_nesting'),
+    ('segmentation', POINTS, [FLAT], 'polygon_nesting'),
+    ('segmentation', POINTS[:3], [FLAT[:6]], 'polygon_nesting'),
+    ('segmentation', [POINTS, FLAT], [FLAT, FLAT], 'polygon_nesting'),
+    ('segmentation', [[*map(str, FLAT)]], [FLAT], 'number_format'),
+    ('segmentation', TEXT_RUNS, RUNS, 'number_format'),
+    # These can mean several things, or nothing.
+    ('segmentation', FLAT[:4], FLAT[:4], None),
+    ('segmentation', FLAT[:7], FLAT[:7], None),
+    ('segmentation', POINTS[:2], POINTS[:2], None),
+    ('segmentation', [POINTS[:2]], [POINTS[:2]], None),
+    ('segmentation', [], [], None),
+    ('segmentation', [[]], [[]], None),
+  ],
+)
+def test_values_that_are_written_in_other_ways(
+  tmp_path, field, given, wanted, kind
+):
+  objects = [_object(**{field: given}), _object(71, **{field: given})]
+  objects[1]['id'] = 71
+  dataset = _load(tmp_path, objects=objects)
+  assert next(x.get(field) for x in dataset.annotations[7]) == wanted
+  found = [(x.kind, x.severity, x.annotation_id) for x in dataset.findings]
+  assert found == ([(kind, 'note', 70)] if kind else [])
+  count = 1 if field == 'id' else 2
+  assert not kind or f'{count} of the annotations' in str(dataset.findings[0])
+
+
+@pytest.mark.parametrize(
+  'changes, crowd, kind',
+  [
+    ({'ignore': 1}, 1, 'ignored_region'),
+    ({'ignore': '1'}, 1, 'ignored_region'),
+    ({'ignore': True, 'iscrowd': 0}, 1, 'ignored_region'),
+    ({'ignore': 1, 'iscrowd': 1}, 1, None),
+    ({'ignore': 0}, None, None),
+    ({'ignore': '0'}, None, None),
+    ({'ignore': None}, None, None),
+  ],
+)
+def test_ignored_regions_are_crowds(tmp_path, changes, crowd, kind):
+  dataset = _load(tmp_path, objects=[_object(**changes)])
+  assert dataset.annotations[7][0].get('iscrowd') == crowd
+  assert [x.kind for x in dataset.findings] == ([kind] if kind else [])
+
+
+def test_images_and_categories_with_texts_and_floats(tmp_path):
+  dataset = _load(
+    tmp_path,
+    images=[_image('7', height=20.0, width='30')],
+    categories=[{'id': '1'}, {'id': 2.0, 'name': None}, {'id': 3, 'name': ''}],
+  )
+  assert dataset.images == (coco_json.CocoImage(7, 'a.jpg', 20, 30),)
+  assert dataset.class_names == {1: '1', 2: '2', 3: '3'}
+  kinds = [each.kind for each in dataset.findings]
+  assert kinds.count('unnamed_category') == 1 and len(kinds) == 5
+  assert len(dataset.annotations[7]) == 1
+
+
+@pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'utf-16-le'])
+def test_other_encodings(tmp_path, encoding):
+  path = _write(tmp_path, categories=[{'id': 1, 'name': 'K\xe4fer'}])
+  content = json.loads(path.read_text())
+  text = json.dumps(content, ensure_ascii=False)
+  path.write_bytes(text.encode(encoding))
+  assert coco_json.load(path).class_names == {1: 'K\xe4fer'}
+  path.write_bytes(text.replace('K\xe4', '\\udcff').encode(encoding))
+  with pytest.raises(UserError):
+    coco_json.load(path)
+
+
+@pytest.mark.parametrize(
+  'name, kind, advice',
+  [
+    ('images\\1.png', 'missing_image', "'1.png'"),
+    ('sub\\2.png', 'missing_image', "'sub/2.png'"),
+    ('..\\..\\upload\\4\\1.png', 'outside_folder', "'1.png'"),
+    ('C:\\photos\\1.png', 'outside_folder', "'1.png'"),
+    ('/data/local-files/?d=batch%201/1.png', 'outside_folder', "'1.png'"),
+    ('https://a.b/c/my%201.png', 'missing_image', "'my 1.png'"),
+    ('none/7.png', 'missing_image', 'Add it'),
+  ],
+)
+def test_names_of_other_systems(tmp_path, name, kind, advice):
+  (tmp_path / 'sub').mkdir()
+  for each in ('1.png', 'my 1.png', 'sub/2.png'):
+    (tmp_path / each).touch()
+  with pytest.raises(InvalidDataError) as error:
+    _load(tmp_path, images=[_image(file_name=name)], images_dir=tmp_path)
+  (finding,) = error.value.findings
+  assert finding.kind == kind and advice in finding.message
+  assert ('Windows' in finding.message) == ('\\' in name)
+
+
 def test_inspection_goes_on_after_errors(tmp_path):
   path = _write(
     tmp_path,
-    images=[_image(), _image('8'), None],
+    images=[_image(), _image('b8'), None],
     objects=[
       _object(70),
-      _object(71, image_id='8'),  # The image has a finding of its own.
+      _object(71, image_id='b8'),  # The image has a finding of its own.
       _object(72, category_id='x'),
       _object(73, image_id=[7]),
       _object([74]),

@@ -15,6 +15,8 @@ from maskrcnn_jax.datasets.findings import InvalidDataError
 from maskrcnn_jax.errors import UserError
 
 SQUARE = [[1, 1, 9, 1, 9, 9, 1, 9]]
+WIDE = [[0, 2, 30, 2, 30, 8, 0, 8]]
+LOW = [[20, 13, 30, 13, 30, 20, 20, 20]]
 
 
 def _object(annotation_id, image_id=1, **changes):
@@ -57,8 +59,8 @@ def test_unusable_objects_are_skipped_and_counted(tmp_path):
     _object(1),
     _object(2, bbox=[1, 1, 0, 8]),
     _object(3, bbox=[1, 1, 8, -2]),
-    _object(4, bbox=[1, 1, 29.001, 8]),
-    _object(5, bbox=[1, 12.5, 8, 8]),
+    _object(4, bbox=[30, 1, 5, 8]),
+    _object(5, bbox=[1, -8, 8, 8]),
     _object(6, bbox=[1, 1, 29, 19]),  # Touches the border.
     _object(7, bbox=[1, 1, 8]),
     _object(8, bbox=[1, 1, 8, float('nan')]),
@@ -76,7 +78,11 @@ def test_unusable_objects_are_skipped_and_counted(tmp_path):
     'empty_mask': 1,
     'unusable_mask': 1,
     'unknown_image': 1,
+    'duplicate_object': 1,
   }
+  (double,) = [x for x in summary.findings if x.kind == 'duplicate_object']
+  assert (double.image_id, double.annotation_id) == (1, 6)
+  assert '1 duplicate_object (noted)' in str(summary)
   assert _counts(summary) == (5, 4, 4, 1)
   first = _parsed(summary.files)[0]
   np.testing.assert_array_equal(first['classes'], [3, 3, 3, 3])
@@ -85,6 +91,48 @@ def test_unusable_objects_are_skipped_and_counted(tmp_path):
   text = str(summary)
   assert '2 zero_area_box' in text
   assert '1.jpg, image 1, annotation 2: the box [1, 1, 0, 8]' in text
+
+
+def _boxes(summary):
+  (parsed, *_) = _parsed(summary.files)
+  return (parsed['boxes'] * np.array([20, 30, 20, 30])).numpy().tolist()
+
+
+def test_boxes_that_reach_outside_are_clipped_and_counted(tmp_path):
+  objects = [_object(1), _object(2, bbox=[-3, 2, 40, 6], segmentation=WIDE)]
+  objects.append(_object(3, bbox=[20, 12.5, 10, 8], segmentation=LOW))
+  paths = _write_set(tmp_path, objects, num_images=1)
+  summary = prepare.prepare(*paths, num_workers=1)
+  assert summary.counts() == {'box_clipped': 2}
+  np.testing.assert_allclose(
+    _boxes(summary), [[1, 1, 9, 9], [2, 0, 8, 30], [12.5, 20, 20, 30]], 1e-6
+  )
+
+
+def test_boxes_that_end_outside_can_be_dropped(tmp_path):
+  objects = [_object(1), _object(2, bbox=[1, 1, 29.001, 8], segmentation=WIDE)]
+  objects.append(_object(3, bbox=[-1, 2, 9, 9], segmentation=LOW))
+  paths = _write_set(tmp_path, objects, num_images=1)
+  summary = prepare.prepare(*paths, num_workers=1, drop_outside=True)
+  assert summary.counts() == {'box_outside_image': 1}
+  # As in the reference, a box that begins outside stays as it is.
+  np.testing.assert_allclose(
+    _boxes(summary), [[1, 1, 9, 9], [2, -1, 11, 8]], 1e-6
+  )
+
+
+def test_an_object_without_a_box_gets_that_of_its_mask(tmp_path):
+  runs = {'size': [20, 30], 'counts': [22, 5, 15, 5, 553]}
+  objects = [
+    _object(1, bbox=None, area=None),
+    _object(2, bbox=[], segmentation=runs),
+  ]
+  paths = _write_set(tmp_path, objects, num_images=1)
+  summary = prepare.prepare(*paths, num_workers=1)
+  assert summary.counts() == {'missing_box': 2}
+  np.testing.assert_allclose(_boxes(summary), [[1, 1, 9, 9], [2, 1, 7, 3]])
+  (parsed,) = _parsed(summary.files)
+  np.testing.assert_array_equal(parsed['area'], [64, 64])
 
 
 def test_files_do_not_depend_on_the_number_of_workers(tmp_path):

@@ -32,7 +32,7 @@ def truth():
     'annotations': [
       _annotation(0, 1, 3, [5, 5, 20, 10]),
       _annotation(7, 908400386912, 90, [10, 10, 20, 20]),
-      _annotation(7, 908400386912, 90, [30, 10, 20, 20], iscrowd=1),
+      _annotation(8, 908400386912, 90, [30, 10, 20, 20], iscrowd=1),
     ],
   }
 
@@ -67,7 +67,7 @@ def test_perfect_results(truth, tmp_path, capsys):
   assert list(metrics)[12:] == [
     name.replace('eval/', 'eval/mask_') for name in list(metrics)[:12]
   ]
-  # An object of id 0 and two of one id count like any other.
+  # An object of id 0 counts like any other.
   assert metrics['eval/AP'] == metrics['eval/mask_AP'] == pytest.approx(1.0)
   assert metrics['eval/APm'] == metrics['eval/mask_ARl'] == -1
   assert capsys.readouterr().out == ''
@@ -141,34 +141,113 @@ def test_files_without_coco_annotations(content, field, value, tmp_path):
   assert getattr(error.value, field) == value
 
 
-def test_annotation_without_a_mask(truth, tmp_path):
-  truth['annotations'][1]['segmentation'] = []
+@pytest.mark.parametrize(
+  'field, value, kind',
+  [
+    ('segmentation', [], 'unusable_mask'),
+    ('segmentation', None, 'unusable_mask'),
+    ('segmentation', [[]], 'unusable_mask'),
+    ('segmentation', [[5, 6, 7, 8, 9]], 'unusable_mask'),
+    ('segmentation', [[1e9, 1, 2, 3, 4, 5]], 'unusable_mask'),
+    ('segmentation', {'size': [40, 50], 'counts': 'oooo'}, 'unusable_mask'),
+    ('segmentation', {'size': [2**31] * 2, 'counts': [1]}, 'unusable_mask'),
+    (
+      *('segmentation', [[-9, -9, -5, -9, -5, -5]]),
+      'empty_mask',
+    ),
+    ('bbox', ['/etc', 1, 2, 3], 'unusable_box'),
+    ('bbox', [1, 1, 0, 3], 'zero_area_box'),
+    ('bbox', [60, 1, 5, 3], 'box_outside_image'),
+    ('image_id', [1], 'unknown_image'),
+  ],
+)
+def test_objects_that_prepare_skips_are_not_scored(
+  field, value, kind, truth, tmp_path, caplog
+):
+  results = _perfect(truth)[:1]
+  truth['annotations'][1][field] = value
   path = write_truth(tmp_path, truth)
-  with pytest.raises(UserError) as error:
-    coco_metrics.evaluate(_perfect(truth)[:1], path)
-  assert (error.value.item, error.value.wanted) == (7, ['segmentation'])
-  coco_metrics.evaluate(_perfect(truth)[:1], path, kinds=('bbox',))
+  metrics = coco_metrics.evaluate(results, path)
+  assert metrics['eval/AP'] == metrics['eval/mask_AP'] == pytest.approx(1.0)
+  (record,) = caplog.records
+  assert f'1 {kind}' in record.getMessage() and str(path) in record.getMessage()
 
 
 @pytest.mark.parametrize(
   'field, value',
   [
-    ('segmentation', [[1e9, 1, 2, 3, 4, 5]]),
-    ('segmentation', {'size': [40, 50], 'counts': 'oooo'}),
-    ('segmentation', {'size': [2**31, 2**31], 'counts': [2**62]}),
-    ('bbox', ['/etc', 1, 2, 3]),
-    ('image_id', [1]),
-    ('category_id', {}),
+    ('area', None),
     ('area', 'large'),
-    ('iscrowd', -1),
+    ('area', '400.0'),
+    ('iscrowd', None),
+    ('iscrowd', '0'),
+    ('iscrowd', 0.0),
+    ('bbox', None),
+    ('bbox', ['10', 10.0, '20', '20']),
+    ('category_id', '90'),
+    ('image_id', '908400386912'),
+    ('segmentation', [10, 10, 30, 10, 30, 30, 10, 30]),
+    ('segmentation', [[10, 10], [30, 10], [30, 30], [10, 30]]),
   ],
 )
-def test_a_truth_that_would_crash_pycocotools(field, value, truth, tmp_path):
+def test_values_that_are_written_in_other_ways(
+  field, value, truth, tmp_path, caplog
+):
+  results = _perfect(truth)
+  truth['annotations'][1][field] = value
+  path = write_truth(tmp_path, truth)
+  metrics = coco_metrics.evaluate(results, path)
+  assert metrics['eval/AP'] == metrics['eval/mask_AP'] == pytest.approx(1.0)
+  assert not caplog.records
+
+
+def test_ignored_regions_are_no_objects(truth, tmp_path):
+  results = _perfect(truth)
+  truth['annotations'][1]['ignore'] = 1
+  path = write_truth(tmp_path, truth)
+  # Found or not, they neither count as hit nor as miss.
+  for found in (results, results[:1]):
+    assert coco_metrics.evaluate(found, path)['eval/AP'] == pytest.approx(1.0)
+
+
+def test_boxes_of_the_truth_are_clipped(truth, tmp_path):
+  truth['annotations'][0]['bbox'] = [-5, 5, 30, 10]
+  first = coco_metrics.load_truth(write_truth(tmp_path, truth))['annotations'][
+    0
+  ]
+  assert first['bbox'] == [0, 5, 25, 10]
+
+
+def test_masks_are_read_only_where_they_are_scored(truth, tmp_path):
+  truth['annotations'][1]['segmentation'] = None
+  path = write_truth(tmp_path, truth)
+  assert len(coco_metrics.load_truth(path)['annotations']) == 2
+  assert (
+    len(coco_metrics.load_truth(path, with_masks=False)['annotations']) == 3
+  )
+
+
+def test_classes_without_a_name(truth, tmp_path):
+  truth['categories'] = [{'id': 3}, {'id': 90, 'name': 5}]
+  path = write_truth(tmp_path, truth)
+  found = coco_metrics.load_truth(path)['categories']
+  assert found == [{'id': 3, 'name': '3'}, {'id': 90, 'name': '5'}]
+  results = _perfect(truth)
+  _, report = coco_metrics.evaluate_classes(results, path, [1])
+  assert report.names == ('3', '5')
+
+
+@pytest.mark.parametrize(
+  'field, value',
+  [('category_id', {}), ('category_id', 4), ('id', 0)],
+)
+def test_a_truth_with_ambiguous_ids(field, value, truth, tmp_path):
   truth['annotations'][1][field] = value
   path = write_truth(tmp_path, truth)
   with pytest.raises(UserError) as error:
-    coco_metrics.evaluate(_perfect(truth)[:1], path)
-  assert (error.value.item, error.value.path) == (7, str(path))
+    coco_metrics.evaluate([], path)
+  assert error.value.path == str(path)
+  assert error.value.item == (value if field == 'id' else 7)
 
 
 def test_unknown_ids_and_kinds(truth, tmp_path, caplog):

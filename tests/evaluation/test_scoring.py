@@ -49,6 +49,8 @@ def make_case(seed, num_images=12, num_categories=5):
     for _ in range(rng.integers(6)):
       box = _rectangle(rng, size)
       mask = _mask(rng, box, size)
+      if not coco_mask.area(mask):
+        continue  # No object of the ground truth.
       truth['annotations'].append(
         {
           'id': len(truth['annotations']) + 1,

@@ -63,12 +63,12 @@ def _as_text(key):
 
 
 def _rename_image(data):
-  """Image and objects keep fitting together under an id that is a text."""
+  """Image and objects keep fitting together under an id that is no number."""
   image, old = data.image, data.image['id']
   for each in data.train['annotations']:
     if each['image_id'] == old:
-      each['image_id'] = str(old)
-  image['id'] = str(old)
+      each['image_id'] = f'n{old}'
+  image['id'] = f'n{old}'
 
 
 def _rename_file(name):
@@ -182,11 +182,13 @@ SEVERITIES = {
     'unknown_category unusable_area unusable_box unusable_image unusable_mask'
   ),
   'note': (
-    'empty_area_range ids_from_0 image_not_listed missing_crowd_flag '
-    'rotation_ignored stored_as_png'
+    'box_clipped empty_area_range ids_from_0 ignored_region image_not_listed '
+    'missing_box missing_crowd_flag number_format polygon_nesting '
+    'rotation_ignored stored_as_png unnamed_category'
   ),
 }
 _NAN = float('nan')
+_LIES_OUTSIDE = _box(lambda x, y, w, h: [5000, y, w, h])
 _ENDS_OUTSIDE = _box(lambda x, y, w, h: [x, y, 5000 - x, h])
 _BEGINS_OUTSIDE = _box(lambda x, y, w, h: [-0.5, y, w + x, h])
 _CORNERS = _box(lambda x, y, w, h: [x, y, x + w, y + h])
@@ -202,6 +204,7 @@ _SAME_NAME = _append(
   'categories', lambda data: data.train['categories'][0] | {'id': 500}
 )
 _SAME_OBJECT = _append('annotations', lambda data: dict(data.victim))
+_AGAIN = _append('annotations', lambda data: data.victim | {'id': 987654})
 _SAME_IMAGE = _append(
   'images', lambda data: data.image | {'file_name': 'b.jpg'}
 )
@@ -214,9 +217,11 @@ _DEFECTS = {
     ('unusable_box', _box(lambda x, y, w, h: [x, y, w])),
     ('unusable_box', _box(lambda x, y, w, h: [x, y, w, _NAN]), 'nan'),
     ('zero_area_box', _box(lambda x, y, w, h: [x, y, 0, h])),
-    ('box_outside_image', _ENDS_OUTSIDE, '', 'box_mask_mismatch'),
-    ('box_begins_outside', _BEGINS_OUTSIDE, '', 'box_mask_mismatch'),
-    ('box_mask_mismatch', _CORNERS, 'corners x1, y1', 'box_outside_image'),
+    ('box_outside_image', _LIES_OUTSIDE, '', 'box_mask_mismatch'),
+    ('box_clipped', _ENDS_OUTSIDE, '', 'box_mask_mismatch'),
+    ('box_clipped', _BEGINS_OUTSIDE, '', 'box_mask_mismatch'),
+    ('box_mask_mismatch', _CORNERS, 'corners x1, y1', 'box_clipped'),
+    ('missing_box', _object(bbox=None)),
     ('unusable_mask', _polygon(lambda polygon, *_: [polygon[:-1]])),
     ('unusable_mask', _NAN_CORNER, 'coordinate nan'),
     ('unusable_mask', _object(segmentation=None)),
@@ -242,22 +247,26 @@ _DEFECTS = {
     ('missing_crowd_flag', lambda data: data.victim.pop('iscrowd')),
     (
       'crowd_flag',
-      _object(iscrowd='0'),
+      _object(iscrowd='yes'),
       'taken to be a crowd',
       'class_of_crowds',
     ),
   ],
   'object of json': [
     ('unknown_category', _object(category_id=999), '999 is not among'),
-    ('unknown_category', _as_text('category_id')),
+    ('number_format', _as_text('category_id')),
+    ('number_format', _as_text('area')),
+    ('polygon_nesting', _polygon(lambda polygon, *_: polygon)),
+    ('ignored_region', _object(ignore=1), '', 'class_of_crowds'),
     ('duplicate_annotation_id', _SAME_OBJECT),
     ('unknown_image', _object(image_id=999)),
-    ('unknown_image', _as_text('image_id')),
+    ('number_format', _as_text('image_id')),
   ],
   'train': [
     ('ids_from_0', _category({'id': 0}), 'has a category 0'),
     ('category_id', _category({'id': -1}), 'category id -1'),
     ('category_id', _category({'id': 'one'}), "category id 'one'"),
+    ('unnamed_category', _category({'name': None})),
     ('duplicate_category_id', _SAME_CLASS),
     ('duplicate_class_name', _SAME_NAME),
     ('entry', _append('annotations', lambda data: [1, 2])),
@@ -295,6 +304,9 @@ _DEFECTS = {
     ('empty_area_range', _shrink_areas, 'APl and ARl are -1', 'area_mismatch'),
   ],
   'leak': [('image_in_both', _copy_image('val', 'same.jpg'))],
-  'first of val': [('more_objects_than_counted', _repeat_object)],
+  'first of val': [
+    ('more_objects_than_counted', _repeat_object, '', 'duplicate_object')
+  ],
+  'again': [('duplicate_object', _AGAIN)],
 }
 DEFECTS = [(place, *row) for place, rows in _DEFECTS.items() for row in rows]

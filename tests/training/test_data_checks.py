@@ -99,6 +99,36 @@ def test_records_with_ids_from_0_need_such_annotations(tmp_path):
   assert data_checks.check_annotations(own, None, path, 4) == 1
 
 
+@pytest.mark.parametrize(
+  'changes, item',
+  [({'category_id': 9}, 70), ({'category_id': [1]}, 70), ({'id': 71}, 71)],
+)
+def test_a_truth_that_cannot_be_scored_is_refused(tmp_path, changes, item):
+  path = tmp_path / 'a.json'
+  write_annotations(path, {1: 'n1'})
+  truth = json.loads(path.read_text())
+  entry = {'image_id': 7, 'category_id': 1, 'bbox': [1, 1, 8, 8]}
+  truth['annotations'] = [{'id': 71, **entry}, {'id': 70, **entry, **changes}]
+  path.write_text(json.dumps(truth))
+  own = write_records(tmp_path / 'own', [1], ['n1'])
+  with pytest.raises(UserError) as error:
+    data_checks.check_annotations(own, None, str(path), 3)
+  assert (error.value.path, error.value.item) == (str(path), item)
+
+
+def test_skipped_objects_of_a_truth_are_counted(tmp_path, caplog):
+  path = tmp_path / 'a.json'
+  write_annotations(path, {1: 'n1'})
+  truth = json.loads(path.read_text())
+  entry = {'image_id': 7, 'category_id': 1, 'bbox': [1, 1, 8, 8]}
+  truth['annotations'] = [{'id': i, **entry} for i in (1, 2)]
+  path.write_text(json.dumps(truth))
+  own = write_records(tmp_path / 'own', [1], ['n1'])
+  assert data_checks.check_annotations(own, None, str(path), 3) == 1
+  (record,) = caplog.records
+  assert '2 unusable_mask' in record.getMessage()
+
+
 def test_records_and_annotations_must_agree_on_names(tmp_path):
   path = write_annotations(tmp_path / 'a.json', {1: 'n1', 2: 'n2'})
   own = write_records(tmp_path / 'own', [1, 2], ['n1', 'cat'])

@@ -227,7 +227,7 @@ def test_without_records_for_evaluation(source, pattern):
   assert config.model.num_classes == 4
 
 
-def test_records_without_objects_have_no_classes(source, tmp_path):
+def test_records_without_objects_are_refused(source, tmp_path):
   image, _, _ = example_records.rectangles(32, 40, 0)
   path = tmp_path / 'train.tfrecord'
   encoded = example_records.png(image)

@@ -6,6 +6,7 @@ annotations: among 1429 of them the lowest IoU of box and mask is 0.62, and the
 largest ratio of area to pixels of the mask, of a crowd, is 1.8.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 
@@ -26,6 +27,7 @@ _AREA_SLACK = 8.0
 _OUTSIDE = 1.0  # Pixels that a polygon may reach beyond its image.
 _SEVERITIES = {'unusable_box': 'error', 'unusable_mask': 'error'}
 _SEVERITIES |= {'unusable_area': 'error', 'missing_crowd_flag': 'note'}
+_SEVERITIES |= {'box_clipped': 'note', 'missing_box': 'note'}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class CheckedObject:
   is_crowd: bool
   area: float  # Annotated, else of the box, as in COCO's evaluation.
   side: float  # Square root of the area of the box.
+  shape: int  # See `examples.UsableObject`.
 
 
 def check_object(
@@ -49,16 +52,14 @@ def check_object(
     image: that it belongs to.
     path: of the image, for messages.
   """
-  found, problems = [], []
-  for read in (examples.read_box, examples.read_mask):
-    try:
-      found.append(read(entry, image))
-    except InvalidEntryError as error:
-      found.append(None)
-      message = f'{error.message} Skipped. Correct or remove it.'
-      problems.append((error.kind, message))
-  box, mask = found
-  problems += _box_problems(entry, mask)
+  box, mask, problems, unusable = None, None, [], []
+  with _skipped(unusable):
+    mask = examples.read_mask(entry, image)
+  if mask is not None or examples.has_box(entry):
+    with _skipped(problems):
+      box = examples.read_box(entry, image, mask)
+      problems += examples.box_notes(entry, box)
+  problems += [*unusable, *_box_problems(entry, box, mask)]
   problems += _field_problems(entry, mask)
   problems += _polygon_problems(entry, image)
   ids = image.image_id, entry.get('id')
@@ -68,40 +69,55 @@ def check_object(
   ]
   if box is None or mask is None:
     return None, findings
-  box_area = (box[2] - box[0]) * (box[3] - box[1])
-  area = entry.get('area')
+  found = examples.make_object(entry, box, mask)
   checked = CheckedObject(
     image.image_id,
-    entry.get('class_id', entry['category_id']),
-    bool(entry.get('iscrowd', 0)),
-    float(area if masks.is_number(area) else box_area),
-    box_area**0.5,
+    found.class_id,
+    found.is_crowd,
+    float(found.area),
+    (box[2] * box[3]) ** 0.5,
+    found.shape,
   )
   return checked, findings
 
 
-def _box_problems(entry, mask) -> Iterator[tuple[str, str]]:
-  box = entry.get('bbox')
-  if not masks.is_box(box):
+@contextlib.contextmanager
+def _skipped(problems: list[tuple[str, str]]) -> Iterator[None]:
+  """Adds the reason why the block skips an object."""
+  try:
+    yield
+  except InvalidEntryError as error:
+    message = f'{error.message} Skipped. Correct or remove it.'
+    problems.append((error.kind, message))
+
+
+def _box_problems(entry, box, mask) -> Iterator[tuple[str, str]]:
+  if mask is None or not masks.is_box(entry.get('bbox')):
     return
-  x, y, width, height = box
-  if x < 0 or y < 0:
-    yield (
-      'box_begins_outside',
-      f'the box {box} begins outside the image and is trained on as it is. '
-      'Clip it to the image.',
-    )
-  if mask is None or width <= 0 or height <= 0:
+  given = entry['bbox']
+  box = given if box is None else box
+  if min(box[2:]) <= 0:
     return
   around = coco_mask.toBbox(mask)
-  iou, edges = _iou(box, around), np.array([box, around], np.float64)
-  edges[:, 2:] += edges[:, :2]
-  if np.abs(edges[0] - edges[1]).max() > _BOX_SLACK and iou < _BOX_IOU:
+  if _agree(given, around):
+    return
+  remedy = _box_remedy(given, mask['size'], around)
+  # A box that agrees once it is clipped may still have another format.
+  if remedy or not _agree(box, around):
     yield (
       'box_mask_mismatch',
-      f'the box {box} is not around its mask, which spans {around.tolist()} '
-      f'(IoU {iou:.2f}). {_box_remedy(box, mask["size"], around)}',
+      f'the box {given} is not around its mask, which spans {around.tolist()} '
+      f'(IoU {_iou(given, around):.2f}). '
+      f'{remedy or "Correct the box or the mask."}',
     )
+
+
+def _agree(box, other) -> bool:
+  """Whether two boxes x, y, width, height are about the same."""
+  edges = np.array([box, other], np.float64)
+  edges[:, 2:] += edges[:, :2]
+  is_near = np.abs(edges[0] - edges[1]).max() <= _BOX_SLACK
+  return is_near or _iou(box, other) >= _BOX_IOU
 
 
 def _iou(box, other) -> float:
@@ -109,8 +125,8 @@ def _iou(box, other) -> float:
   return float(coco_mask.iou([list(box)], [other], [0])[0, 0])
 
 
-def _box_remedy(box, image_size, around) -> str:
-  """Suggests another box format, if that matches the mask."""
+def _box_remedy(box, image_size, around) -> str | None:
+  """Suggests another box format, if one matches the mask."""
   a, b, c, d = box
   height, width = image_size
   meanings = {
@@ -122,7 +138,7 @@ def _box_remedy(box, image_size, around) -> str:
   for words, (x, y, *sides) in meanings.items():
     if min(sides) > 0 and _iou([x, y, *sides], around) > 0.8:
       return f'It matches as {words}: write x, y, width, height in pixels.'
-  return 'Correct the box or the mask.'
+  return None
 
 
 def _field_problems(entry, mask) -> Iterator[tuple[str, str]]:

@@ -111,7 +111,7 @@ def check_image(
     an unusable file; the findings.
   """
   path = os.path.join(images_dir, image.file_name)
-  encoded, findings, checked = None, [], []
+  encoded, findings, checked, shapes = None, [], [], []
   with collected(findings, file, image.image_id):
     coco_json.check_file(image, images_dir, allow_outside)
     encoded, finding = examples.read_image(image, path)
@@ -119,6 +119,9 @@ def check_image(
   for entry in entries:
     usable, problems = objects.check_object(entry, image, path)
     findings += problems
-    checked += [] if usable is None else [usable]
+    if usable is not None:
+      checked.append(usable)
+      shapes.append((entry.get('id'), usable.shape))
+  findings += examples.find_doubles(shapes, path, image.image_id)
   digest = hashlib.sha256(encoded).digest() if encoded is not None else None
   return digest, checked, findings

@@ -88,17 +88,13 @@ def _usable(image, dataset, findings) -> Iterator[dict]:
   for entry in dataset.annotations.get(image.image_id, ()):
     ids = image.image_id, entry.get('id')
     with collected(findings, dataset.annotations_file, *ids):
-      examples.read_box(entry, image)
-      runs = examples.read_mask(entry, image)
-      area = entry.get('area')
-      if not masks.is_number(area):
-        area = int(coco_mask.area(runs))
+      found = examples.read_object(entry, image)
       yield {
         'image_id': image.image_id,
         'category_id': entry['category_id'],
-        'iscrowd': int(bool(entry.get('iscrowd', 0))),
-        'bbox': entry['bbox'],
-        'area': area,
+        'iscrowd': int(found.is_crowd),
+        'bbox': found.box,
+        'area': found.area,
         'segmentation': entry['segmentation'],
       }
 

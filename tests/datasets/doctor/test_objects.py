@@ -110,7 +110,7 @@ def test_box_and_mask_are_both_checked():
   kinds = _kinds(bbox=[60, 20, 0, 30], segmentation=[[1, 2, 3]])
   assert kinds == ['zero_area_box', 'unusable_mask']
   kinds = _kinds(bbox=[60, 20, 141, 50])
-  assert kinds == ['box_outside_image', 'box_mask_mismatch']
+  assert kinds == ['box_clipped', 'box_mask_mismatch']
 
 
 def test_run_lengths_have_no_polygons():

@@ -1,0 +1,152 @@
+"""Objects of a COCO JSON: `check`, `prepare` and the evaluation agree."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskrcnn_jax.datasets import ground_truth, prepare, records
+from maskrcnn_jax.datasets.doctor import check
+from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.evaluation import coco_metrics
+
+HEIGHT, WIDTH = 40, 60
+RUNS = {'size': [HEIGHT, WIDTH], 'counts': [130, 9, 2261]}
+# Values of a field, sound ones and others.
+QUIRKS = {
+  'bbox': [
+    *(None, [], 'all', ['4', '5', '8', '6'], [-3, 2, 20, 9], [50, 30, 20, 20]),
+    *([70, 5, 5, 5], [4, 5, 0, 6], [4, 5, -2, 6], [4.5, 5, 8, 6.25], [1, 2, 3]),
+    *([float('nan'), 1, 2, 3], [1e30, 1, 2, 3], [True, 1, 2, 3], {}),
+  ],
+  'segmentation': [
+    *(
+      None,
+      [],
+      [[]],
+      {},
+      'x',
+      [4, 5, 12, 5, 12, 11],
+      [[4, 5, 12, 5, 12]],
+      RUNS,
+    ),
+    *([[4, 5], [12, 5], [12, 11]], [[[4, 5], [12, 5], [12, 11]]], [1, 2, 3, 4]),
+    *([['4', '5', '12', 5, 12, 11.0]], [[-9, -9, -5, -9, -5, -5]], [None]),
+    *(
+      {**RUNS, 'counts': [1, 2]},
+      {'size': ['40', 60.0], 'counts': [130, 2270]},
+    ),
+    *([[4, 5, 12, 5, 12, 11], RUNS], [[4, 5, 90, 5, 90, 80]], [[1e99] * 6]),
+  ],
+  'iscrowd': [None, 0, 1, '0', '1', 1.0, True, 'false', 'yes', 2, [0], -1],
+  'ignore': [None, 0, 1, '1', True, 'no', {}],
+  'area': [None, 48, '48', 48.5, 'large', float('nan'), [1], -5, '1e1'],
+  'category_id': [1, 2, '1', 2.0],
+  'image_id': [1, '2', 3.0, 99, 'b', None, [1]],
+  'id': [None, '7001', 7002.0],
+}
+
+
+def _content(rng):
+  """Lists of a COCO JSON whose annotations have up to three odd values."""
+  annotations = []
+  for number in range(1, 41):
+    x, y = rng.randrange(40), rng.randrange(25)
+    right, bottom = x + 9, y + 7
+    entry = {
+      'id': number,
+      'image_id': rng.randrange(1, 4),
+      'category_id': rng.randrange(1, 3),
+      'bbox': [x, y, 9, 7],
+      'segmentation': [[x, y, right, y, right, bottom, x, bottom]],
+      'area': 63,
+      'iscrowd': 0,
+    }
+    for key in rng.sample(sorted(QUIRKS), rng.randrange(4)):
+      entry[key] = rng.choice(QUIRKS[key])
+      if rng.random() < 0.1 and key != 'category_id':
+        del entry[key]
+    annotations.append(entry)
+  images = [
+    {'id': i, 'file_name': f'{i}.png', 'height': HEIGHT, 'width': WIDTH}
+    for i in (1, 2, 3)
+  ]
+  categories = [{'id': '1', 'name': None}, {'id': 2.0, 'name': 'dog'}]
+  return {
+    'images': images,
+    'annotations': annotations,
+    'categories': categories,
+  }
+
+
+@pytest.mark.parametrize('seed', range(12))
+def test_what_one_skips_all_skip(seed, tmp_path):
+  content = _content(random.Random(seed))
+  ids = [str(x.get('id')) for x in content['annotations']]
+  for entry in content['annotations']:  # Used twice, an id is an error.
+    if ids.count(str(entry.get('id'))) > 1:
+      entry.pop('id', None)
+  path = tmp_path / 'a.json'
+  path.write_text(json.dumps(content))
+  for image in content['images']:
+    pixels = np.random.default_rng(image['id']).integers(0, 255, (40, 60, 3))
+    Image.fromarray(pixels.astype(np.uint8)).save(
+      tmp_path / f'{image["id"]}.png'
+    )
+  summary = prepare.prepare(tmp_path, path, tmp_path / 'r', num_workers=1)
+  recorded = ground_truth.coco_from_records(
+    records.index_records(list(summary.files))
+  )
+  scored = coco_metrics.load_truth(path)
+  (split,) = check.check((tmp_path, path), num_workers=1).splits
+
+  assert len(recorded['annotations']) == len(scored['annotations'])
+  for image_id in (1, 2, 3):  # Both are in the order of the file.
+    ours, theirs = (
+      [x for x in each['annotations'] if x['image_id'] == image_id]
+      for each in (recorded, scored)
+    )
+    for one, other in zip(ours, theirs, strict=True):
+      for key in ('category_id', 'iscrowd', 'segmentation'):
+        assert one[key] == other[key]
+      numbers = ([*x['bbox'], x['area']] for x in (one, other))
+      np.testing.assert_allclose(*numbers, atol=1e-4)
+  checked = sorted(
+    [x.image_id, x.class_id, int(x.is_crowd), x.area] for x in split.objects
+  )
+  of_truth = sorted(
+    [x[k] for k in ('image_id', 'category_id', 'iscrowd', 'area')]
+    for x in scored['annotations']
+  )
+  assert checked == of_truth
+  assert 0 < len(checked) < 40
+
+
+@pytest.mark.parametrize('seed', range(30))
+def test_no_value_is_a_bug(seed, tmp_path):
+  """Any value in any list: a result or a `UserError`, the same from all."""
+  rng = random.Random(seed)
+  content = _content(rng)
+  values = [None, [], {}, 'x', -1, 1e400, 10**400, True, [[1]], '7', 7.0]
+  for _ in range(2):
+    entry = rng.choice(content[rng.choice(['images', 'categories'])])
+    entry[rng.choice(sorted(entry))] = rng.choice(values)
+  path = tmp_path / 'a.json'
+  path.write_text(json.dumps(content))
+  for i in (1, 2, 3):
+    Image.new('RGB', (WIDTH, HEIGHT)).save(tmp_path / f'{i}.png')
+  report = check.check((tmp_path, path), num_workers=1)
+  refused = []
+  for read in (
+    lambda: prepare.prepare(tmp_path, path, tmp_path / 'r', num_workers=1),
+    lambda: coco_metrics.load_truth(path),
+  ):
+    try:
+      read()
+      refused.append(False)
+    except UserError:
+      refused.append(True)
+  assert report.count('error') or not refused[0]
+  assert refused[0] or not refused[1]
