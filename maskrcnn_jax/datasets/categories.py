@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from maskrcnn_jax.datasets import record_file, record_index
 from maskrcnn_jax.errors import UserError
 
+_LARGEST_CLASS_ID = 10_000
+
 
 @dataclasses.dataclass(frozen=True)
 class Category:
@@ -26,6 +28,17 @@ Classes = Mapping[int, Category]  # By class id.
 def class_offset(category_ids: Iterable[int]) -> int:
   """Class id minus category id: 1 if there is a category 0, else 0."""
   return int(0 in category_ids)
+
+
+def ids_far_beyond(ids: Iterable[int]) -> list[int]:
+  """The ids, in order, that are too large for a model with so few classes.
+
+  A model has outputs for all numbers up to the largest id: 10,000 of them are
+  the most that fewer classes may need.
+  """
+  ids = sorted(ids)
+  limit = max(_LARGEST_CLASS_ID, 10 * len(ids))
+  return [each for each in ids if each > limit]
 
 
 def read_from_records(

@@ -14,7 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from maskrcnn_jax import files
 from maskrcnn_jax.datasets import coco_values
-from maskrcnn_jax.datasets.categories import Category, class_offset
+from maskrcnn_jax.datasets.categories import (
+  Category,
+  class_offset,
+  ids_far_beyond,
+)
 from maskrcnn_jax.datasets.findings import (
   Finding,
   InvalidEntryError,
@@ -125,6 +129,14 @@ def parse(
       'i is category i - 1. Results carry the category ids of the file.'
     )
     findings.append(Finding('ids_from_0', file, message, 'note'))
+  if beyond := ids_far_beyond(each.category_id for each in categories.values()):
+    message = (
+      f'the category ids {_listed(beyond)} are far beyond the number of '
+      f'classes ({len(categories)}), and a model has an output for every '
+      'number up to the largest. Renumber the categories from 1, here and as '
+      'category_id of every annotation.'
+    )
+    findings.append(Finding('huge_category_ids', file, message, 'error'))
   for entry in _entries(content, 'images', file, findings, reader):
     with collected(findings, file, _hashable(entry.get('id'))):
       image = _parse_image(entry, images)

@@ -139,6 +139,17 @@ def _count_classes(config) -> int:
   """Classes, with background, of the records and the annotations."""
   classes, validated = data_checks.training_classes(config)
   classes = {**validated, **classes}
+  if beyond := categories.ids_far_beyond(classes):
+    raise UserError(
+      f'The records {config.input.file_pattern} have the class ids '
+      f'{beyond[:10]}, far beyond the number of classes ({len(classes)}): a '
+      'model has an output for every number up to the largest. Renumber the '
+      'categories of the annotations from 1 and prepare the records again.',
+      argument='model.num_classes',
+      path=config.input.file_pattern,
+      item=beyond[0],
+      given=beyond[-1] + 1,
+    )
   names = categories.names_of(classes)
   listed = ', '.join(f'{i} {names[i]}' for i in sorted(names))
   number = max(names) + 1

@@ -89,6 +89,10 @@ def test_annotation_of_an_unknown_image_is_skipped(tmp_path, image_id, given):
     ({'images': [_image(height=None)]}, 'image_entry', 'height'),
     ({'images': [_image(width='30 px')]}, 'image_entry', 'width'),
     ({'images': [_image(width=-1)]}, 'image_entry', '-1'),
+    (
+      {'categories': [{'id': 10_001, 'name': 'cat'}, {'id': 74673216}]},
+      *('huge_category_ids', '10001, 74673216'),
+    ),
     ({'images': [_image(width=2**17, height=2**17)]}, 'image_entry', '131072'),
     ({'images': [_image(width=int('9' * 4000))]}, 'image_entry', '999'),
     ({'images': [_image(width=True)]}, 'image_entry', 'True'),

@@ -179,7 +179,8 @@ SEVERITIES = {
     'all_crowd category_id class_name_differs class_not_in_train '
     'duplicate_annotation_id duplicate_category_id duplicate_image_id entry '
     'image_entry image_id missing_image no_objects outside_folder '
-    'unknown_category unusable_area unusable_box unusable_image unusable_mask'
+    'unknown_category unusable_area unusable_box unusable_image unusable_mask '
+    'huge_category_ids'
   ),
   'note': (
     'box_clipped empty_area_range ids_from_0 ignored_region image_not_listed '
@@ -266,6 +267,7 @@ _DEFECTS = {
     ('ids_from_0', _category({'id': 0}), 'has a category 0'),
     ('category_id', _category({'id': -1}), 'category id -1'),
     ('category_id', _category({'id': 'one'}), "category id 'one'"),
+    ('huge_category_ids', _category({'id': 123456}), '123456'),
     ('unnamed_category', _category({'name': None})),
     ('duplicate_category_id', _SAME_CLASS),
     ('duplicate_class_name', _SAME_NAME),

@@ -238,6 +238,20 @@ def test_records_without_objects_are_refused(source, tmp_path):
   assert error.value.path == str(path)
 
 
+def test_class_ids_far_beyond_their_number_are_refused(source, tmp_path):
+  image, boxes, masks = example_records.rectangles(32, 40, 2)
+  path, encoded = tmp_path / 'train.tfrecord', example_records.png(image)
+  content = example_records.record(
+    encoded, 7, (32, 40), boxes, masks, classes=[15567, 74673216]
+  )
+  records.write_records(path, [content])
+  with pytest.raises(UserError) as error:
+    complete(path, source)
+  assert error.value.argument == 'model.num_classes'
+  assert (error.value.path, error.value.item) == (str(path), 15567)
+  assert '74673216' in str(error.value)
+
+
 def test_predictors_are_kept_for_the_same_classes_only(workdir, source):
   same = {1: 'disc', 2: 'square', 3: 'cross'}
   other = {**same, 3: 'star'}
