@@ -5,15 +5,14 @@ of detections cover the pixels that evaluation counts.
 """
 
 import colorsys
-import functools
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from maskrcnn_jax import files
+from maskrcnn_jax import files, fonts
 from maskrcnn_jax.evaluation import mask_pasting
 from maskrcnn_jax.structures import Detections, Instances
 
@@ -21,8 +20,6 @@ from maskrcnn_jax.structures import Detections, Instances
 OPACITY = 0.4
 # Smaller images are enlarged to about this many pixels.
 _PICTURE_SIDE = 512
-
-_font = functools.cache(ImageFont.load_default)
 
 ClassNames = Mapping[int, str] | Sequence[str] | None
 
@@ -148,10 +145,11 @@ def _samples(start, stop, length, num_samples):
 
 
 def _name(class_id, class_names):
-  """Name of a class, or its number if it has none."""
+  """Name of a class that can be drawn, or its number if it has none."""
   if not isinstance(class_names, Mapping):
     class_names = dict(enumerate(() if class_names is None else class_names))
-  return str(class_names.get(int(class_id), class_id))
+  name = str(class_names.get(int(class_id), class_id))
+  return fonts.readable(name, int(class_id))
 
 
 def draw_objects(
@@ -256,13 +254,13 @@ def _draw_labels(picture, boxes, labels, colors):
   """
   height, width = picture.shape[:2]
   size = min(min(height, width) / 45, _typical_side(boxes) / 4)
-  font = _font(max(11, round(size)))
+  size = max(11, round(size))
   canvas = Image.fromarray(picture)
   pen = ImageDraw.Draw(canvas)
   taken = []
   for box, label in zip(boxes, labels):
-    left, _, right, bottom = font.getbbox(label, anchor='la')
-    extent = (bottom + 3, right - left + 4)
+    text_height, text_width = fonts.measure(label, size)
+    extent = (text_height + 3, text_width + 4)
     taken.append(_place_label(box, extent, (height, width), taken))
   # Without enough room, better labels cover the others.
   for position, label, color in reversed([*zip(taken, labels, colors)]):
@@ -271,7 +269,7 @@ def _draw_labels(picture, boxes, labels, colors):
     pen.rectangle((x1, y1, x2 - 1, y2 - 1), fill=fill)
     is_light = np.dot(color, (0.299, 0.587, 0.114)) > 128
     ink = 'black' if is_light else 'white'
-    pen.text((x1 + 2, y1 + 1), label, fill=ink, font=font, anchor='la')
+    fonts.draw(pen, (x1 + 2, y1 + 1), label, size, ink)
   return np.array(canvas)
 
 

@@ -16,8 +16,9 @@ ALLOWED = {
   'data': 'numpy PIL pycocotools tensorflow tensorflow_datasets .datasets',
   'data/pretrained_weights': 'pooch requests urllib3 .weights.published',
   'maskrcnn_jax': (
-    'numpy PIL ml_collections .evaluation.mask_pasting .structures'
+    'numpy PIL ml_collections .evaluation.mask_pasting .fonts .structures'
   ),
+  'maskrcnn_jax/fonts': 'PIL matplotlib',
   'maskrcnn_jax/charts': 'numpy matplotlib .evaluation.scores .tables',
   'maskrcnn_jax/structures': 'jax numpy flax.struct',
   'maskrcnn_jax/ops': 'jax numpy',
@@ -26,7 +27,7 @@ ALLOWED = {
   'maskrcnn_jax/datasets/records': 'numpy tensorflow',
   'maskrcnn_jax/datasets/tfds_features': 'numpy tensorflow_datasets',
   'maskrcnn_jax/datasets/doctor/page': (
-    'numpy PIL .input_pipeline .structures .visualize'
+    'numpy PIL .fonts .input_pipeline .structures .visualize'
   ),
   'maskrcnn_jax/input_pipeline': 'numpy absl tensorflow .datasets',
   'maskrcnn_jax/evaluation': (

@@ -6,7 +6,7 @@ from found import make_found
 from PIL import Image
 from plain_evaluation import crop_mask
 
-from maskrcnn_jax import visualize
+from maskrcnn_jax import fonts, visualize
 from maskrcnn_jax.evaluation import mask_pasting
 from maskrcnn_jax.structures import Instances
 
@@ -128,6 +128,47 @@ def test_names():
   assert visualize._name(2, {2: 'b'}) == 'b'
   assert visualize._name(7, {2: 'b'}) == visualize._name(7, ['a']) == '7'
   assert visualize._name(7, None) == '7'
+
+
+def _labels(*labels):
+  """A black picture with labels, one below another."""
+  picture = np.zeros((60 * len(labels), 400, 3), np.uint8)
+  boxes = np.float32([[60 * i + 30, 0, 60 * i + 59, 399] for i in range(9)])
+  colors = [np.full(3, 200)] * len(labels)
+  boxes = boxes[: len(labels)]
+  return visualize._draw_labels(picture, boxes, labels, colors)
+
+
+def test_names_of_any_script_are_drawn(caplog):
+  # Boxes in place of letters would be equal.
+  for one, other in (('café', 'cafè'), ('машина', 'собака'), ('חתול', 'כלבי')):
+    assert visualize._name(1, {1: one}) == one
+    assert (_labels(one) != _labels(other)).any()
+  assert not caplog.records
+
+
+def test_a_name_that_no_font_has_is_drawn_with_its_id(monkeypatch, caplog):
+  monkeypatch.setattr(fonts, '_warned', [])
+  monkeypatch.setattr(fonts, '_has_glyph', str.isascii)
+  names = {3: '自行车', 4: 'é 2'}
+  assert visualize._name(3, names) == '??? (3)'
+  assert visualize._name(4, names) == '? 2 (4)'
+  (record,) = caplog.records
+  assert '自行车' in record.getMessage()
+
+
+def test_a_font_of_the_system_is_used(monkeypatch):
+  """Where one has the characters; a label may need several."""
+  searched = {'é': None, '自': '/fonts/cjk.otf'}
+  monkeypatch.setattr(fonts, '_search', searched.get)
+  monkeypatch.setattr(fonts, '_characters', lambda path: {ord('自'), ord('1')})
+  monkeypatch.setattr(fonts, '_truetype', lambda path, size: fonts._default(15))
+  runs, _ = fonts._layout('a自1\nb', 15)
+  assert [text for _, text, _ in runs] == ['a', '自1 ', 'b']
+  starts = [start for start, *_ in runs]
+  assert starts == sorted(starts) and starts[1] > 0
+  height, width = fonts.measure('a自1\nb', 15)
+  assert width > starts[-1] and height > 8
 
 
 def test_labels_stay_in_the_picture_and_apart():

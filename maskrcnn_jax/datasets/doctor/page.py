@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from maskrcnn_jax import visualize
+from maskrcnn_jax import fonts, visualize
 from maskrcnn_jax.datasets import images, masks
 from maskrcnn_jax.datasets.coco_json import CocoImage
 from maskrcnn_jax.datasets.doctor import report as report_lib
@@ -251,7 +251,7 @@ def _find(report, file, image_id):
 
 def _class_name(split, entry) -> str:
   class_id = entry.get('class_id', entry['category_id'])
-  return split.dataset.class_names[class_id]
+  return fonts.readable(split.dataset.class_names[class_id], class_id)
 
 
 def _times(size) -> str:
