@@ -9,8 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 
 from maskrcnn_jax.checkpoints import compatibility, store
+from maskrcnn_jax.datasets import images as images_lib
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.errors import UserError, invalid
 from maskrcnn_jax.inference import views as views_lib
@@ -123,14 +125,19 @@ class Predictor:
     """Detections of one image, or of each of several.
 
     Args:
-      images: one array or a sequence of arrays, `[h, w, 3]` RGB, `[h, w, 4]`
-        with alpha, which is dropped, or `[h, w]` grey; uint8. Sizes may differ.
+      images: one image or a sequence of images: uint8 arrays `[h, w, 3]` RGB,
+        `[h, w, 4]` with alpha, which is dropped, or `[h, w]` grey; or PIL
+        images, converted by their mode (`images.to_rgb`), whose EXIF rotation
+        is not applied. Sizes may differ.
 
     Returns:
       `Detections` in pixels of the image, without a batch axis or padding, best
       first; for several images a list of them.
     """
-    if not isinstance(images, (list, tuple)) and np.ndim(images) <= 3:
+    is_one = isinstance(images, Image.Image) or (
+      not isinstance(images, (list, tuple)) and np.ndim(images) <= 3
+    )
+    if is_one:
       return self([images])[0]
     found = dict(self.stream(images))
     return [found[index] for index in range(len(found))]
@@ -234,11 +241,13 @@ class Predictor:
 
 def _as_rgb(image) -> np.ndarray:
   """`[h, w, 3]` uint8; grey is repeated and alpha dropped, as for training."""
+  if isinstance(image, Image.Image):
+    image = images_lib.to_rgb(image)
   image = np.asarray(image)
   is_image = image.ndim == 2 or image.shape[2:] in ((3,), (4,))
   if image.dtype != np.uint8 or not is_image or 0 in image.shape:
     raise ValueError(
-      'images must be uint8 arrays [h, w, 3], [h, w, 4] or [h, w] with pixels, '
-      f'got {image.dtype} {image.shape}.'
+      'images must be PIL images, or uint8 arrays [h, w, 3], [h, w, 4] or '
+      f'[h, w] with pixels, got {image.dtype} {image.shape}.'
     )
   return np.stack([image] * 3, axis=-1) if image.ndim == 2 else image[..., :3]

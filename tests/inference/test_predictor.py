@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny_run
 from eight_devices import NUM_DEVICES, run_on_eight
+from PIL import Image
 from tiny_checkpoint import assert_same
 
 import maskrcnn_jax
@@ -148,6 +149,24 @@ def test_grey_and_alpha(pairs):
   assert_same(pairs(grey), pairs(np.stack([grey] * 3, axis=-1)))
   alpha = np.concatenate([image, image[..., :1]], axis=-1)
   assert_same(pairs(alpha), pairs(image))
+
+
+@pytest.mark.parametrize('mode', ['P', 'CMYK', 'L', 'LA', 'RGBA', '1', 'I;16'])
+def test_pil_images_are_converted_by_their_mode(pairs, mode):
+  (image,) = draw_images((50, 70))
+  pil = Image.fromarray(image)
+  if mode == 'P':
+    pil = pil.convert('P', palette=Image.Palette.ADAPTIVE, colors=64)
+    expected = pil.convert('RGB')
+  elif mode == 'I;16':
+    expected = pil.convert('L')
+    pil = Image.fromarray(np.asarray(expected).astype(np.uint16) * 257)
+  else:
+    pil = pil.convert(mode)
+    expected = pil.convert('RGB')
+  expected = pairs(np.asarray(expected))
+  assert_same(pairs(pil), expected)
+  assert_same(pairs([pil, pil])[1], expected)
 
 
 @pytest.mark.parametrize(
