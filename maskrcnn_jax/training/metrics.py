@@ -45,9 +45,14 @@ class MetricWriter:
     for name in ('metrics.jsonl', 'eval', 'pictures', 'plugins'):
       files.not_a_link(workdir / name)
     self._file = _open_lines(workdir / 'metrics.jsonl')
+    # The queue of its thread has no end, and the end of the process does not
+    # wait for it: a full disk stops the thread at any time, without a word.
     self._board = tensorboardX.SummaryWriter(
-      str(workdir), purge_step=first_step + 1 if num_steps else None
+      str(workdir),
+      purge_step=first_step + 1 if num_steps else None,
+      max_queue=0,
     )
+    self._board.file_writer.event_writer._event_queue.cancel_join_thread()
     if num_steps and sys.stderr.isatty():
       self._bar = tqdm.tqdm(
         total=num_steps, initial=first_step, unit='step', dynamic_ncols=True
@@ -138,10 +143,7 @@ class MetricWriter:
         self._board.flush()
 
   def _has_board(self) -> bool:
-    """Whether TensorBoard's thread lives: a full disk ends it without a word.
-
-    Its queue would then be full before long, and block.
-    """
+    """Whether TensorBoard's thread lives, so that events are read."""
     if self._board is None:
       return False
     if self._board.file_writer.event_writer._worker.is_alive():
