@@ -70,6 +70,7 @@ def test_prepares_the_records_of_the_reference(recording, tmp_path):
     num_shards=1,
     num_workers=1,
     captions_file=tmp_path / 'captions.json',
+    drop_outside=True,
   )
   ours, theirs = map(example_records.features, (summary.files[0], str(path)))
   assert list(ours) == list(theirs)
