@@ -53,6 +53,21 @@ def add_max_pixels(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--max_pixels', type=POSITIVE, metavar='N', help=words)
 
 
+def add_image_options(parser: argparse.ArgumentParser) -> None:
+  """Adds `--exif` and `--value_range`, see `datasets.survey`."""
+  # fmt: off
+  parser.add_argument(
+    '--exif', choices=['upright', 'stored'],
+    help='what labels mean of a photo that EXIF rotates where its size does '
+    'not tell (default: as the images whose size tells)')
+  parser.add_argument(
+    '--value_range', type=RANGE, metavar='LOW,HIGH',
+    help='values of 16-bit, 32-bit and float images that become 0 and 255 '
+    '(default: those of the type, or the 0.1 and 99.9 percentiles of the set '
+    'if they fill less than a quarter)')
+  # fmt: on
+
+
 def set_max_pixels(args: argparse.Namespace) -> None:
   """Sets the budget of the decoder, see `images.check_size`."""
   from maskrcnn_jax.datasets import images
@@ -141,8 +156,17 @@ def list_of(item: Callable[[str], Any]) -> Callable[[str], tuple]:
   return lambda text: tuple(item(word) for word in text.split(','))
 
 
+def value_range(text: str) -> tuple[float, float]:
+  """Parses `LOW,HIGH`; raises ValueError unless LOW is below HIGH."""
+  low, high = (float(word) for word in text.split(','))
+  if not float('-inf') < low < high < float('inf'):
+    raise ValueError(text)
+  return low, high
+
+
 FRACTION = flag_type(number(float, 0, 1), 'a number from 0 to 1')
 COUNT = flag_type(number(int, 0), 'a whole number of 0 or more')
+RANGE = flag_type(value_range, 'two numbers such as 0,4095')
 POSITIVE = flag_type(number(int, 1), 'a whole number of 1 or more')
 COUNTS = flag_type(list_of(number(int, 0)), 'whole numbers such as 4,8,12')
 NAMES = list_of(str)

@@ -37,6 +37,7 @@ def add_verbs(add_verb) -> None:
     add('--allow_outside', action='store_true',
         help='read images that the json names outside of the folder')
     command_line.add_max_pixels(parser)
+    command_line.add_image_options(parser)
   add = prepare.add_argument
   add('--to', metavar='NAME', default='records',
       help='records (default); or labels of another format: coco, a json; '
@@ -76,6 +77,7 @@ def _prepare(args: argparse.Namespace) -> None:
   for_records = command_line.given(
     args,
     *('num_shards', 'image_ids', 'allow_outside', 'drop_outside'),
+    *('exif', 'value_range'),
     captions_file='captions',
   )
   if args.to == 'records':
@@ -111,7 +113,7 @@ def _check(args: argparse.Namespace) -> int:
     val = args.val_images or args.images, args.val_annotations
   options = command_line.given(
     args,
-    *('num_workers', 'allow_outside', 'classes'),
+    *('num_workers', 'allow_outside', 'classes', 'exif', 'value_range'),
     data_format='format',
   )
   found = check.check((args.images, args.annotations), val, config, **options)

@@ -44,6 +44,7 @@ def add_verbs(add_verb) -> None:
   add('--tile_levels', type=command_line.COUNT, metavar='N',
       help='halve the image at most N times (default: until it fits one tile)')
   command_line.add_max_pixels(parser)
+  command_line.add_image_options(parser)
   add('--tta', nargs='?', type=scales, const=TTA_SCALES, metavar='SCALE,...',
       help='test-time augmentation: mirrored, and at these scales (without '
       f'SCALE: {",".join(f"{scale:g}" for scale in TTA_SCALES)})')
@@ -68,7 +69,8 @@ def _run(args: argparse.Namespace) -> None:
   command_line.set_max_pixels(args)
   backends.pick_backend('auto')
   options = command_line.given(
-    args, 'annotations', 'min_score', 'compilation_cache'
+    args,
+    *('annotations', 'min_score', 'compilation_cache', 'exif', 'value_range'),
   )
   predict.predict(
     args.workdir or args.checkpoint,

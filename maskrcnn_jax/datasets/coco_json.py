@@ -37,15 +37,16 @@ _LONGEST_NAME = 4096
 class CocoImage:
   """An image entry of a COCO file, its id and size checked.
 
-  Where EXIF rotates an image and both have the size, `upright` says that the
-  rotated one is meant: entries of other formats have it, COCO's have not.
+  Where EXIF rotates an image and both have the size, `upright` says if the
+  rotated one is meant: entries of other formats have it; of COCO's it is None
+  until a `survey`.
   """
 
   image_id: int
   file_name: str
   height: int
   width: int
-  upright: bool = False
+  upright: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +238,9 @@ def _parse_image(entry, found) -> CocoImage:
     check_size(*size)
   except UserError as error:
     raise InvalidEntryError('image_entry', f'{error}.') from error
-  return CocoImage(image_id, name, *size, entry.get('upright') is True)
+  upright = entry.get('upright')
+  upright = upright if isinstance(upright, bool) else None
+  return CocoImage(image_id, name, *size, upright)
 
 
 def _check_id(given, what, name, low, high) -> None:

@@ -9,13 +9,13 @@ that of its mask. Crowds are kept and marked.
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from maskrcnn_jax.datasets import images, masks
+from maskrcnn_jax.datasets import images, masks, value_range
 from maskrcnn_jax.datasets.coco_json import CocoImage
 from maskrcnn_jax.datasets.findings import Finding, InvalidEntryError
 from maskrcnn_jax.errors import brief
@@ -24,14 +24,18 @@ _ROUNDING = 1e-6  # Pixels of a box outside the image that need no note.
 # Notes of `images.read_image`.
 _NOTES = {
   'stored_upright': (
-    'has an EXIF rotation, and the JSON gives the size of the upright photo: '
-    'it is stored upright.'
+    'has an EXIF rotation, and the labels are of the upright photo: it is '
+    'stored upright.'
   ),
   'rotation_ignored': (
-    'has an EXIF rotation, but the JSON gives the size of the stored pixels: '
-    'the flag is ignored.'
+    'has an EXIF rotation, but the labels are of the stored pixels: the flag '
+    'is ignored.'
   ),
-  'stored_as_png': 'is neither JPEG nor PNG: it is stored as PNG.',
+  'stored_as_png': 'is stored as PNG of 8 bits.',
+  'values_clipped': (
+    'has over 1 % of its values outside of the value range, which are clipped: '
+    'give a larger --value_range.'
+  ),
 }
 
 
@@ -78,6 +82,7 @@ def make_example(
   class_names: dict[int, str],
   images_dir: str | os.PathLike,
   drop_outside: bool = False,
+  ranges: Mapping[str, value_range.Range] | None = None,
 ) -> tuple[ImageExample | None, list[Finding]]:
   """Reads an image and the masks of its objects.
 
@@ -88,12 +93,13 @@ def make_example(
     class_names: names by class id.
     images_dir: folder of the images.
     drop_outside: see `read_box`.
+    ranges: see `images.read_image`.
 
   Returns:
     The example, None if the image cannot be used, and the findings.
   """
   path = os.path.join(images_dir, image.file_name)
-  encoded, finding = read_image(image, path)
+  encoded, finding = read_image(image, path, ranges)
   findings = [] if finding is None else [finding]
   if encoded is None:
     return None, findings
@@ -146,12 +152,14 @@ def make_example(
 
 
 def read_image(
-  image: CocoImage, path: str
+  image: CocoImage,
+  path: str,
+  ranges: Mapping[str, value_range.Range] | None = None,
 ) -> tuple[bytes | None, Finding | None]:
   """The bytes that a record stores, or None, and the finding, if any."""
   try:
     encoded, note = images.read_image(
-      path, image.height, image.width, image.upright
+      path, image.height, image.width, image.upright, ranges
     )
   except ValueError as error:
     message = f'{error}. Replace the file or remove it from the JSON.'
@@ -159,7 +167,8 @@ def read_image(
     return None, Finding(*what, image.image_id)
   if note is None:
     return encoded, None
-  return encoded, Finding(note, path, _NOTES[note], 'note', image.image_id)
+  severity = 'warning' if note == 'values_clipped' else 'note'
+  return encoded, Finding(note, path, _NOTES[note], severity, image.image_id)
 
 
 @dataclasses.dataclass(frozen=True)

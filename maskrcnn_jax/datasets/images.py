@@ -5,8 +5,7 @@ another program. Its size is compared with a budget of pixels before anything is
 decoded.
 
 JPEG and PNG files go into a record byte for byte, in any colour mode; other
-formats, some of which TensorFlow cannot decode, as PNG. Of 16 bits the upper 8
-count.
+formats, some of which TensorFlow cannot decode, as PNG. Values of more than 8 bits are scaled, see `value_range`.
 
 Cameras store some photos rotated and note that in EXIF. The size in the
 annotations tells which orientation they refer to: the stored pixels (COCO's own
@@ -20,12 +19,11 @@ import os
 import pathlib
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from maskrcnn_jax.datasets import image_headers
+from maskrcnn_jax.datasets import image_headers, value_range
 from maskrcnn_jax.errors import UserError, invalid
 
 # Of Pillow; a JPEG may turn out to be an MPO, followed by a preview.
@@ -44,7 +42,7 @@ _MAX_SCANS = 32
 _BYTES_PER_PIXEL = 8  # Of 16 bits, with alpha, not compressed.
 _METADATA_BYTES = 2**25  # And previews, and the video of a moving photo.
 _JPEG_QUALITY = 95
-_TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap height and width.
+TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap height and width.
 
 # The budget below takes the place of Pillow's, a warning and an error.
 Image.MAX_IMAGE_PIXELS = None
@@ -149,13 +147,15 @@ def decode(
   Raises a `UserError` as `open_image`, or if it is truncated.
   """
   image = open_image(encoded, path)
-  with _errors(path):
-    image.load()
+  load(image, path)
   return image
 
 
 def orientation(image: Image.Image) -> int:
-  """EXIF orientation of an image; 1 if there is none, or corrupt EXIF data."""
+  """EXIF orientation of an image; 1 if there is none, or corrupt EXIF data.
+
+  Decodes a PNG that does not state it before its pixels.
+  """
   with contextlib.suppress(Exception), warnings.catch_warnings():
     warnings.simplefilter('ignore')
     return image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -215,7 +215,7 @@ def read_sizes(
   """(height, width) of an image as stored, and as EXIF rotates it."""
   image = open_image(read_bytes(path), path)
   stored = image.size[::-1]
-  return stored, stored[::-1] if orientation(image) in _TRANSPOSED else stored
+  return stored, stored[::-1] if orientation(image) in TRANSPOSED else stored
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
@@ -238,7 +238,11 @@ def read_bytes(path: str | os.PathLike) -> bytes:
 
 
 def read_image(
-  path: str | os.PathLike, height: int, width: int, upright: bool = False
+  path: str | os.PathLike,
+  height: int,
+  width: int,
+  upright: bool | None = None,
+  ranges: Mapping[str, value_range.Range] | None = None,
 ) -> tuple[bytes, str | None]:
   """Reads an image file and checks that all of it decodes to a size.
 
@@ -247,23 +251,58 @@ def read_image(
     height: of the image as stored, or as EXIF rotates it.
     width: the same.
     upright: see `is_turned`.
+    ranges: see `value_range.to_8_bits`.
 
   Returns:
     The bytes to store, and how they differ from the plain file: None,
-    `stored_upright`, `rotation_ignored` or `stored_as_png`.
+    `stored_upright`, `rotation_ignored`, `stored_as_png` or `values_clipped`.
 
   Raises:
     UserError: the file is missing, corrupt, too large or of another size.
   """
   encoded = read_bytes(path)
-  image = decode(encoded, path)
-  turn = orientation(image)
-  if is_turned(image.size[::-1], turn, (height, width), path, upright):
-    upright = to_rgb(ImageOps.exif_transpose(image))
-    return _encode(upright, 'JPEG'), 'stored_upright'
-  if image.format not in KEPT_FORMATS:
-    return _encode(to_rgb(image), 'PNG'), 'stored_as_png'
-  return encoded, None if turn == 1 else 'rotation_ignored'
+  image = open_image(encoded, path)
+  is_kept = keeps_bytes(image, ranges)
+  if not is_kept:
+    load(image, path)  # Pillow then turns a TIFF, and drops the flag.
+  turn = orientation(image) if not is_kept or mentions_exif(encoded) else 1
+  is_turn = is_turned(image.size[::-1], turn, (height, width), path, upright)
+  if is_kept and not is_turn:
+    load(image, path)
+    return encoded, None if turn == 1 else 'rotation_ignored'
+  load(image, path)
+  pixels, clipped = value_range.to_8_bits(
+    ImageOps.exif_transpose(image) if is_turn else image, ranges
+  )
+  note = 'stored_upright' if is_turn else 'stored_as_png'
+  if clipped > value_range.MOST_CLIPPED:
+    note = 'values_clipped'
+  return _encode(pixels.convert('RGB'), 'JPEG' if is_turn else 'PNG'), note
+
+
+def keeps_bytes(
+  image: Image.Image, ranges: Mapping[str, value_range.Range] | None = None
+) -> bool:
+  """Whether TensorFlow decodes the file of an image to the wanted pixels.
+
+  It decodes JPEG and PNG, and of 16 bits takes the upper 8.
+  """
+  kind = value_range.kind(image)
+  if kind is not None:
+    whole = (ranges or {}).get(kind) == value_range.OF_TYPE.get(kind)
+    return image.format == 'PNG' and whole
+  return image.format in KEPT_FORMATS
+
+
+def mentions_exif(encoded: bytes) -> bool:
+  """Whether a file may have an orientation, in EXIF or XMP."""
+  return b'xif' in encoded or b'adobe' in encoded
+
+
+def load(image: Image.Image, path: str | os.PathLike | None = None) -> None:
+  """Decodes an image that `open_image` returned; raises alike."""
+  with _errors(path):
+    image.load()
 
 
 def is_turned(
@@ -271,7 +310,7 @@ def is_turned(
   orientation: int,
   size: tuple[int, int] | None,
   path: str | os.PathLike | None = None,
-  upright: bool = False,
+  upright: bool | None = None,
 ) -> bool:
   """Whether the EXIF orientation of an image is applied.
 
@@ -286,7 +325,7 @@ def is_turned(
   Raises:
     UserError: neither the stored nor the upright image has the size.
   """
-  turned = stored[::-1] if orientation in _TRANSPOSED else stored
+  turned = stored[::-1] if orientation in TRANSPOSED else stored
   if size is None or (upright and size == turned):
     return orientation in range(2, 9)
   if stored == size:
@@ -302,14 +341,19 @@ def is_turned(
   )
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-  """Converts to 8-bit RGB as TensorFlow does: no alpha, upper 8 of 16 bits.
+def to_rgb(
+  image: Image.Image, ranges: Mapping[str, value_range.Range] | None = None
+) -> Image.Image:
+  """Converts to 8-bit RGB by the mode, without alpha.
 
-  Pillow's own conversion makes all but the darkest of 16 bits white.
+  Pillow's own conversion makes all but the darkest of 16 bits white, and clips
+  those of other wide modes.
+
+  Args:
+    image: of any mode.
+    ranges: see `value_range.to_8_bits`.
   """
-  if image.mode.startswith('I;16'):
-    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-  return image.convert('RGB')
+  return value_range.to_8_bits(image, ranges)[0].convert('RGB')
 
 
 def _encode(image, kind):

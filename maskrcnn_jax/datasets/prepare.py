@@ -13,12 +13,12 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from maskrcnn_jax import files
-from maskrcnn_jax.datasets import coco_json, examples, workers
+from maskrcnn_jax.datasets import coco_json, examples, survey, workers
 from maskrcnn_jax.datasets.findings import Finding, raise_errors
 from maskrcnn_jax.datasets.formats import convert
 from maskrcnn_jax.datasets.formats.source import Source
@@ -26,6 +26,8 @@ from maskrcnn_jax.errors import UserError, invalid
 
 _IMAGES_PER_FILE = 500
 _SUFFIX = '.tfrecord'
+# Warnings on what is kept.
+_KEPT = ('duplicate_object', 'rotation_unclear', 'values_clipped')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +59,8 @@ class Summary:
     ]
     first = {each.kind: each for each in reversed(self.findings)}
     for kind, count in sorted(self.counts().items()):
-      is_kept = first[kind].severity == 'note' or kind == 'duplicate_object'
-      happened = 'noted' if is_kept else 'skipped'
+      is_noted = first[kind].severity == 'note' or kind in _KEPT
+      happened = 'noted' if is_noted else 'skipped'
       lines.append(f'{count:9d} {kind} ({happened}), such as {first[kind]}')
     lines.append(f'{self.seconds:9.0f} seconds')
     return '\n'.join(lines)
@@ -76,6 +78,8 @@ def prepare(
   classes: str | None = None,
   allow_outside: bool = False,
   drop_outside: bool = False,
+  exif: str | None = None,
+  value_range: tuple[float, float] | None = None,
 ) -> Summary:
   """Writes the record files of a data set, all or none.
 
@@ -96,6 +100,10 @@ def prepare(
     allow_outside: see `coco_json.check_file`.
     drop_outside: skip objects whose box ends outside the image, as the
       reference converter does; by default such a box is clipped.
+    exif: 'upright' or 'stored', what the labels mean of photos that EXIF
+      rotates where their size does not tell; None: see `survey`.
+    value_range: values of more than 8 bits that become 0 and 255; None: see
+      `survey`.
 
   Raises:
     FileExistsError: there are files of that name.
@@ -104,6 +112,7 @@ def prepare(
     UserError: an argument is wrong, or all usable objects are crowds.
   """
   start = time.monotonic()
+  survey.check_options(exif, value_range)
   stem = _stem(output_pattern)
   source = Source(images_dir, annotations_file, classes, num_workers)
   data_format = convert.find_format(data_format, source)
@@ -125,9 +134,14 @@ def prepare(
       f'{annotations_file} lists no images.', path=annotations_file
     )
   paths = _name_files(stem, len(dataset.images), num_shards)
-  findings = list(dataset.findings)
+  dataset, seen = survey.of_dataset(
+    dataset, images_dir, exif, value_range, allow_outside
+  )
+  findings = [*dataset.findings, *seen.findings]
   counts = np.zeros(4, int)  # Of images, empty ones, objects and crowds.
-  made = make_examples(dataset, images_dir, num_workers, drop_outside)
+  made = make_examples(
+    dataset, images_dir, num_workers, drop_outside, seen.ranges
+  )
   from maskrcnn_jax.datasets import records  # Workers need no TensorFlow.
 
   with records.open_writers(paths) as writers:
@@ -158,6 +172,7 @@ def make_examples(
   images_dir: str | os.PathLike,
   num_workers: int | None = None,
   drop_outside: bool = False,
+  ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> Iterator[tuple[examples.ImageExample | None, list[Finding]]]:
   """Yields what `examples.make_example` returns, in the order of the JSON."""
   tasks = (
@@ -173,6 +188,7 @@ def make_examples(
     class_names=dataset.class_names,
     images_dir=images_dir,
     drop_outside=drop_outside,
+    ranges=ranges,
   )
   return workers.map_images(make, tasks, len(dataset.images), num_workers)
 

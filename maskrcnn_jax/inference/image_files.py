@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from maskrcnn_jax.datasets import coco_json, images
+from maskrcnn_jax.datasets import coco_json, images, survey
 from maskrcnn_jax.errors import UserError
 
 # TensorFlow decodes no larger ones (`jpeg_mem.cc`: fewer than 2 ** 29 bytes).
@@ -30,6 +30,7 @@ class ImageFile:
   size: tuple[int, int] | None  # (height, width) by the annotations, if known.
   picture: str  # Name of its picture in the output.
   name: str  # Shown in the page.
+  upright: bool | None = None  # By the annotations, see `images.is_turned`.
 
 
 def list_images(
@@ -54,14 +55,16 @@ def list_images(
   if not found:
     raise FileNotFoundError(f'--images holds nothing but --output {output}.')
   class_names, ids, sizes = {}, range(1, len(found) + 1), [None] * len(found)
+  upright = [None] * len(found)
   if annotations is not None:
     dataset = coco_json.load(annotations, lists=('images', 'categories'))
     class_names, entries = dataset.class_names, _match(found, dataset)
     ids = [entry.image_id for entry in entries]
     sizes = [(entry.height, entry.width) for entry in entries]
+    upright = [entry.upright for entry in entries]
   common = os.path.commonpath([os.path.abspath(x.parent) for x in found])
   names = [os.path.relpath(path, common) for path in found]
-  rows = zip(found, ids, sizes, picture_names(found), names)
+  rows = zip(found, ids, sizes, picture_names(found), names, upright)
   return [ImageFile(*row) for row in rows], class_names
 
 
@@ -150,27 +153,56 @@ def _match(paths, dataset) -> list[coco_json.CocoImage]:
   return [image for _, image in owners.values()]
 
 
+def survey_files(
+  files: Sequence[ImageFile],
+  annotations: str | os.PathLike | None = None,
+  exif: str | None = None,
+  value_range: tuple[float, float] | None = None,
+) -> tuple[list[ImageFile], survey.Survey]:
+  """The files with `upright`, and the survey, which has value ranges.
+
+  See `survey.read`, with the same rules as in `prepare`.
+  """
+  rows = [
+    (file.path, file.size if file.upright is None else None) for file in files
+  ]
+  source = '--images' if annotations is None else os.fspath(annotations)
+  seen = survey.read(rows, source, exif, value_range)
+  decided = [
+    dataclasses.replace(file, upright=seen.upright)
+    if exif or file.upright is None
+    else file
+    for file in files
+  ]
+  return decided, seen
+
+
 def read(
-  path: str | os.PathLike, size: tuple[int, int] | None = None
+  path: str | os.PathLike,
+  size: tuple[int, int] | None = None,
+  upright: bool | None = None,
+  ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> np.ndarray:
   """Pixels of an image file, `[height, width, 3]` uint8 RGB.
 
-  Grey is repeated, alpha dropped, a palette looked up; of 16 bits the upper 8
-  are taken, and of an animation the first frame.
+  Grey is repeated, alpha dropped, a palette looked up; values of more than 8
+  bits are scaled, and of an animation the first frame is taken.
 
   Args:
     path: of the file.
     size: (height, width) of the image by its annotations; the EXIF orientation
       is applied if the image then has this size, as in `prepare`. None: always.
+    upright: see `images.is_turned`.
+    ranges: see `value_range.to_8_bits`.
 
   Raises:
     UserError: the file cannot be decoded, see `images.decode`, or is not of the
       given size; the message does not repeat the path.
   """
   try:
-    pixels, orientation = _decode(images.read_bytes(path))
+    pixels, orientation = _decode(images.read_bytes(path), ranges)
     size = None if size is None else tuple(size)
-    if not images.is_turned(pixels.shape[:2], orientation, size):
+    if not images.is_turned(pixels.shape[:2], orientation, size, None, upright):
       return pixels
     image = Image.fromarray(pixels)
     image.getexif()[ExifTags.Base.Orientation] = orientation
@@ -180,17 +212,17 @@ def read(
     raise
 
 
-def _decode(encoded: bytes) -> tuple[np.ndarray, int]:
+def _decode(encoded: bytes, ranges) -> tuple[np.ndarray, int]:
   """Pixels as they are stored, and the EXIF orientation."""
   # It loads TensorFlow.
   from maskrcnn_jax.input_pipeline import single_images
 
   image = images.open_image(encoded)
-  by_tensorflow = image.format in images.KEPT_FORMATS
+  by_tensorflow = images.keeps_bytes(image, ranges)
   if by_tensorflow and np.prod(image.size) <= _MAX_PIXELS_OF_TENSORFLOW:
     pixels = single_images.decode_file(encoded)
   else:
     image = images.decode(encoded)
-    pixels = np.asarray(images.to_rgb(image))
+    pixels = np.asarray(images.to_rgb(image, ranges))
   # After decoding: Pillow turns a TIFF by itself, and then drops the flag.
   return pixels, images.orientation(image)

@@ -55,6 +55,8 @@ def predict(
   min_score: float = 0.5,
   strict: bool = False,
   compilation_cache: str = processes.COMPILATION_CACHE,
+  exif: str | None = None,
+  value_range: tuple[float, float] | None = None,
   **options,
 ) -> None:
   """Detects objects in image files and writes the output described above.
@@ -69,6 +71,8 @@ def predict(
     strict: raise in the end if a file could not be read.
     compilation_cache: folder of compiled programs; '' for none. Never that of
       the checkpoint's config, which may come from a stranger.
+    exif: see `datasets.prepare.prepare`.
+    value_range: see `datasets.prepare.prepare`.
     **options: of `Predictor`.
 
   Raises:
@@ -78,6 +82,9 @@ def predict(
       nothing was written; or with `strict`.
   """
   files, class_names = image_files.list_images(images, output, annotations)
+  files, seen = image_files.survey_files(files, annotations, exif, value_range)
+  for finding in seen.findings:
+    print(finding, file=sys.stderr)
   pictures = [file.picture for file in files]
   folder = OutputFolder(
     output, ['detections.json', 'images.json', 'index.html', *pictures]
@@ -90,7 +97,7 @@ def predict(
   }
   skipped = {}
   with concurrent.futures.ThreadPoolExecutor(_WORKERS) as pool:
-    images = _read_all(files, pool, skipped)
+    images = _read_all(files, pool, skipped, seen.ranges)
     # Before the model is loaded.
     first = next(images, None)
     if first is None:
@@ -131,13 +138,15 @@ def predict(
     )
 
 
-def _read_all(files, pool, skipped: dict) -> Iterator[tuple]:
+def _read_all(files, pool, skipped: dict, ranges=None) -> Iterator[tuple]:
   """Yields (file, pixels) in order; adds unreadable files to `skipped`."""
   left, reading, ahead = collections.deque(files), collections.deque(), _WORKERS
   while left or reading:
     while left and len(reading) <= ahead:
       file = left.popleft()
-      task = pool.submit(image_files.read, file.path, file.size)
+      task = pool.submit(
+        image_files.read, file.path, file.size, file.upright, ranges
+      )
       reading.append((file, task))
     file, task = reading.popleft()
     try:

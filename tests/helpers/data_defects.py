@@ -87,12 +87,22 @@ def _file(write):
   return change
 
 
-def _turn(path, content):
+def _turn(orientation):
+  def write(path, content):
+    path.write_bytes(content)
+    with Image.open(path) as image:
+      exif = Image.Exif()
+      exif[0x0112] = orientation
+      image.save(path, exif=exif)
+
+  return write
+
+
+def _save_32_bits(path, content):
   path.write_bytes(content)
   with Image.open(path) as image:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    image.save(path, exif=exif)
+    image = image.convert('L').convert('I')
+  image.save(path, 'TIFF')
 
 
 def _save_as_webp(path, content):
@@ -185,7 +195,7 @@ SEVERITIES = {
   'note': (
     'box_clipped empty_area_range ids_from_0 ignored_region image_not_listed '
     'missing_box missing_crowd_flag number_format polygon_nesting '
-    'rotation_ignored stored_as_png unnamed_category'
+    'rotation_ignored stored_as_png unnamed_category value_range'
   ),
 }
 _NAN = float('nan')
@@ -274,13 +284,15 @@ _DEFECTS = {
     ('entry', _append('annotations', lambda data: [1, 2])),
     ('no_objects', lambda data: data.train['annotations'].clear()),
     ('crowd_share', _make_crowds('train', 1), '', 'class_of_crowds'),
+    ('rotation_unclear', _file(_turn(3)), '--exif', 'rotation_ignored'),
+    ('value_range', _file(_save_32_bits), 'int32', 'stored_as_png'),
   ],
   'image': [
     ('unusable_image', _HALF),
     ('unusable_image', _TEXT),
     ('unusable_image', _file(lambda path, _: path.touch())),
     ('unusable_image', _OTHER, 'is 5 x 9 (height x width)'),
-    ('rotation_ignored', _file(_turn)),
+    ('rotation_ignored', _file(_turn(6))),
     ('stored_as_png', _file(_save_as_webp)),
   ],
   'image of json': [

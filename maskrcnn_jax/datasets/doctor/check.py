@@ -5,6 +5,7 @@ import itertools
 import os
 from collections.abc import Mapping, Sequence
 
+from maskrcnn_jax.datasets import survey
 from maskrcnn_jax.datasets.doctor import config_checks, split, split_checks
 from maskrcnn_jax.datasets.doctor.split import Split
 from maskrcnn_jax.datasets.findings import SEVERITIES, Finding
@@ -38,6 +39,8 @@ def check(
   allow_outside: bool = False,
   data_format: str = convert.AUTO,
   classes: str | None = None,
+  exif: str | None = None,
+  value_range: tuple[float, float] | None = None,
 ) -> Report:
   """Reads and checks a data set; changes nothing.
 
@@ -49,12 +52,16 @@ def check(
     allow_outside: see `coco_json.check_file`.
     data_format: of the labels, see `prepare.prepare`.
     classes: see `prepare.prepare`.
+    exif: see `prepare.prepare`.
+    value_range: see `prepare.prepare`.
 
   Raises:
     FileNotFoundError: there is no such folder.
     UserError: labels cannot be read at all.
   """
   options = num_workers, allow_outside, data_format, classes
+  options += exif, value_range
+  survey.check_options(exif, value_range)
   read = [split.read_split('train', *train, *options)]
   if val is not None:
     read.append(split.read_split('val', *val, *options))

@@ -207,7 +207,11 @@ def draw_entries(
     `[height, width, 3]` uint8, reduced if it is large, enlarged if small.
   """
   encoded, _ = images.read_image(
-    split.image_path(image), image.height, image.width
+    split.image_path(image),
+    image.height,
+    image.width,
+    image.upright,
+    split.ranges,
   )
   pixels = images.to_rgb(images.decode(encoded))
   scale = min(_SIDE / max(image.height, image.width), 1.0)

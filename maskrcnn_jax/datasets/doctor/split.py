@@ -5,9 +5,9 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from maskrcnn_jax.datasets import coco_json, examples, workers
+from maskrcnn_jax.datasets import coco_json, examples, survey, workers
 from maskrcnn_jax.datasets.coco_json import CocoDataset, CocoImage
 from maskrcnn_jax.datasets.doctor import objects
 from maskrcnn_jax.datasets.doctor.objects import CheckedObject
@@ -26,6 +26,7 @@ class Split:
   objects: Sequence[CheckedObject]  # All usable ones.
   digests: dict[int, bytes]  # Of the usable image files, by image id.
   findings: Sequence[Finding]  # On entries of the json, images and objects.
+  ranges: Mapping[str, tuple[float, float]]  # See `survey`.
 
   @property
   def file(self) -> str:
@@ -64,6 +65,8 @@ def read_split(
   allow_outside: bool = False,
   data_format: str = convert.AUTO,
   classes: str | None = None,
+  exif: str | None = None,
+  value_range: tuple[float, float] | None = None,
 ) -> Split:
   """Reads and checks all images and objects of a split.
 
@@ -78,7 +81,10 @@ def read_split(
     convert.find_format(data_format, source), source
   )
   dataset = coco_json.parse(content, file, findings=found)
-  findings = list(dataset.findings)
+  dataset, seen = survey.of_dataset(
+    dataset, images_dir, exif, value_range, allow_outside
+  )
+  findings = [*dataset.findings, *seen.findings]
   found, digests = [], {}
   entries = dataset.annotations
   tasks = ((x, entries.get(x.image_id, ())) for x in dataset.images)
@@ -87,6 +93,7 @@ def read_split(
     images_dir=images_dir,
     file=file,
     allow_outside=allow_outside,
+    ranges=seen.ranges,
   )
   results = workers.map_images(check, tasks, len(dataset.images), num_workers)
   for image, (digest, checked, problems) in zip(dataset.images, results):
@@ -94,7 +101,8 @@ def read_split(
       digests[image.image_id] = digest
     found += checked
     findings += problems
-  return Split(name, images_dir, dataset, found, digests, findings)
+  parts = name, images_dir, dataset, found, digests, findings, seen.ranges
+  return Split(*parts)
 
 
 def check_image(
@@ -103,6 +111,7 @@ def check_image(
   images_dir: str,
   file: str,
   allow_outside: bool,
+  ranges: Mapping[str, tuple[float, float]],
 ) -> tuple[bytes | None, list[CheckedObject], list[Finding]]:
   """Reads an image and its objects.
 
@@ -114,7 +123,7 @@ def check_image(
   encoded, findings, checked, shapes = None, [], [], []
   with collected(findings, file, image.image_id):
     coco_json.check_file(image, images_dir, allow_outside)
-    encoded, finding = examples.read_image(image, path)
+    encoded, finding = examples.read_image(image, path, ranges)
     findings += [finding] if finding else []
   for entry in entries:
     usable, problems = objects.check_object(entry, image, path)

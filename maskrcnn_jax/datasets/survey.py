@@ -1,0 +1,226 @@
+"""First look at the images of a set, for what only all of them together tell.
+
+* EXIF rotations: after a flip, or of a square photo, the size in the
+  annotations does not tell if they mean the stored or the upright picture. Then
+  the images decide whose size does tell.
+* The value ranges of images of more than 8 bits, see `value_range`.
+
+Only the beginning of most files is read.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import os
+import pathlib
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from maskrcnn_jax.datasets import coco_json, images, value_range
+from maskrcnn_jax.datasets.coco_json import CocoDataset
+from maskrcnn_jax.datasets.findings import Finding, InvalidEntryError
+from maskrcnn_jax.errors import UserError, invalid
+
+UPRIGHT, STORED = 'upright', 'stored'
+EXIF = (UPRIGHT, STORED)
+_UNCLEAR = 'unclear'
+_HEAD = 2**16  # Bytes in which EXIF data begins.
+_WIDE_HEADS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+', b'P5', b'P2', b'Pf')
+# Images whose values are read, evenly spaced, to find the value range.
+_SAMPLED = 1000
+_THREADS = 8
+_PART = 64  # Rows that a thread takes at a time.
+
+Row = tuple[str | os.PathLike, tuple[int, int] | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+  """Decisions for a set."""
+
+  upright: bool  # Annotations mean the upright image where the size is no help.
+  ranges: Mapping[str, value_range.Range]  # By kind, see `value_range`.
+  findings: Sequence[Finding]
+
+
+def read(
+  rows: Iterable[Row],
+  file: str,
+  exif: str | None = None,
+  wanted: value_range.Range | None = None,
+) -> Survey:
+  """Looks at image files; those that cannot be read are skipped.
+
+  Args:
+    rows: path of each image, and (height, width) by the annotations; None if
+      its orientation is known.
+    file: the annotations, for the findings.
+    exif: one of `EXIF`, which decides; None: the set does.
+    wanted: value range of all kinds; None: by `value_range.find`.
+
+  Raises:
+    UserError: an argument is wrong.
+  """
+  check_options(exif, wanted)
+  rows = list(rows)
+  looks = _look_at(rows)
+  paths = collections.defaultdict(list)
+  for (path, _), (_, kind) in zip(rows, looks):
+    paths[kind].append(path)
+  paths.pop(None, None)
+  ranges = dict.fromkeys(value_range.KINDS, wanted) if wanted else {}
+  for kind in [] if wanted else paths:
+    step = -(-len(paths[kind]) // _SAMPLED)
+    samples = [_sample(path) for path in paths[kind][::step]]
+    ranges[kind] = value_range.find(kind, np.concatenate(samples))
+  findings = [
+    _range_finding(kind, ranges[kind], some, file, wanted)
+    for kind, some in paths.items()
+  ]
+  told = collections.defaultdict(list)
+  for (path, _), (rotation, _) in zip(rows, looks):
+    told[rotation].append(path)
+  upright = exif == UPRIGHT if exif else bool(told[UPRIGHT])
+  if told[_UNCLEAR] and not exif:
+    if told[UPRIGHT] and told[STORED]:
+      upright = False
+    findings.append(_rotation_finding(told, upright, file))
+  return Survey(upright, ranges, findings)
+
+
+def check_options(exif: str | None, wanted: value_range.Range | None) -> None:
+  """Raises a `UserError` if an argument of `read` is wrong."""
+  if exif not in (None, *EXIF):
+    raise invalid('exif', exif, ' or '.join(EXIF))
+  if wanted is not None and not -np.inf < wanted[0] < wanted[1] < np.inf:
+    raise invalid('value_range', wanted, 'two numbers, the lower one first')
+
+
+def of_dataset(
+  dataset: CocoDataset,
+  images_dir: str | os.PathLike,
+  exif: str | None = None,
+  wanted: value_range.Range | None = None,
+  allow_outside: bool = False,
+) -> tuple[CocoDataset, Survey]:
+  """The survey of a data set, and the set with `upright` of every image.
+
+  Args:
+    dataset: images of which the format says `upright` keep it, unless `exif`
+      is given.
+    images_dir: folder of the images.
+    exif: see `read`.
+    wanted: see `read`.
+    allow_outside: see `coco_json.check_file`.
+  """
+  rows = []
+  for image in dataset.images:
+    with contextlib.suppress(InvalidEntryError):
+      coco_json.check_file(image, images_dir, allow_outside)
+      path = os.path.join(images_dir, image.file_name)
+      size = image.height, image.width
+      rows.append((path, size if image.upright is None else None))
+  survey = read(rows, dataset.annotations_file, exif, wanted)
+  decided = tuple(
+    dataclasses.replace(image, upright=survey.upright)
+    if exif or image.upright is None
+    else image
+    for image in dataset.images
+  )
+  return dataclasses.replace(dataset, images=decided), survey
+
+
+def _look_at(rows):
+  """What `_look` returns of every row; most of the time is spent waiting."""
+  parts = [rows[i : i + _PART] for i in range(0, len(rows), _PART)]
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    looks = pool.map(lambda part: [_look(row) for row in part], parts)
+    return [look for part in looks for look in part]
+
+
+def _look(row) -> tuple[str | None, str | None]:
+  """What the size of an image tells of its rotation, and its kind of values."""
+  path, size = row
+  with contextlib.suppress(UserError, OSError, ValueError):
+    if not os.path.isfile(path):  # A pipe would wait.
+      return None, None
+    with pathlib.Path(path).open('rb') as file:
+      head = file.read(_HEAD)
+    kind = None
+    if head.startswith(_WIDE_HEADS) or _is_wide_png(head):
+      kind = value_range.kind(_open(path, head))
+    if size is None or not images.mentions_exif(head):
+      return None, kind
+    return _rotation(_open(path, head), size), kind
+  return None, None
+
+
+def _is_wide_png(head):
+  return head.startswith(b'\x89PNG') and head[24:26] == struct.pack('BB', 16, 0)
+
+
+def _open(path, head):
+  try:
+    return images.open_image(head)
+  except UserError:  # The header is longer.
+    return images.open_image(images.read_bytes(path))
+
+
+def _rotation(image, size):
+  if image.format == 'TIFF':  # Which Pillow always turns.
+    return None
+  turn, stored = images.orientation(image), image.size[::-1]
+  turned = stored[::-1] if turn in images.TRANSPOSED else stored
+  if turn not in range(2, 9) or size not in (stored, turned):
+    return None
+  if stored == turned:
+    return _UNCLEAR
+  return UPRIGHT if size == turned else STORED
+
+
+def _sample(path):
+  with contextlib.suppress(UserError, OSError, ValueError):
+    return value_range.sample(
+      np.asarray(images.decode(images.read_bytes(path)))
+    )
+  return np.zeros(0)
+
+
+def _range_finding(kind, found, paths, file, wanted) -> Finding:
+  low, high = found
+  shares = ' and '.join(f'{x:g}' for x in value_range.PERCENTILES)
+  rule = f'the {shares} percentiles of the set'
+  if wanted:
+    rule = 'by --value_range'
+  elif found == value_range.OF_TYPE.get(kind):
+    rule = 'the range of the type'
+  message = (
+    f'{len(paths)} images, such as {os.fspath(paths[0])}, have {kind} values: '
+    f'{low:.8g} to {high:.8g} become 0 to 255 ({rule}). For the same scaling '
+    f'elsewhere give --value_range={low:.8g},{high:.8g} to prepare, check and '
+    'predict.'
+  )
+  return Finding('value_range', file, message, 'note')
+
+
+def _rotation_finding(told, upright, file) -> Finding:
+  some = told[_UNCLEAR]
+  message = (
+    f'{len(some)} images, such as {os.fspath(some[0])}, have an EXIF rotation, '
+    'and their size does not tell if the annotations mean the stored or the '
+    f'upright picture. They are taken as {UPRIGHT if upright else STORED}'
+  )
+  if bool(told[UPRIGHT]) == bool(told[STORED]):
+    message += (
+      ', since no other tells, or others contradict each other: look at '
+      'pictures (check --html), and give --exif upright or --exif stored.'
+    )
+    return Finding('rotation_unclear', file, message, 'warning')
+  others = len(told[UPRIGHT if upright else STORED])
+  message += (
+    f', like {others} others whose size tells. --exif decides otherwise.'
+  )
+  return Finding('rotation_decided', file, message, 'note')
