@@ -4,8 +4,9 @@ A file is opened by its content, in one of `FORMATS` only: none of them starts
 another program. Its size is compared with a budget of pixels before anything is
 decoded.
 
-JPEG and PNG files go into a record byte for byte, in any colour mode; other
-formats, some of which TensorFlow cannot decode, as PNG. Values of more than 8 bits are scaled, see `value_range`.
+JPEG and PNG files go into a record byte for byte, in any colour mode, if
+TensorFlow decodes them, as training does; other formats, some of which it
+cannot decode, as PNG. Values of more than 8 bits are scaled, see `value_range`.
 
 Cameras store some photos rotated and note that in EXIF. The size in the
 annotations tells which orientation they refer to: the stored pixels (COCO's own
@@ -14,6 +15,7 @@ which is then stored upright, as JPEG.
 """
 
 import contextlib
+import functools
 import io
 import os
 import pathlib
@@ -24,7 +26,7 @@ from collections.abc import Iterator, Mapping
 from PIL import ExifTags, Image, ImageOps
 
 from maskrcnn_jax.datasets import image_headers, value_range
-from maskrcnn_jax.errors import UserError, invalid
+from maskrcnn_jax.errors import UserError, brief, invalid
 
 # Of Pillow; a JPEG may turn out to be an MPO, followed by a preview.
 FORMATS = ('JPEG', 'PNG', 'GIF', 'BMP', 'TIFF', 'WEBP', 'AVIF', 'PPM')
@@ -268,7 +270,7 @@ def read_image(
   turn = orientation(image) if not is_kept or mentions_exif(encoded) else 1
   is_turn = is_turned(image.size[::-1], turn, (height, width), path, upright)
   if is_kept and not is_turn:
-    load(image, path)
+    decode_as_training(encoded, path)
     return encoded, None if turn == 1 else 'rotation_ignored'
   load(image, path)
   pixels, clipped = value_range.to_8_bits(
@@ -303,6 +305,35 @@ def load(image: Image.Image, path: str | os.PathLike | None = None) -> None:
   """Decodes an image that `open_image` returned; raises alike."""
   with _errors(path):
     image.load()
+
+
+def decode_as_training(
+  encoded: bytes, path: str | os.PathLike | None = None
+) -> None:
+  """Checks that TensorFlow, with which training decodes, decodes all of a file.
+
+  It is stricter than Pillow: with a wrong checksum or without the end of a PNG.
+
+  Raises:
+    UserError: it does not.
+  """
+  tf = _tensorflow()
+  try:
+    tf.io.decode_image(encoded, channels=3, expand_animations=False)
+  except tf.errors.OpError as error:
+    reason = str(error.message).rpartition('}} ')[2].partition(' [Op:')[0]
+    raise UserError(
+      f'cannot be decoded by TensorFlow ({brief(reason)})', path=path
+    ) from error
+
+
+@functools.cache
+def _tensorflow():
+  import tensorflow as tf  # Takes seconds.
+
+  with contextlib.suppress(RuntimeError):  # It is in use.
+    tf.config.set_visible_devices([], 'GPU')
+  return tf
 
 
 def is_turned(

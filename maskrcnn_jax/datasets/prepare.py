@@ -142,7 +142,7 @@ def prepare(
   made = make_examples(
     dataset, images_dir, num_workers, drop_outside, seen.ranges
   )
-  from maskrcnn_jax.datasets import records  # Workers need no TensorFlow.
+  from maskrcnn_jax.datasets import records
 
   with records.open_writers(paths) as writers:
     for writer, (example, found) in zip(itertools.cycle(writers), made):

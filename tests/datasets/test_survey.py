@@ -1,5 +1,6 @@
 """Decisions for a whole set: EXIF rotations and value ranges."""
 
+import io
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from maskrcnn_jax.datasets import prepare, records, survey, value_range
 from maskrcnn_jax.datasets.doctor import split
+from maskrcnn_jax.datasets.findings import InvalidDataError
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.inference import image_files
 
@@ -234,6 +236,38 @@ def test_values_that_are_no_numbers():
   assert clipped == pytest.approx(0.6)
   assert value_range.find('float32', value_range.sample(values)) == (0, 1)
   assert value_range.find('int32', np.zeros(0)) == (0, 1)
+
+
+def damaged_pngs():
+  """PNG files that Pillow reads and TensorFlow does not."""
+  stream = io.BytesIO()
+  noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+  Image.fromarray(noise).save(stream, 'PNG')
+  content = stream.getvalue()
+  end = content.index(b'IEND') - 4  # The checksum of the pixels ends there.
+  wrong = bytes([content[end - 1] ^ 1])
+  return {
+    'sound.png': content,
+    'checksum.png': content[: end - 1] + wrong + content[end:],
+    'no_end.png': content[:end],
+  }
+
+
+def test_files_that_training_refuses_are_errors(tmp_path):
+  files = damaged_pngs()
+  images, labels = write_set(tmp_path, dict.fromkeys(files, (48, 64)))
+  for name, content in files.items():
+    (images / name).write_bytes(content)
+    Image.open(images / name).load()
+  with pytest.raises(InvalidDataError) as error:
+    prepare.prepare(images, labels, tmp_path / 'rec' / 'x', num_workers=1)
+  refused = {(x.kind, x.image_id) for x in error.value.findings}
+  assert refused == {('unusable_image', 2), ('unusable_image', 3)}
+  checked = split.read_split('train', images, labels, num_workers=1)
+  assert {
+    (x.kind, x.image_id) for x in checked.findings if x.severity == 'error'
+  } == refused
+  assert not list(tmp_path.glob('rec/*'))
 
 
 def test_files_outside_of_the_folder_are_not_opened(tmp_path, monkeypatch):
