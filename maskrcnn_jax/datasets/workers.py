@@ -16,6 +16,8 @@ from maskrcnn_jax.datasets import images
 from maskrcnn_jax.errors import UserError, brief
 
 _CHUNK = 8  # Images a worker takes at a time.
+# Images that take about as long as a worker takes to import TensorFlow.
+_WORTH_A_WORKER = 64
 _IN_FLIGHT_PER_WORKER = 4  # Chunks, so that memory stays bounded.
 
 
@@ -31,15 +33,16 @@ def map_images(
     function: called with the arguments in a task; must be picklable.
     tasks: one per image.
     total: number of tasks.
-    num_workers: processes; by default one per core. With 1, or few images,
-      everything runs in this process.
+    num_workers: processes; by default one per core, or per 64 images where
+      those are fewer. With 1, or few images, everything runs in this process.
 
   Raises:
     UserError: a worker process died; `item` is the image, if it dies again.
   """
   import tqdm
 
-  num_workers = min(num_workers or os.cpu_count() or 1, -(-total // _CHUNK))
+  useful = -(-total // (_CHUNK if num_workers else _WORTH_A_WORKER))
+  num_workers = min(num_workers or os.cpu_count() or 1, useful)
   chunks = _run_chunks(function, iter(tasks), num_workers)
   with tqdm.tqdm(total=total, unit='image', disable=None) as bar:
     for chunk in chunks:
