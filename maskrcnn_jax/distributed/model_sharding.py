@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.models.layout import Layout
@@ -29,6 +29,8 @@ def shard_model(
     hooks['whole'] = _ForEachArray(_whole_images, mesh)
   if shard_state != 'none':
     hooks['parameters'] = _ForEachArray(_gather_parameter, mesh, smallest)
+  if mesh.shape['data'] > 1:
+    hooks['per_device'] = _PerDevice(mesh)
   return model.clone(layout=Layout(**hooks))
 
 
@@ -42,6 +44,31 @@ class _ForEachArray:
 
   def __call__(self, tree):
     return jax.tree.map(lambda x: self.function(x, self), tree)
+
+
+@dataclasses.dataclass(frozen=True)
+class _PerDevice:
+  """Runs a function of a batch on every device for its rows; hashable."""
+
+  mesh: Mesh
+
+  def __call__(self, function):
+    rows = PartitionSpec('data')
+    # The devices that share an image compute the same.
+    sharded = jax.shard_map(
+      function,
+      mesh=self.mesh,
+      in_specs=rows,
+      out_specs=rows,
+      check_vma=False,
+    )
+
+    def run(*args):
+      batch = jax.tree.leaves(args)[0].shape[0]
+      even = batch % self.mesh.shape['data'] == 0
+      return sharded(*args) if even else function(*args)
+
+    return run
 
 
 def _split_height(x, hook):

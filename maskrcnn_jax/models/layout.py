@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 
-def _as_it_is(tree: Any) -> Any:
-  return tree
+def _as_it_is(value: Any) -> Any:
+  return value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +21,12 @@ class Layout:
       every operation on them needs only neighbouring rows.
     whole: for arrays `[batch, ...]` of which any part may be needed anywhere.
     parameters: for the parameters, as layers need them.
+    per_device: for functions of trees of arrays `[batch, ...]` that look at
+      each image alone; a device then runs them on its images, and neither their
+      sorts nor their loops ask other devices.
   """
 
   split: Callable[[Any], Any] = _as_it_is
   whole: Callable[[Any], Any] = _as_it_is
   parameters: Callable[[Any], Any] = _as_it_is
+  per_device: Callable[[Callable], Callable] = _as_it_is

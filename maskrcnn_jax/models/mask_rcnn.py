@@ -204,14 +204,10 @@ class MaskRCNN(nn.Module):
       rpn, images.shape[1:3], image_sizes, self.test_proposals
     )
     box = self.box_head(self.align(pyramid, proposals.boxes, self.box_size))
-    detections = detections_lib.select_detections(
-      box,
-      proposals,
-      image_sizes,
-      self.detections,
-      self.box_weights,
-      self.plus_one,
-    )
+    options = self.detections, self.box_weights, self.plus_one
+    detections = self.layout.per_device(
+      lambda *x: detections_lib.select_detections(*x, *options)
+    )(box, proposals, image_sizes)
     features = self.align(pyramid, detections.boxes, self.mask_size)
     logits = self.mask_head(features, detections.classes)
     return detections.replace(masks=jax.nn.sigmoid(logits))
@@ -250,15 +246,17 @@ class MaskRCNN(nn.Module):
       )
     if valid is not None:
       proposals = proposals.replace(valid=proposals.valid & valid[:, None])
-    return targets_lib.sample_rois(
-      proposals, instances, priorities, self.sampling
-    )
+    return self.layout.per_device(
+      lambda *x: targets_lib.sample_rois(*x, self.sampling)
+    )(proposals, instances, priorities)
 
   def _propose(self, rpn, canvas, image_sizes, options):
     anchors = self.anchor_boxes(canvas)
-    return proposals_lib.propose(
-      rpn, anchors, image_sizes, options, self.plus_one
-    )
+    return self.layout.per_device(
+      lambda rpn, sizes: proposals_lib.propose(
+        rpn, anchors, sizes, options, self.plus_one
+      )
+    )(rpn, image_sizes)
 
   def align(self, pyramid, boxes, size) -> jax.Array:
     """RoI features `[batch, num_rois, size, size, channels]`."""

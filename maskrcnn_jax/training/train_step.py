@@ -122,7 +122,7 @@ def training_losses(
   outputs: TrainOutputs,
   instances: Instances,
   valid: jax.Array,
-  rpn_targets: targets_lib.RPNTargets,
+  targets: targets_lib.RPNTargets,
 ) -> dict[str, jax.Array]:
   """The five loss terms of a batch by name.
 
@@ -131,7 +131,7 @@ def training_losses(
     outputs: of the model for this batch.
     instances: ground truth.
     valid: `[batch]` bool; other images have no loss.
-    rpn_targets: of this batch.
+    targets: of this batch for the RPN.
 
   Returns:
     Scalars `rpn_objectness`, `rpn_box`, `class`, `box` and `mask`.
@@ -145,12 +145,26 @@ def training_losses(
     foreground, instances, 2 * model.mask_size, model.mask_threshold
   )
   return {
-    **losses_lib.rpn_losses(outputs.rpn, rpn_targets, valid, model.losses),
+    **losses_lib.rpn_losses(outputs.rpn, targets, valid, model.losses),
     **losses_lib.box_losses(
       outputs.box, rois.classes, box_deltas, rois.valid, model.losses
     ),
     'mask': losses_lib.mask_loss(outputs.mask_logits, masks, foreground.valid),
   }
+
+
+def rpn_targets(
+  model: MaskRCNN,
+  canvas: tuple[int, int],
+  instances: Instances,
+  valid: jax.Array,
+  keys: jax.Array,
+) -> targets_lib.RPNTargets:
+  """RPN targets of a batch; see `targets.rpn_targets`."""
+  anchors = model.anchor_boxes(canvas)
+  return model.layout.per_device(
+    lambda *x: targets_lib.rpn_targets(anchors, *x, model.rpn_targets)
+  )(instances, valid, keys)
 
 
 def loss_fn(
@@ -182,13 +196,9 @@ def loss_fn(
     rngs={'sampling': sampling_key},
     mutable=['batch_stats'],
   )
-  targets = targets_lib.rpn_targets(
-    model.anchor_boxes(batch['images'].shape[1:3]),
-    instances,
-    valid,
-    rpn_key,
-    model.rpn_targets,
-  )
+  canvas = batch['images'].shape[1:3]
+  keys = jax.random.split(rpn_key, len(valid))
+  targets = rpn_targets(model, canvas, instances, valid, keys)
   losses = training_losses(model, outputs, instances, valid, targets)
   return losses, updated.get('batch_stats', batch_stats)
 

@@ -17,7 +17,6 @@ import numpy as np
 
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.evaluation import scores
-from maskrcnn_jax.models import targets as targets_lib
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.structures import Instances
 from maskrcnn_jax.training import data_checks, train_step
@@ -117,12 +116,8 @@ def image_losses(
     keys=sampling_keys,
     train=False,
   )
-  targets = targets_lib.rpn_targets(
-    model.anchor_boxes(batch['images'].shape[1:3]),
-    instances,
-    valid,
-    rpn_keys,
-    model.rpn_targets,
+  targets = train_step.rpn_targets(
+    model, batch['images'].shape[1:3], instances, valid, rpn_keys
   )
 
   def one_image(*row):

@@ -1,7 +1,5 @@
 """Device mesh: eight devices compute what one computes; what they exchange."""
 
-import re
-
 import jax
 import pytest
 from eight_devices import NUM_DEVICES, check_same, compare, run_on_eight
@@ -40,17 +38,16 @@ def test_losses_gradients_and_updates_are_those_of_one_device(compared):
 
 
 @pytest.mark.slow
-def test_devices_send_sums_and_scores_only(compared):
-  """Neither images nor activations travel."""
-  for line in compared['reports'][0]['collectives']:
-    if ' all-reduce(' in line:
-      continue
-    # XLA has top_k see the whole batch: a score per anchor or candidate.
-    assert ' all-gather(' in line, line
-    assert re.search(r'op_name="[^"]*/top_k"', line), line
-    shape = re.search(r'= \w+\[(\d+),(\d+)\]', line)
-    assert int(shape[1]) == NUM_DEVICES, line
-    assert int(shape[2]) <= 1020, line  # Anchors of all levels.
+def test_devices_send_sums_only(compared):
+  """Neither images nor activations, boxes or scores travel."""
+  lines = compared['reports'][0]['collectives']
+  assert lines
+  assert [line for line in lines if ' all-reduce(' not in line] == []
+
+
+@pytest.mark.slow
+def test_no_loop_asks_other_devices(compared):
+  assert compared['reports'][0]['repeated'] == []
 
 
 PLACE = """

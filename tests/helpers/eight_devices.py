@@ -21,6 +21,7 @@ from maskrcnn_jax.checkpoints import store
 from maskrcnn_jax.training import evaluator
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.distributed import model_sharding
+from maskrcnn_jax.planning import collectives
 from maskrcnn_jax.training import train_step
 arguments = [json.loads(text) for text in sys.argv[1:]]
 """
@@ -86,6 +87,10 @@ def step(num_devices, spatial=1, shard_state='none'):
       sum(x.addressable_shards[i].data.nbytes for x in momentum)
       for i in range(num_devices)
     ],
+    'repeated': [
+      x.source for x in collectives.find_collectives(compiled.as_text())
+      if x.times != 1
+    ],
     'collectives': [
       line.strip() for line in compiled.as_text().splitlines()
       if re.search(r' (all-|collective-|reduce-scatter)[a-z-]*\(', line)
@@ -148,8 +153,8 @@ def compare(options, counts, canvas, meshes):
     reports: for each mesh `differences` of every array of the results, as a
       part of its largest entry; `donated`, `kept` and `skipped`: the state was
       donated, keeps its shardings, and is unchanged if the loss is not finite;
-      `optimizer_bytes` of each device; and `collectives` of the program, lines
-      of HLO.
+      `optimizer_bytes` of each device; `collectives` of the program, lines of
+      HLO, and `repeated`, the sources of those inside loops.
   """
   return run_on_eight(_COMPARE, options, counts, canvas, meshes)
 
