@@ -9,6 +9,7 @@ Variants, as in `--config=coco:nvidia_1x`:
   torchvision: maskrcnn_resnet50_fpn, 26 epochs on eight devices.
   torchvision_v2: maskrcnn_resnet50_fpn_v2, without its long schedule.
   detectron2: Detectron2's R50-FPN, 3x; R101-FPN with model.backbone.depth=101.
+  convnext_tiny: Detectron2's heads on a ConvNeXt-T, from ImageNet.
   from_scratch: Habana's recipe without pretrained weights, with group norm.
   finetune: other classes, from weights of a Mask R-CNN; docs/finetuning.md.
   overfit: overfits a handful of images on a CPU.
@@ -43,7 +44,8 @@ def _model():
   """The network: fields of MaskRCNN."""
   return {
     'num_classes': 91,  # Number of classes with background, class 0.
-    'backbone': {  # ResNetOptions.
+    'backbone': {  # BackboneOptions; those of a ResNet first.
+      'kind': 'resnet',  # Kind of backbone: resnet or convnext.
       'depth': 50,  # Number of layers: 18, 34, 50 or 101.
       'width': 64,  # Channels of the stem.
       'norm': 'frozen',  # Normalization: frozen, batch or group.
@@ -54,6 +56,13 @@ def _model():
       'padding': 'symmetric',  # Padding of strided convolutions, or same.
       'pool_padding': 'same',  # Padding of the max-pool, or symmetric.
       'frozen_stages': 2,  # Number of frozen stages, counted from the stem.
+      'convnext': {  # ConvNeXtOptions.
+        'blocks': (3, 3, 9, 3),  # Number of blocks of stages 2 to 5.
+        'widths': (96, 192, 384, 768),  # Channels of stages 2 to 5.
+        'output_norms': True,  # Layer norm of every map that leaves.
+        'drop_path': 0.0,  # Chance that training skips the last block.
+        'remat': False,  # Less memory: blocks run again in the backward pass.
+      },
     },
     'pyramid_channels': 256,  # Channels of every pyramid level.
     'max_level': 6,  # Coarsest pyramid level; the finest is 2.
@@ -421,6 +430,15 @@ def _detectron2(config):
   config.training.num_steps = 270_000
 
 
+def _convnext_tiny(config):
+  """A ConvNeXt-T with the heads of Detectron2, which are MMDetection's too."""
+  _detectron2(config)
+  config.model.backbone.kind = 'convnext'
+  config.model.bgr = False
+  config.model.pixel_std = (0.229, 0.224, 0.225)
+  config.training.pretrained = 'torchvision/convnext_tiny_imagenet1k_v1'
+
+
 def _from_scratch(config):
   """Habana's recipe without pretrained weights."""
   # Group norm needs no statistics, so it trains from random values and with
@@ -498,6 +516,7 @@ VARIANTS = {
   'torchvision': _torchvision,
   'torchvision_v2': _torchvision_v2,
   'detectron2': _detectron2,
+  'convnext_tiny': _convnext_tiny,
   'from_scratch': _from_scratch,
   'finetune': _finetune,
   'overfit': _overfit,

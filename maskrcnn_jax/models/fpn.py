@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maskrcnn_jax.models import layers
+from maskrcnn_jax.models import norms
 from maskrcnn_jax.models.layout import Layout
 
 
@@ -26,7 +26,7 @@ class FPN(nn.Module):
   max_level: int = 6
   dtype: str = 'float32'
   layout: Layout = Layout()
-  norm: layers.NormOptions = layers.NormOptions()
+  norm: norms.NormOptions = norms.NormOptions()
 
   @nn.compact
   def __call__(
@@ -66,7 +66,7 @@ class FPN(nn.Module):
     return pyramid
 
   def _conv(self, x, size, name, valid, train):
-    return layers.conv_norm_relu(
+    return norms.conv_norm_relu(
       x,
       self.channels,
       self.norm,

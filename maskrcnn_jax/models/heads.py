@@ -9,7 +9,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from maskrcnn_jax.models import layers
+from maskrcnn_jax.models import layers, norms
 from maskrcnn_jax.ops import convolution
 
 # He et al.'s initialisation (MSRAFill), fan out: that of the mask head in both
@@ -111,7 +111,7 @@ class BoxHead(nn.Module):
   channels: int = 1024
   num_convs: int = 0
   num_dense: int = 2
-  norm: layers.NormOptions = layers.NormOptions()
+  norm: norms.NormOptions = norms.NormOptions()
   dtype: str = 'float32'
 
   @nn.compact
@@ -166,7 +166,7 @@ class MaskHead(nn.Module):
   num_classes: int = 91
   channels: int = 256
   num_convs: int = 4
-  norm: layers.NormOptions = layers.NormOptions()
+  norm: norms.NormOptions = norms.NormOptions()
   dtype: str = 'float32'
 
   @nn.compact
@@ -227,7 +227,7 @@ class ClassMask(nn.Module):
 
 def _hidden_conv(head, x, features, index, valid, train):
   """3x3 convolution `conv{index}` of RoI features, its norm, ReLU."""
-  return layers.conv_norm_relu(
+  return norms.conv_norm_relu(
     x,
     features,
     head.norm,

@@ -9,12 +9,11 @@ import jax
 import numpy as np
 
 from maskrcnn_jax.errors import UserError, invalid
+from maskrcnn_jax.models import backbones, layers, norms, override
 from maskrcnn_jax.models import detections as detections_lib
-from maskrcnn_jax.models import layers, override
 from maskrcnn_jax.models import losses as losses_lib
 from maskrcnn_jax.models import proposals as proposals_lib
 from maskrcnn_jax.models import targets as targets_lib
-from maskrcnn_jax.models.fpn import FPN
 from maskrcnn_jax.models.heads import (
   BoxHead,
   BoxOutputs,
@@ -23,7 +22,6 @@ from maskrcnn_jax.models.heads import (
   RPNOutputs,
 )
 from maskrcnn_jax.models.layout import Layout
-from maskrcnn_jax.models.resnet import ResNet, ResNetOptions
 from maskrcnn_jax.ops import anchors as anchor_ops
 from maskrcnn_jax.ops import images as image_ops
 from maskrcnn_jax.ops.roi_align import RoiAlignOptions, pyramid_roi_align
@@ -82,7 +80,7 @@ class MaskRCNN(nn.Module):
   """
 
   num_classes: int = 91
-  backbone: ResNetOptions = ResNetOptions()
+  backbone: backbones.BackboneOptions = backbones.BackboneOptions()
   pyramid_channels: int = 256
   max_level: int = 6
   rpn_convs: int = 1
@@ -91,7 +89,7 @@ class MaskRCNN(nn.Module):
   box_channels: int = 1024
   mask_channels: int = 256
   mask_convs: int = 4
-  head_norm: layers.NormOptions = layers.NormOptions()
+  head_norm: norms.NormOptions = norms.NormOptions()
   box_size: int = 7
   mask_size: int = 14
   anchors: anchor_ops.AnchorOptions = anchor_ops.AnchorOptions()
@@ -118,8 +116,10 @@ class MaskRCNN(nn.Module):
   layout: Layout = Layout()
 
   def setup(self):
-    self.resnet = ResNet(self.backbone, dtype=self.dtype, name='backbone')
-    self.fpn = FPN(
+    options, body, pyramid = backbones.KINDS[self.backbone.kind]
+    options = options(self.backbone)
+    self.body = body(options, dtype=self.dtype, name='backbone')
+    self.fpn = pyramid(
       self.pyramid_channels,
       self.max_level,
       self.dtype,
@@ -226,7 +226,7 @@ class MaskRCNN(nn.Module):
     )
     x = x.astype(layers.output_dtype(self.dtype))
     split = self.layout.split
-    features = split(self.resnet(split(x), valid, train))
+    features = split(self.body(split(x), valid, train))
     return split(self.fpn(features, valid, train))
 
   def sample(

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 
 from maskrcnn_jax.errors import invalid
-from maskrcnn_jax.models import layers
+from maskrcnn_jax.models import layers, norms
 from maskrcnn_jax.ops import convolution
 
 STAGE_SIZES = {
@@ -28,7 +28,7 @@ class ResNetOptions:
     depth: 18, 34, 50 or 101.
     width: number of channels of the stem; stage l has `width * 2**(l - 2)`,
       times 4 after a bottleneck.
-    norm: `frozen`, `batch` or `group`, see `layers.Norm`.
+    norm: `frozen`, `batch` or `group`, see `norms.Norm`.
     norm_epsilon: number added to the variance; Habana's 1e-4, elsewhere 1e-5.
     norm_momentum: share of the stored statistics of batch norm that stays.
     group_channels: smallest number of channels of a group of group norm.
@@ -110,7 +110,7 @@ class ResNet(nn.Module):
     frozen = stage < options.frozen_stages
     return {
       'norm': functools.partial(
-        layers.Norm,
+        norms.Norm,
         kind='frozen' if frozen else options.norm,
         epsilon=options.norm_epsilon,
         momentum=options.norm_momentum,

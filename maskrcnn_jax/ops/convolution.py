@@ -153,6 +153,26 @@ def _multiply_backward(residuals, gradient):
 multiply.defvjp(_multiply_forward, _multiply_backward)
 
 
+def convolve_patches(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Convolution whose stride is its kernel size, without padding.
+
+  Every patch of the image is a row of a matrix product.
+
+  Args:
+    inputs: `[batch, height, width, in]`; the size divides height and width.
+    kernel: `[size, size, in, out]`.
+
+  Returns:
+    `[batch, height / size, width / size, out]`.
+  """
+  batch, height, width, channels = inputs.shape
+  size, out = kernel.shape[0], kernel.shape[3]
+  rows, columns = height // size, width // size
+  x = inputs.reshape(batch, rows, size, columns, size, channels)
+  x = jnp.swapaxes(x, 2, 3).reshape(batch, rows, columns, -1)
+  return multiply(x, kernel.reshape(-1, out))
+
+
 def upsample_convolve(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
   """Transposed convolution whose stride is its kernel size, as blocks.
 

@@ -45,7 +45,7 @@ def check(path: str | None, model: MaskRCNN) -> None:
     UserError: there are no such weights, or they cannot be read.
   """
   if not path:
-    if model.backbone.norm == 'frozen' or model.backbone.frozen_stages:
+    if model.backbone.has_frozen_parts:
       logging.warning(
         'The backbone has frozen parts and no pretrained weights: they keep '
         'random values. Set training.pretrained.'

@@ -52,7 +52,7 @@ def make_optimizer(
   )
   # The backbone's own option, so that it stops the gradients of exactly those
   # parameters that have no update.
-  return Optimizer(options, model.backbone.frozen_stages)
+  return Optimizer(options, model.backbone.num_frozen)
 
 
 def init_state(
@@ -181,7 +181,7 @@ def loss_fn(
     params: its parameters.
     batch_stats: its stored statistics.
     batch: `images`, `image_sizes`, `instances` and `valid`.
-    key: random key of the sampling of anchors and RoIs.
+    key: random key of the sampling of anchors and RoIs, and of drop path.
   """
   rpn_key, sampling_key = jax.random.split(key)
   valid = batch['valid']
@@ -193,7 +193,8 @@ def loss_fn(
     batch['image_sizes'],
     instances,
     valid,
-    rngs={'sampling': sampling_key},
+    # The keys of `split` are those of 0 and 1.
+    rngs={'sampling': sampling_key, 'drop_path': jax.random.fold_in(key, 2)},
     mutable=['batch_stats'],
   )
   canvas = batch['images'].shape[1:3]

@@ -12,7 +12,7 @@ from collections.abc import Collection
 import numpy as np
 
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.weights import coco_classes, state_dicts
+from maskrcnn_jax.weights import coco_classes, resnet, state_dicts
 from maskrcnn_jax.weights.state_dicts import Format
 
 _BODY = 'backbone.bottom_up.'
@@ -57,7 +57,7 @@ def find_format(names: Collection[str]) -> Format | None:
     )
   is_group = 'res2_0_branch2a_gn_s' in names
   norm = 'gn' if is_group else 'bn'
-  patterns = state_dicts.backbone_patterns(
+  patterns = resnet.patterns(
     'conv1',
     'conv1_gn' if is_group else 'res_conv1_bn',
     f'{_CAFFE2_BRANCH}2{{letter}}',
@@ -160,7 +160,7 @@ def _group_overrides() -> list[str]:
 
 
 def _backbone(prefix):
-  return state_dicts.backbone_patterns(
+  return resnet.patterns(
     f'{prefix}stem.conv1',
     f'{prefix}stem.conv1.norm',
     prefix + 'res{stage}.{block}.conv{conv}',

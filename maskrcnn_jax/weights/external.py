@@ -11,6 +11,7 @@ from typing import Any
 
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.weights import (
+  convnext,
   detectron2,
   download,
   load_report,
@@ -86,14 +87,14 @@ def read(path: str | os.PathLike) -> tuple[tensor_files.Tensors, Format]:
     names = file.arrays
     mentioned = ', '.join(sorted(names)[:_NUM_MENTIONED])
     raise UserError(
-      'it is neither a ResNet nor a Mask R-CNN with names of torchvision, '
-      'timm, Detectron2, Caffe2, Google, Habana or NVIDIA. It has '
+      'it is neither a ResNet, a ConvNeXt nor a Mask R-CNN with names of '
+      'torchvision, timm, Detectron2, Caffe2, Google, Habana or NVIDIA. It has '
       f'{len(names)} tensors: {mentioned}, ...',
       item=min(names, default=None),
     )
 
 
 def _find_format(names) -> Format | None:
-  systems = torchvision, detectron2, tensorflow
+  systems = torchvision, detectron2, tensorflow, convnext
   found = (system.find_format(names) for system in systems)
   return next(filter(None, found), None)

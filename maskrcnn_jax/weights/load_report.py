@@ -138,7 +138,12 @@ def load(
       type; or the model lacks a layer of the file. `item` holds the names.
   """
   ours = flatten(variables)
-  covered = [x for x in ours if form.kind == 'model' or x.startswith(_BACKBONE)]
+  is_model = form.kind == 'model'
+  covered = [
+    x
+    for x in ours
+    if (is_model or x.startswith(_BACKBONE)) and not form.lacks(x)
+  ]
   folded = [
     x
     for x in covered

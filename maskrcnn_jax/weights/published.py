@@ -4,10 +4,11 @@ Only weights that `external` reads are listed. Checksums are the first digits
 that the source states, in the name of the file or in a list; Hugging Face and
 Detectron2's ImageNet backbones state none that is known here.
 
-Sources: torchvision 0.29.1, the `Weights` enums of `models/resnet.py` and
-`models/detection/mask_rcnn.py`; Detectron2, `MODEL_ZOO.md` and
-`checkpoint/catalog.py`; timm, `models/resnet.py` and `models/_hub.py`; the
-scripts of Habana's reference and NVIDIA's NGC.
+Sources: torchvision 0.29.1, the `Weights` enums of `models/resnet.py`,
+`models/convnext.py` and `models/detection/mask_rcnn.py`; Detectron2,
+`MODEL_ZOO.md` and `checkpoint/catalog.py`; timm, `models/resnet.py`,
+`models/convnext.py` and `models/_hub.py`; facebookresearch/ConvNeXt, README;
+the scripts of Habana's reference and NVIDIA's NGC.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ BUCKET = 'https://storage.googleapis.com/cloud-tpu-checkpoints'
 _PYTORCH = 'https://download.pytorch.org/models'
 _DETECTRON2 = 'https://dl.fbaipublicfiles.com/detectron2'
 _DETECTRON = 'https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained'
+_CONVNEXT = 'https://dl.fbaipublicfiles.com/convnext'
 _TIMM = 'https://github.com/huggingface/pytorch-image-models/releases/download'
 _HUGGING_FACE = 'https://huggingface.co/timm/{}/resolve/main/model.safetensors'
 
@@ -94,6 +96,10 @@ def _hugging_face(name, licence):
   return Weights(f'timm/{name}', _HUGGING_FACE.format(name), licence)
 
 
+def _convnext(name):
+  return Weights(f'convnext/{name}', f'{_CONVNEXT}/{name}.pth', 'MIT')
+
+
 def _by_script(name, url, licence=''):
   return Weights(name, url, licence, by_script=True)
 
@@ -160,6 +166,21 @@ _ALL = (
   _timm('resnet101.a1_in1k', 'v0.1-rsb-weights/resnet101_a1_0-cdcb52a9'),
   _hugging_face('resnet50.tv_in1k', 'BSD-3-Clause'),
   _hugging_face('resnet50.tv2_in1k', 'BSD-3-Clause'),
+  *(_torchvision(f'convnext_{size}_imagenet1k_v1', digest, megabytes,
+                 f'top-1 {accuracy}', f'convnext_{size}')
+    for size, digest, megabytes, accuracy in (
+      ('tiny', '983f1562', 109.119, '82.52'),
+      ('small', '0c510722', 191.703, '83.62'),
+      ('base', '6075fbad', 338.064, '84.06'),
+      ('large', 'ea097f82', 754.537, '84.41'),
+    )),
+  _convnext('convnext_tiny_1k_224'),
+  *(_convnext(f'convnext_{size}_{kind}')
+    for size in ('tiny', 'small', 'base', 'large')
+    for kind in ('1k_224_ema', '22k_224', '22k_1k_224')),
+  *(_hugging_face(f'convnext_{size}.{tag}', '')
+    for size in ('tiny', 'small', 'base', 'large')
+    for tag in ('fb_in1k', 'fb_in22k', 'fb_in22k_ft_in1k')),
   _by_script('google/resnet50_imagenet',
              f'{BUCKET}/retinanet/resnet50-checkpoint-2018-02-07'),
   _by_script('google/maskrcnn_resnet50_coco',

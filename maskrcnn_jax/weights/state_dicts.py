@@ -22,15 +22,13 @@ from typing import Any
 import numpy as np
 
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.weights import coco_classes
+from maskrcnn_jax.weights import coco_classes, resnet
 from maskrcnn_jax.weights.tensor_files import Tensors
 
 _TRAINING_STATE = re.compile(
   r'(.*\.)?num_batches_tracked|.*_momentum|lr|pixel_mean|pixel_std'
   r'|.*anchor_generator\.cell_anchors\..*|(.*/)?weight_order'
 )
-# (blocks of stage 4, three convolutions in a block) -> depth.
-_DEPTHS = {(2, False): 18, (6, False): 34, (6, True): 50, (23, True): 101}
 # Layers of a kind that are counted, at most.
 _MAX_LAYERS = 32
 DECONV = 'mask_head/deconv/kernel'
@@ -121,6 +119,9 @@ class Format:
     arrange: for differences besides the layout, such as the order of classes:
       our name, their array, our shape -> their array in our order.
     num_classes: rows of the class logits -> `model.num_classes`.
+    backbone_sizes: `FileShapes` -> fields of `model.backbone`.
+    lacks: True for our variables of a covered part that such files do not have;
+      they keep their initial values.
     overrides: fields of the config, besides those that the shapes give.
     training_state: pattern of tensors of the run that wrote the file.
   """
@@ -133,59 +134,60 @@ class Format:
   has_statistics: bool = True
   arrange: Callable[[str, np.ndarray, tuple], np.ndarray] | None = None
   num_classes: Callable[[int], int] = lambda rows: rows
+  backbone_sizes: Callable[[Any], Mapping[str, Any]] = resnet.sizes
+  lacks: Callable[[str], bool] = lambda name: False
   overrides: Sequence[str] = ()
   training_state: re.Pattern = _TRAINING_STATE
 
 
+@dataclasses.dataclass(frozen=True)
+class FileShapes:
+  """Shapes of the variables in a file, in our layout."""
+
+  file: Tensors
+  form: Format
+
+  def shape(self, name: str) -> tuple[int, ...] | None:
+    """Shape of one of our variables; None if the file does not have it."""
+    with contextlib.suppress(UserError):
+      array = self.file.arrays.get(self.form.name(name))
+      if array is None or not array.shape or 0 in array.shape:
+        return None
+      # Shapes are enough, and the array may be unread.
+      shaped = np.broadcast_to(np.float32(0), array.shape)
+      return self.form.layout(name, shaped, 0).shape
+    return None
+
+  def width(self, layer: str) -> int | None:
+    """Output channels of a layer; None if the file does not have it."""
+    shape = self.shape(f'{layer}/kernel')
+    return shape and shape[-1]
+
+  def count(self, layers: str) -> int:
+    """Number of layers such as `box_head/conv{}`, from 1 without a gap."""
+    found = (self.width(layers.format(i)) for i in range(1, _MAX_LAYERS))
+    return sum(1 for _ in itertools.takewhile(bool, found))
+
+
 def infer_model(file: Tensors, form: Format) -> InferredModel:
   """The model of a state dict; `UserError` for a ResNet of unknown depth."""
-
-  def find(path):
-    with contextlib.suppress(UserError):
-      return file.arrays.get(form.name(f'{path}/kernel'))
-
-  def width(layer):
-    array = find(layer)
-    if array is None or not array.shape or 0 in array.shape:
-      return None
-    # Shapes are enough, and the array may be unread.
-    shaped = np.broadcast_to(np.float32(0), array.shape)
-    return form.layout(f'{layer}/kernel', shaped, 0).shape[-1]
-
-  def count(layers):
-    there = (find(layers.format(i)) is not None for i in range(1, _MAX_LAYERS))
-    return sum(1 for _ in itertools.takewhile(bool, there))
-
-  blocks = count('backbone/stage4/block{}/conv1')
-  third = find('backbone/stage4/block1/conv3') is not None
-  if (blocks, third) not in _DEPTHS:
-    raise UserError(
-      f'{file.path}: the backbone has {blocks} blocks of {3 if third else 2} '
-      'convolutions in stage 4, wanted a ResNet of '
-      f'{sorted(_DEPTHS.values())} layers.',
-      argument='model.backbone.depth',
-      path=file.path,
-      wanted=sorted(_DEPTHS.values()),
-    )
-  sizes = {
-    'backbone.width': width('backbone/stem/conv'),
-    'backbone.depth': _DEPTHS[blocks, third],
-  }
+  shapes = FileShapes(file, form)
+  sizes = {f'backbone.{k}': v for k, v in form.backbone_sizes(shapes).items()}
   classes = {}
   if form.kind == 'model':
-    rows = width('box_head/class_logits')
+    rows = shapes.width('box_head/class_logits')
     if rows is not None:
       sizes['num_classes'] = form.num_classes(rows)
       classes = coco_classes.of(sizes['num_classes'])
     sizes |= {
-      'box_convs': count('box_head/conv{}'),
-      'mask_convs': count('mask_head/conv{}'),
+      'box_convs': shapes.count('box_head/conv{}'),
+      'mask_convs': shapes.count('mask_head/conv{}'),
       'box_dense': sum(
-        find(f'box_head/fc{6 + i}') is not None for i in range(4)
+        shapes.width(f'box_head/fc{6 + i}') is not None for i in range(4)
       ),
-      'pyramid_channels': width('fpn/lateral2'),
-      'box_channels': width('box_head/fc6'),
-      'mask_channels': width('mask_head/deconv'),
+      'pyramid_channels': shapes.width('fpn/lateral2'),
+      'box_channels': shapes.width('box_head/fc6'),
+      'mask_channels': shapes.width('mask_head/deconv'),
     }
   overrides = [f'model.{k}={v}' for k, v in sizes.items() if v is not None]
   return InferredModel(form.config, [*form.overrides, *overrides], classes)
@@ -201,33 +203,6 @@ def norm_kind(names: Collection[str], scope: str) -> str:
   if f'{scope}.running_mean' not in names:
     return 'group'
   return 'batch' if f'{scope}.num_batches_tracked' in names else 'frozen'
-
-
-def backbone_patterns(*names: str) -> Sequence[tuple[str, Callable]]:
-  """Patterns for `namer` of the layers of a ResNet.
-
-  Args:
-    names: of the stem's convolution and norm, then of a convolution, norm,
-      shortcut's convolution and norm of a block, where `{stage}` counts from 2,
-      `{layer}` and `{conv}` from 1, `{block}` from 0 and `{letter}` from a.
-  """
-  block = r'backbone/stage(\d)/block(\d+)/'
-
-  def replacement(name):
-    return lambda match: name.format(
-      stage=match[1],
-      layer=int(match[1]) - 1,
-      block=int(match[2]) - 1,
-      conv=match[3],
-      letter='abc'[int(match[3] or 1) - 1],
-    )
-
-  ours = (r'conv(\d)', r'norm(\d)', 'shortcut_conv()', 'shortcut_norm()')
-  return (
-    ('backbone/stem/conv', names[0]),
-    ('backbone/stem/norm', names[1]),
-    *((block + x, replacement(name)) for x, name in zip(ours, names[2:])),
-  )
 
 
 def namer(

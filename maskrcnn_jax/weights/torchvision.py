@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from maskrcnn_jax.weights import load_report, state_dicts
+from maskrcnn_jax.weights import load_report, resnet, state_dicts
 from maskrcnn_jax.weights.state_dicts import Format
 
 _BODY = 'backbone.body.'
@@ -111,7 +111,7 @@ def _model_format(names) -> Format:
 
 
 def _backbone(prefix):
-  return state_dicts.backbone_patterns(
+  return resnet.patterns(
     f'{prefix}conv1',
     f'{prefix}bn1',
     prefix + 'layer{layer}.{block}.conv{conv}',

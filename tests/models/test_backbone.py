@@ -1,4 +1,4 @@
-"""ResNet and the feature pyramid."""
+"""Backbones and the feature pyramid."""
 
 import functools
 
@@ -7,11 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import quick
+import tiny_model
+from golden_files import assert_near
 
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.models import fpn, layers, resnet
+from maskrcnn_jax.models import fpn, layers, norms, resnet
+from maskrcnn_jax.models.backbones import BackboneOptions
+from maskrcnn_jax.models.convnext import ConvNeXt, ConvNeXtOptions
 from maskrcnn_jax.models.resnet import ResNet, ResNetOptions
 from maskrcnn_jax.ops import convolution
+from maskrcnn_jax.training import train_step
 
 CANVAS = (96, 160)
 
@@ -179,7 +184,7 @@ def test_the_stride_of_a_bottleneck(stride_in_1x1):
   """On the first 1x1, every second row and column is unused."""
   block = resnet.Bottleneck(
     conv=functools.partial(layers.Conv, use_bias=False),
-    norm=functools.partial(layers.Norm, kind='group', group_channels=1),
+    norm=functools.partial(norms.Norm, kind='group', group_channels=1),
     features=4,
     stride=2,
     has_projection=True,
@@ -204,7 +209,7 @@ def test_the_stride_of_a_bottleneck(stride_in_1x1):
 
 
 def test_a_pyramid_with_norm():
-  module = fpn.FPN(channels=4, max_level=4, norm=layers.NormOptions('batch'))
+  module = fpn.FPN(channels=4, max_level=4, norm=norms.NormOptions('batch'))
   features = {
     2: jax.random.normal(jax.random.key(0), (2, 8, 8, 3)),
     3: jax.random.normal(jax.random.key(1), (2, 4, 4, 6)),
@@ -230,3 +235,122 @@ def test_a_pyramid_with_norm():
     np.testing.assert_allclose(pyramid[level].std(axis=(0, 1, 2)), 1, rtol=1e-3)
   stored = updated['batch_stats']['output2_norm']['mean']
   assert np.any(stored != 0.0)
+
+
+# Parameters without the classifier, with the four norms of the outputs.
+@pytest.mark.parametrize(
+  'blocks, width, num_parameters',
+  [
+    (9, 96, 27_821_472),
+    (27, 96, 49_456_032),
+    (27, 128, 87_568_256),
+    (27, 192, 196_233_024),
+  ],
+)
+def test_every_convnext_has_its_shapes_and_parameters(
+  blocks, width, num_parameters
+):
+  widths = tuple(width * 2**i for i in range(4))
+  options = ConvNeXtOptions((3, 3, blocks, 3), widths)
+  features, variables = initialized(
+    ConvNeXt(options), jnp.zeros((2, *CANVAS, 3))
+  )
+  assert {level: x.shape for level, x in features.items()} == {
+    2: (2, 24, 40, width),
+    3: (2, 12, 20, 2 * width),
+    4: (2, 6, 10, 4 * width),
+    5: (2, 3, 5, 8 * width),
+  }
+  assert count(variables['params']) == num_parameters
+  assert {*variables} == {'params'}
+
+
+def small_convnext(**options):
+  """A ConvNeXt and parameters of which none is 0, for three images."""
+  model = ConvNeXt(ConvNeXtOptions((1, 1, 2, 1), (4, 6, 8, 10), **options))
+  images = np.random.default_rng(0).normal(size=(3, 32, 32, 3))
+  images = images.astype(np.float32)
+  params = quick.jit(model.init)(jax.random.key(0), images)['params']
+  rng = np.random.default_rng(1)
+  params = jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape), params)
+  return model, jax.tree.map(np.float32, params), images
+
+
+@pytest.mark.slow
+def test_remat_changes_no_gradient():
+  def gradients(remat):
+    model, params, images = small_convnext(remat=remat)
+
+    def loss(params):
+      features = model.apply({'params': params}, images)
+      return sum(jnp.mean(jnp.square(x)) for x in features.values())
+
+    text = str(jax.make_jaxpr(jax.grad(loss))(params))
+    assert ('remat' in text) == remat
+    return quick.jit(jax.grad(loss))(params)
+
+  plain, again = gradients(False), gradients(True)
+  for x, y in zip(jax.tree.leaves(plain), jax.tree.leaves(again)):
+    assert_near(x, y, 1e-4)
+
+
+@pytest.mark.slow
+def test_drop_path_skips_blocks_of_single_images_in_training():
+  model, params, images = small_convnext(drop_path=0.9)
+  run = quick.jit(
+    lambda key: model.apply(
+      {'params': params}, images, train=True, rngs={'drop_path': key}
+    )
+  )
+  key = jax.random.key(1)
+  first, same, other = run(key), run(key), run(jax.random.key(2))
+  np.testing.assert_array_equal(first[5], same[5])
+  # The first block is never skipped.
+  np.testing.assert_array_equal(first[2], other[2])
+  differs = [np.any(x != y) for x, y in zip(first[5], other[5])]
+  assert any(differs)
+  evaluated = quick.jit(model.apply)({'params': params}, images)
+  without, _, _ = small_convnext()
+  expected = quick.jit(without.apply)({'params': params}, images)
+  np.testing.assert_array_equal(evaluated[5], expected[5])
+
+
+def test_errors_name_the_field_of_a_backbone():
+  for make, field, given in (
+    (lambda: BackboneOptions(kind='vgg'), 'kind', 'vgg'),
+    (lambda: ConvNeXtOptions((3, 3, 9)), 'convnext.blocks', (3, 3, 9)),
+    (lambda: ConvNeXtOptions(drop_path=1.0), 'convnext.drop_path', 1.0),
+  ):
+    with pytest.raises(UserError) as error:
+      make()
+    assert error.value.argument == f'model.backbone.{field}'
+    assert error.value.given == given
+
+
+# Sections of `model.backbone`.
+TINY = {
+  'convnext': {
+    'kind': 'convnext',
+    'convnext': {
+      'blocks': (1, 1, 1, 1),
+      'widths': (8, 8, 16, 16),
+      'drop_path': 0.5,
+      'remat': True,
+    },
+  },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', TINY)
+def test_a_mask_rcnn_learns(kind):
+  model = tiny_model.make_model(backbone=TINY[kind])
+  batch = tiny_model.make_batch()
+  state, optimizer = tiny_model.make_state(model, batch, learning_rate=0.01)
+  step = quick.jit(functools.partial(train_step.train_step, model, optimizer))
+  totals = []
+  for _ in range(12):
+    state, metrics = step(state, batch, jax.random.key(0))
+    totals.append(float(metrics['total_loss']))
+  assert np.all(np.isfinite(totals))
+  assert np.mean(totals[-3:]) < 0.8 * totals[0]

@@ -9,7 +9,7 @@ import pytest
 import quick
 from jax import lax
 
-from maskrcnn_jax.models import heads, layers
+from maskrcnn_jax.models import heads, layers, norms
 from maskrcnn_jax.weights import load_report
 
 
@@ -149,7 +149,7 @@ def box_head():
     channels=5,
     num_convs=2,
     num_dense=1,
-    norm=layers.NormOptions('batch'),
+    norm=norms.NormOptions('batch'),
   )
 
 

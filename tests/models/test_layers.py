@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.models import layers
+from maskrcnn_jax.models import layers, norms
 
 EPSILON = 1e-4
 
@@ -42,7 +42,7 @@ def affine(x, arrays, mean, variance, epsilon=EPSILON):
 
 def test_frozen_norm_uses_its_four_arrays_and_does_not_learn():
   x, arrays = activations(), random_variables(8)
-  norm = layers.Norm('frozen')
+  norm = norms.Norm('frozen')
   initial = norm.init(jax.random.key(0), x)
   assert set(initial) == {'batch_stats'}
   assert set(initial['batch_stats']) == set(arrays)
@@ -58,7 +58,7 @@ def test_frozen_norm_uses_its_four_arrays_and_does_not_learn():
 def test_batch_norm_uses_the_moments_of_valid_images():
   x, arrays = activations(), random_variables(8)
   valid = np.array([True, False, True])
-  norm = layers.Norm('batch', momentum=0.75)
+  norm = norms.Norm('batch', momentum=0.75)
   actual, updates = norm.apply(
     split(arrays), x, valid, True, mutable=['batch_stats']
   )
@@ -78,14 +78,14 @@ def test_batch_norm_uses_the_moments_of_valid_images():
 
 def test_batch_norm_uses_what_it_stored_when_not_training():
   x, arrays = activations(), random_variables(8)
-  actual = layers.Norm('batch').apply(split(arrays), x)
+  actual = norms.Norm('batch').apply(split(arrays), x)
   expected = affine(x, arrays, arrays['mean'], arrays['variance'])
   np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_padding_changes_no_statistics():
   x, arrays = activations(), random_variables(8)
-  run = functools.partial(layers.Norm('batch').apply, mutable=['batch_stats'])
+  run = functools.partial(norms.Norm('batch').apply, mutable=['batch_stats'])
   expected = run(split(arrays), x, np.ones(3, bool), True)
   padded = np.concatenate([x, np.full_like(x[:2], 1e3)])
   actual, updates = run(split(arrays), padded, np.arange(5) < 3, True)
@@ -101,7 +101,7 @@ def test_nothing_but_padding_leaves_statistics_alone():
 
   def total(params, x):
     variables = {**split(arrays), 'params': params}
-    outputs, updates = layers.Norm('batch').apply(
+    outputs, updates = norms.Norm('batch').apply(
       variables, x, np.zeros(3, bool), True, mutable=['batch_stats']
     )
     return jnp.sum(jnp.sin(outputs)), updates['batch_stats']
@@ -123,7 +123,7 @@ def test_nothing_but_padding_leaves_statistics_alone():
 def test_group_norm_matches_the_definition(channels, group_channels, groups):
   x, arrays = activations(channels=channels), random_variables(channels)
   params = split(arrays)['params']
-  norm = layers.Norm('group', group_channels=group_channels)
+  norm = norms.Norm('group', group_channels=group_channels)
   actual = norm.apply({'params': params}, x, None, True)
   grouped = x.reshape(3, 4, 5, groups, channels // groups).astype(np.float64)
   mean = grouped.mean(axis=(1, 2, 4), keepdims=True)
@@ -136,7 +136,7 @@ def test_group_norm_matches_the_definition(channels, group_channels, groups):
 def test_group_norm_treats_images_alone_and_is_finite_on_zeros():
   x = activations(channels=32)
   params = split(random_variables(32))['params']
-  norm = layers.Norm('group')
+  norm = norms.Norm('group')
   together = norm.apply({'params': params}, x)
   alone = norm.apply({'params': params}, x[1:2])
   np.testing.assert_allclose(together[1:2], alone, rtol=1e-5, atol=1e-5)
@@ -147,10 +147,37 @@ def test_group_norm_treats_images_alone_and_is_finite_on_zeros():
   assert np.all(np.isfinite(jax.grad(total)(jnp.zeros_like(x))))
 
 
-@pytest.mark.parametrize('kind', ['frozen', 'batch', 'group'])
+def test_layer_norm_matches_the_definition():
+  x, arrays = activations(channels=8), random_variables(8)
+  params = split(arrays)['params']
+  actual = norms.Norm('layer').apply({'params': params}, x, None, True)
+  cells = x.astype(np.float64)
+  mean = cells.mean(axis=-1, keepdims=True)
+  expected = affine(cells, arrays, mean, cells.var(axis=-1, keepdims=True))
+  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+  def total(x):
+    return jnp.sum(jnp.sin(norms.Norm('layer').apply({'params': params}, x)))
+
+  assert np.all(np.isfinite(jax.grad(total)(jnp.zeros_like(x))))
+
+
+def test_drop_path_keeps_the_first_block_and_the_mean():
+  factors = layers.drop_path_factors(jax.random.key(0), 0.6, 4, 5000)
+  assert factors.shape == (4, 2, 5000)
+  np.testing.assert_array_equal(factors[0], 1.0)
+  for block, rate in enumerate((0.0, 0.2, 0.4, 0.6)):
+    kept = factors[block][factors[block] > 0]
+    np.testing.assert_allclose(kept, 1 / (1 - rate), rtol=1e-6)
+  # Four deviations of the mean of 5000.
+  np.testing.assert_allclose(factors.mean(axis=-1), 1.0, atol=0.07)
+  assert np.any(factors[3, 0] != factors[3, 1])
+
+
+@pytest.mark.parametrize('kind', ['frozen', 'batch', 'group', 'layer'])
 def test_norms_compute_in_float32_and_give_the_compute_type(kind):
   x = jnp.asarray(activations(channels=32), jnp.bfloat16)
-  norm = layers.Norm(kind, dtype='bfloat16')
+  norm = norms.Norm(kind, dtype='bfloat16')
   variables = norm.init(jax.random.key(0), x)
   for array in jax.tree.leaves(variables):
     assert array.dtype == jnp.float32
@@ -161,7 +188,7 @@ def test_norms_compute_in_float32_and_give_the_compute_type(kind):
 
 
 def test_scale_may_start_at_zero():
-  norm = layers.Norm('batch', scale_init=jax.nn.initializers.zeros)
+  norm = norms.Norm('batch', scale_init=jax.nn.initializers.zeros)
   x = activations()
   outputs, _ = norm.init_with_output(jax.random.key(0), x)
   np.testing.assert_array_equal(outputs, 0.0)
@@ -217,7 +244,7 @@ def test_products_in_bfloat16_between_float32_activations():
       outputs = module.apply({'params': params}, x)
       assert outputs.dtype == wanted
       assert float(outputs[0, 0, 0, 0]) == expected
-    norm = layers.Norm('group', dtype=dtype)
+    norm = norms.Norm('group', dtype=dtype)
     assert norm.init_with_output(jax.random.key(0), x)[0].dtype == wanted
   with pytest.raises(UserError) as error:
     layers.Conv(1, dtype='half').apply({'params': conv}, x)
@@ -227,16 +254,16 @@ def test_products_in_bfloat16_between_float32_activations():
 
 def test_errors_name_the_option():
   with pytest.raises(UserError) as error:
-    layers.NormOptions('layer')
+    norms.NormOptions('instance')
   assert error.value.argument == 'model.head_norm.kind'
-  for kind in ('none', 'frozen', 'batch', 'group'):
+  for kind in ('none', 'frozen', 'batch', 'group', 'layer'):
     assert kind in error.value.wanted
   x = activations(channels=6)
   with pytest.raises(UserError) as error:
-    layers.Norm('layer').init(jax.random.key(0), x)
+    norms.Norm('instance').init(jax.random.key(0), x)
   assert error.value.argument == 'model.backbone.norm'
-  assert error.value.given == 'layer'
+  assert error.value.given == 'instance'
   x = activations(channels=130)
   with pytest.raises(UserError) as error:
-    layers.Norm('group').init(jax.random.key(0), x)
+    norms.Norm('group').init(jax.random.key(0), x)
   assert (error.value.given, error.value.wanted) == (130, 32)

@@ -45,7 +45,7 @@ def inspect(model, images, image_sizes, rois):
   images = image_ops.normalize(
     images, image_sizes, model.pixel_mean, model.pixel_std
   )
-  features = model.resnet(images)
+  features = model.body(images)
   pyramid = model.fpn(features)
   rpn = model.rpn_head(pyramid)
   proposals = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from maskrcnn_jax.ops import convolution
+from maskrcnn_jax.ops import convolution, depthwise_convolution
 
 LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 
@@ -162,3 +162,45 @@ def test_errors_name_the_argument():
     convolution.convolve(inputs, jnp.zeros((3, 3, 3, 1)), padding='valid')
   with pytest.raises(ValueError, match=r"^padding .*'valid'"):
     convolution.max_pool(inputs, 'valid')
+
+
+def test_patches_match_the_definition():
+  inputs, kernel = random_arrays((2, 8, 12, 3), (4, 4, 3, 5))
+  expected = slow_convolve(inputs, kernel, 4, [(0, 0)] * 2)
+  actual = convolution.convolve_patches(inputs, kernel)
+  assert actual.shape == (2, 2, 3, 5)
+  np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5)
+
+
+def test_depthwise_convolution_matches_the_definition():
+  inputs, kernel = random_arrays((2, 5, 9, 3), (7, 7, 1, 3))
+  channels = [
+    slow_convolve(inputs[..., i, None], kernel[..., i, None], 1, [(3, 3)] * 2)
+    for i in range(3)
+  ]
+  expected = np.concatenate(channels, axis=-1)
+  actual = depthwise_convolution.convolve_depthwise(inputs, kernel)
+  np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_gradients_of_a_depthwise_convolution_are_those_of_xla(dtype):
+  arrays = random_arrays((2, 4, 6, 3), (3, 3, 1, 3), (2, 4, 6, 3))
+  inputs, kernel, cotangent = (jnp.asarray(x, dtype) for x in arrays)
+  _, gradients = jax.vjp(
+    depthwise_convolution.convolve_depthwise, inputs, kernel
+  )
+  _, expected = jax.vjp(
+    lambda x, k: lax.conv_general_dilated(
+      *(x, k, (1, 1), 'SAME'), dimension_numbers=LAYOUT, feature_group_count=3
+    ),
+    *(x.astype(jnp.float32) for x in (inputs, kernel)),
+  )
+  tolerance = 2e-5 if dtype == 'float32' else 0.05
+  for actual, wanted in zip(
+    gradients(cotangent), expected(cotangent.astype(jnp.float32))
+  ):
+    assert actual.dtype == dtype
+    np.testing.assert_allclose(
+      actual.astype(jnp.float32), wanted, rtol=0, atol=tolerance
+    )

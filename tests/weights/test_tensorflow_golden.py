@@ -141,7 +141,7 @@ def test_features_of_the_backbone(imported):
   case, _, variables, _ = imported
 
   def features(model, images, image_sizes):
-    return model.resnet(
+    return model.body(
       image_ops.normalize(
         images, image_sizes, model.pixel_mean, model.pixel_std
       )
