@@ -141,13 +141,14 @@ def _model():
       'min_size': 0.0,  # Smallest side of a detection; 0 keeps all.
     },
     'losses': {  # LossOptions.
-      # RPN normalizer: means per level (levels), or sampled anchors (sampled).
+      # RPN normalizer: means per level (levels), the number of sampled anchors
+      # (sampled), or images times rpn_samples (images).
       'rpn_normalizer': 'levels',
       'rpn_samples': 256,  # The same number as rpn_targets.num_samples.
-      'rpn_delta': 1 / 9,  # Delta of the Huber loss of RPN boxes.
+      'rpn_delta': 1 / 9,  # Delta of the Huber loss of RPN boxes; 0: L1.
       # Box normalizer: coordinates of the foreground, or all rois.
       'box_normalizer': 'foreground',
-      'box_delta': 1.0,  # Delta of the Huber loss of the box head.
+      'box_delta': 1.0,  # Delta of the Huber loss of the box head; 0: L1.
       'smooth_l1': False,  # Huber losses divided by their delta.
     },
     'plus_one': True,  # Box side is b - a + 1 where deltas are coded.
@@ -420,9 +421,10 @@ def _detectron2(config):
   # Adaptive in Detectron2, see docs/weights.md.
   model.roi_align.samples_per_bin = 2
   model.roi_align.level_epsilon = 0.0
-  # L1 losses, as far as a smooth one can be.
-  model.losses.rpn_delta = 1e-3
-  model.losses.box_delta = 1e-3
+  model.losses.rpn_normalizer = 'images'
+  # L1 losses.
+  model.losses.rpn_delta = 0.0
+  model.losses.box_delta = 0.0
   model.mask_threshold = 0.5
   # 270000 steps of 16 images.
   config.optimizer.warmup_steps = 1000

@@ -40,6 +40,8 @@ def select_detections(
 ) -> Detections:
   """Detections with the highest scores of every image, after NMS per class.
 
+  A proposal with a score or a box that is not finite gives none.
+
   Args:
     outputs: box head outputs for the proposals.
     proposals: `[batch, num_proposals]`.
@@ -61,8 +63,12 @@ def select_detections(
     weights,
     plus_one,
   )  # [batch, num_proposals, num_classes - 1, 4]
+  # Before clipping, which would make infinite coordinates finite.
+  finite = jnp.all(jnp.isfinite(scores), axis=-1)
+  finite &= jnp.all(jnp.isfinite(boxes), axis=(-2, -1))
   boxes = box_ops.clip(boxes, image_sizes[:, None], plus_one)
-  valid = proposals.valid[..., None] & (scores > options.score_threshold)
+  valid = (proposals.valid & finite)[..., None]
+  valid &= scores > options.score_threshold
   if options.min_size > 0:
     flat = boxes.reshape(boxes.shape[0], -1, 4)
     large = is_large(flat, options.min_size, image_sizes, plus_one)

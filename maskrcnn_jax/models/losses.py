@@ -23,12 +23,15 @@ class LossOptions:
     rpn_normalizer: 'levels': objectness is divided by images times
       `rpn_samples`, the box term is a mean over the coordinates of all matched
       anchors per level, summed over the levels (Habana). 'sampled': sums over
-      the sampled anchors divided by their number (torchvision).
-    rpn_samples: anchors sampled per image, for 'levels'.
-    rpn_delta: where the Huber loss of the RPN turns linear.
+      the sampled anchors divided by their number (torchvision). 'images': the
+      same sums divided by images times `rpn_samples` (Detectron2), which
+      differs where an image has fewer anchors.
+    rpn_samples: anchors sampled per image, for 'levels' and 'images'.
+    rpn_delta: where the Huber loss of the RPN turns linear; 0: L1 loss
+      (Detectron2).
     box_normalizer: 'foreground': mean over the coordinates of foreground RoIs
       (Habana). 'rois': sum divided by the number of all RoIs (torchvision).
-    box_delta: where the Huber loss of the box head turns linear.
+    box_delta: where the Huber loss of the box head turns linear; 0: L1 loss.
     smooth_l1: Huber losses are divided by delta, which makes the slope 1
       (torchvision's smooth L1).
   """
@@ -42,12 +45,12 @@ class LossOptions:
 
   def __post_init__(self):
     for name, known in (
-      ('rpn_normalizer', ('levels', 'sampled')),
+      ('rpn_normalizer', ('levels', 'sampled', 'images')),
       ('box_normalizer', ('foreground', 'rois')),
     ):
       value = getattr(self, name)
       if value not in known:
-        wanted = f'{known[0]!r} or {known[1]!r}'
+        wanted = f'one of {", ".join(map(repr, known))}'
         raise invalid(f'model.losses.{name}', value, wanted)
 
 
@@ -85,13 +88,14 @@ def rpn_losses(
       counted = jnp.broadcast_to((labels == 1)[..., None], deltas.shape)
     box_sums.append(jnp.sum(huber, where=counted))
     box_counts.append(jnp.sum(counted))
+  num_sampled = jnp.sum(valid) * options.rpn_samples
+  if options.rpn_normalizer == 'sampled':
+    num_sampled = sum(jnp.sum(x >= 0) for x in targets.labels.values())
   if options.rpn_normalizer == 'levels':
-    num_sampled = jnp.sum(valid) * options.rpn_samples
     box = sum(
       _divide(total, count) for total, count in zip(box_sums, box_counts)
     )
   else:
-    num_sampled = sum(jnp.sum(x >= 0) for x in targets.labels.values())
     box = _divide(sum(box_sums), num_sampled)
   return {'rpn_objectness': _divide(objectness, num_sampled), 'rpn_box': box}
 
@@ -152,6 +156,8 @@ def mask_loss(
 
 
 def _huber(predictions, targets, delta, options):
+  if not delta:
+    return jnp.abs(predictions - targets)
   loss = optax.huber_loss(predictions, targets, delta=delta)
   return loss / delta if options.smooth_l1 else loss
 

@@ -42,7 +42,8 @@ def propose(
   """Proposals with the highest scores of every image, over all levels.
 
   The anchors of a level with the highest scores are decoded, clipped to the
-  image and go through NMS; then the best of all levels are kept.
+  image and go through NMS; then the best of all levels are kept. A box or score
+  that is not finite is dropped.
 
   Args:
     outputs: RPN head outputs by level.
@@ -85,10 +86,11 @@ def _level_proposals(logits, deltas, anchors, image_sizes, options, plus_one):
   boxes = box_ops.decode(
     take_rows(deltas, best), anchors[best], plus_one=plus_one
   )
+  # Before clipping, which would make infinite coordinates finite.
+  valid = jnp.isfinite(logits) & jnp.all(jnp.isfinite(boxes), axis=-1)
   boxes = box_ops.clip(boxes, image_sizes, plus_one)
-  valid = jnp.ones(logits.shape, bool)
   if options.min_size > 0:
-    valid = is_large(boxes, options.min_size, image_sizes, plus_one)
+    valid &= is_large(boxes, options.min_size, image_sizes, plus_one)
   if options.iou_threshold is None:
     return _zero_invalid(Proposals(boxes, logits, valid))
   num_outputs = min(k, options.post_nms_top_k)

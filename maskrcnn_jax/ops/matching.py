@@ -28,7 +28,9 @@ class MatchingOptions:
       with the largest IoU, even at IoU 0; it is matched to that instance, or to
       the first of several with the same box.
       'all': all boxes with the largest IoU, and each stays with the instance
-      that it overlaps most (torchvision's `allow_low_quality_matches`).
+      that it overlaps most (torchvision's `allow_low_quality_matches`). An
+      instance that overlaps no box has none; there it would make every box
+      positive.
   """
 
   positive_iou: float = 0.7
@@ -223,7 +225,9 @@ def _match_all_best(result, boxes, instance_boxes, instance_valid, best):
   def visit(is_best, chunk):
     chunk_boxes, chunk_valid, chunk_best = chunk
     ious = _masked_ious(chunk_boxes, chunk_valid, boxes)
-    ties = (ious == chunk_best[:, None]) & chunk_valid[:, None]
+    # Without overlap all boxes tie at 0.
+    counts = chunk_valid & (chunk_best > 0.0)
+    ties = (ious == chunk_best[:, None]) & counts[:, None]
     return is_best | jnp.any(ties, axis=0), None
 
   is_best, _ = jax.lax.scan(
