@@ -9,6 +9,7 @@ from golden_files import assert_near, swap_axes
 from maskrcnn_jax.models import detections as detections_lib
 from maskrcnn_jax.models.detections import DetectionOptions
 from maskrcnn_jax.models.heads import BoxOutputs, ClassMask
+from maskrcnn_jax.ops import boxes as box_ops
 from maskrcnn_jax.ops import convolution
 from maskrcnn_jax.structures import Proposals
 
@@ -111,3 +112,33 @@ def test_masks_of_classes_of_torchvision(recorded):
     [recorded[name.replace('labels', 'probs')][:, 0] for name in names]
   )
   assert_near(masks, expected, 1e-5)
+
+
+@golden_files.each('ops_detections*.npz', 'detectron2')
+def test_detections_of_detectron2(recorded):
+  """A proposal with a box or score that is not finite gives no detection."""
+  num = len(recorded['scores'])
+  boxes = swap_axes(recorded['boxes'].reshape(num, -1, 4))
+  finite = np.isfinite(boxes)
+  assert not np.all(finite)
+  # Boxes are recorded decoded; here they are coded relative to one anchor.
+  anchors = np.tile(np.float32([0, 0, 100, 100]), (num, 1))
+  deltas = box_ops.encode(np.where(finite, boxes, 1.0), anchors[:, None])
+  deltas = np.where(finite, deltas, boxes)
+  with np.errstate(divide='ignore'):
+    logits = np.log(np.roll(recorded['scores'], 1, axis=-1))
+  detections = run_select(
+    BoxOutputs(logits[None], np.pad(deltas, ((0, 0), (1, 0), (0, 0)))[None]),
+    proposals_of(anchors[None]),
+    recorded['image_hw'].astype(np.float32)[None],
+    options=DetectionOptions(
+      int(recorded['topk']),
+      float(recorded['score_thresh']),
+      float(recorded['nms_thresh']),
+    ),
+    weights=(1.0, 1.0, 1.0, 1.0),
+    plus_one=False,
+  ).image(0)
+  np.testing.assert_array_equal(detections.classes - 1, recorded['out_classes'])
+  assert_near(detections.boxes, swap_axes(recorded['out_boxes']), 1e-5)
+  assert_near(detections.scores, recorded['out_scores'], 1e-5)

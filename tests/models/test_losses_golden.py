@@ -1,5 +1,7 @@
 """Losses and their gradients of the trusted implementations."""
 
+import dataclasses
+
 import golden_files
 import jax
 import jax.numpy as jnp
@@ -11,12 +13,20 @@ from maskrcnn_jax.models import targets as targets_lib
 from maskrcnn_jax.models.heads import BoxOutputs, RPNOutputs
 from maskrcnn_jax.models.losses import LossOptions
 from maskrcnn_jax.models.targets import RPNTargetOptions, RPNTargets
+from maskrcnn_jax.ops import boxes as box_ops
 
 TORCHVISION = LossOptions(
   rpn_normalizer='sampled',
   rpn_delta=1 / 9,
   box_normalizer='rois',
   box_delta=1 / 9,
+  smooth_l1=True,
+)
+DETECTRON2 = LossOptions(
+  rpn_normalizer='images',
+  rpn_delta=0.0,
+  box_normalizer='rois',
+  box_delta=0.0,
   smooth_l1=True,
 )
 
@@ -211,3 +221,77 @@ def test_mask_loss_of_torchvision(recorded):
   assert_near(gradient, recorded['grad_mask_logits'], 1e-5)
   nothing = losses(recorded['mask_logits'], ~foreground)['mask']
   assert nothing == recorded['loss_mask_no_rois']
+
+
+@golden_files.each('ops_rpn_loss*.npz', 'detectron2')
+def test_rpn_losses_of_detectron2(recorded):
+  """L1 and cross-entropy, divided by the images times the samples of each."""
+  labels = recorded['labels'].astype(np.int32)
+  matched = swap_axes(recorded['matched_gt_boxes'])
+  deltas = box_ops.encode(matched, swap_axes(recorded['anchors']))
+  targets = RPNTargets({2: labels}, {2: labels == 1}, {2: deltas})
+  options = dataclasses.replace(
+    DETECTRON2, rpn_samples=int(recorded['batch_size_per_image'])
+  )
+
+  def losses(logits, deltas):
+    outputs = RPNOutputs({2: logits}, {2: deltas})
+    valid = jnp.ones(len(labels), bool)
+    return losses_lib.rpn_losses(outputs, targets, valid, options)
+
+  terms, gradients = values_and_gradients(
+    losses, recorded['logits'], swap_axes(recorded['deltas'])
+  )
+  assert_near(terms['rpn_objectness'], recorded['loss_rpn_cls'], 1e-5)
+  assert_near(terms['rpn_box'], recorded['loss_rpn_loc'], 1e-5)
+  assert_near(gradients[0], recorded['grad_logits'], 1e-5)
+  assert_near(gradients[1], swap_axes(recorded['grad_deltas']), 1e-5)
+
+
+@golden_files.each('ops_box_loss*.npz', 'detectron2')
+def test_box_losses_of_detectron2(recorded):
+  # The background is the last class there, which has no deltas.
+  logits = np.roll(recorded['scores'], 1, axis=-1)[None]
+  num = int(recorded['num_classes'])
+  classes = (recorded['gt_classes'] + 1) % (num + 1)
+  proposals = swap_axes(recorded['proposals'])
+  targets = box_ops.encode(
+    swap_axes(recorded['gt_boxes']), proposals, (10.0, 10.0, 5.0, 5.0)
+  )
+
+  def by_class(name):
+    array = swap_axes(recorded[name].reshape(-1, num, 4))
+    return np.pad(array, ((0, 0), (1, 0), (0, 0)))[None]
+
+  def losses(logits, deltas):
+    valid = jnp.ones((1, len(proposals)), bool)
+    return losses_lib.box_losses(
+      BoxOutputs(logits, deltas),
+      classes[None],
+      targets[None],
+      valid,
+      DETECTRON2,
+    )
+
+  terms, gradients = values_and_gradients(losses, logits, by_class('deltas'))
+  assert_near(terms['class'], recorded['loss_cls'], 1e-5)
+  assert_near(terms['box'], recorded['loss_box_reg'], 1e-5)
+  expected = np.roll(recorded['grad_scores'], 1, axis=-1)[None]
+  assert_near(gradients[0], expected, 1e-5)
+  assert_near(gradients[1], by_class('grad_deltas'), 1e-5)
+
+
+@golden_files.each('ops_mask_loss*.npz', 'detectron2')
+def test_mask_loss_of_detectron2(recorded):
+  rows, classes = np.arange(len(recorded['gt_classes'])), recorded['gt_classes']
+  own = recorded['logits_f16'].astype(np.float32)[rows, classes][None]
+  bits = np.unpackbits(recorded['target_bits'], axis=1)
+  masks = bits[:, : own[0, 0].size].reshape(own.shape).astype(np.float32)
+  foreground = np.ones((1, len(rows)), bool)
+
+  def losses(logits):
+    return {'mask': losses_lib.mask_loss(logits, masks, foreground)}
+
+  terms, (gradient,) = values_and_gradients(losses, own)
+  assert_near(terms['mask'], recorded['loss'], 1e-5)
+  assert_near(gradient[0], recorded['grad_at_classes'], 1e-5)

@@ -148,3 +148,37 @@ def test_proposals_of_torchvision(recorded, mode):
     assert_near(proposals.boxes[0][kept], expected, 1e-5)
     expected = recorded[f'{mode}_scores_{image}']
     assert_near(proposals.scores[0][kept], expected, 1e-5)
+
+
+@golden_files.each('ops_proposals*.npz', 'detectron2')
+def test_proposals_of_detectron2(recorded):
+  """Boxes or scores that are not finite are dropped, and so are empty boxes."""
+  options = ProposalOptions(
+    int(recorded['pre_nms_topk']),
+    int(recorded['post_nms_topk']),
+    float(recorded['nms_thresh']),
+    min_size=1e-9,
+  )
+  levels = golden_files.numbers(recorded, r'boxes_(\d+)')
+  assert any(
+    not np.all(np.isfinite(recorded[f'{kind}_{level}']))
+    for kind in ('boxes', 'logits')
+    for level in levels
+  )
+  for image in golden_files.numbers(recorded, r'(\d+)/proposals'):
+    # Boxes are decoded: they are the anchors, and the deltas are zero.
+    anchors = {x: swap_axes(recorded[f'boxes_{x}'][image]) for x in levels}
+    logits = {x: recorded[f'logits_{x}'][image][None] for x in levels}
+    deltas = {x: np.zeros((1, *boxes.shape)) for x, boxes in anchors.items()}
+    proposals = run_propose(
+      RPNOutputs(logits, deltas),
+      anchors,
+      recorded[f'{image}/image_hw'].astype(np.float32)[None],
+      options=options,
+      plus_one=False,
+    )
+    kept = proposals.valid[0]
+    expected = swap_axes(recorded[f'{image}/proposals'])
+    assert_near(proposals.boxes[0][kept], expected, 1e-5)
+    expected = jax.nn.sigmoid(recorded[f'{image}/logits'])
+    assert_near(proposals.scores[0][kept], expected, 1e-5)

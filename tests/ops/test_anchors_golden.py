@@ -98,3 +98,37 @@ def test_any_sizes_and_ratios_of_torchvision(recorded):
     placed.append(anchor_ops.place(cells, y, x))
   expected = swap_axes(recorded['odd/anchors_img_57x71_grids_7x9_3x4'])
   np.testing.assert_array_equal(np.concatenate(placed), expected)
+
+
+@golden_files.each('ops_anchors*.npz', 'detectron2', '.+')
+def test_anchors_of_detectron2(recorded):
+  """Anchors of any sizes and ratios, from the corner or centre of a cell."""
+  ratios = recorded['aspect_ratios']
+  for index, stride in enumerate(recorded['strides']):
+    cells = []
+    for side in recorded[f'sizes_{index}']:
+      options = anchor_ops.AnchorOptions(
+        scale=float(side),
+        aspect_ratios=tuple((ratio**-0.5, ratio**0.5) for ratio in ratios),
+      )
+      cells.append(anchor_ops.cell_anchors(0, options))
+    y, x = (
+      (np.arange(-(-side // stride)) + recorded['offset']) * stride
+      for side in recorded['padded_hw']
+    )
+    boxes = anchor_ops.place(np.concatenate(cells), y, x)
+    assert_near(boxes, swap_axes(recorded[f'level_{index}']), 1e-5)
+
+
+@golden_files.each('ops_anchors*.npz', 'detectron2', 'fpn')
+def test_pyramid_anchors_of_detectron2(recorded):
+  root = 2.0**0.5
+  options = anchor_ops.AnchorOptions(
+    aspect_ratios=((root, 1 / root), (1.0, 1.0), (1 / root, root)),
+    centered=False,
+  )
+  levels = np.log2(recorded['strides']).astype(int).tolist()
+  canvas = recorded['padded_hw'].tolist()
+  anchors = anchor_ops.pyramid_anchors(canvas, levels, options)
+  for index, boxes in enumerate(anchors.values()):
+    assert_near(boxes, swap_axes(recorded[f'level_{index}']), 1e-5)

@@ -117,3 +117,28 @@ def test_clipping_of_torchvision(recorded):
   for key, smallest in (('1e-2', 1e-2), ('1e-3', 1e-3)):
     kept = np.flatnonzero(np.all(sides >= smallest, axis=1))
     np.testing.assert_array_equal(kept, recorded[f'keep_min_{key}'])
+
+
+@golden_files.each('ops_box_transform*.npz', 'detectron2')
+def test_coding_of_detectron2(recorded):
+  source = swap_axes(recorded['source'])
+  weights = swap_axes(recorded['weights']).tolist()
+  encoded = box_ops.encode(swap_axes(recorded['target']), source, weights)
+  assert_near(encoded, swap_axes(recorded['deltas_of_target']), 1e-5)
+
+  def by_row(name):
+    return swap_axes(recorded[name].reshape(len(source), -1, 4))
+
+  decoded, pull_back = jax.vjp(
+    lambda deltas: box_ops.decode(deltas, source[:, None], weights),
+    jnp.array(by_row('deltas')),
+  )
+  assert_near(decoded, by_row('decoded'), 1e-5)
+  (gradient,) = pull_back(jnp.array(by_row('cotangent')))
+  # Where growth is just at its limit, rounding decides if there is a gradient.
+  beyond = by_row('deltas') / np.array(weights) - recorded['scale_clamp']
+  decided = np.abs(beyond) > 1e-6
+  assert np.mean(decided) > 0.9
+  gradient = np.where(decided, gradient, 0.0)
+  expected = np.where(decided, by_row('grad_deltas'), 0.0)
+  assert_near(gradient, expected, 1e-5)

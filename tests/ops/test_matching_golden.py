@@ -152,3 +152,74 @@ def test_matchers_of_torchvision(recorded, name, options):
   valid = np.ones(len(instances), bool)
   (matches,) = matching.match([boxes], instances, valid, options)
   np.testing.assert_array_equal(marks_of(matches), recorded[name])
+
+
+@golden_files.each('ops_matcher*.npz', 'detectron2')
+def test_matchers_of_detectron2(recorded):
+  """Low quality sets the label only: the instance stays that of the argmax."""
+  instances, boxes = (swap_axes(recorded[x]) for x in ('gt_boxes', 'anchors'))
+  assert_near(box_ops.pairwise_iou(instances, boxes), recorded['iou'], 1e-5)
+  valid = np.ones(len(instances), bool)
+  for name in ('rpn', 'rpn_no_low', 'roi'):
+    options = matcher_options(recorded, name)
+    (matches,) = matching.match([boxes], instances, valid, options)
+    np.testing.assert_array_equal(
+      matches.labels, recorded[f'{name}/iou/labels'], name
+    )
+    np.testing.assert_array_equal(
+      matches.indices, recorded[f'{name}/iou/matches'], name
+    )
+  (matches,) = matching.match(
+    [boxes], instances, ~valid, matcher_options(recorded, 'rpn')
+  )
+  assert not np.any(recorded['empty/labels']) and not np.any(matches.labels)
+
+
+@pytest.mark.parametrize('kind', ['quality', 'zero_row'])
+@golden_files.each('ops_matcher*.npz', 'detectron2')
+def test_thresholds_of_detectron2(recorded, kind):
+  """IoUs equal to a threshold, and several equal ones of a box."""
+  ious = recorded[kind]
+  overlaps = matching._Overlaps(ious.max(axis=0), ious.argmax(axis=0), 0, 0)
+  for name in ('rpn_no_low', 'roi'):
+    matches = matching._match_by_threshold(
+      jax.tree.map(jnp.asarray, overlaps), matcher_options(recorded, name)
+    )
+    np.testing.assert_array_equal(
+      matches.labels, recorded[f'{name}/{kind}/labels'], name
+    )
+    np.testing.assert_array_equal(
+      matches.indices, recorded[f'{name}/{kind}/matches'], name
+    )
+
+
+def matcher_options(recorded, name):
+  """`MatchingOptions` of a recorded matcher."""
+  thresholds = recorded[f'{name}/thresholds']
+  return matching.MatchingOptions(
+    positive_iou=float(thresholds[-1]),
+    negative_iou=float(thresholds[0]),
+    low_quality_matches='all'
+    if recorded[f'{name}/allow_low_quality']
+    else 'none',
+  )
+
+
+@golden_files.each('ops_subsample_labels*.npz', 'detectron2')
+def test_sampled_counts_of_detectron2(recorded):
+  for candidates, num, fraction, expected in zip(
+    recorded['candidates_pos_neg_ign'],
+    recorded['num_samples'],
+    recorded['positive_fraction'],
+    recorded['sampled_pos_neg'],
+  ):
+    labels = np.repeat([1, 0, -1], candidates)
+    selected = matching.select_balanced(
+      jnp.array(labels == 1),
+      jnp.array(labels == 0),
+      jnp.zeros(len(labels)),
+      num=int(num),
+      max_positive=int(num * fraction),
+    )
+    counts = [int(jnp.sum(x)) for x in selected]
+    np.testing.assert_array_equal(counts, expected)
