@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from typing import Any
 
 from maskrcnn_jax import files
 from maskrcnn_jax.cli import command_line
@@ -17,27 +18,11 @@ def add_verbs(add_verb) -> None:
   )
   check = add_verb('check', _check, 'find errors in a data set')
   command_line.add_config(check, required=False)
-  # fmt: off
   for parser in (prepare, check):
-    add = parser.add_argument
-    add('--images', required=True, help='folder of the images')
-    add('--annotations', required=True,
-        help='COCO json, or the file or folder of labels in another format')
-    add('--format', metavar='NAME',
-        help='auto (default): what the labels look like; coco, cvat_coco, '
-        'roboflow, labelme, cvat, label_studio, via, supervisely, voc, '
-        'cityscapes, yolo; instance_png: one PNG per image whose values number '
-        'the objects; object_png: one folder per image with one mask per '
-        'object')
-    add('--classes', metavar='NAME,NAME,...',
-        help='class names, or a file that lists them; for formats other than '
-        'coco')
-    add('--num_workers', type=command_line.POSITIVE, metavar='N',
-        help='number of worker processes')
-    add('--allow_outside', action='store_true',
-        help='read images that the json names outside of the folder')
-    command_line.add_max_pixels(parser)
-    command_line.add_image_options(parser)
+    add_labels(parser)
+  add_drop_outside(prepare)
+  add_validation(check)
+  # fmt: off
   add = prepare.add_argument
   add('--to', metavar='NAME', default='records',
       help='records (default); or labels of another format: coco, a json; '
@@ -49,14 +34,7 @@ def add_verbs(add_verb) -> None:
   add('--image_ids', type=command_line.COUNTS, metavar='ID,ID,...',
       help='convert only these images')
   add('--num_shards', type=int, help='number of record files')
-  add('--drop_outside', action='store_true',
-      help='skip objects whose box ends outside the image, as the reference '
-      'converter does; by default such a box is clipped')
   add = check.add_argument
-  add('--val_annotations', metavar='FILE',
-      help='labels of the validation set, compared with the training set')
-  add('--val_images', metavar='DIR',
-      help='folder of the validation images (default: that of --images)')
   add('--html', metavar='FILE',
       help='page to write: findings, statistics, pictures of samples and of '
       'findings; with --config also of the batches that training would see')
@@ -65,35 +43,96 @@ def add_verbs(add_verb) -> None:
   # fmt: on
 
 
+def add_labels(parser: argparse.ArgumentParser, required: bool = True) -> None:
+  """Adds the flags of images and their labels; see `label_options`.
+
+  Args:
+    parser: of the verb.
+    required: False if the verb does without them.
+  """
+  add = parser.add_argument
+  # fmt: off
+  add('--images', required=required, metavar='DIR',
+      help='folder of the images')
+  add('--annotations', required=required, metavar='PATH',
+      help='COCO json, or the file or folder of labels in another format')
+  add('--format', metavar='NAME',
+      help='auto (default): what the labels look like; coco, cvat_coco, '
+      'roboflow, labelme, cvat, label_studio, via, supervisely, voc, '
+      'cityscapes, yolo; instance_png: one PNG per image whose values number '
+      'the objects; object_png: one folder per image with one mask per object')
+  add('--classes', metavar='NAME,NAME,...',
+      help='class names, or a file that lists them; for formats other than '
+      'coco')
+  add('--num_workers', type=command_line.POSITIVE, metavar='N',
+      help='number of worker processes')
+  add('--allow_outside', action='store_true',
+      help='read images that the json names outside of the folder')
+  # fmt: on
+  command_line.add_max_pixels(parser)
+  command_line.add_image_options(parser)
+
+
+def add_drop_outside(parser: argparse.ArgumentParser) -> None:
+  """Adds `--drop_outside`, see `prepare.prepare`."""
+  words = (
+    'skip objects whose box ends outside the image, as the reference converter '
+    'does; by default such a box is clipped'
+  )
+  parser.add_argument('--drop_outside', action='store_true', help=words)
+
+
+def add_validation(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of validation images and their labels."""
+  add = parser.add_argument
+  # fmt: off
+  add('--val_annotations', metavar='PATH',
+      help='labels of the validation set, like --annotations')
+  add('--val_images', metavar='DIR',
+      help='folder of the validation images (default: that of --images)')
+  # fmt: on
+
+
+def check_validation(args: argparse.Namespace) -> None:
+  """Raises if validation images are given without labels."""
+  if args.val_images and not args.val_annotations:
+    message = '--val_images needs --val_annotations.'
+    raise UserError(message, argument='--val_images')
+
+
+def label_options(args: argparse.Namespace) -> dict[str, Any]:
+  """Keyword arguments for the flags of `add_labels`, but the paths."""
+  return command_line.given(
+    args,
+    *('num_workers', 'classes', 'allow_outside', 'exif', 'value_range'),
+    data_format='format',
+  )
+
+
 def _prepare(args: argparse.Namespace) -> None:
   from maskrcnn_jax.datasets import prepare
   from maskrcnn_jax.datasets.formats import writers
 
   command_line.set_max_pixels(args)
   paths = args.images, args.annotations, args.output
-  options = command_line.given(
-    args, 'num_workers', 'classes', data_format='format'
-  )
-  for_records = command_line.given(
-    args,
-    *('num_shards', 'image_ids', 'allow_outside', 'drop_outside'),
-    *('exif', 'value_range'),
-    captions_file='captions',
+  options = label_options(args) | command_line.given(
+    *(args, 'num_shards', 'image_ids', 'drop_outside'), captions_file='captions'
   )
   if args.to == 'records':
-    print(prepare.prepare(*paths, **options, **for_records))
+    print(prepare.prepare(*paths, **options))
     return
-  if any(for_records.values()):
-    flag = '--' + next(x for x in for_records if for_records[x])
-    raise UserError(f'{flag} is for --to records only.', argument=flag)
+  shared = {'num_workers', 'classes', 'data_format'}
+  for name in options.keys() - shared:
+    if options[name]:
+      flag = f'--{name.removesuffix("_file")}'
+      raise UserError(f'{flag} is for --to records only.', argument=flag)
+  options = {name: options[name] for name in options.keys() & shared}
   print(writers.write(*paths, args.to, **options))
 
 
 def _check(args: argparse.Namespace) -> int:
   """Runs `check`; returns 1 if the data has errors."""
-  if args.val_images and not args.val_annotations:
-    message = '--val_images needs --val_annotations.'
-    raise UserError(message, argument='--val_images')
+  check_validation(args)
   if args.override and not args.config:
     message = f'--config.{args.override[0]} needs --config.'
     raise UserError(message, argument='--config')
@@ -111,12 +150,8 @@ def _check(args: argparse.Namespace) -> int:
   val = None
   if args.val_annotations:
     val = args.val_images or args.images, args.val_annotations
-  options = command_line.given(
-    args,
-    *('num_workers', 'allow_outside', 'classes', 'exif', 'value_range'),
-    data_format='format',
-  )
-  found = check.check((args.images, args.annotations), val, config, **options)
+  data = args.images, args.annotations
+  found = check.check(data, val, config, **label_options(args))
   print(report.to_text(found))
   if args.json:
     files.write_text(args.json, report.to_json(found))

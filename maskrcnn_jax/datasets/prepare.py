@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from maskrcnn_jax import files
-from maskrcnn_jax.datasets import coco_json, examples, survey, workers
+from maskrcnn_jax.datasets import coco_json, examples, labelled, workers
 from maskrcnn_jax.datasets.findings import Finding, raise_errors
 from maskrcnn_jax.datasets.formats import convert
 from maskrcnn_jax.datasets.formats.source import Source
@@ -112,35 +112,52 @@ def prepare(
     UserError: an argument is wrong, or all usable objects are crowds.
   """
   start = time.monotonic()
-  survey.check_options(exif, value_range)
   stem = _stem(output_pattern)
   source = Source(images_dir, annotations_file, classes, num_workers)
   data_format = convert.find_format(data_format, source)
-  file, written_json = os.fspath(annotations_file), None
+  json_file = None
   if data_format != convert.COCO:
-    folder, name = os.path.split(stem)
-    file = written_json = os.path.join(folder, f'instances_{name}.json')
-    _require_absent([written_json])
-  content, found = convert.read(data_format, source)
-  dataset = coco_json.parse(
-    content, file, images_dir, found, allow_outside=allow_outside
+    json_file = json_beside(stem)
+    _require_absent([json_file])
+  found = labelled.read(
+    *(source, data_format, json_file or os.fspath(annotations_file)),
+    *(image_ids, allow_outside, exif, value_range),
   )
-  raise_errors(dataset.findings)
-  dataset = coco_json.add_captions(dataset, captions_file)
-  if image_ids is not None:
-    dataset = _select(dataset, image_ids)
-  if not dataset.images:
-    raise UserError(
-      f'{annotations_file} lists no images.', path=annotations_file
-    )
-  paths = _name_files(stem, len(dataset.images), num_shards)
-  dataset, seen = survey.of_dataset(
-    dataset, images_dir, exif, value_range, allow_outside
-  )
-  findings = [*dataset.findings, *seen.findings]
+  dataset = coco_json.add_captions(found.dataset, captions_file)
+  found = dataclasses.replace(found, dataset=dataset)
+  summary = write(found, stem, num_shards, drop_outside)
+  seconds = time.monotonic() - start
+  return dataclasses.replace(summary, seconds=seconds)
+
+
+def write(
+  images: labelled.LabelledImages,
+  stem: str,
+  num_shards: int | None = None,
+  drop_outside: bool = False,
+) -> Summary:
+  """Writes record files, and `json_beside` them for another format than COCO.
+
+  Args:
+    images: the data set.
+    stem: path that the file numbers are appended to.
+    num_shards: see `prepare`.
+    drop_outside: see `prepare`.
+
+  Raises:
+    FileExistsError: there are files of that name.
+    InvalidDataError: an image cannot be used.
+    UserError: all usable objects are crowds.
+  """
+  start, source = time.monotonic(), images.source
+  paths = _name_files(stem, len(images.dataset.images), num_shards)
+  is_coco = images.data_format == convert.COCO
+  json_file = None if is_coco else json_beside(stem)
+  findings = [*images.findings]
   counts = np.zeros(4, int)  # Of images, empty ones, objects and crowds.
   made = make_examples(
-    dataset, images_dir, num_workers, drop_outside, seen.ranges
+    *(images.dataset, source.images_dir, source.num_workers, drop_outside),
+    images.ranges,
   )
   from maskrcnn_jax.datasets import records
 
@@ -154,17 +171,22 @@ def prepare(
     raise_errors(findings)
     if counts[2] == counts[3]:
       message = (
-        f'{annotations_file} has no usable object that is not a crowd: nothing '
+        f'{source.labels} has no usable object that is not a crowd: nothing '
         'could be learnt. maskrcnn-jax check names the reasons.'
       )
-      raise UserError(message, path=annotations_file, given=int(counts[3]))
-    if written_json:
-      files.write_text(written_json, json.dumps(content))
-  seconds = time.monotonic() - start
+      raise UserError(message, path=source.labels, given=int(counts[3]))
+    if json_file:
+      files.write_text(json_file, json.dumps(images.lists()))
   return Summary(
-    *(tuple(paths), *counts.tolist(), findings, seconds),
-    *(data_format, written_json),
+    *(tuple(paths), *counts.tolist(), findings, time.monotonic() - start),
+    *(images.data_format, json_file),
   )
+
+
+def json_beside(stem: str) -> str:
+  """Path of the COCO JSON that is written beside record files."""
+  folder, name = os.path.split(stem)
+  return os.path.join(folder, f'instances_{name}.json')
 
 
 def make_examples(
@@ -191,22 +213,6 @@ def make_examples(
     ranges=ranges,
   )
   return workers.map_images(make, tasks, len(dataset.images), num_workers)
-
-
-def _select(dataset, image_ids):
-  """The data set with some of its images only."""
-  wanted = set(image_ids)
-  missing = sorted(wanted - {image.image_id for image in dataset.images})
-  if missing:
-    raise UserError(
-      f'{dataset.annotations_file} has no image with the ids {missing[:5]} of '
-      'image_ids.',
-      argument='image_ids',
-      path=dataset.annotations_file,
-      item=missing[0],
-    )
-  images = tuple(x for x in dataset.images if x.image_id in wanted)
-  return dataclasses.replace(dataset, images=images)
 
 
 def _stem(output_pattern):

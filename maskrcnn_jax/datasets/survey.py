@@ -51,6 +51,7 @@ def read(
   file: str,
   exif: str | None = None,
   wanted: value_range.Range | None = None,
+  known: Mapping[str, value_range.Range] | None = None,
 ) -> Survey:
   """Looks at image files; those that cannot be read are skipped.
 
@@ -60,6 +61,7 @@ def read(
     file: the annotations, for the findings.
     exif: one of `EXIF`, which decides; None: the set does.
     wanted: value range of all kinds; None: by `value_range.find`.
+    known: value ranges of the training set by kind, to use without `wanted`.
 
   Raises:
     UserError: an argument is wrong.
@@ -71,13 +73,15 @@ def read(
   for (path, _), (_, kind) in zip(rows, looks):
     paths[kind].append(path)
   paths.pop(None, None)
-  ranges = dict.fromkeys(value_range.KINDS, wanted) if wanted else {}
-  for kind in [] if wanted else paths:
+  ranges = dict(known or {})
+  if wanted:
+    ranges = dict.fromkeys(value_range.KINDS, wanted)
+  for kind in [kind for kind in paths if kind not in ranges]:
     step = -(-len(paths[kind]) // _SAMPLED)
     samples = [_sample(path) for path in paths[kind][::step]]
     ranges[kind] = value_range.find(kind, np.concatenate(samples))
   findings = [
-    _range_finding(kind, ranges[kind], some, file, wanted)
+    _range_finding(kind, ranges[kind], some, file, wanted, known)
     for kind, some in paths.items()
   ]
   told = collections.defaultdict(list)
@@ -105,6 +109,7 @@ def of_dataset(
   exif: str | None = None,
   wanted: value_range.Range | None = None,
   allow_outside: bool = False,
+  known: Mapping[str, value_range.Range] | None = None,
 ) -> tuple[CocoDataset, Survey]:
   """The survey of a data set, and the set with `upright` of every image.
 
@@ -115,6 +120,7 @@ def of_dataset(
     exif: see `read`.
     wanted: see `read`.
     allow_outside: see `coco_json.check_file`.
+    known: see `read`.
   """
   rows = []
   for image in dataset.images:
@@ -123,7 +129,7 @@ def of_dataset(
       path = os.path.join(images_dir, image.file_name)
       size = image.height, image.width
       rows.append((path, size if image.upright is None else None))
-  survey = read(rows, dataset.annotations_file, exif, wanted)
+  survey = read(rows, dataset.annotations_file, exif, wanted, known)
   decided = tuple(
     dataclasses.replace(image, upright=survey.upright)
     if exif or image.upright is None
@@ -189,12 +195,14 @@ def _sample(path):
   return np.zeros(0)
 
 
-def _range_finding(kind, found, paths, file, wanted) -> Finding:
+def _range_finding(kind, found, paths, file, wanted, known) -> Finding:
   low, high = found
   shares = ' and '.join(f'{x:g}' for x in value_range.PERCENTILES)
   rule = f'the {shares} percentiles of the set'
   if wanted:
     rule = 'by --value_range'
+  elif kind in (known or {}):
+    rule = 'as in the training set'
   elif found == value_range.OF_TYPE.get(kind):
     rule = 'the range of the type'
   message = (

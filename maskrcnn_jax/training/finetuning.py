@@ -15,10 +15,11 @@ import ml_collections
 from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.checkpoints import compatibility, store
 from maskrcnn_jax.datasets import categories
+from maskrcnn_jax.datasets.run_data import RunData
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.training import data_checks
+from maskrcnn_jax.training import data_checks, own_records
 from maskrcnn_jax.weights import external
 from maskrcnn_jax.weights.load_report import STRICT, LoadOptions
 
@@ -33,7 +34,9 @@ _SOURCE_FIELDS = (
 _KEPT_BACKBONE_FIELDS = ('frozen_stages', 'norm_momentum')
 
 
-def complete(config, workdir, overrides: Sequence[str] = ()) -> None:
+def complete(
+  config, workdir, overrides: Sequence[str] = (), data: RunData | None = None
+) -> None:
   """Fills in the fields that depend on the source of weights and on the data.
 
   In a workdir with a run, the model is that run's.
@@ -42,6 +45,7 @@ def complete(config, workdir, overrides: Sequence[str] = ()) -> None:
     config: changed in place; may be locked.
     workdir: directory of the run; need not exist.
     overrides: those of the form `model.field=value` are the user's and win.
+    data: images and labels to prepare records of, see `own_records`.
 
   Raises:
     UserError: `training.finetune` is set and `training.pretrained` is not, or
@@ -63,6 +67,7 @@ def complete(config, workdir, overrides: Sequence[str] = ()) -> None:
     config_lib.apply_overrides(
       config, [text for text in overrides if text.startswith('model.')]
     )
+  own_records.complete(config, workdir, data, overrides)
   if config.model.get('num_classes', 0) is None:
     config.model.num_classes = (
       _count_classes(config) if claimed is None else source['num_classes']

@@ -6,6 +6,7 @@ import shutil
 import sys
 
 import jax
+import labelme_set
 import numpy as np
 import pytest
 import tiny_run
@@ -177,6 +178,25 @@ for _, batch in zip(range(6), found):
 path = pathlib.Path(f'{sys.argv[2]}-{jax.process_index()}')
 path.write_text(json.dumps({'ids': ids, 'sums': sums}))
 """
+
+
+def test_one_process_prepares_the_records(config, tmp_path):
+  photos, labels = labelme_set.write(tmp_path / 'data', 5)
+  run = command('train', config, tmp_path / 'run', '--val_share=0')
+  run += [f'--images={photos}', f'--annotations={labels}', '--num_workers=1']
+  run.append('--config.training.num_steps=1')
+  text = (labels / '03.json').read_text()
+  (labels / '03.json').write_text('{')
+  done = execute([*MPIRUN, *run])
+  assert done.returncode == 2
+  assert done.stderr.count('03.json is not a JSON file') == 1, done.stderr
+  assert not (tmp_path / 'run').exists()
+
+  (labels / '03.json').write_text(text)
+  done = execute([*MPIRUN, *run])
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.count('read as labelme') == 1
+  assert store.read_position(tmp_path / 'run') == {'examples': 4, 'salt': 0}
 
 
 def test_processes_bound_to_cores_find_a_finished_run(config, two):

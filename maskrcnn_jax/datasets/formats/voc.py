@@ -19,7 +19,8 @@ from maskrcnn_jax.datasets.formats.source import Content, Source, parsed
 from maskrcnn_jax.errors import UserError
 
 LOOKS_LIKE = 'folders SegmentationObject and SegmentationClass'
-_OBJECTS, _CLASSES = 'SegmentationObject', 'SegmentationClass'
+FOLDERS = _OBJECTS, _CLASSES = 'SegmentationObject', 'SegmentationClass'
+LABEL_MAP = 'labelmap.txt'
 _NAMES = (
   'aeroplane,bicycle,bird,boat,bottle,bus,car,cat,chair,cow,diningtable,dog,'
   'horse,motorbike,person,pottedplant,sheep,sofa,train,tvmonitor'
@@ -29,10 +30,10 @@ _VOID = (255, 0xE0E0C0)  # The index, and its colour.
 
 def matches(source: Source) -> bool:
   """Whether both folders are there."""
-  return _folder(source) is not None
+  return find_folder(source) is not None
 
 
-def _folder(source) -> pathlib.Path | None:
+def find_folder(source: Source) -> pathlib.Path | None:
   """The folder of both; that of the labels or the one above."""
   labels = pathlib.Path(source.labels)
   for folder in (labels, labels.resolve().parent):
@@ -43,7 +44,7 @@ def _folder(source) -> pathlib.Path | None:
 
 def read(source: Source) -> Content:
   """Reads the masks; images without any are skipped."""
-  folder = _folder(source)
+  folder = find_folder(source)
   if folder is None:
     raise UserError(
       f'{source.labels} has no folders {_OBJECTS} and {_CLASSES}.',
@@ -51,7 +52,7 @@ def read(source: Source) -> Content:
       path=source.labels,
     )
   both = Source(source.images_dir, folder / _OBJECTS)
-  colours = _read_label_map(folder / 'labelmap.txt')
+  colours = _read_label_map(folder / LABEL_MAP)
   names = class_names.read(source.classes or _NAMES)
   names = colours or names
   read_file = functools.partial(

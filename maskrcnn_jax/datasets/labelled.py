@@ -1,0 +1,111 @@
+"""Labelled images: a data set as its labels describe it, before conversion."""
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+
+from maskrcnn_jax.datasets import coco_json, coco_values, survey, value_range
+from maskrcnn_jax.datasets.findings import Finding, raise_errors
+from maskrcnn_jax.datasets.formats import convert
+from maskrcnn_jax.datasets.formats.source import Source
+from maskrcnn_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledImages:
+  """A data set whose labels are read and checked.
+
+  Attributes:
+    source: images and labels.
+    data_format: one of `convert.FORMATS` but `auto`.
+    content: lists of a COCO JSON.
+    dataset: the same, checked; `upright` of every image is known.
+    ranges: see `survey.Survey`.
+    findings: of labels and images, without errors.
+  """
+
+  source: Source
+  data_format: str
+  content: Mapping[str, list]
+  dataset: coco_json.CocoDataset
+  ranges: Mapping[str, value_range.Range]
+  findings: Sequence[Finding]
+
+  def part(self, image_ids: Collection[int]) -> 'LabelledImages':
+    """Some of the images, in their order, without the findings."""
+    dataset = _select(self.dataset, image_ids)
+    return dataclasses.replace(self, dataset=dataset, findings=())
+
+  def lists(self) -> dict[str, list]:
+    """The lists of a COCO JSON of the images that the data set has."""
+    ids = {image.image_id for image in self.dataset.images}
+
+    def kept(name, key):
+      entries = self.content[name]
+      return [x for x in entries if coco_values.read_integer(x.get(key)) in ids]
+
+    return {
+      'images': kept('images', 'id'),
+      'annotations': kept('annotations', 'image_id'),
+      'categories': self.content['categories'],
+    }
+
+
+def read(
+  source: Source,
+  data_format: str,
+  file: str,
+  image_ids: Collection[int] | None = None,
+  allow_outside: bool = False,
+  exif: str | None = None,
+  wanted: value_range.Range | None = None,
+  known: Mapping[str, value_range.Range] | None = None,
+) -> LabelledImages:
+  """Reads the labels of a data set and looks at its images.
+
+  Args:
+    source: images and labels.
+    data_format: one of `convert.FORMATS` but `auto`.
+    file: path of the COCO JSON, for findings.
+    image_ids: of the images to take; None: all.
+    allow_outside: see `coco_json.check_file`.
+    exif: see `survey.read`.
+    wanted: see `survey.read`.
+    known: see `survey.read`.
+
+  Raises:
+    InvalidDataError: there is an error in the labels.
+    UserError: an argument is wrong, or there is no image.
+  """
+  survey.check_options(exif, wanted)
+  content, found = convert.read(data_format, source)
+  dataset = coco_json.parse(
+    content, file, source.images_dir, found, allow_outside=allow_outside
+  )
+  raise_errors(dataset.findings)
+  if image_ids is not None:
+    dataset = _select(dataset, image_ids)
+  if not dataset.images:
+    raise UserError(f'{source.labels} lists no images.', path=source.labels)
+  dataset, seen = survey.of_dataset(
+    dataset, source.images_dir, exif, wanted, allow_outside, known
+  )
+  findings = *dataset.findings, *seen.findings
+  return LabelledImages(
+    source, data_format, content, dataset, seen.ranges, findings
+  )
+
+
+def _select(dataset, image_ids):
+  """The data set with some of its images only."""
+  wanted = set(image_ids)
+  missing = sorted(wanted - {image.image_id for image in dataset.images})
+  if missing:
+    raise UserError(
+      f'{dataset.annotations_file} has no image with the ids {missing[:5]} of '
+      'image_ids.',
+      argument='image_ids',
+      path=dataset.annotations_file,
+      item=missing[0],
+    )
+  images = tuple(x for x in dataset.images if x.image_id in wanted)
+  return dataclasses.replace(dataset, images=images)

@@ -1,0 +1,64 @@
+"""Images and labels of a run, as a command names them."""
+
+import dataclasses
+import json
+from typing import Any
+
+from maskrcnn_jax.datasets.formats import class_names, convert
+from maskrcnn_jax.datasets.formats.source import Source
+
+TRAIN, VAL = 'train', 'val'
+
+
+@dataclasses.dataclass(frozen=True)
+class RunData:
+  """Images and labels of a run; see `prepare.prepare` for the other options.
+
+  Attributes:
+    images: folder of the images.
+    annotations: file or folder of the labels.
+    val_images: folder of the validation images; None: that of `images`.
+    val_annotations: their labels; None: images are held out.
+    val_share: of the images to hold out; 0: none.
+    val_seed: see `holdout.hold_out`.
+  """
+
+  images: str
+  annotations: str
+  val_images: str | None = None
+  val_annotations: str | None = None
+  val_share: float = 0.2
+  val_seed: int = 0
+  data_format: str = convert.AUTO
+  classes: str | None = None
+  allow_outside: bool = False
+  drop_outside: bool = False
+  exif: str | None = None
+  value_range: tuple[float, float] | None = None
+  num_workers: int | None = None
+
+  def sources(self) -> dict[str, Source]:
+    """Images and labels by the name of their part."""
+    options = self.classes, self.num_workers
+    found = {TRAIN: Source(self.images, self.annotations, *options)}
+    if self.val_annotations:
+      val_images = self.val_images or self.images
+      found[VAL] = Source(val_images, self.val_annotations, *options)
+    return found
+
+  def options(self) -> dict[str, Any]:
+    """What changes records of the same files: values by flag, as in a JSON."""
+    holds_out = not self.val_annotations and self.val_share
+    classes = self.classes and class_names.read(self.classes)
+    options = {
+      '--val_annotations': bool(self.val_annotations),
+      '--val_share': float(self.val_share) if holds_out else None,
+      '--val_seed': self.val_seed if holds_out else None,
+      '--format': self.data_format,
+      '--classes': classes and list(classes.items()),
+      '--allow_outside': self.allow_outside,
+      '--drop_outside': self.drop_outside,
+      '--exif': self.exif,
+      '--value_range': self.value_range,
+    }
+    return json.loads(json.dumps(options))
