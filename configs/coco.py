@@ -196,17 +196,33 @@ def _input():
 def _optimizer():
   """Fields of OptimizerOptions."""
   return {
+    'kind': 'sgd',  # Optimizer: sgd with momentum, or adamw.
     'learning_rate': 0.005,  # Learning rate after warm-up.
     # Batch size of this learning rate, which is scaled for another batch unless
     # it is overridden too. None: never scaled.
     'tuned_batch_size': 4,
     'warmup_steps': 1000,  # Steps of linear warm-up.
     'warmup_learning_rate': 0.0,  # Learning rate of the first step.
-    'decay_steps': (240_000, 320_000),  # Last steps before the rate decays.
+    'schedule': 'steps',  # Schedule of the rate: steps or cosine.
+    # Length of the schedule; None: training.num_steps.
+    'num_steps': placeholder(int),
+    # Last steps before the rate decays; below 1: shares of the schedule.
+    'decay_steps': (240_000, 320_000),
     'decay_factors': (0.1, 0.01),  # Factors of the rate after these steps.
     'inclusive_decay': True,  # Decay after those steps, not at them.
+    'final_factor': 0.0,  # Factor of the rate at the end of a cosine.
+    'cosine_after_warmup': False,  # Cosine from the end of warm-up, or step 0.
     'momentum': 0.9,  # Momentum of SGD.
-    'weight_decay': 1e-4,  # Weight decay of kernels, as an L2 loss.
+    # Decays of AdamW's means of gradients and of squares.
+    'adam_decays': (0.9, 0.999),
+    'adam_epsilon': 1e-8,  # Added to the root of AdamW's mean of squares.
+    # Weight decay: an L2 loss with SGD, decoupled from it with AdamW.
+    'weight_decay': 1e-4,
+    # Decayed parameters: kernels, all_but_norms, all_but_backbone_norms, all.
+    'decayed': 'kernels',
+    # Factor of the rate from a backbone layer to the one before; None: one
+    # rate.
+    'layer_decay': placeholder(float),
     'bias_gradient_factor': 2.0,  # Factor of bias gradients, as Detectron's.
     'rate_in_momentum': False,  # Rate applied before the momentum, as Keras.
     'clip_global_norm': placeholder(float),  # Gradient clipping; None: none.
@@ -220,6 +236,8 @@ def _training():
   """Fields of TrainingOptions."""
   return {
     'num_steps': 360_000,  # Last step, counted from the start of the run.
+    # Length in epochs of the records, instead of num_steps; None: not.
+    'num_epochs': placeholder(float),
     'seed': 0,  # Random seed of initial parameters and sampling.
     'log_every_steps': 20,  # Steps between lines of metrics.
     'checkpoint_every_steps': 2500,  # Steps between checkpoints; the end too.
@@ -258,6 +276,8 @@ def _evaluation():
     'max_images': placeholder(int),  # First images to evaluate; None: all.
     # Steps between evaluations of train_and_eval; 0: only at the end.
     'every_steps': 29_568,
+    # The same in epochs of the training records, instead; None: not.
+    'every_epochs': placeholder(float),
     'skip_first': 0,  # Number of these evaluations to skip, the first ones.
     'report_every_batches': 0,  # Batches between partial scores; 0: none.
     'losses': False,  # Validation losses, in a second pass over the images.
@@ -473,7 +493,7 @@ def _finetune(config):
   config.training.num_steps = 3000
   config.training.checkpoint_every_steps = 500
   config.optimizer.warmup_steps = 200
-  config.optimizer.decay_steps = (2000, 2700)
+  config.optimizer.decay_steps = (2 / 3, 0.9)
   # New heads on old features: the first gradients are large.
   config.optimizer.clip_global_norm = 5.0
 

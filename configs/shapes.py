@@ -111,7 +111,7 @@ def _finetune(config):
   config.training.checkpoint_every_steps = 100
   # The learning rate of the demo; few steps need a short warm-up.
   config.optimizer.warmup_steps = 100
-  config.optimizer.decay_steps = (400, 520)
+  config.optimizer.decay_steps = (2 / 3, 13 / 15)
   # New heads on old features: the first gradients are large.
   config.optimizer.clip_global_norm = 5.0
 

@@ -260,7 +260,9 @@ def _convert(value: Any, kind: type, like: Any, field: str):
     return int(value)
   if kind in (tuple, list) and isinstance(value, tuple | list):
     item = like[0] if like else None
-    return kind(_convert(x, type(item), item, field) for x in value)
+    return kind(
+      x if _is_share(x) else _convert(x, type(item), item, field) for x in value
+    )
   example = '' if like is None else f' like {like!r}'
   raise UserError(
     f'{field} must be {_WANTED.get(kind, kind.__name__)}{example}, '
@@ -269,3 +271,8 @@ def _convert(value: Any, kind: type, like: Any, field: str):
     given=value,
     wanted=kind,
   )
+
+
+def _is_share(value: Any) -> bool:
+  """Whether a step is given as a share of the training."""
+  return type(value) is float and 0.0 < value < 1.0

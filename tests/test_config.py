@@ -39,7 +39,10 @@ def config():
     'rows': ml_collections.config_dict.placeholder(int),
   }
   return ml_collections.ConfigDict(
-    {'input': fields, 'optimizer': {'learning_rate': 0.1}}
+    {
+      'input': fields,
+      'optimizer': {'learning_rate': 0.1, 'decay_steps': (60, 80)},
+    }
   ).lock()
 
 
@@ -202,6 +205,7 @@ def test_an_unknown_config_or_variant_is_an_error(name, error, hint):
     ('input.batch_size=8', 8),
     ('input.batch_size=1e3', 1000),
     ('input.canvases=((128,128),(64, 96))', ((128, 128), (64, 96))),
+    ('optimizer.decay_steps=0.75,9e4', (0.75, 90_000)),
     ('input.file_pattern=12', '12'),
     ('input.file_pattern=a=b', 'a=b'),
     ('input.file_pattern=', ''),

@@ -86,6 +86,7 @@ def make_subject(
   shard_state = mesh_lib.config_shard_state(config)
   model = MaskRCNN.from_config(config.model)
   constant_rate = {'learning_rate': LEARNING_RATE, 'warmup_steps': 0}
+  constant_rate |= {'schedule': 'steps', 'decay_steps': (), 'decay_factors': ()}
   optimizer = train_step.make_optimizer(
     model, {**config.get('optimizer', {}), **constant_rate}
   )

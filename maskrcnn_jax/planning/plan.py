@@ -118,7 +118,8 @@ def lower_step(config, spec, topology: topologies.Topology):
   `spec` is that of the global batch, see `input_pipeline.batch_spec`.
   """
   model = MaskRCNN.from_config(config.model)
-  optimizer = train_step.make_optimizer(model, config.optimizer)
+  # The length is a number in the program, whatever it is.
+  optimizer = train_step.make_optimizer(model, config.optimizer, num_steps=1)
   batch = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(tuple(x.shape), x.dtype.as_numpy_dtype),
     {k: x for k, x in spec.items() if k not in mesh_lib.HOST_KEYS},

@@ -3,7 +3,9 @@
 import jax
 
 from maskrcnn_jax.checkpoints import store
+from maskrcnn_jax.distributed import collectives
 from maskrcnn_jax.distributed.watchdog import config_watchdog
+from maskrcnn_jax.evaluation import scores
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import data_checks, metrics, pretrained
 from maskrcnn_jax.training.evaluator import Evaluator
@@ -73,3 +75,12 @@ def _evaluate(evaluator, config, workdir, step, variables) -> dict[str, float]:
     config_watchdog(config) as watchdog,
   ):
     return evaluator(step, variables, writer, watchdog.heartbeat)
+
+
+def is_missing(evaluator, workdir, step: int) -> bool:
+  """Whether a run was killed between the save of a step and its evaluation."""
+  if evaluator is None or not step or not evaluator.options.is_due(step):
+    return False
+  return bool(
+    collectives.broadcast(step not in scores.read(workdir, 'eval/AP'))
+  )

@@ -20,7 +20,6 @@ from maskrcnn_jax.distributed import collectives, model_sharding
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.distributed.termination import Stopped, Termination
 from maskrcnn_jax.distributed.watchdog import config_watchdog
-from maskrcnn_jax.evaluation import scores
 from maskrcnn_jax.habana import metric_names
 from maskrcnn_jax.input_pipeline import batches as input_batches
 from maskrcnn_jax.models import override
@@ -28,6 +27,7 @@ from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import (
   checkpoint_evaluation,
   data_checks,
+  epochs,
   metrics,
   pretrained,
   summary,
@@ -77,14 +77,18 @@ def train_and_evaluate(
 
 def _train(config, workdir, notes, evaluated: bool) -> dict[str, float]:
   # Whatever can be checked is checked before anything is written.
+  config = epochs.with_steps(config)
   training = override.make(TrainingOptions, config.training, 'training')
   store.check_workdir(workdir, config)
   classes = data_checks.run_classes(config, workdir)
   evaluator = Evaluator(config, workdir) if evaluated else None
   check_options(training, evaluator and evaluator.options)
   mesh = mesh_lib.config_mesh(config)
-  data_checks.check_batch_size('input', config.input.batch_size, mesh)
   model = MaskRCNN.from_config(config.model)
+  optimizer = train_step.make_optimizer(
+    model, config.optimizer, training.num_steps
+  )
+  data_checks.check_batch_size('input', config.input.batch_size, mesh)
   profile = summary.Profile(workdir, training.profile)
   done, num_steps = store.latest_step(workdir) or 0, training.num_steps
   is_first_host = jax.process_index() == 0
@@ -109,7 +113,6 @@ def _train(config, workdir, notes, evaluated: bool) -> dict[str, float]:
   position, first_step = restored.position, step
   if position != pretrained.START:
     batches, first = _batches(config, position), None
-  optimizer = train_step.make_optimizer(model, config.optimizer)
   shard_state = mesh_lib.config_shard_state(config)
   model = model_sharding.shard_model(model, mesh, shard_state)
   store.check_can_save(workdir, state, training.keep_checkpoints)
@@ -137,7 +140,7 @@ def _train(config, workdir, notes, evaluated: bool) -> dict[str, float]:
         return evaluator(step, state.variables(), writer, watchdog.heartbeat)
 
     # Make up for an evaluation that the process was killed before.
-    if _lacks_evaluation(evaluator, workdir, step):
+    if checkpoint_evaluation.is_missing(evaluator, workdir, step):
       values = evaluate()
     is_over = _stops_early(training, evaluator, workdir, step, writer)
 
@@ -259,15 +262,6 @@ def _announce(
       f'{path} is of a TensorFlow run and is not continued. To start from its '
       'weights, name it in training.pretrained and take another workdir.'
     )
-
-
-def _lacks_evaluation(evaluator, workdir, step: int) -> bool:
-  """Whether a run was killed between the save of a step and its evaluation."""
-  if evaluator is None or not step or not evaluator.options.is_due(step):
-    return False
-  return bool(
-    collectives.broadcast(step not in scores.read(workdir, 'eval/AP'))
-  )
 
 
 def _stops_early(training, evaluator, workdir, step: int, writer) -> bool:

@@ -18,6 +18,7 @@ class TrainingOptions:
 
   Attributes:
     num_steps: length of the run.
+    num_epochs: of the records, instead of `num_steps`, see `epochs`; None: not.
     seed: of the initial parameters and of the sampling of RoIs.
     log_every_steps: metrics are means over this many steps.
     checkpoint_every_steps: interval of checkpoints; the last step is always
@@ -47,6 +48,7 @@ class TrainingOptions:
   """
 
   num_steps: int
+  num_epochs: float | None = None
   seed: int = 0
   log_every_steps: int = 50
   checkpoint_every_steps: int = 1000
@@ -98,6 +100,7 @@ class EvaluationOptions:
       number of devices is taken.
     max_images: take only the first ones; None for all.
     every_steps: evaluate on the way; 0 for only at the end.
+    every_epochs: of the training records, instead of `every_steps`; None: not.
     skip_first: how many of these evaluations are skipped.
     report_every_batches: score the batches so far this often; 0 for only at
       the end.
@@ -120,6 +123,7 @@ class EvaluationOptions:
   batch_size: int = 4
   max_images: int | None = None
   every_steps: int = 0
+  every_epochs: float | None = None
   skip_first: int = 0
   report_every_batches: int = 0
   losses: bool = False

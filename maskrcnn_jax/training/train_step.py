@@ -10,13 +10,12 @@ import optax
 
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.models import losses as losses_lib
-from maskrcnn_jax.models import override
 from maskrcnn_jax.models import targets as targets_lib
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN, TrainOutputs
 from maskrcnn_jax.structures import Detections, Instances
-from maskrcnn_jax.training import optimizer as optimizer_lib
-from maskrcnn_jax.training import train_state
+from maskrcnn_jax.training import schedule, train_state
 from maskrcnn_jax.training.optimizer import Optimizer as Optimizer
+from maskrcnn_jax.training.optimizer import make_optimizer as make_optimizer
 from maskrcnn_jax.training.train_state import TrainState as TrainState
 
 
@@ -40,19 +39,6 @@ def create_train_state(
   is_cpu = jax.default_backend() == 'cpu'
   quick = {'xla_backend_optimization_level': 1} if is_cpu else None
   return jax.jit(init, compiler_options=quick)(key), optimizer
-
-
-def make_optimizer(
-  model: MaskRCNN, optimizer_config: Mapping[str, Any]
-) -> Optimizer:
-  """The optimizer of a model; see `create_train_state`."""
-  options = optimizer_lib.OptimizerOptions()
-  options = optimizer_lib.OptimizerOptions(
-    **override.changes(options, optimizer_config, 'optimizer')
-  )
-  # The backbone's own option, so that it stops the gradients of exactly those
-  # parameters that have no update.
-  return Optimizer(options, model.backbone.num_frozen)
 
 
 def init_state(
@@ -230,13 +216,10 @@ def train_step(
   if key is None:
     key = jax.random.key(0)
   key = jax.random.fold_in(key, state.step)
-  trainable = optimizer.trainable(state.params)
 
   def total_loss(params):
     losses, batch_stats = loss_fn(model, params, state.batch_stats, batch, key)
-    losses['l2_loss'] = optimizer_lib.weight_decay_loss(
-      params, trainable, optimizer.options.weight_decay
-    )
+    losses['l2_loss'] = optimizer.decay_loss(params)
     return sum(losses.values()), (losses, batch_stats)
 
   (total, (losses, batch_stats)), gradients = jax.value_and_grad(
@@ -259,7 +242,7 @@ def train_step(
   metrics = {
     **losses,
     'total_loss': total,
-    'learning_rate': optimizer_lib.learning_rate(optimizer.options)(state.step),
+    'learning_rate': schedule.learning_rate(optimizer.options)(state.step),
     'gradient_norm': gradient_norm,
     'finite': finite,
   }

@@ -120,7 +120,7 @@ def test_the_optimizer_of_the_flags():
     params, trainable, options.weight_decay
   )
   assert float(decay) == 0.125 * 0.5 * (4.0 + 16.0)
-  optimizer = optimizer_lib.sgd(options, trainable)
+  optimizer = optimizer_lib.transformation(options, params, trainable)
   state = optimizer.init(params)
   gradients = {'kernel': jnp.array([0.0, 6.0])}  # Clipped to a norm of 3.
   for expected in ([2.0, 4.0 - 0.5 * 3.0], [2.0, 2.5 - 0.5 * 3.75]):

@@ -12,7 +12,7 @@ from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.habana import command as habana
 from maskrcnn_jax.habana import flags
-from maskrcnn_jax.training import optimizer
+from maskrcnn_jax.training import optimizer, schedule
 
 PAGE = pathlib.Path(__file__).parents[2] / 'docs' / 'coming_from_habana.md'
 RECORDS = '/data/tensorflow/coco2017/tf_records'
@@ -325,5 +325,5 @@ def test_help_is_instant_grouped_and_shows_defaults():
 def test_learning_rate_of_the_flags(argv, steps, expected):
   """The schedule against Habana's (its defaults), and by hand."""
   options = optimizer.OptimizerOptions(**config_of(*argv).optimizer)
-  rates = [float(optimizer.learning_rate(options)(step)) for step in steps]
+  rates = [float(schedule.learning_rate(options)(step)) for step in steps]
   np.testing.assert_allclose(rates, expected, rtol=1e-6)

@@ -21,6 +21,7 @@ from maskrcnn_jax.models.mask_rcnn import MaskRCNN, TrainOutputs
 from maskrcnn_jax.models.targets import RPNTargets
 from maskrcnn_jax.structures import Instances, SampledRois
 from maskrcnn_jax.training import optimizer as optimizer_lib
+from maskrcnn_jax.training import parameters
 from maskrcnn_jax.training import train_step as train_step_lib
 
 CONFIGS = {'hb': 'coco:habana_1x', 'nv': 'coco:nvidia_1x'}
@@ -233,7 +234,7 @@ def training_losses(
 
 def trainable_parameters(case):
   """Bools in the structure of the parameters."""
-  return optimizer_lib.trainable_parameters(
+  return parameters.trainable_parameters(
     case.variables['params'], case.model.backbone.frozen_stages
   )
 

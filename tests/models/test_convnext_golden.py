@@ -13,6 +13,7 @@ from golden_files import assert_near
 
 from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.models.convnext import ConvNeXt
+from maskrcnn_jax.training import parameters
 from maskrcnn_jax.weights import convnext, load_report, state_dicts
 from maskrcnn_jax.weights.tensor_files import Tensors
 
@@ -148,7 +149,8 @@ def test_names_of_three_implementations(name):
 
 
 @pytest.mark.parametrize('name', names_of('lr_decay_*.json'))
-def test_layers_of_parameters(name):
+def test_rates_and_decays_of_parameters(name):
+  """Layer-wise learning-rate decay, and decay of all but 1-d parameters."""
   described = recorded.description(name, 'convnext')
   size = name.split('_')[2]
   tensors = recorded.description(f'names_original_{size}', 'convnext')
@@ -158,18 +160,26 @@ def test_layers_of_parameters(name):
   model, variables = recorded.make_model(
     config_lib.load_config(inferred.config, inferred.overrides).model
   )
-  backbone = model.backbone
+  params, backbone = variables['params'], model.backbone
   assert backbone.num_layers == described['num_layers'] + 1
+  rates = parameters.rate_factors(
+    params, described['decay_rate'], backbone.num_layers, backbone.layer_of
+  )
+  decays = parameters.decayed_parameters(params, 'kernels')
+  rates, decays = (
+    load_report.flatten({'params': tree}) for tree in (rates, decays)
+  )
   expected = {
-    name.removeprefix('backbone.'): rate
-    for name, (rate, _) in described['parameters'].items()
+    name.removeprefix('backbone.'): values
+    for name, values in described['parameters'].items()
     if name.startswith('backbone.')
   }
-  for path in load_report.flatten(variables):
+  for path, rate in rates.items():
     if not path.startswith('backbone/'):
+      assert rate == 1.0
       continue
-    layer = backbone.layer_of(tuple(path.split('/')[1:]))
-    exponent = 0 if layer is None else backbone.num_layers - layer
-    rate = described['decay_rate'] ** exponent
-    assert rate == pytest.approx(expected.pop(form.name(path)))
+    recorded_rate, recorded_decay = expected.pop(form.name(path))
+    assert rate == pytest.approx(recorded_rate)
+    decay = described['base_weight_decay'] * decays[path]
+    assert decay == pytest.approx(recorded_decay), path
   assert not expected

@@ -24,6 +24,7 @@ from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.ops import images as image_ops
 from maskrcnn_jax.structures import Instances
 from maskrcnn_jax.training import optimizer as optimizer_lib
+from maskrcnn_jax.training import parameters
 
 each_manifest = pytest.mark.parametrize(
   'path', MANIFESTS, ids=lambda path: path.stem
@@ -174,7 +175,7 @@ def test_every_variable_has_its_recorded_shape(path):
 @each_manifest
 def test_the_same_variables_are_trained(path):
   entries = recorded_model.manifest(golden_files.load(path))
-  trainable = optimizer_lib.trainable_parameters(
+  trainable = parameters.trainable_parameters(
     recorded_run.formula_variables(path)['params'],
     MaskRCNN().backbone.frozen_stages,
   )
@@ -382,10 +383,10 @@ def test_factor_of_bias_gradients(case):
   options = dataclasses.replace(
     case.optimizer, learning_rate=1.0, warmup_steps=0
   )
-  transformation = optimizer_lib.sgd(
-    options, recorded_run.trainable_parameters(case)
-  )
   ones = jax.tree.map(lambda _: jnp.ones(1), case.variables['params'])
+  transformation = optimizer_lib.transformation(
+    options, ones, recorded_run.trainable_parameters(case)
+  )
   updates, _ = transformation.update(
     ones, transformation.init(ones), ones, step=0
   )

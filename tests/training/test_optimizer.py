@@ -1,8 +1,5 @@
-"""Optimizer: recorded schedules, SGD by hand, weight decay, frozen parts."""
+"""Optimizer: SGD by hand, weight decay, frozen parts, rates by layer."""
 
-import json
-
-import golden_files
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +7,9 @@ import optax
 import pytest
 
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.training import optimizer
-from maskrcnn_jax.training.optimizer import OptimizerOptions
+from maskrcnn_jax.models.backbones import BackboneOptions
+from maskrcnn_jax.training import optimizer, parameters
+from maskrcnn_jax.training.optimizer import Optimizer, OptimizerOptions
 
 # Parameters with names of the model.
 PARAMS = {
@@ -51,7 +49,7 @@ def all_of(params, value):
 def run(options, gradients, trainable=None):
   """Parameters and optimizer state after each of the gradients."""
   trainable = all_of(PARAMS, True) if trainable is None else trainable
-  transformation = optimizer.sgd(options, trainable)
+  transformation = optimizer.transformation(options, PARAMS, trainable)
   params, state = PARAMS, transformation.init(PARAMS)
   results = []
   for step, gradient in enumerate(gradients):
@@ -69,74 +67,13 @@ def draw_gradients(count, seed=0):
   ]
 
 
-def recorded_schedule(recording):
-  """Options of a recorded schedule, from the values in the file."""
-  values = recording['values']
-  boundaries = [int(step) for step in recording['boundaries']]
-  params = json.loads(str(recording['meta']))['params']
-  if 'init_value' in params:
-    # NVIDIA: warm-up is its first interval; rates are for one image.
-    scale = params['local_batch_size']
-    return OptimizerOptions(
-      learning_rate=float(values[0]) * scale,
-      warmup_steps=boundaries[0],
-      warmup_learning_rate=params['init_value'] * scale,
-      decay_steps=tuple(boundaries[1:]),
-      decay_factors=tuple(float(x / values[0]) for x in values[1:]),
-      inclusive_decay=False,
-    )
-  return OptimizerOptions(
-    learning_rate=float(values[0]),
-    warmup_steps=params['warmup_steps'],
-    warmup_learning_rate=params['warmup_learning_rate'],
-    decay_steps=tuple(boundaries),
-    decay_factors=tuple(params['learning_rate_decay_levels']),
-  )
-
-
-@pytest.mark.parametrize(
-  'path', golden_files.files('10_lr_*.npz'), ids=lambda path: path.stem
-)
-def test_schedules_match_the_recordings(path):
-  recording = golden_files.load(path)
-  options = recorded_schedule(recording)
-  rates = jax.vmap(optimizer.learning_rate(options))(
-    jnp.asarray(recording['steps'])
-  )
-  # Relative to every single value, not only to the largest.
-  np.testing.assert_allclose(rates, recording['lr'], rtol=1e-6, atol=1e-9)
-
-
-@pytest.mark.parametrize('inclusive, at_boundary', [(True, 1.0), (False, 0.5)])
-def test_rate_falls_after_or_at_the_boundary(inclusive, at_boundary):
-  schedule = optimizer.learning_rate(
-    OptimizerOptions(
-      learning_rate=1.0,
-      warmup_steps=0,
-      decay_steps=(5, 8),
-      decay_factors=(0.5, 0.25),
-      inclusive_decay=inclusive,
-    )
-  )
-  rates = [float(schedule(step)) for step in (0, 4, 5, 6, 9)]
-  assert rates == [1.0, 1.0, at_boundary, 0.5, 0.25]
-
-
-def test_warmup_by_hand():
-  schedule = optimizer.learning_rate(
-    OptimizerOptions(
-      learning_rate=1.0, warmup_steps=4, warmup_learning_rate=0.2
-    )
-  )
-  rates = [float(schedule(step)) for step in range(6)]
-  np.testing.assert_allclose(rates, [0.2, 0.4, 0.6, 0.8, 1, 1], rtol=1e-6)
-
-
 @pytest.mark.parametrize(
   'fields, argument',
   [
     ({'decay_steps': (1, 2), 'decay_factors': (0.1,)}, 'decay_steps'),
     *(({'ema_decay': decay}, 'ema_decay') for decay in (0.0, 1.0, -0.1)),
+    ({'layer_decay': 1.0}, 'layer_decay'),
+    *(({name: 'none'}, name) for name in ('kind', 'schedule', 'decayed')),
   ],
 )
 def test_invalid_options_are_refused(fields, argument):
@@ -184,7 +121,7 @@ def test_rate_in_momentum_matters_only_where_the_rate_changes():
 
 
 def test_only_trainable_kernels_decay():
-  trainable = optimizer.trainable_parameters(PARAMS, frozen_stages=1)
+  trainable = parameters.trainable_parameters(PARAMS, frozen_stages=1)
   loss, gradients = jax.value_and_grad(
     lambda params: optimizer.weight_decay_loss(params, trainable, 0.01)
   )(jax.tree.map(jnp.asarray, PARAMS))
@@ -210,14 +147,14 @@ def test_only_gradients_of_biases_are_multiplied():
   [(0, set()), (1, {'stem'}), (2, {'stem', 'stage2'})],
 )
 def test_frozen_stages_are_counted_from_the_stem(frozen_stages, frozen):
-  trainable = optimizer.trainable_parameters(PARAMS, frozen_stages)
+  trainable = parameters.trainable_parameters(PARAMS, frozen_stages)
   for stage, flags in trainable['backbone'].items():
     assert jax.tree.leaves(flags) == [stage not in frozen]
   assert all(jax.tree.leaves(trainable['box_head']))
 
 
 def test_frozen_parameters_have_no_update_and_no_momentum():
-  trainable = optimizer.trainable_parameters(PARAMS, frozen_stages=2)
+  trainable = parameters.trainable_parameters(PARAMS, frozen_stages=2)
   results = run(OptimizerOptions(**PLAIN), draw_gradients(2), trainable)
   params, state = results[-1]
   for old, new in zip(
@@ -245,7 +182,7 @@ def test_clipping_scales_all_gradients(limit, factor):
 
 
 def test_clipping_ignores_frozen_gradients():
-  trainable = optimizer.trainable_parameters(PARAMS, frozen_stages=1)
+  trainable = parameters.trainable_parameters(PARAMS, frozen_stages=1)
   gradients = jax.tree.map(np.zeros_like, PARAMS)
   gradients['backbone']['stem']['conv']['kernel'] = np.float32([[3.0, 0.0]])
   gradients['box_head']['fc6']['bias'] = np.float32([0.0, 1.0])
@@ -258,10 +195,44 @@ def test_clipping_ignores_frozen_gradients():
 
 def test_the_rate_follows_the_given_step():
   options = OptimizerOptions(learning_rate=1.0, warmup_steps=10, momentum=0.0)
-  transformation = optimizer.sgd(options, all_of(PARAMS, True))
+  transformation = optimizer.transformation(
+    options, PARAMS, all_of(PARAMS, True)
+  )
   gradients = jax.tree.map(np.ones_like, PARAMS)
   state = transformation.init(PARAMS)
   for step in (3, 3, 7):  # Whatever the number of updates.
     updates, state = transformation.update(gradients, state, PARAMS, step=step)
     kernel = updates['box_head']['fc6']['kernel']
     np.testing.assert_allclose(kernel, -step / 10, rtol=1e-6)
+
+
+def test_decay_of_sgd_is_in_the_loss_and_that_of_adamw_is_not():
+  losses = []
+  for kind in optimizer.KINDS:
+    options = OptimizerOptions(kind=kind, weight_decay=0.5, decayed='all')
+    losses.append(float(Optimizer(options, 1).decay_loss(PARAMS)))
+  head = jax.tree.leaves((PARAMS['backbone']['stage2'], PARAMS['box_head']))
+  expected = 0.25 * sum(np.sum(np.square(x)) for x in head)
+  np.testing.assert_allclose(losses, [expected, 0.0], rtol=1e-6)
+
+
+def test_rates_by_layer():
+  gradients = draw_gradients(1)[0]
+  plain = run(OptimizerOptions(**PLAIN), [gradients])[0][0]
+  factors = all_of(PARAMS, 1.0)
+  factors['backbone'] = all_of(PARAMS['backbone'], 0.25)
+  sgd = optimizer.transformation(
+    OptimizerOptions(**PLAIN), PARAMS, all_of(PARAMS, True), factors
+  )
+  updates, _ = sgd.update(gradients, sgd.init(PARAMS), PARAMS, step=0)
+  expected = jax.tree.map(
+    lambda new, old, factor: factor * (new - old), plain, PARAMS, factors
+  )
+  assert_near(updates, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_backbone_without_layers_refuses_layer_decay():
+  sgd = Optimizer(OptimizerOptions(layer_decay=0.5), 0, BackboneOptions())
+  with pytest.raises(UserError) as error:
+    sgd.transformation(PARAMS)
+  assert error.value.argument == 'optimizer.layer_decay'
