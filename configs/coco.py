@@ -201,6 +201,8 @@ def _optimizer():
     # Batch size of this learning rate, which is scaled for another batch unless
     # it is overridden too. None: never scaled.
     'tuned_batch_size': 4,
+    # Parts of a batch, one after another, to save memory; a step stays a batch.
+    'accumulate_steps': 1,
     'warmup_steps': 1000,  # Steps of linear warm-up.
     'warmup_learning_rate': 0.0,  # Learning rate of the first step.
     'schedule': 'steps',  # Schedule of the rate: steps or cosine.

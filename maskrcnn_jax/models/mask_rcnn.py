@@ -157,6 +157,7 @@ class MaskRCNN(nn.Module):
     rois: SampledRois | None = None,
     keys: jax.Array | None = None,
     train: bool = True,
+    part: tuple[jax.Array, int] | None = None,
   ) -> TrainOutputs:
     """Outputs for the losses, with RoIs sampled around the instances.
 
@@ -169,6 +170,7 @@ class MaskRCNN(nn.Module):
       keys: `[batch]` keys that sample the RoIs of each image instead of that
         stream.
       train: whether trainable batch norm uses the statistics of this batch.
+      part: see `targets.draw_priorities`.
     """
     pyramid = self.pyramid(images, image_sizes, valid, train)
     rpn = self.layout.whole(self.rpn_head(pyramid))
@@ -176,7 +178,7 @@ class MaskRCNN(nn.Module):
     pyramid = self.layout.whole(pyramid)
     if rois is None:
       canvas = images.shape[1:3]
-      rois = self.sample(rpn, canvas, image_sizes, instances, valid, keys)
+      rois = self.sample(rpn, canvas, image_sizes, instances, valid, keys, part)
     counted = rois.valid if valid is None else rois.valid & valid[:, None]
     features = self.align(pyramid, rois.boxes, self.box_size)
     box = self.box_head(features, counted, train)
@@ -230,20 +232,14 @@ class MaskRCNN(nn.Module):
     return split(self.fpn(features, valid, train))
 
   def sample(
-    self, rpn, canvas, image_sizes, instances, valid, keys=None
+    self, rpn, canvas, image_sizes, instances, valid, keys=None, part=None
   ) -> SampledRois:
     """RoIs to train on, sampled with the `sampling` stream or with keys."""
     proposals = self._propose(rpn, canvas, image_sizes, self.train_proposals)
-    batch = proposals.valid.shape[0]
-    num_candidates = proposals.valid.shape[1] + instances.valid.shape[1]
-    if keys is None:
-      priorities = jax.random.uniform(
-        self.make_rng('sampling'), (batch, num_candidates)
-      )
-    else:
-      priorities = jax.vmap(jax.random.uniform, (0, None))(
-        keys, (num_candidates,)
-      )
+    batch, num_proposals = proposals.valid.shape
+    key = self.make_rng('sampling') if keys is None else keys
+    shape = batch, num_proposals + instances.valid.shape[1]
+    priorities = targets_lib.draw_priorities(key, shape, part)
     if valid is not None:
       proposals = proposals.replace(valid=proposals.valid & valid[:, None])
     return self.layout.per_device(

@@ -137,6 +137,27 @@ def rpn_targets(
   return jax.lax.stop_gradient(targets)
 
 
+def draw_priorities(
+  key: jax.Array,
+  shape: tuple[int, int],
+  part: tuple[jax.Array, int] | None = None,
+) -> jax.Array:
+  """Random priorities `[batch, n]` of candidates, uniform in [0, 1).
+
+  Args:
+    key: one key, or `[batch]` keys, one per image.
+    shape: of the priorities.
+    part: (i, count): these images are the rows i, i + count, ... of a batch
+      that is `count` times as large, whose priorities they get.
+  """
+  if key.shape:
+    return jax.vmap(jax.random.uniform, (0, None))(key, shape[1:])
+  if part is None:
+    return jax.random.uniform(key, shape)
+  index, count = part
+  return jax.random.uniform(key, (shape[0], count, shape[1]))[:, index]
+
+
 def sample_labels(
   labels: jax.Array, priorities: jax.Array, options: RPNTargetOptions
 ) -> jax.Array:

@@ -254,13 +254,17 @@ def check_batch_classes(batch: Mapping, num_classes: int) -> None:
     )
 
 
-def check_batch_size(section: str, batch_size: int, mesh) -> None:
-  """Raises if a batch cannot be split evenly over devices."""
+def check_batch_size(
+  section: str, batch_size: int, mesh, accumulate_steps: int = 1
+) -> None:
+  """Raises if a batch, or a part of it, cannot be split over devices."""
   parts = mesh.shape['data']
-  if batch_size < 1 or batch_size % parts:
+  if batch_size < 1 or batch_size % (parts * accumulate_steps):
     what = f'the {parts} devices'
     if parts < mesh.size:
       what = f'{parts}, the {mesh.size} devices by runtime.spatial'
+    if accumulate_steps > 1:
+      what += f', times optimizer.accumulate_steps={accumulate_steps}'
     raise invalid(
       f'{section}.batch_size', batch_size, f'a positive multiple of {what}'
     )

@@ -88,7 +88,10 @@ def _train(config, workdir, notes, evaluated: bool) -> dict[str, float]:
   optimizer = train_step.make_optimizer(
     model, config.optimizer, training.num_steps
   )
-  data_checks.check_batch_size('input', config.input.batch_size, mesh)
+  num_parts = optimizer.options.accumulate_steps
+  data_checks.check_batch_size(
+    'input', config.input.batch_size, mesh, num_parts
+  )
   profile = summary.Profile(workdir, training.profile)
   done, num_steps = store.latest_step(workdir) or 0, training.num_steps
   is_first_host = jax.process_index() == 0
@@ -130,7 +133,9 @@ def _train(config, workdir, notes, evaluated: bool) -> dict[str, float]:
     _announce(config, workdir, mesh, optimizer, restored, load_report, writer)
     monitor = monitor_lib.Monitor(
       training.max_bad_steps,
-      functools.partial(monitor_lib.find_nonfinite, model, key),
+      functools.partial(
+        monitor_lib.find_nonfinite, model, key, num_parts=num_parts
+      ),
       writer.say,
     )
     compiled, window, values, is_saved = {}, [], None, True

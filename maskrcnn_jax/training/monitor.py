@@ -20,6 +20,7 @@ from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.evaluation import scores
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.structures import Instances
+from maskrcnn_jax.training import accumulation
 
 # A loss is a spike from this multiple of the median of the steps before it on.
 SPIKE_FACTOR = 5.0
@@ -154,13 +155,16 @@ class Monitor:
     self._losses.clear()
 
 
-def find_nonfinite(model: MaskRCNN, key, state, step: int, inputs) -> str:
+def find_nonfinite(
+  model: MaskRCNN, key, state, step: int, inputs, num_parts: int = 1
+) -> str:
   """Names the first non-finite tensor of a step, by computing it again.
 
   Compiled only after a step went wrong, so that the step itself stays fast.
 
   Args:
     state: after the step, whose update was skipped.
+    num_parts: of the batch, see `accumulation`; they are looked at in turn.
 
   Returns:
     A sentence with the name, in the order of computation: a parameter, an input
@@ -172,20 +176,33 @@ def find_nonfinite(model: MaskRCNN, key, state, step: int, inputs) -> str:
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
   names = []
 
-  def is_finite(*arguments):
+  @jax.jit
+  def is_finite(variables, batch, key, index):
+    part = None
+    if num_parts > 1:
+      batch = jax.tree.map(
+        lambda x: x[index], accumulation.split(batch, num_parts)
+      )
+      part = index, num_parts
     flags = []
-    for name, value in _tensors(model, *arguments):
+    for name, value in _tensors(model, variables, batch, key, part):
       names.append(name)
       flags.append(jnp.all(jnp.isfinite(value)))
     return jnp.stack(flags)
 
-  flags = jax.jit(is_finite)(variables, inputs, sampling_key).tolist()
-  if all(flags):
-    return 'All tensors of the forward pass are finite: it is a gradient'
-  return f'First tensor that is not finite: {names[flags.index(False)]}'
+  for index in range(num_parts):
+    flags = is_finite(variables, inputs, sampling_key, index).tolist()
+    if not all(flags):
+      name = names[flags.index(False)]
+      if num_parts > 1:
+        name += f', of the rows {index}, {index + num_parts}, ... of the batch'
+      return f'First tensor that is not finite: {name}'
+  return 'All tensors of the forward pass are finite: it is a gradient'
 
 
-def _tensors(model, variables, batch, key) -> Iterator[tuple[str, jax.Array]]:
+def _tensors(
+  model, variables, batch, key, part
+) -> Iterator[tuple[str, jax.Array]]:
   """Name and value of every float tensor of a step, in order."""
   yield from _named(variables)
   for name, rows in (
@@ -199,6 +216,7 @@ def _tensors(model, variables, batch, key) -> Iterator[tuple[str, jax.Array]]:
     batch['image_sizes'],
     Instances(**batch['instances']),
     batch['valid'],
+    part=part,
     rngs={'sampling': key},
     mutable=['batch_stats', 'intermediates'],
     capture_intermediates=True,

@@ -26,6 +26,9 @@ class OptimizerOptions:
     learning_rate: after the warm-up.
     tuned_batch_size: batch size of this rate; `config.load_config` scales the
       rate linearly to another batch size. None to never scale.
+    accumulate_steps: parts of a batch whose gradients are computed one after
+      another and averaged, for a batch that does not fit into the memory; see
+      `accumulation`.
     warmup_steps: length of the linear warm-up.
     warmup_learning_rate: at step 0.
     schedule: `steps`, or `cosine`: half a wave down to `final_factor`.
@@ -60,6 +63,7 @@ class OptimizerOptions:
   kind: str = 'sgd'
   learning_rate: float = 0.005
   tuned_batch_size: int | None = None
+  accumulate_steps: int = 1
   warmup_steps: int = 1000
   warmup_learning_rate: float = 0.0
   schedule: str = 'steps'
@@ -89,6 +93,9 @@ class OptimizerOptions:
       if getattr(self, name) not in known:
         wanted = f'one of {", ".join(known)}'
         raise invalid(f'optimizer.{name}', getattr(self, name), wanted)
+    if self.accumulate_steps < 1:
+      name = 'optimizer.accumulate_steps'
+      raise invalid(name, self.accumulate_steps, 'at least 1')
     for name in ('ema_decay', 'layer_decay'):
       value = getattr(self, name)
       if value is not None and not 0.0 < value < 1.0:

@@ -13,7 +13,7 @@ from maskrcnn_jax.models import losses as losses_lib
 from maskrcnn_jax.models import targets as targets_lib
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN, TrainOutputs
 from maskrcnn_jax.structures import Detections, Instances
-from maskrcnn_jax.training import schedule, train_state
+from maskrcnn_jax.training import accumulation, schedule, train_state
 from maskrcnn_jax.training.optimizer import Optimizer as Optimizer
 from maskrcnn_jax.training.optimizer import make_optimizer as make_optimizer
 from maskrcnn_jax.training.train_state import TrainState as TrainState
@@ -159,6 +159,7 @@ def loss_fn(
   batch_stats: Any,
   batch: Mapping[str, Any],
   key: jax.Array,
+  part: tuple[jax.Array, int] | None = None,
 ) -> tuple[dict[str, jax.Array], Any]:
   """The loss terms of a batch, and the batch norm statistics after it.
 
@@ -168,8 +169,14 @@ def loss_fn(
     batch_stats: its stored statistics.
     batch: `images`, `image_sizes`, `instances` and `valid`.
     key: random key of the sampling of anchors and RoIs, and of drop path.
+    part: of a larger batch, see `accumulation`, of whose sampling it has its
+      rows.
   """
   rpn_key, sampling_key = jax.random.split(key)
+  # The keys of `split` are those of 0 and 1.
+  drop_key = jax.random.fold_in(key, 2)
+  if part is not None:
+    drop_key = jax.random.fold_in(drop_key, part[0])
   valid = batch['valid']
   instances = Instances(**batch['instances'])
   instances = instances.replace(valid=instances.valid & valid[:, None])
@@ -179,12 +186,12 @@ def loss_fn(
     batch['image_sizes'],
     instances,
     valid,
-    # The keys of `split` are those of 0 and 1.
-    rngs={'sampling': sampling_key, 'drop_path': jax.random.fold_in(key, 2)},
+    part=part,
+    rngs={'sampling': sampling_key, 'drop_path': drop_key},
     mutable=['batch_stats'],
   )
   canvas = batch['images'].shape[1:3]
-  keys = jax.random.split(rpn_key, len(valid))
+  keys = accumulation.row_keys(rpn_key, len(valid), part)
   targets = rpn_targets(model, canvas, instances, valid, keys)
   losses = training_losses(model, outputs, instances, valid, targets)
   return losses, updated.get('batch_stats', batch_stats)
@@ -217,14 +224,14 @@ def train_step(
     key = jax.random.key(0)
   key = jax.random.fold_in(key, state.step)
 
-  def total_loss(params):
-    losses, batch_stats = loss_fn(model, params, state.batch_stats, batch, key)
+  def total_loss(params, batch_stats, batch, part):
+    losses, batch_stats = loss_fn(model, params, batch_stats, batch, key, part)
     losses['l2_loss'] = optimizer.decay_loss(params)
     return sum(losses.values()), (losses, batch_stats)
 
-  (total, (losses, batch_stats)), gradients = jax.value_and_grad(
-    total_loss, has_aux=True
-  )(state.params)
+  (total, (losses, batch_stats)), gradients = accumulation.value_and_grad(
+    total_loss, optimizer.options.accumulate_steps
+  )(state.params, state.batch_stats, batch)
   gradient_norm = optax.tree.norm(gradients)
   finite = jnp.isfinite(total) & jnp.isfinite(gradient_norm)
   updates, opt_state = optimizer.transformation(state.params).update(

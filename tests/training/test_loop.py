@@ -210,7 +210,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_named(
 @pytest.fixture
 def located(monkeypatch):
   """The search for the first bad tensor, which compiles, finds it at once."""
-  monkeypatch.setattr(monitor, 'find_nonfinite', lambda *_: 'located')
+  monkeypatch.setattr(monitor, 'find_nonfinite', lambda *_, **__: 'located')
 
 
 @pytest.mark.slow

@@ -73,6 +73,7 @@ def draw_gradients(count, seed=0):
     ({'decay_steps': (1, 2), 'decay_factors': (0.1,)}, 'decay_steps'),
     *(({'ema_decay': decay}, 'ema_decay') for decay in (0.0, 1.0, -0.1)),
     ({'layer_decay': 1.0}, 'layer_decay'),
+    ({'accumulate_steps': 0}, 'accumulate_steps'),
     *(({name: 'none'}, name) for name in ('kind', 'schedule', 'decayed')),
   ],
 )
