@@ -55,6 +55,12 @@ EXTRAS = {
   'hotcoco': [HOTCOCO],  # Scores COCO results faster: evaluation.scorer.
   'cuda': ['jax[cuda12]>=0.8,<0.13'],
   'tpu': ['jax[tpu]>=0.8,<0.13'],  # On any machine also `plan` for TPUs.
+  # The compiler for GPUs and ptxas, without the libraries that run programs.
+  # The plugin's version must be that of jaxlib.
+  'plan-gpu': [
+    'jax-cuda12-plugin>=0.8,<0.13',
+    'nvidia-cuda-nvcc-cu12>=12.6,<13',
+  ],
 }
 
 setuptools.setup(

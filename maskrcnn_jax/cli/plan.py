@@ -15,8 +15,9 @@ def add_verbs(add_verb) -> None:
   # fmt: off
   add('--topology', required=True, type=command_line.NAMES,
       metavar='NAME,NAME,...',
-      help='TPU slices such as v5e:4x4 or v5p:2x2x1; cpu:8 for CPU devices; '
-      'here for the devices of this machine')
+      help='TPU slices such as v5e:4x4 or v5p:2x2x1; GPUs such as h100:8, or '
+      'h200:2x8 for two hosts; cpu:8 for CPU devices; here for the devices of '
+      'this machine')
   add('--batch_per_device', type=command_line.COUNTS, metavar='N,N,...',
       help='images per device (default: the batch of the config divided by the '
       'number of devices)')

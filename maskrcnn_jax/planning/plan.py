@@ -21,11 +21,14 @@ from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.distributed import model_sharding
 from maskrcnn_jax.errors import invalid
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.planning import collectives, report, topologies
+from maskrcnn_jax.planning import chips, program_text, report, topologies
 from maskrcnn_jax.training import train_step
 
 # As in `Used 21.57G of 15.75G hbm`.
 _USED = re.compile(r'Used ([\d.]+)([KMGT]?)i?B? of ([\d.]+)([KMGT]?)i?B? hbm')
+# Part of a GPU's memory that a step may need: the rest is for CUDA's context,
+# workspaces of cuDNN, which are chosen on the GPU, and fragmentation.
+USABLE = 0.9
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 
@@ -93,7 +96,11 @@ def plan_step(
   canvas = max(config.input.canvases, key=lambda sides: sides[0] * sides[1])
   shared = ('max_instances', 'mask_size', 'image_dtype')
   options = {k: config.input[k] for k in shared if k in config.input}
-  spec = input_pipeline.batch_spec(tuple(canvas), batch_size, **options)
+
+  def make_spec(rows):
+    return input_pipeline.batch_spec(tuple(canvas), rows, **options)
+
+  spec = make_spec(batch_size)
   row = {
     'topology': topology.name,
     'devices': num_devices,
@@ -107,12 +114,26 @@ def plan_step(
   }
   if not rate_is_given:
     row['learning_rate'] *= config_lib.linear_ratio(config, batch_size)
-  lowered = lower_step(config, spec, topology)
-  row |= compile_step(lowered, topology, batch_per_device)
+  flops = None
+  if isinstance(topology.chip, chips.Gpu):
+    flops = defined_flops(config, make_spec(batch_per_device))
+  lowered = trace_step(config, spec, topology).lower()
+  row |= compile_step(lowered, topology, batch_per_device, flops)
   return row | {'input': _input(spec, row)}
 
 
-def lower_step(config, spec, topology: topologies.Topology):
+def defined_flops(config, spec) -> float:
+  """Operations of a step on one device, counted before compilation.
+
+  The compiler for GPUs reports none. In the form for TPUs products are as they
+  are defined, see `measure.count_flops`.
+  """
+  one = topologies.find('cpu:1')
+  lowered = trace_step(config, spec, one).lower(lowering_platforms=('tpu',))
+  return lowered.cost_analysis()['flops']
+
+
+def trace_step(config, spec, topology: topologies.Topology):
   """The training step of a config, traced for a topology; no array is made.
 
   `spec` is that of the global batch, see `input_pipeline.batch_spec`.
@@ -136,18 +157,29 @@ def lower_step(config, spec, topology: topologies.Topology):
   model = model_sharding.shard_model(model, mesh, shard_state)
   shardings = mesh_lib.state_shardings(state, mesh, shard_state)
   step = train_step.jit_train_step(model, optimizer, mesh, shardings)
-  return step.lower(state, batch, key)
+  return step.trace(state, batch, key)
 
 
 def compile_step(
-  lowered, topology: topologies.Topology, batch_per_device: int
+  lowered,
+  topology: topologies.Topology,
+  batch_per_device: int,
+  flops: float | None = None,
 ) -> dict[str, Any]:
-  """The fields of `plan_step` that depend on the program of `lower_step`."""
+  """The fields of `plan_step` that depend on the program.
+
+  Args:
+    lowered: of `trace_step`.
+    topology: that it was traced for.
+    batch_per_device: images.
+    flops: of one device, where the compiler reports none.
+  """
   chip = topology.chip
   capacity = int(chip.memory / chip.devices) if chip else None
+  usable = USABLE if isinstance(chip, chips.Gpu) else 1.0
   start = time.monotonic()
   try:
-    compiled = lowered.compile()
+    compiled = lowered.compile(topology.compiler_options)
   except jax.errors.JaxRuntimeError as error:
     needed = needed_memory(str(error))
     if needed is None:
@@ -158,16 +190,22 @@ def compile_step(
       **dict.fromkeys(('flops', 'bytes_accessed', 'collectives', 'time')),
     }
   seconds = time.monotonic() - start
+  text = compiled.as_text()
   costs = compiled.cost_analysis() or {}
+  if flops is not None:
+    costs = {
+      'flops': flops,
+      'bytes accessed': program_text.accessed_bytes(text),
+    }
   memory = measure.program_memory(compiled)
-  fits = capacity is None or memory['needed'] <= capacity
-  found = collectives.find_collectives(compiled.as_text())
+  fits = capacity is None or memory['needed'] <= usable * capacity
+  found = program_text.find_collectives(text)
   values = {
     'memory': memory | {'capacity': capacity, 'fits': fits},
     'flops': costs.get('flops'),
     'flops_per_image': costs.get('flops', 0) / batch_per_device or None,
     'bytes_accessed': costs.get('bytes accessed'),
-    'collectives': collectives.summary(found),
+    'collectives': program_text.summary(found),
     'compile_seconds': seconds,
   }
   return values | {'time': _time(values, costs, topology, batch_per_device)}
@@ -193,11 +231,11 @@ def _time(values, costs, topology, batch_per_device) -> dict[str, Any] | None:
   optimal = costs.get('optimal_seconds', 0)
   times = {}
   if chip:
-    sent = collectives.sent_bytes(values['collectives'], num_devices)
+    sent = program_text.sent_bytes(values['collectives'], num_devices)
     times = {
       'compute': (values['flops'] or 0) / chip.flops,
       'memory': (values['bytes_accessed'] or 0) / chip.memory_bandwidth,
-      'network': sent / chip.link_bandwidth,
+      'network': sent / _link_bandwidth(topology),
     }
     times = {name: x * chip.devices for name, x in times.items()}
   if optimal > 0:
@@ -211,6 +249,14 @@ def _time(values, costs, topology, batch_per_device) -> dict[str, Any] | None:
     'source': source,
     'images_per_second': batch_per_device * num_devices / seconds,
   }
+
+
+def _link_bandwidth(topology):
+  """Bytes per second that leave a chip along the slowest part of the ring."""
+  is_gpu = isinstance(topology.chip, chips.Gpu)
+  if is_gpu and topology.num_hosts > 1:
+    return topology.chip.host_bandwidth
+  return topology.chip.link_bandwidth
 
 
 def _input(spec, row) -> dict[str, Any]:

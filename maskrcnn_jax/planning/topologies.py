@@ -15,35 +15,8 @@ import jax
 from jax.experimental import topologies
 
 from maskrcnn_jax.errors import UserError, did_you_mean
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-  """Published figures of a chip.
-
-  Attributes:
-    name: of its descriptions in the compiler.
-    kind: `device_kind` of its devices in JAX.
-    axes: of the torus or mesh that chips form.
-    max_chips: of the largest slice.
-    devices: of JAX per chip; each has its share of what follows.
-    flops: per second, in bfloat16.
-    memory: bytes of HBM.
-    memory_bandwidth: bytes per second.
-    link_bandwidth: bytes per second that leave a chip over all its links.
-    options: of the description.
-  """
-
-  name: str
-  kind: str
-  axes: int
-  max_chips: int
-  devices: int
-  flops: float
-  memory: float
-  memory_bandwidth: float
-  link_bandwidth: float
-  options: tuple[tuple[str, str], ...] = ()
+from maskrcnn_jax.planning import chips
+from maskrcnn_jax.planning.chips import CHIPS, GPUS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,36 +27,17 @@ class Topology:
     name: as given.
     devices: of JAX, real or described.
     num_hosts: that deliver their input.
-    chip: None if it is not in `CHIPS`.
+    chip: None if its figures are not known.
+    compiler_options: of XLA.
   """
 
   name: str
   devices: Sequence
   num_hosts: int
-  chip: Chip | None
+  chip: chips.Chip | chips.Gpu | None
+  compiler_options: dict | None = None
 
 
-# Google's pages on TPU v4, v5e, v5p, v6e and TPU7x (docs.cloud.google.com/tpu).
-# Their figures of links count both directions, or are in bits. Two devices of
-# TPU v4 and v5p act as one, those of TPU7x do not.
-CHIPS = {
-  'v4': Chip(
-    *('v4', 'TPU v4', 3, 4096, 1, 275e12, 32 * 2**30, 1.2e12, 300e9),
-    options=(('chip_config_name', 'megacore'),),
-  ),
-  'v5e': Chip(
-    *('v5e', 'TPU v5 lite', 2, 256, 1, 197e12, 16 * 2**30, 819e9, 200e9)
-  ),
-  'v5p': Chip(
-    *('v5p', 'TPU v5', 3, 6144, 1, 459e12, 95 * 2**30, 2.765e12, 600e9)
-  ),
-  'v6e': Chip(
-    *('v6e', 'TPU v6 lite', 2, 256, 1, 918e12, 32 * 2**30, 1.638e12, 400e9)
-  ),
-  'v7x': Chip(
-    *('tpu7x', 'TPU7x', 3, 9216, 2, 2307e12, 192 * 2**30, 7.38e12, 600e9)
-  ),
-}
 # Without them, libtpu queries the metadata server for the TPU of this machine,
 # and allows only one process.
 _QUIET = {
@@ -99,8 +53,13 @@ _CPU = 'cpu'
 KNOWN = (
   'here (the devices of this machine), cpu:N (the CPU as N devices), '
   + ', '.join(f'{k}:{"AxBxC"[: 2 * c.axes - 1]}' for k, c in CHIPS.items())
-  + ' (chips of a TPU slice along its axes, such as v5e:4x4)'
+  + ' (chips of a TPU slice along its axes, such as v5e:4x4), '
+  + ', '.join(f'{kind}:N' for kind in GPUS)
+  + ' (GPUs of one host, or HOSTSxN)'
 )
+# There is no GPU to tune Triton's products on, and its default tiles need more
+# shared memory than some have. cuBLAS computes them instead.
+_GPU_OPTIONS = {'xla_gpu_enable_triton_gemm': False}
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -113,9 +72,11 @@ def check_names(names: Sequence[str]) -> None:
     if name == _HERE:
       continue
     kind, _, text = name.partition(':')
-    hint = '.' if kind in (*CHIPS, _CPU) else did_you_mean(kind, CHIPS)
-    sides, axes = _sides(text), CHIPS[kind].axes if kind in CHIPS else 1
-    if kind not in (*CHIPS, _CPU) or len(sides) > axes or min(sides) < 1:
+    known = *CHIPS, *GPUS, _CPU
+    hint = '.' if kind in known else did_you_mean(kind, known)
+    axes = 2 if kind in GPUS else CHIPS[kind].axes if kind in CHIPS else 1
+    sides = _sides(text)
+    if kind not in known or len(sides) > axes or min(sides) < 1:
       raise _error(name, f'{name!r} is no topology{hint} Known are {KNOWN}.')
     if kind in CHIPS and math.prod(sides) > CHIPS[kind].max_chips:
       raise _error(
@@ -169,6 +130,8 @@ def find(name: str, num_devices: int | None = None) -> Topology:
         len(devices),
       )
     return _topology(name, devices[:count])
+  if kind in GPUS:
+    return _gpus(name, kind, _sides(text))
   if importlib.util.find_spec('libtpu') is None:
     raise _error(
       name,
@@ -191,10 +154,40 @@ def find(name: str, num_devices: int | None = None) -> Topology:
   return _topology(name, slice_.devices)
 
 
+def _gpus(name, kind, sides) -> Topology:
+  """Described GPUs, `[hosts, GPUs of a host]` or GPUs of one host."""
+  parts = 'jax_plugins.xla_cuda12', 'nvidia.cuda_nvcc'
+  if not all(map(_is_installed, parts)):
+    raise _error(
+      name,
+      f'{name} needs the compiler for GPUs, which runs on any machine: pip '
+      'install "maskrcnn-jax[plan-gpu]".',
+      'jax-cuda12-plugin',
+    )
+  hosts, count = [1, *sides][-2:]
+  described = topologies.get_topology_desc(
+    platform='cuda',
+    target_config=GPUS[kind].target,
+    topology=f'1x{hosts}x{count}',
+  )
+  found = _topology(name, described.devices)
+  return dataclasses.replace(
+    found, chip=GPUS[kind], compiler_options=_GPU_OPTIONS
+  )
+
+
+def _is_installed(module: str) -> bool:
+  try:
+    return importlib.util.find_spec(module) is not None
+  except ModuleNotFoundError:  # Of the package around it.
+    return False
+
+
 def _topology(name, devices) -> Topology:
-  chips = [x for x in CHIPS.values() if x.kind == devices[0].device_kind]
+  known = [*CHIPS.values(), *GPUS.values()]
+  found = [x for x in known if x.kind == devices[0].device_kind]
   num_hosts = len({device.process_index for device in devices})
-  return Topology(name, devices, num_hosts, chips[0] if chips else None)
+  return Topology(name, devices, num_hosts, found[0] if found else None)
 
 
 def _sides(text: str) -> list[int]:

@@ -21,7 +21,7 @@ from maskrcnn_jax.checkpoints import store
 from maskrcnn_jax.training import evaluator
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.distributed import model_sharding
-from maskrcnn_jax.planning import collectives
+from maskrcnn_jax.planning import program_text
 from maskrcnn_jax.training import train_step
 arguments = [json.loads(text) for text in sys.argv[1:]]
 """
@@ -88,7 +88,7 @@ def step(num_devices, spatial=1, shard_state='none'):
       for i in range(num_devices)
     ],
     'repeated': [
-      x.source for x in collectives.find_collectives(compiled.as_text())
+      x.source for x in program_text.find_collectives(compiled.as_text())
       if x.times != 1
     ],
     'collectives': [

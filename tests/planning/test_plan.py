@@ -27,13 +27,14 @@ def _make_config():
   return config
 
 
-def _run(folder, *flags):
+def _run(folder, *flags, **variables):
   """The rows of `maskrcnn-jax plan`, and its printed tables."""
   path = tiny_run.write_config(_make_config(), folder / 'tiny.py')
   paths = [str(ROOT), os.environ.get('PYTHONPATH', '')]
   environment = os.environ | {
     'PYTHONPATH': os.pathsep.join(filter(None, paths)),
     'XLA_FLAGS': quick.xla_flags(),
+    **variables,
   }
   words = [f'--config={path}', f'--output={folder / "out"}', *flags]
   done = subprocess.run(
@@ -166,7 +167,7 @@ ROW = {
 class _Refused:
   """A lowered step that needs too much memory."""
 
-  def compile(self):
+  def compile(self, options):
     raise jax.errors.JaxRuntimeError(
       'RESOURCE_EXHAUSTED: Used 1.50T of 15.75G hbm.'
     )
@@ -231,3 +232,25 @@ def test_a_described_slice_of_tpus(tmp_path):
   # That compiler adds up some gradients in parts.
   assert gradients <= total < 1.1 * gradients
   assert 'v5e:2x2' in shown
+
+
+@pytest.mark.slow
+def test_described_gpus(tmp_path):
+  pytest.importorskip('jax_plugins.xla_cuda12')
+  dumped = tmp_path / 'programs'
+  rows, shown = _run(
+    tmp_path,
+    *('--topology=h100:2', '--batch_per_device=1'),
+    XLA_FLAGS=f'--xla_dump_to={dumped}',
+  )
+  (row,) = rows
+  assert row['device_kind'] == 'NVIDIA H100 80GB HBM3'
+  assert (row['devices'], row['hosts'], row['batch_size']) == (2, 1, 2)
+  assert 0 < row['memory']['needed'] < row['memory']['capacity']
+  assert row['flops'] > 0 and row['bytes_accessed'] > 0
+  assert row['time']['step_seconds'] > 0
+  assert {x['kind'] for x in row['collectives']} == {'all-reduce'}
+  assert {x['times'] for x in row['collectives']} == {1}
+  assert 'h100:2' in shown
+  # Machine code was made.
+  assert list(dumped.glob('*train_step*.ptx'))

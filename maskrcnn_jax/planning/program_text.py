@@ -1,4 +1,4 @@
-"""Collectives of a compiled program, parsed from its optimised HLO text.
+"""Collectives and bytes of a compiled program, from its optimised HLO text.
 
 The text has computations of one instruction a line,
 `%name = type opcode(%operand, ...), attribute=...`. Lines of another form are
@@ -30,6 +30,11 @@ _CALLED = re.compile(
   r'branch_computations|called_computations)=(\{[^}]*\}|%?[\w.-]+)'
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+# Opcodes that touch no memory, or whose other half counts.
+_FREE = re.compile(
+  r'after-all|bitcast|constant|get-tuple-element|parameter|partition-id|'
+  r'replica-id|tuple|.*-done'
+)
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
 
@@ -74,6 +79,37 @@ def find_collectives(text: str) -> list[Collective]:
   found = []
   _visit(entry, 1, computations, found)
   return found
+
+
+def accessed_bytes(text: str) -> int:
+  """Bytes that the kernels of a program read and write, an upper bound.
+
+  Every kernel reads its operands and writes its results once, as a whole, also
+  where it gathers a part of them; the body of a loop of unknown length counts
+  once.
+
+  Args:
+    text: of `jax.stages.Compiled.as_text`.
+  """
+  entry, computations = _read(text)
+  return _accessed(entry, computations) if entry else 0
+
+
+def _accessed(name, computations) -> int:
+  total = 0
+  instructions = computations.get(name, {})
+  for instruction in instructions.values():
+    if instruction.opcode in ('while', 'conditional', 'call'):
+      trips = _TRIPS.search(instruction.line)
+      for called in _CALLED.findall(instruction.line):
+        for callee in re.findall(r'[\w.-]+', called):
+          times = int(trips[1]) if trips else 1
+          total += times * _accessed(callee, computations)
+    elif not _FREE.fullmatch(instruction.opcode):
+      operands = [x for x in instruction.operands if x in instructions]
+      total += _size(instruction.type)
+      total += sum(_size(instructions[x].type) for x in operands)
+  return total
 
 
 def _visit(name, times, computations, found) -> None:

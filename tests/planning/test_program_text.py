@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from maskrcnn_jax.planning import collectives
+from maskrcnn_jax.planning import program_text
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -60,20 +60,20 @@ ENTRY %main.3_spmd (p0: f32[32,4], p1: f32[8]) -> f32[32,4] {
 
 
 def test_collectives_of_a_text_by_hand():
-  found = collectives.find_collectives(TEXT)
+  found = program_text.find_collectives(TEXT)
   gradient = 'jit(step)/transpose(jvp(model))/dot'
   assert set(found) == {
-    collectives.Collective('all-reduce', (32 * 4 + 8) * 4, gradient, 1),
-    collectives.Collective('all-gather', 16 * 4, 'jit(step)/top_k', 1),
-    collectives.Collective('reduce-scatter', 4 * 8 * 2, '', 1),
-    collectives.Collective('collective-permute', 4, '', 5),
-    collectives.Collective('all-reduce', 4, 'jit(step)/nms/while', None),
+    program_text.Collective('all-reduce', (32 * 4 + 8) * 4, gradient, 1),
+    program_text.Collective('all-gather', 16 * 4, 'jit(step)/top_k', 1),
+    program_text.Collective('reduce-scatter', 4 * 8 * 2, '', 1),
+    program_text.Collective('collective-permute', 4, '', 5),
+    program_text.Collective('all-reduce', 4, 'jit(step)/nms/while', None),
   }
   assert len(found) == 5
 
 
 def test_summary_counts_known_loops_and_names_others():
-  rows = collectives.summary(collectives.find_collectives(TEXT))
+  rows = program_text.summary(program_text.find_collectives(TEXT))
   permuted = next(row for row in rows if row['kind'] == 'collective-permute')
   assert permuted == {
     'kind': 'collective-permute',
@@ -85,8 +85,8 @@ def test_summary_counts_known_loops_and_names_others():
   assert [row['bytes'] for row in rows] == [544, 64, 64, 20, 4]
   # Twice around for the all-reduce; the loop of unknown length is skipped.
   sent = (2 * 544 + 64 + 64 + 20) * 7 / 8
-  assert collectives.sent_bytes(rows, 8) == sent
-  assert collectives.sent_bytes(rows, 1) == 0
+  assert program_text.sent_bytes(rows, 8) == sent
+  assert program_text.sent_bytes(rows, 1) == 0
 
 
 @pytest.mark.parametrize(
@@ -104,14 +104,25 @@ def test_summary_counts_known_loops_and_names_others():
   ],
 )
 def test_size_of_a_type(type_, size):
-  assert collectives._size(type_) == size
+  assert program_text._size(type_) == size
+
+
+def test_accessed_bytes_by_hand():
+  entry = 2 * (32 * 4 + 8) * 4 + (8 + 8 + 16) * 4  # all-reduce, gather-start
+  entry += 32 * 4 * 4 + 32 * 2  # cast
+  # The asynchronous scatter: its start's operand and results.
+  entry += 32 * 2 + (32 + 16) * 2 + 4
+  # Five times the permutation, the comparison, and one round of the inner loop,
+  # which adds up a number and compares.
+  loop = 5 * (8 + 9 + (8 + 9))
+  assert program_text.accessed_bytes(TEXT) == entry + loop
 
 
 def test_a_text_without_entry_is_refused():
   with pytest.raises(ValueError, match='ENTRY'):
-    collectives.find_collectives('HloModule nothing')
+    program_text.find_collectives('HloModule nothing')
   one = 'ENTRY %main (x: f32[]) -> f32[] {\n  ROOT %x = f32[] parameter(0)\n}'
-  assert collectives.find_collectives(one) == []
+  assert program_text.find_collectives(one) == []
 
 
 # Gradients of two arrays, batch split over two devices.
@@ -119,7 +130,7 @@ PROGRAM = """
 import json
 import jax
 import jax.numpy as jnp
-from maskrcnn_jax.planning import collectives
+from maskrcnn_jax.planning import program_text
 from maskrcnn_jax.distributed import mesh as sharding
 
 mesh = sharding.make_mesh()
@@ -132,8 +143,8 @@ step = jax.jit(
 )
 params = {'w': jnp.ones([64, 32]), 'b': jnp.ones(32)}
 compiled = step.lower(params, jnp.ones([8, 64])).compile()
-found = collectives.find_collectives(compiled.as_text())
-print(json.dumps(collectives.summary(found)))
+found = program_text.find_collectives(compiled.as_text())
+print(json.dumps(program_text.summary(found)))
 """
 
 
