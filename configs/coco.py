@@ -190,6 +190,26 @@ def _input():
       # Nearest neighbours of pixel centres for masks, as TensorFlow.
       'half_pixel_masks': True,
     },
+    'augment': {  # AugmentOptions, beside the flip; docs/augmentation.md.
+      # Choice of the shorter side, like (640, 672, 704, 736, 768, 800).
+      'short_edges': placeholder(tuple),
+      # Factors of the size that fits the canvas, such as (0.1, 2.0); the rest
+      # is cropped. None: always 1.
+      'scale_range': placeholder(tuple),
+      'vertical_flip': False,  # Vertical flips of half of the images.
+      'quarter_turns': False,  # Turns by 0, 90, 180 or 270 degrees.
+      'rotation': 0.0,  # Largest angle in degrees, to both sides.
+      # Smallest share of a side that a random crop keeps; None: no crop.
+      'crop': placeholder(float),
+      # Changes of brightness, contrast, saturation, hue and channel order.
+      'photometric': False,
+      # Share of images that objects of another image are pasted onto.
+      'copy_paste': 0.0,
+      # An object under pasted ones is removed if a side of its box moves by
+      # more than this, in pixels,
+      'occluded_move': 10.0,
+      'occluded_area': 300,  # and if no more than these pixels are left.
+    },
   }
 
 

@@ -13,7 +13,7 @@ import pytest
 from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.checkpoints import saved_config
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.input_pipeline import batches, transforms
+from maskrcnn_jax.input_pipeline import augment, batches, transforms
 from maskrcnn_jax.models import mask_rcnn
 from maskrcnn_jax.training import loop, optimizer, options
 
@@ -105,9 +105,11 @@ def test_habana_1x_is_the_default_of_input_and_optimizer():
   assert options == optimizer.OptimizerOptions(tuned_batch_size=4)
   resize = transforms.ResizeOptions(**config.input.resize)
   assert resize == transforms.ResizeOptions()
+  augmented = augment.AugmentOptions(**config.input.augment)
+  assert augmented == augment.AugmentOptions()
   defaults = inspect.signature(batches.train_batches).parameters
   for name, value in config.input.items():
-    if name not in ('file_pattern', 'resize'):
+    if name not in ('file_pattern', 'resize', 'augment'):
       assert value == defaults[name].default, name
 
 

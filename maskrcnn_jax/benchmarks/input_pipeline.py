@@ -19,6 +19,8 @@ import tensorflow as tf
 from maskrcnn_jax.benchmarks import measure
 from maskrcnn_jax.datasets import records
 from maskrcnn_jax.input_pipeline import (
+  augment,
+  augmented,
   batches,
   decode,
   order,
@@ -41,7 +43,9 @@ def run(config: Any, rounds: int, num_images: int = 90) -> list[measure.Row]:
 
   Returns:
     Rows of an image: `cache nothing`, `cache records` and `cache rows` are
-    training batches; the stages are of the images of the most frequent canvas,
+    training batches; with augmentation rows are not cached, and `no
+    augmentation` has the `ratio` of the time of the first row to its own. The
+    stages are of the images of the most frequent canvas, without copy-paste,
     and `rest` is what a batch without cache takes beyond them. The first row
     also has `num_images`, the mean `num_objects` and `megapixels` of an image,
     and `cores`, empty where the system does not pin processes.
@@ -76,13 +80,12 @@ def _measure(inputs, num_images, rounds) -> list[measure.Row]:
     )
     inputs |= {'file_pattern': str(path), 'split': None}
     index = records.index_records(str(path))
-    sides = {
-      f'cache {cache}': _epoch({**inputs, 'cache': cache}, len(index))
-      for cache in ('nothing', 'records', 'rows')
-    }
+    sides = _sides(inputs, len(index))
     stages = _stages(index, inputs)
     rows = measure.run(sides | stages, rounds, 0, 'input')
     objects = [len(records.read_objects(index, x)) for x in chosen]
+  if 'no augmentation' in sides:
+    measure.add_ratios([rows[0], rows[len(sides) - 1]])
   times = [row['seconds']['median'] for row in rows]
   rest = times[0] - sum(times[len(sides) :])
   rows[0] |= {
@@ -91,6 +94,21 @@ def _measure(inputs, num_images, rounds) -> list[measure.Row]:
     'megapixels': float(np.mean(index.heights / 1e6 * index.widths)),
   }
   return [*rows, {'name': 'rest', **measure.timing([rest])}]
+
+
+def _sides(inputs, num_images) -> dict[str, measure.Side]:
+  """Training batches with each cache, or with and without augmentation."""
+
+  def epoch(**changes):
+    return _epoch(inputs | changes, num_images)
+
+  sides = {
+    f'cache {cache}': epoch(cache=cache) for cache in ('nothing', 'records')
+  }
+  if augment.augment_options(inputs.get('augment')).is_on:
+    off = epoch(cache='nothing', augment=None)
+    return sides | {'no augmentation': off}
+  return sides | {'cache rows': epoch(cache='rows')}
 
 
 def _epoch(inputs, num_images) -> measure.Side:
@@ -131,6 +149,7 @@ def _stages(index, inputs) -> dict[str, measure.Side]:
   options = transforms.TransformOptions(
     **{name: inputs[name] for name in names if name in inputs},
     resize=transforms.resize_options(inputs.get('resize')),
+    augment=augment.augment_options(inputs.get('augment')),
   )
   fits = [transforms.fit_size(x, options.resize) for x in inputs['canvases']]
   choices = order.assign_canvases(index.heights, index.widths, fits)
@@ -146,6 +165,10 @@ def _stages(index, inputs) -> dict[str, measure.Side]:
   def decode_record(row, serialized):
     record = records.parse_record(serialized)
     return row, decode.decode_record(record, options.max_instances)
+
+  def augment_example(row, example):
+    location = {'seed': tf.stack([row, 0]), 'canvas': canvas, 'fit': fit}
+    return augmented.augment_example(example, location, options)[0]
 
   def resize(row, example):
     flip = transforms.draw_flip(tf.stack([row, 0]), options)
@@ -180,12 +203,17 @@ def _stages(index, inputs) -> dict[str, measure.Side]:
 
     return measure.Side(seconds)
 
-  for name, step in {
-    'read': lambda x: x.flat_map(read),
-    'decode_image': lambda x: x.map(decode_record),
+  middle = {
     'resize': lambda x: x.map(resize),
     'round': lambda x: x.map(finish_image),
     'masks': lambda x: x.map(crop_masks),
+  }
+  if options.augment.is_on:
+    middle = {'augment': lambda x: x.map(augment_example)}
+  for name, step in {
+    'read': lambda x: x.flat_map(read),
+    'decode_image': lambda x: x.map(decode_record),
+    **middle,
     'pad': lambda x: x.map(lambda row: transforms.pad(row, canvas, options)),
     'batch': lambda x: x.batch(inputs['batch_size']),
   }.items():

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from maskrcnn_jax.datasets import images, records
 from maskrcnn_jax.errors import invalid
+from maskrcnn_jax.input_pipeline import augment as augmentation
 from maskrcnn_jax.input_pipeline import cache as caches
 from maskrcnn_jax.input_pipeline import order, reader, transforms
 from maskrcnn_jax.input_pipeline.iterators import Batches
@@ -39,6 +40,7 @@ def train_batches(
   repeat_first: bool = False,
   max_unreadable_share: float = 0.05,
   max_pixels: int | None = None,
+  augment: Mapping | None = None,
 ) -> Batches:
   """Endless batches for training.
 
@@ -74,6 +76,7 @@ def train_batches(
       at `faults.MAX_LOST_IN_A_ROW` such rows without a break.
     max_pixels: of the largest image, see `images.set_max_pixels`; None: as it
       is.
+    augment: fields of `augment.AugmentOptions`; rows are then not cached.
 
   Returns:
     An iterator of dicts (the batch table of the README) with `position` and
@@ -89,7 +92,11 @@ def train_batches(
     flip=flip,
     image_dtype=image_dtype,
     resize=transforms.resize_options(resize),
+    augment=augmentation.augment_options(augment),
   )
+  if cache == 'rows' and options.augment.is_on:
+    wanted = "'records' or 'nothing': with input.augment every row is new"
+    raise invalid('input.cache', cache, wanted)
   if start_examples < 0:
     raise ValueError(f'start_examples must be 0 or more, got {start_examples}.')
   if cache not in (None, *caches.MODES):

@@ -2,7 +2,7 @@
 
 A record is a few times smaller than its row and saves reading alone; a row
 saves everything but padding. A row depends on its record and on whether it is
-mirrored, so each is kept up to twice.
+mirrored, so each is kept up to twice; augmented rows, always new, are not kept.
 """
 
 import contextlib
@@ -44,7 +44,9 @@ def choose_mode(index: RecordIndex, fits: np.ndarray, options) -> str:
   pixels = int(np.sum(np.prod(sizes, axis=-1, dtype=np.int64)))
   bytes_per_pixel = 3 * np.dtype(options.image_dtype).itemsize
   # The crops of masks add a few hundredths to the images.
-  if fits_in_memory(pixels * bytes_per_pixel * (2 if options.flip else 1)):
+  num_bytes = pixels * bytes_per_pixel * (2 if options.flip else 1)
+  # A row that is drawn would be the same for ever.
+  if not options.augment.is_on and fits_in_memory(num_bytes):
     return 'rows'
   is_small = fits_in_memory(int(index.lengths.sum()))
   return 'records' if is_small else 'nothing'

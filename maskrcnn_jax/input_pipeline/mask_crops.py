@@ -49,11 +49,41 @@ def crop_masks(encoded, image_size, boxes, rows, columns, mask_size: int):
     fn_output_signature=tf.TensorSpec([side, side], tf.uint8),
     parallel_iterations=1,  # One decoded mask at a time.
   )
+  return _interpolate(samples > 0, y_weights, x_weights, mask_size)
+
+
+def crop_patch(patch, corner, box, canvas, mask_size: int):
+  """The crop of one mask of which only a part is there; see `crop_masks`.
+
+  Args:
+    patch: `[h, w]` bool, at least one pixel; outside of it there is nothing.
+    corner: (y, x) of the patch on the canvas.
+    box: `[4]` in pixels of the canvas.
+    canvas: `[2]` int32 (height, width).
+    mask_size: side of the crop.
+
+  Returns:
+    `[mask_size, mask_size]` float32 in 0..1.
+  """
+  # Both axes at once: what costs time here is the number of operations.
+  indices, weights, shown = _points(
+    *(box[:2], box[2:], tf.reshape(canvas, [2, 1]), mask_size)
+  )
+  indices -= tf.stack(corner)[:, None]
+  inside = tf.clip_by_value(indices, 0, tf.shape(patch)[:, None] - 1)
+  weights = tf.where(shown & (inside == indices), weights, 0.0)
+  samples = tf.gather(tf.cast(patch, tf.uint8), inside[0])
+  samples = tf.gather(tf.transpose(samples), inside[1])
+  return _interpolate(samples > 0, weights[0], weights[1], mask_size)[0]
+
+
+def _interpolate(samples, y_weights, x_weights, mask_size: int):
+  """Crops of the sampled pixels, `[..., x, y]` bool, and their weights."""
   # The two neighbors of a point get their own axis.
   samples = tf.reshape(samples, [-1, 2, mask_size, 2, mask_size])
   x_weights = tf.reshape(x_weights, [-1, 2, mask_size, 1, 1])
   y_weights = tf.reshape(y_weights, [-1, 1, 1, 2, mask_size])
-  values = tf.cast(samples > 0, tf.float32) * (y_weights * x_weights)
+  values = tf.cast(samples, tf.float32) * (y_weights * x_weights)
   values = values[:, :, :, 0] + values[:, :, :, 1]
   return tf.transpose(values[:, 0] + values[:, 1], [0, 2, 1])
 
@@ -65,6 +95,21 @@ def _samples(starts, ends, pixels, mask_size: int):
   the upper ones; weights are 0 outside the image.
   """
   length = tf.size(pixels)
+  neighbors, weights, inside = _points(starts, ends, length, mask_size)
+  indices = tf.gather(pixels, tf.clip_by_value(neighbors, 0, length - 1))
+  shown = inside & (indices != OUTSIDE)
+  return tf.maximum(indices, 0), tf.where(shown, weights, 0.0)
+
+
+def _points(starts, ends, length, mask_size: int):
+  """Neighbors, weights and places inside, `[n, 2 * mask_size]` each.
+
+  Args:
+    starts: `[n]` float32, of boxes along an axis.
+    ends: `[n]` float32.
+    length: int32 of the axis, scalar or `[n, 1]`.
+    mask_size: side of the crops.
+  """
   size = tf.cast(length, tf.float32)
   # Times the reciprocal, as TensorFlow's graph optimizer makes of a division;
   # a last bit here is 1e-4 of a pixel at the far end of a large canvas.
@@ -75,10 +120,8 @@ def _samples(starts, ends, pixels, mask_size: int):
   weight = points - lower
   inside = (points >= 0.0) & (points <= size - 1.0)
   neighbors = tf.cast(tf.concat([lower, upper], axis=1), tf.int32)
-  indices = tf.gather(pixels, tf.clip_by_value(neighbors, 0, length - 1))
   weights = tf.concat([1.0 - weight, weight], axis=1)
-  shown = tf.tile(inside, [1, 2]) & (indices != OUTSIDE)
-  return tf.maximum(indices, 0), tf.where(shown, weights, 0.0)
+  return neighbors, weights, tf.tile(inside, [1, 2])
 
 
 def _enclose(indices, weights):

@@ -15,20 +15,17 @@ import tensorflow as tf
 from absl import logging
 
 from maskrcnn_jax.datasets import records
+from maskrcnn_jax.input_pipeline import (
+  augmented,
+  decode,
+  faults,
+  locations,
+  order,
+  transforms,
+)
 from maskrcnn_jax.input_pipeline import cache as caches
-from maskrcnn_jax.input_pipeline import decode, faults, order, transforms
 from maskrcnn_jax.input_pipeline.faults import ImageFault, ObjectFault
 
-_LOCATION = {
-  'row': ([None], tf.int64),
-  'image_id': ([None], tf.int64),
-  'path': ([None], tf.string),
-  'offset': ([None], tf.int64),
-  'length': ([None], tf.int64),
-  'seed': ([None, 2], tf.int64),
-  'canvas': ([None, 2], tf.int32),
-  'fit': ([None, 2], tf.int32),
-}
 _OBJECT_REASONS = {
   ObjectFault.UNUSABLE_CLASS: 'its class is {label}, wanted 1 or more',
   ObjectFault.ZERO_AREA_BOX: 'its box {box} has no area',
@@ -56,40 +53,6 @@ def set_up_tensorflow(num_threads: int | None) -> None:
     with contextlib.suppress(RuntimeError):
       tf.config.threading.set_inter_op_parallelism_threads(num_threads)
       tf.config.threading.set_intra_op_parallelism_threads(num_threads)
-
-
-def _record_locations(numbers, plan, seeds, index, canvases, fits):
-  """Dataset of record locations: file and offset, with seed and canvas."""
-  paths = np.array([os.fsencode(path) for path in index.files], object)
-
-  def columns(number):
-    part = plan(number)
-    size = len(part.rows)
-    filler = part.rows == order.FILLER
-    found = {
-      'row': part.rows,
-      'image_id': np.where(filler, 0, index.image_ids[part.rows]),
-      'path': paths[index.file_indices[part.rows]],
-      'offset': index.offsets[part.rows],
-      'length': index.lengths[part.rows],
-      'seed': seeds(part),
-      'canvas': np.tile(canvases[part.canvas], (size, 1)),
-      'fit': np.tile(fits[part.canvas], (size, 1)),
-    }
-    return [
-      np.asarray(found[name], dtype.as_numpy_dtype)
-      for name, (_, dtype) in _LOCATION.items()
-    ]
-
-  def locate(number):
-    dtypes = [dtype for _, dtype in _LOCATION.values()]
-    values = tf.numpy_function(columns, [number], dtypes)
-    return {
-      name: tf.ensure_shape(value, shape)
-      for value, (name, (shape, _)) in zip(values, _LOCATION.items())
-    }
-
-  return numbers.map(locate).unbatch()
 
 
 def read_batches(
@@ -126,8 +89,9 @@ def read_batches(
   static = canvases[0] if len(set(map(tuple, canvases))) == 1 else (None, None)
   kept = caches.Cache(caches.limit_bytes())
 
-  dataset = _record_locations(
-    numbers, plan, seeds, index, canvases, fits
+  dataset = locations.record_locations(
+    *(numbers, plan, seeds, index, canvases, fits),
+    options.augment.copy_paste,
   ).interleave(
     lambda location: _one_row(location, index, options, cache, kept),
     cycle_length=num_threads,
@@ -148,22 +112,15 @@ def read_batches(
 
 def _one_row(location, index, options, cache: str, kept: caches.Cache):
   """Dataset of the row of one location; zeros if it cannot be read."""
-  record = records.record_at(
-    location['path'], location['offset'], location['length']
-  )
-  record = record.take(tf.cast(location['row'] != order.FILLER, tf.int64))
-  if cache == 'records':
-    record = caches.cached(kept, record, [location['row']])
   flip = transforms.draw_flip(location['seed'], options)
-  # An error inside tf.data would end the iterator or, ignored, shift all later
-  # rows; here it leaves one of the first alternatives empty.
-  full, careful = (
-    record.map(
-      lambda x, c=c: _transform(x, location, flip, index, options, careful=c)
-    ).ignore_errors()
-    for c in (False, True)
+  inputs = _record(location, cache, kept)
+  if 'partner' in location:
+    pasted = _source(location['partner'], options, cache, kept)
+    inputs = tf.data.Dataset.zip(inputs, pasted)
+  row = _first_good(
+    inputs,
+    lambda *x, careful: _transform(*x, location, flip, index, options, careful),
   )
-  row = full.concatenate(careful).take(1)
   if cache == 'rows':
     row = caches.cached(kept, row, [location['row'], flip])
   named = {'image_ids': location['image_id']}
@@ -175,12 +132,53 @@ def _one_row(location, index, options, cache: str, kept: caches.Cache):
   return row.concatenate(empty).take(1)
 
 
-def _transform(serialized, location, flip, index, options, careful: bool):
-  """Parses and transforms the record of a location."""
-  record = records.parse_record(serialized)
-  row = transforms.transform(
-    record, location['canvas'], location['fit'], flip, options, careful
+def _record(location, cache: str, kept: caches.Cache):
+  """Dataset of the serialized record of a location; none for a filler."""
+  record = records.record_at(
+    location['path'], location['offset'], location['length']
   )
+  record = record.take(tf.cast(location['row'] != order.FILLER, tf.int64))
+  if cache == 'records':
+    record = caches.cached(kept, record, [location['row']])
+  return record
+
+
+def _first_good(inputs, make):
+  """What is made of the one element of a dataset, quickly or carefully.
+
+  An error inside tf.data would end the iterator or, ignored, shift all later
+  rows; here it leaves one of the first alternatives empty.
+  """
+  full, careful = (
+    inputs.map(lambda *x, c=c: make(*x, careful=c)).ignore_errors()
+    for c in (False, True)
+  )
+  return full.concatenate(careful).take(1)
+
+
+def _source(location, options, cache: str, kept: caches.Cache):
+  """Dataset of the objects that are pasted; none if there is no such image."""
+
+  def make(serialized, careful):
+    record = records.parse_record(serialized)
+    return augmented.make_source(record, location, options, careful)
+
+  source = _first_good(_record(location, cache, kept), make)
+  empty = tf.data.Dataset.from_tensors(location)
+  empty = empty.map(lambda x: augmented.empty_source(x, options))
+  return source.concatenate(empty).take(1)
+
+
+def _transform(serialized, *arguments):
+  """Parses and transforms the record of a location."""
+  *source, location, flip, index, options, careful = arguments
+  record = records.parse_record(serialized)
+  if options.augment.is_on:
+    row = augmented.transform(record, location, options, careful, *source)
+  else:
+    row = transforms.transform(
+      record, location['canvas'], location['fit'], flip, options, careful
+    )
 
   def describe(row, codes, boxes, classes):
     return _describe_objects(index, int(row), codes, boxes, classes)

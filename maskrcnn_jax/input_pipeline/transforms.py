@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from maskrcnn_jax.errors import UserError, did_you_mean
 from maskrcnn_jax.input_pipeline import decode, mask_crops
+from maskrcnn_jax.input_pipeline.augment import AugmentOptions
 from maskrcnn_jax.input_pipeline.faults import ObjectFault
 
 _MOST_FLOATS = 2**26
@@ -48,6 +49,7 @@ class TransformOptions:
   image_dtype: str = 'uint8'
   with_instances: bool = True
   resize: ResizeOptions = ResizeOptions()
+  augment: AugmentOptions = AugmentOptions()
 
 
 def resize_options(fields: Mapping | None) -> ResizeOptions:
@@ -201,11 +203,8 @@ def transform(
 ):
   """One row of a batch from one record, without its padding.
 
-  This is where augmentation goes: after `resize`, as functions of the example,
-  before masks are cropped. A geometric one changes `image`, `boxes`, `rows` and
-  `columns` together. Random values are drawn where `flip` is, in `reader` from
-  `location['seed']`, and passed in. A cache of rows would repeat the first draw
-  for ever, so set `input.cache='records'`.
+  Nothing is drawn but the flip; `augmented.transform` is the counterpart with
+  augmentation.
 
   Args:
     record: see `datasets.records.parse_record`.
@@ -236,12 +235,12 @@ def transform(
   return row
 
 
-def pad_image(image, canvas):
-  """An image with zeros below and to the right, as large as the canvas."""
+def pad_image(image, canvas, value: int = 0):
+  """An image with a value below and to the right, as large as the canvas."""
   # Whole rows are padded three times as fast as pixels of three channels.
   height, width = tf.unstack(tf.shape(image)[:2])
   lines = tf.reshape(image, [height, width * 3])
-  lines = _pad(lines, [canvas[0], canvas[1] * 3])
+  lines = _pad(lines, [canvas[0], canvas[1] * 3], value)
   return tf.reshape(lines, [canvas[0], canvas[1], 3])
 
 
