@@ -11,6 +11,10 @@ def add_verbs(add_verb) -> None:
     'plan', _run, 'compile the training step ahead of time for other devices'
   )
   command_line.add_config(parser)
+  batches = command_line.flag_type(
+    lambda text: text if text == 'largest' else command_line.COUNTS(text),
+    'whole numbers such as 4,8,12, or largest',
+  )
   add = parser.add_argument
   # fmt: off
   add('--topology', required=True, type=command_line.NAMES,
@@ -18,9 +22,9 @@ def add_verbs(add_verb) -> None:
       help='TPU slices such as v5e:4x4 or v5p:2x2x1; GPUs such as h100:8, or '
       'h200:2x8 for two hosts; cpu:8 for CPU devices; here for the devices of '
       'this machine')
-  add('--batch_per_device', type=command_line.COUNTS, metavar='N,N,...',
-      help='images per device (default: the batch of the config divided by the '
-      'number of devices)')
+  add('--batch_per_device', type=batches, metavar='N,N,...',
+      help='images per device, or largest: the most that fit (default: the '
+      'batch of the config divided by the number of devices)')
   add('--output', help='folder for plan.json and plan.png')
   # fmt: on
 

@@ -4,12 +4,13 @@ The compiler reports what the step needs of each device: memory, operations,
 bytes, and the data that devices exchange. Nothing runs and no array is made.
 """
 
+import functools
 import json
 import logging
 import pathlib
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ from maskrcnn_jax.training import train_step
 
 # As in `Used 21.57G of 15.75G hbm`.
 _USED = re.compile(r'Used ([\d.]+)([KMGT]?)i?B? of ([\d.]+)([KMGT]?)i?B? hbm')
+LARGEST = 'largest'
 # Part of a GPU's memory that a step may need: the rest is for CUDA's context,
 # workspaces of cuDNN, which are chosen on the GPU, and fragmentation.
 USABLE = 0.9
@@ -35,7 +37,7 @@ _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 def plan(
   config,
   names: Sequence[str],
-  batches_per_device: Sequence[int] | None = None,
+  batches_per_device: Sequence[int] | str | None = None,
   output: str | None = None,
   rate_is_given: bool = False,
 ) -> list[dict[str, Any]]:
@@ -44,8 +46,8 @@ def plan(
   Args:
     config: a ConfigDict with the sections `model, input, optimizer`.
     names: topologies, see `topologies.KNOWN`.
-    batches_per_device: images; None: the config's batch divided by the devices
-      of a topology, at least 1.
+    batches_per_device: images; `LARGEST`: those of `search_largest`; None: the
+      config's batch divided by the devices of a topology, at least 1.
     output: folder of `plan.json` and `plan.png`; None writes neither.
     rate_is_given: whether the learning rate stays, whatever the batch is.
 
@@ -56,25 +58,65 @@ def plan(
     UserError: a topology or batch is not possible, or the compiler for a
       topology is not installed.
   """
-  if min(batches_per_device or [1]) < 1:
+  is_search = batches_per_device == LARGEST
+  if not is_search and min(batches_per_device or [1]) < 1:
     raise invalid('batch_per_device', batches_per_device, 'at least 1')
   num_devices = config.get('runtime', {}).get('num_devices')
   found = [topologies.find(name, num_devices) for name in names]
+  if is_search and any(topology.chip is None for topology in found):
+    wanted = 'numbers, where the memory of a device is not known'
+    raise invalid('batch_per_device', LARGEST, wanted)
   rows = []
+
+  def add(topology, batch):
+    logging.info('compiling for %s, %d images a device', topology.name, batch)
+    rows.append(plan_step(config, topology, batch, rate_is_given))
+    if output:
+      # Written at once: the next one may take minutes.
+      text = json.dumps(rows, indent=2) + '\n'
+      files.write_text(pathlib.Path(output, 'plan.json'), text)
+    return rows[-1]['memory']
+
   for topology in found:
+    if is_search:
+      search_largest(functools.partial(add, topology))
+      continue
     default = max(1, config.input.batch_size // len(topology.devices))
     for batch in batches_per_device or [default]:
-      logging.info('compiling for %s, %d images a device', topology.name, batch)
-      rows.append(plan_step(config, topology, batch, rate_is_given))
-      if output:
-        # Written at once: the next one may take minutes.
-        text = json.dumps(rows, indent=2) + '\n'
-        files.write_text(pathlib.Path(output, 'plan.json'), text)
+      add(topology, batch)
   print(report.text(rows))
   if output:
     report.draw(rows, pathlib.Path(output, 'plan.png'))
     logging.info('wrote plan.json and plan.png to %s', output)
   return rows
+
+
+def search_largest(memory_of: Callable[[int], dict[str, Any]]) -> int:
+  """The largest batch of a device that fits; 0 if one image does not.
+
+  Memory grows nearly in proportion, so that a line through two batches names
+  the next one to try: four or five compilations in all.
+
+  Args:
+    memory_of: compiles for a number of images and returns its `memory`, see
+      `plan_step`.
+  """
+  needed, least, most = {}, 0, None
+  guess = 1
+  while most is None or most > least + 1:
+    memory = memory_of(guess)
+    needed[guess] = memory['needed']
+    least, most = (guess, most) if memory['fits'] else (least, guess)
+    if len(needed) == 1:
+      guess = 2
+      continue
+    near = sorted(needed, key=lambda batch: abs(batch - least))[:2]
+    (low, a), (high, b) = sorted((batch, needed[batch]) for batch in near)
+    slope = max((b - a) / (high - low), 1.0)
+    guess = low + int((memory['usable'] - a) / slope)
+    guess = max(guess, least + 1)
+    guess = guess if most is None else min(guess, most - 1)
+  return least
 
 
 def plan_step(
@@ -88,8 +130,8 @@ def plan_step(
   Returns:
     A row of JSON values. Bytes and operations are of one device and one step
     unless the name says otherwise. `memory` is that of `measure.program_memory`
-    with `capacity` of the device and `fits`. Where the step does not fit, what
-    only a compiled program has is None.
+    with `capacity` of the device, the `usable` part of it, and `fits`. Where
+    the step does not fit, what only a compiled program has is None.
   """
   num_devices = len(topology.devices)
   batch_size = batch_per_device * num_devices
@@ -176,7 +218,9 @@ def compile_step(
   """
   chip = topology.chip
   capacity = int(chip.memory / chip.devices) if chip else None
-  usable = USABLE if isinstance(chip, chips.Gpu) else 1.0
+  limits = {'capacity': capacity, 'usable': capacity}
+  if isinstance(chip, chips.Gpu):
+    limits['usable'] = int(USABLE * capacity)
   start = time.monotonic()
   try:
     compiled = lowered.compile(topology.compiler_options)
@@ -185,7 +229,7 @@ def compile_step(
     if needed is None:
       raise
     return {
-      'memory': {'needed': needed, 'capacity': capacity, 'fits': False},
+      'memory': {'needed': needed, **limits, 'fits': False},
       'compile_seconds': time.monotonic() - start,
       **dict.fromkeys(('flops', 'bytes_accessed', 'collectives', 'time')),
     }
@@ -198,10 +242,10 @@ def compile_step(
       'bytes accessed': program_text.accessed_bytes(text),
     }
   memory = measure.program_memory(compiled)
-  fits = capacity is None or memory['needed'] <= usable * capacity
+  fits = capacity is None or memory['needed'] <= limits['usable']
   found = program_text.find_collectives(text)
   values = {
-    'memory': memory | {'capacity': capacity, 'fits': fits},
+    'memory': memory | limits | {'fits': fits},
     'flops': costs.get('flops'),
     'flops_per_image': costs.get('flops', 0) / batch_per_device or None,
     'bytes_accessed': costs.get('bytes accessed'),

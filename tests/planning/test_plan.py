@@ -13,6 +13,7 @@ import quick
 import tiny_run
 
 from maskrcnn_jax import charts
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.planning import plan, report, topologies
 from maskrcnn_jax.training import train_step
@@ -184,6 +185,7 @@ def test_a_step_that_does_not_fit_is_a_row():
   assert values['memory'] == {
     'needed': int(1.5 * 2**40),
     'capacity': 16 * 2**30,
+    'usable': 16 * 2**30,
     'fits': False,
   }
   assert values['time'] is None
@@ -214,6 +216,41 @@ def test_a_step_that_fits_is_a_row():
   assert '| yes ' in report.text([ROW | values])
   # Memory, collectives and time.
   assert [len(x.bars) for x in report.bar_panels([ROW | values])] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+  'fixed, each, largest, tries',
+  [
+    (3, 2, 48, 4),  # 1, 2, 48, 49.
+    (3, 96, 1, 2),
+    (150, 1, 0, 1),
+    (90.5, 1, 9, 4),
+  ],
+)
+def test_largest_batch_that_fits(fixed, each, largest, tries):
+  tried = []
+
+  def memory_of(batch):
+    tried.append(batch)
+    needed = fixed + each * batch
+    return {'needed': needed, 'usable': 99.6, 'fits': needed <= 99.6}
+
+  assert plan.search_largest(memory_of) == largest
+  assert len(tried) == len(set(tried)) == tries
+
+
+def test_largest_batch_where_memory_jumps():
+  def memory_of(batch):
+    needed = 10 * batch + 30 * (batch > 4)
+    return {'needed': needed, 'usable': 85, 'fits': needed <= 85}
+
+  assert plan.search_largest(memory_of) == 5
+
+
+def test_largest_batch_needs_a_known_memory():
+  with pytest.raises(UserError) as error:
+    plan.plan(_make_config(), ['cpu:1'], plan.LARGEST)
+  assert error.value.argument == 'batch_per_device'
 
 
 @pytest.mark.slow
