@@ -126,6 +126,9 @@ def _model():
     },
     'roi_align': {  # RoiAlignOptions.
       'samples_per_bin': 1,  # Number of samples per bin and axis.
+      # Samples as many as a bin has cells (Detectron2), for boxes up to this
+      # many cells a side; None: samples_per_bin.
+      'adaptive_side': placeholder(int),
       'half_pixel': False,  # Shift by half a pixel, as aligned=True elsewhere.
       'min_level': 2,  # Finest pyramid level of RoIs.
       'max_level': 6,  # Coarsest pyramid level of RoIs.
@@ -460,8 +463,7 @@ def _detectron2(config):
   model.detections.min_size = 0.0
   model.roi_align.half_pixel = True
   model.roi_align.min_side = 0.0
-  # Adaptive in Detectron2, see docs/weights.md.
-  model.roi_align.samples_per_bin = 2
+  model.roi_align.adaptive_side = 35
   model.roi_align.level_epsilon = 0.0
   model.losses.rpn_normalizer = 'images'
   # L1 losses.

@@ -2,7 +2,8 @@
 
 Every output bin is a weighted sum of a few cells, and its weights separate into
 rows and columns. Both are *taps*: cell indices and weights along one axis,
-`[n, size, taps]`, two taps per sample.
+`[n, size, taps]`, two taps per sample. With adaptive sampling, neighbouring
+samples share cells: a bin then has one tap per cell.
 
 Coordinates are cells of the map; cell i is at coordinate i, as the published
 weights need it, or at i + 0.5 with `half_pixel`.
@@ -15,6 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskrcnn_jax.errors import invalid
+from maskrcnn_jax.ops import adaptive_sampling
+
 # FPN, Eq. 1: a box of 224 x 224 pixels, ImageNet's input size, is on level 4.
 CANONICAL_SIDE = 224.0
 CANONICAL_LEVEL = 4
@@ -26,6 +30,13 @@ class RoiAlignOptions:
 
   Attributes:
     samples_per_bin: number of samples along each axis of a bin, averaged.
+    adaptive_side: with a number, the samples of a bin are as many along each
+      axis as it has cells, rounded up (`sampling_ratio=0` of Detectron2,
+      instead of `samples_per_bin`); a box without a positive side has none and
+      gives zeros. Shapes are static, so this holds for boxes up to that many
+      cells a side and for longer ones of the same area; a larger box has its
+      bins sampled at fewer cells. Boxes of their own level have up to 28 cells
+      a side.
     half_pixel: cell i is at i + 0.5 instead of i ("aligned").
     min_level: finest pyramid level that boxes are assigned to.
     max_level: coarsest pyramid level that boxes are assigned to.
@@ -42,6 +53,7 @@ class RoiAlignOptions:
   """
 
   samples_per_bin: int = 1
+  adaptive_side: int | None = None
   half_pixel: bool = False
   min_level: int = 2
   max_level: int = 6
@@ -49,6 +61,16 @@ class RoiAlignOptions:
   min_side: float = 0.0
   zero_outside: bool = False
   dtype: str | None = None
+
+  def __post_init__(self):
+    if self.adaptive_side is None:
+      return
+    if self.adaptive_side < 1:
+      name = 'model.roi_align.adaptive_side'
+      raise invalid(name, self.adaptive_side, 'at least 1, or None')
+    if not self.zero_outside:
+      name = 'model.roi_align.zero_outside'
+      raise invalid(name, self.zero_outside, 'True with adaptive_side')
 
 
 def roi_align(
@@ -75,9 +97,8 @@ def roi_align(
   _check_boxes(boxes, ndim=2)
   height, width, channels = features.shape
   boxes = jax.lax.stop_gradient(boxes)
-  rows, columns = _box_taps(boxes, height, width, size, options)
   flat = jnp.asarray(features, options.dtype).reshape(-1, channels)
-  return _weighted_cells(flat, rows, columns, offsets=0, widths=width)
+  return _sample(flat, boxes, size, options, (height, width, 0))
 
 
 def pyramid_roi_align(
@@ -126,12 +147,9 @@ def pyramid_roi_align(
     flat = flat.astype(options.dtype or flat.dtype)
     levels = assign_levels(boxes, options)
     own = levels - options.min_level
-    heights, widths, offsets = (
-      jnp.asarray(x, jnp.int32)[own] for x in (*sizes.T, starts)
-    )
+    maps = (jnp.asarray(x, jnp.int32)[own] for x in (*sizes.T, starts))
     cells = boxes * jnp.exp2(-levels.astype(jnp.float32))[:, None]
-    rows, columns = _box_taps(cells, heights, widths, size, options)
-    return _weighted_cells(flat, rows, columns, offsets, widths)
+    return _sample(flat, cells, size, options, maps)
 
   return align(maps, jax.lax.stop_gradient(boxes))
 
@@ -161,14 +179,30 @@ def assign_levels(
   )
 
 
-def _box_taps(boxes, heights, widths, size, options):
-  """Row and column taps of boxes in cells; map sizes per box or for all."""
-  rows, columns = (size, size) if isinstance(size, int) else size
+def _sample(flat, boxes, size, options, maps):
+  """Bins `[n, rows, columns, channels]` of boxes in cells.
+
+  Args:
+    flat: `[cells, channels]` of all maps.
+    boxes: `[n, 4]`.
+    size: see `roi_align`.
+    options: see `roi_align`.
+    maps: height and width of the map of each box and its first cell, per box or
+      for all.
+  """
+  bins = (size, size) if isinstance(size, int) else size
   boxes = boxes.astype(jnp.float32)
-  return (
-    _taps(boxes[:, 0], boxes[:, 2], heights, rows, options),
-    _taps(boxes[:, 1], boxes[:, 3], widths, columns, options),
-  )
+  heights, widths, offsets = maps
+  axes = [
+    (boxes[:, axis], boxes[:, axis + 2], lengths)
+    for axis, lengths in enumerate((heights, widths))
+  ]
+  if options.adaptive_side is None:
+    rows, columns = (
+      _taps(*axis, number, options) for axis, number in zip(axes, bins)
+    )
+    return _weighted_cells(flat, rows, columns, offsets, widths)
+  return adaptive_sampling.bin_sums(flat, axes, bins, options, offsets)
 
 
 def _taps(starts, ends, lengths, size, options):

@@ -3,9 +3,11 @@
 import golden_files
 import jax
 import numpy as np
+import pytest
 from golden_files import assert_near, swap_axes
 
 from maskrcnn_jax.ops import masks as op
+from maskrcnn_jax.ops import roi_align
 
 CROP = jax.jit(op.crop_masks, static_argnames='size')
 
@@ -57,3 +59,60 @@ def test_torchvision_paste(recorded):
   np.testing.assert_array_equal(pasted, recorded['out'] > 0.5)
   areas = np.sum(pasted, axis=(1, 2))
   np.testing.assert_array_equal(areas, recorded['area_gt_half'])
+
+
+def detectron2_masks(recorded):
+  """Full-size masks `[n, height, width]`, one for each recorded RoI."""
+  height, width = recorded['image_hw']
+  bits = np.unpackbits(recorded['bitmask_bits'], axis=1)[:, : height * width]
+  masks = bits.reshape(-1, height, width).astype(np.float32)
+  return masks, recorded['instance_of_box']
+
+
+@pytest.mark.parametrize('size', [28, 14])
+@golden_files.each('ops_mask_targets*.npz', 'detectron2')
+def test_mask_targets_of_detectron2_from_full_size_masks(recorded, size):
+  """RoIAlign of the mask with adaptive sampling, thresholded at one half."""
+  masks, owners = detectron2_masks(recorded)
+  boxes = swap_axes(recorded['boxes'])
+  longest = int(np.max(boxes[:, 2:] - boxes[:, :2])) + 1
+  options = roi_align.RoiAlignOptions(
+    adaptive_side=longest, half_pixel=True, zero_outside=True
+  )
+
+  @jax.jit
+  @jax.vmap
+  def align(mask, box):
+    return roi_align.roi_align(mask[..., None], box[None], size, options)
+
+  values = np.asarray(align(masks[owners], boxes))[:, 0, ..., 0]
+  expected = recorded[f'targets_from_bitmask_{size}']
+  differs = (values >= 0.5) != expected
+  # Only where rounding can carry a value across one half.
+  assert np.all(np.abs(values[differs] - 0.5) <= 1e-5)
+  assert np.mean(differs) <= 1e-3
+
+
+@golden_files.each('ops_mask_targets*.npz', 'detectron2')
+def test_our_mask_targets_are_near_those_of_detectron2(recorded):
+  """Ours come from masks that were cut to 112x112.
+
+  Detectron2 rasterizes polygons in the RoI, or aligns full-size masks; the two
+  differ in 2 % of the cells. Ours differ from the polygons' in 3 %.
+  """
+  example_records = pytest.importorskip('example_records')
+  masks, owners = detectron2_masks(recorded)
+  boxes = swap_axes(recorded['bitmask_boxes'])
+  grid = (np.arange(side, dtype=np.int32) for side in masks.shape[1:])
+  cut = np.asarray(
+    example_records.crop_masks(masks.astype(np.uint8), boxes, *grid, 112)
+  )
+  scale = 255.0 if cut.dtype == np.uint8 else 1.0
+  targets = CROP(
+    cut.astype(np.float32) / scale, boxes, swap_axes(recorded['boxes']), owners
+  )
+  polygons = recorded['targets_from_polygon_28']
+  aligned = recorded['targets_from_bitmask_28']
+  share = np.mean((np.asarray(targets) >= 0.5) != polygons)
+  assert np.mean(aligned != polygons) <= 0.03
+  assert share <= 0.04

@@ -1,9 +1,4 @@
-"""RoIAlign of the trusted implementations.
-
-torchvision's adaptive sampling (`sampling_ratio=0`, as many samples as a bin
-has cells) is not offered: shapes would depend on values, and of all models here
-only torchvision's soft mask targets use it.
-"""
+"""RoIAlign of the trusted implementations."""
 
 import dataclasses
 
@@ -127,6 +122,15 @@ def test_one_map_of_detectron2(recorded, samples):
   )
 
 
+@golden_files.each('ops_roi_align*.npz', 'detectron2')
+def test_adaptive_sampling_of_detectron2(recorded):
+  """Also of boxes that are outside, empty or inverted; values and gradients."""
+  bins = recorded['output_size']
+  side = int(np.max(recorded['adaptive_grid_hw'] * bins))
+  options = dataclasses.replace(DETECTRON2, adaptive_side=side)
+  check_one_map(recorded, options, 's0')
+
+
 def check_one_map(recorded, options, name):
   """Compares values and, if they are recorded, gradients of one map."""
   images = recorded['rois'][:, 0].astype(int)
@@ -170,6 +174,8 @@ def are_decided(boxes, size, map_size, options):
 @golden_files.each('ops_roi_pooler*.npz', 'detectron2')
 def test_pyramid_of_detectron2(recorded):
   check_pyramid(recorded, DETECTRON2, 's2')
+  options = dataclasses.replace(DETECTRON2, adaptive_side=35)
+  check_pyramid(recorded, options, 's0')
 
 
 def check_pyramid(recorded, options, name):
