@@ -92,11 +92,14 @@ def _prepare(config, workdir, data) -> None:
     'records in %s: %d images to train on, %d to validate on',
     *(run_records.folder(workdir), number, validated),
   )
-  if data is not None:
-    steps, batch_size = config.training.num_steps, config.input.batch_size
-    epochs = steps * batch_size / max(number, 1)
-    text = '%d steps of %d images are %.3g epochs (training.num_steps)'
-    logging.info(text, steps, batch_size, epochs)
+  training = config.training
+  if data is not None and training.get('num_epochs') is None:
+    steps, batch_size = training.num_steps, config.input.batch_size
+    logging.info(
+      '%d steps of %d images are %.3g epochs (training.num_steps, or '
+      'training.num_epochs)',
+      *(steps, batch_size, steps * batch_size / max(number, 1)),
+    )
 
 
 def _set_fields(config, workdir, given) -> None:

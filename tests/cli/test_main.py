@@ -40,6 +40,7 @@ RUN = ['train', '--config=shapes', '--workdir=w']
 PREPARE = ['prepare', '--images=a', '--annotations=b', '--output=c']
 RECORDS = ['--config=shapes', '--config.input.file_pattern={pattern}']
 DATA = ['--images={folder}', '--annotations={json}']
+OWN = ['--images=a', '--annotations=b']
 PREDICT = ['predict', '--workdir=w', '--images=i', '--output=o']
 
 
@@ -180,6 +181,28 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
   with pytest.raises(ValueError, match='one') as error:
     command.main(PREPARE)
   assert not isinstance(error.value, UserError)
+
+
+@pytest.mark.parametrize(
+  'flags, argument',
+  [
+    (['--annotations=b'], '--annotations'),
+    (['--drop_outside'], '--drop_outside'),
+    (['--max_pixels=9'], '--max_pixels'),
+    (['--images=a'], '--annotations'),
+    (['--images=a', '--annotations=b', '--val_images=c'], '--val_images'),
+    ([*OWN, '--val_annotations=c', '--val_share=0.1'], '--val_share'),
+    ([*OWN, '--val_annotations=c', '--val_seed=1'], '--val_seed'),
+    ([*OWN, '--val_share=0'], '--val_share'),
+    ([*OWN, '--config.input.file_pattern=c'], 'input.file_pattern'),
+  ],
+)
+def test_flags_of_images_and_labels_belong_together(flags, argument, tmp_path):
+  argv = ['train_and_eval', '--config=shapes', f'--workdir={tmp_path}/run']
+  with pytest.raises(UserError) as error:
+    command.main([*argv, *flags, '--debug'])
+  assert error.value.argument == argument
+  assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.parametrize(

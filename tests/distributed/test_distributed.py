@@ -182,21 +182,39 @@ path.write_text(json.dumps({'ids': ids, 'sums': sums}))
 
 def test_one_process_prepares_the_records(config, tmp_path):
   photos, labels = labelme_set.write(tmp_path / 'data', 5)
-  run = command('train', config, tmp_path / 'run', '--val_share=0')
-  run += [f'--images={photos}', f'--annotations={labels}', '--num_workers=1']
-  run.append('--config.training.num_steps=1')
-  text = (labels / '03.json').read_text()
+  workdir, text = tmp_path / 'run', (labels / '03.json').read_text()
   (labels / '03.json').write_text('{')
-  done = execute([*MPIRUN, *run])
+  flags = (f'--images={photos}', f'--annotations={labels}', '--num_workers=1')
+  done = execute([*MPIRUN, *command('train', config, workdir, *flags)])
   assert done.returncode == 2
   assert done.stderr.count('03.json is not a JSON file') == 1, done.stderr
-  assert not (tmp_path / 'run').exists()
+  assert not workdir.exists()
 
   (labels / '03.json').write_text(text)
-  done = execute([*MPIRUN, *run])
+  program = [sys.executable, '-c', OWN_RECORDS, *(workdir, photos, labels)]
+  done = execute([*MPIRUN, *map(str, program)])
   assert done.returncode == 0, done.stderr
-  assert done.stdout.count('read as labelme') == 1
-  assert store.read_position(tmp_path / 'run') == {'examples': 4, 'salt': 0}
+  assert done.stdout.count('read as labelme') == 2  # To train, to validate.
+  for rank in range(2):
+    assert (tmp_path / f'run-{rank}').read_text() == '4 1'
+
+
+OWN_RECORDS = """
+import pathlib, sys
+from maskrcnn_jax.distributed import processes
+processes.start_distributed()
+import jax, tiny_run
+from maskrcnn_jax.datasets import record_index
+from maskrcnn_jax.datasets.run_data import RunData
+from maskrcnn_jax.training import own_records
+config = tiny_run.make_config('none', 'none')
+workdir, *paths = sys.argv[1:]
+own_records.complete(config, workdir, RunData(*paths, num_workers=1))
+patterns = config.input.file_pattern, config.evaluation.file_pattern
+counts = [str(len(record_index.index_records(x))) for x in patterns]
+path = pathlib.Path(f'{workdir}-{jax.process_index()}')
+path.write_text(' '.join(counts))
+"""
 
 
 def test_processes_bound_to_cores_find_a_finished_run(config, two):

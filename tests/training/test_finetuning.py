@@ -8,6 +8,7 @@ import json
 import example_records
 import file_server
 import jax
+import labelme_set
 import narrow_models
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import tiny_checkpoint
 from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.checkpoints import store
 from maskrcnn_jax.datasets import records
+from maskrcnn_jax.datasets.run_data import RunData
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import finetuning, pretrained, train_step
@@ -211,6 +213,16 @@ def test_weights_that_cannot_be_had(pattern, tmp_path, monkeypatch):
   # The file, where to put it, and the field for another one.
   for text in (url, str(download.cached(weights)), 'training.pretrained=FILE'):
     assert text in str(error.value)
+
+
+def test_weights_are_looked_for_before_images_are_read(tmp_path):
+  paths = map(str, labelme_set.write(tmp_path / 'data', 2))
+  overrides = [f'training.pretrained={tmp_path}/none.pth']
+  config = config_lib.load_config('coco:finetune', overrides)
+  with pytest.raises(UserError) as error:
+    finetuning.complete(config, tmp_path / 'run', overrides, RunData(*paths))
+  assert error.value.argument == 'training.pretrained'
+  assert not (tmp_path / 'run').exists()
 
 
 def test_classes_also_come_from_the_annotations(source, pattern, tmp_path):
