@@ -2,13 +2,13 @@
 
 import io
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from maskrcnn_jax.datasets import polygons
 from maskrcnn_jax.errors import UserError, brief
 
 # pycocotools counts in 32 bits, and needs 80 bytes for a pixel of outline.
@@ -16,7 +16,6 @@ _MOST_PIXELS = 2**31
 _LARGEST_COORDINATE = 2**24
 _LONGEST_OUTLINE = 2**22
 _MOST_OBJECTS = 2**15
-_MOST_PAIRS = 2**18  # Of edges, in the search for crossings.
 
 
 def is_number(value: Any) -> bool:
@@ -131,10 +130,10 @@ def read_segmentation(
   if sum(map(_outline, segmentation)) > _LONGEST_OUTLINE:
     raise UserError(f'polygons are longer than {_LONGEST_OUTLINE} pixels')
   # A list of four numbers would be read as a box, and has no inside.
-  polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
-  if not polygons:
+  usable = [polygon for polygon in segmentation if len(polygon) >= 6]
+  if not usable:
     raise UserError('no polygon of the segmentation has three corners')
-  return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+  return coco_mask.merge(coco_mask.frPyObjects(usable, height, width))
 
 
 def _outline(polygon) -> float:
@@ -148,8 +147,7 @@ def _outline(polygon) -> float:
     if not is_coordinate(value):
       message = f'a polygon has the coordinate {brief(value)}'
       raise UserError(message, given=value)
-  corners = np.array(polygon, np.float64).reshape(-1, 2)
-  steps = np.abs(corners - np.roll(corners, 1, axis=0))
+  steps = np.abs(np.diff(polygons.closed(polygon), axis=0))
   return steps.max(axis=1).sum()
 
 
@@ -210,68 +208,3 @@ def _expand_counts(text):
   if shift:
     raise UserError('counts end in the middle of a number')
   return counts
-
-
-def polygon_area(polygon: Sequence[float]) -> float:
-  """Area of a flat list x, y, x, y, ... by the shoelace formula.
-
-  Lobes that wind the other way subtract.
-  """
-  x, y = np.asarray(polygon, np.float64).reshape(-1, 2).T
-  # From the first corner, so that far away ones lose no digits.
-  x, y = x - x[:1], y - y[:1]
-  return float(abs(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1))) / 2)
-
-
-def find_crossing(polygon: Sequence[float]) -> tuple[float, float] | None:
-  """A point `(x, y)` at which a polygon crosses itself, if any.
-
-  Edges that touch, or run along each other, do not cross.
-
-  Args:
-    polygon: flat list x, y, x, y, ... of finite numbers; corners may repeat.
-
-  Raises:
-    UserError: too many edges lie side by side to compare all of them.
-  """
-  points = np.asarray(polygon, np.float64).reshape(-1, 2)
-  edges = np.stack([points, np.roll(points, -1, axis=0)], axis=1)
-  edges = edges[np.any(edges[:, 0] != edges[:, 1], axis=1)]
-  first, second = _side_by_side(edges)
-  (a, b), (p, q) = edges[first].swapaxes(0, 1), edges[second].swapaxes(0, 1)
-  crosses = _separates(a, b, p, q) & _separates(p, q, a, b)
-  if not crosses.any():
-    return None
-  a, b, p, q = (each[np.argmax(crosses)] for each in (a, b, p, q))
-  near, far = abs(_side(p, q, a)), abs(_side(p, q, b))
-  x, y = a + (b - a) * near / (near + far)
-  return float(x), float(y)
-
-
-def _side_by_side(edges) -> tuple[np.ndarray, np.ndarray]:
-  """Indices of both edges of all pairs whose spans in x, or in y, meet."""
-  found = []
-  for axis in range(2):
-    low, high = np.sort(edges[..., axis], axis=1).T
-    order = np.argsort(low)
-    # Of the edges that begin after an edge, those until its end.
-    ends = np.searchsorted(low[order], high[order], 'right')
-    found.append((ends - np.arange(len(order)) - 1, order))
-  counts, order = min(found, key=lambda each: each[0].sum())
-  if counts.sum() > _MOST_PAIRS:
-    raise UserError(f'has {len(edges)} edges, too many side by side')
-  first = np.repeat(np.arange(len(order)), counts)
-  begins = np.cumsum(counts) - counts
-  second = first + 1 + np.arange(len(first)) - begins[first]
-  return order[first], order[second]
-
-
-def _separates(a, b, p, q):
-  """Whether p and q lie on different sides of the line through a and b."""
-  return _side(a, b, p) * _side(a, b, q) < 0.0
-
-
-def _side(a, b, p):
-  """Positive on one side of the line through a and b, negative on the other."""
-  along, to = b - a, p - a
-  return along[..., 0] * to[..., 1] - along[..., 1] * to[..., 0]

@@ -1,8 +1,6 @@
 """Masks as polygons, run lengths and PNG files."""
 
-import fractions
 import io
-import itertools
 
 import numpy as np
 import pytest
@@ -117,112 +115,6 @@ def test_unusable_segmentations_say_what_was_given(segmentation, given):
   assert given in str(error.value)
 
 
-@pytest.mark.parametrize(
-  'polygon, area',
-  [
-    (SQUARE, 16.0),
-    (SQUARE[::-1], 16.0),
-    ([x + 1e8 for x in SQUARE], 16.0),  # Far away.
-    ([0, 0, 3, 0, 0, 4], 6.0),
-    ([0, 0, 1, 1, 2, 2], 0.0),
-    (BOW_TIE, 0.0),  # Its lobes wind in opposite ways.
-    ([], 0.0),
-  ],
-)
-def test_area_by_hand(polygon, area):
-  assert masks.polygon_area(polygon) == area
-
-
-@pytest.mark.parametrize(
-  'polygon, crossing',
-  [
-    (SQUARE, None),
-    (BOW_TIE, (2.0, 2.0)),
-    ([0, 0, 8, 4, 8, 0, 0, 4], (4.0, 2.0)),
-    (SQUARE * 2, None),  # Twice around: edges lie on each other.
-    ([*SQUARE, *SQUARE[:2]], None),  # Closed by its first corner.
-    ([0, 0, 4, 0, 4, 4, 2, 0, 0, 4], None),  # A corner touches an edge.
-    ([0, 0, 1, 1], None),
-    ([3, 3] * 4, None),
-    ([], None),
-  ],
-)
-def test_crossings_by_hand(polygon, crossing):
-  assert masks.find_crossing(polygon) == crossing
-
-
-def test_an_area_surrounded_twice_is_not_in_the_mask():
-  assert masks.find_crossing(STAR)
-  mask = coco_mask.decode(coco_mask.frPyObjects([STAR], 100, 100))[..., 0]
-  assert not mask[52, 50]  # The middle.
-  assert mask[25, 50]  # The upper point.
-
-
-def test_crossings_agree_with_exact_arithmetic():
-  rng = np.random.default_rng(0)
-  found = set()
-  for _ in range(300):
-    polygon = rng.integers(0, 9, 2 * rng.integers(3, 8)).tolist()
-    expected = _crosses(polygon)
-    assert (masks.find_crossing(polygon) is not None) == expected, polygon
-    found.add(expected)
-  assert found == {True, False}
-
-
-def test_a_crossing_lies_on_two_edges():
-  rng = np.random.default_rng(1)
-  for _ in range(50):
-    polygon = rng.random(2 * 9) * 100
-    crossing = masks.find_crossing(polygon)
-    if crossing is None:
-      continue
-    corners = polygon.reshape(-1, 2)
-    around = zip(corners, np.roll(corners, -1, axis=0))
-    distances = sorted(
-      np.linalg.norm(a - crossing)
-      + np.linalg.norm(b - crossing)
-      - np.linalg.norm(a - b)
-      for a, b in around
-    )
-    np.testing.assert_allclose(distances[:2], 0, atol=1e-9)
-
-
-def test_too_many_edges_side_by_side_are_not_searched():
-  with pytest.raises(UserError):
-    masks.find_crossing([0, 0, 100, 100] * 2000)
-
-
 def test_an_image_of_more_pixels_than_32_bits_count_has_no_mask():
   with pytest.raises(UserError):
     masks.read_segmentation([SQUARE], 2**17, 2**17)
-
-
-def test_a_long_polygon_is_searched_to_its_end():
-  angles = np.linspace(0, 2 * np.pi, 50_000, endpoint=False)
-  points = np.stack([np.cos(angles), np.sin(angles)], axis=-1) * 100
-  assert masks.find_crossing(points.ravel()) is None
-  points[[49_000, 49_001]] = points[[49_001, 49_000]]
-  x, y = masks.find_crossing(points.ravel())
-  np.testing.assert_allclose([x, y], points[49_000], atol=1.0)
-
-
-def _crosses(polygon):
-  """By fractions: two edges share one inner point, and are not parallel."""
-  values = [fractions.Fraction(value) for value in polygon]
-  corners = list(zip(values[::2], values[1::2]))
-  edges = list(zip(corners, corners[1:] + corners[:1]))
-  return any(
-    _share_inner_point(*a, *b) for a, b in itertools.combinations(edges, 2)
-  )
-
-
-def _share_inner_point(a, b, c, d):
-  """Solves a + s (b - a) = c + t (d - c) for s and t inside (0, 1)."""
-  u, v = (b[0] - a[0], b[1] - a[1]), (d[0] - c[0], d[1] - c[1])
-  w = (c[0] - a[0], c[1] - a[1])
-  determinant = u[1] * v[0] - u[0] * v[1]
-  if determinant == 0:
-    return False
-  s = (w[1] * v[0] - w[0] * v[1]) / determinant
-  t = (u[0] * w[1] - u[1] * w[0]) / determinant
-  return 0 < s < 1 and 0 < t < 1

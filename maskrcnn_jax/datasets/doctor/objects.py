@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from maskrcnn_jax.datasets import examples, masks
+from maskrcnn_jax.datasets import examples, masks, polygons
 from maskrcnn_jax.datasets.coco_json import CocoImage
 from maskrcnn_jax.datasets.findings import Finding, InvalidEntryError
 from maskrcnn_jax.errors import UserError, brief
@@ -178,8 +178,8 @@ def _field_problems(entry, mask) -> Iterator[tuple[str, str]]:
 
 
 def _polygon_problems(entry, image) -> Iterator[tuple[str, str]]:
-  polygons = entry.get('segmentation')
-  for number, polygon in enumerate(polygons if type(polygons) is list else ()):
+  found = entry.get('segmentation')
+  for number, polygon in enumerate(found if type(found) is list else ()):
     where = f'polygon {number} (from 0)'
     if (
       not isinstance(polygon, list)
@@ -215,7 +215,7 @@ def _polygon_problems(entry, image) -> Iterator[tuple[str, str]]:
 
 def _crossings(where, polygon) -> Iterator[tuple[str, str]]:
   try:
-    crossing = masks.find_crossing(polygon)
+    crossing = polygons.find_crossing(polygon)
   except UserError as error:
     yield 'crossing_not_searched', f'{where} {error}: it may cross itself.'
     return
@@ -225,5 +225,5 @@ def _crossings(where, polygon) -> Iterator[tuple[str, str]]:
       f'{where} crosses itself near x {crossing[0]:.1f}, y {crossing[1]:.1f}: '
       'the area it encloses twice is not in the mask. Redraw it.',
     )
-  elif not masks.polygon_area(polygon):
+  elif not polygons.area(polygon):
     yield 'empty_polygon', f'{where} has no area. Remove it.'
