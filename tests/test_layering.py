@@ -24,7 +24,7 @@ ALLOWED = {
   'maskrcnn_jax/ops': 'jax numpy',
   'maskrcnn_jax/models': 'jax numpy flax optax .ops .structures',
   'maskrcnn_jax/datasets': 'numpy pycocotools PIL tqdm yaml .tables',
-  'maskrcnn_jax/datasets/images': 'numpy PIL tensorflow',
+  'maskrcnn_jax/datasets/stored_images': 'PIL tensorflow',
   'maskrcnn_jax/datasets/records': 'numpy tensorflow',
   'maskrcnn_jax/datasets/tfds_features': 'numpy tensorflow_datasets',
   'maskrcnn_jax/datasets/doctor/page': (

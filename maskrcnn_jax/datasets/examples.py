@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from maskrcnn_jax.datasets import images, masks, value_range
+from maskrcnn_jax.datasets import masks, stored_images, value_range
 from maskrcnn_jax.datasets.coco_json import CocoImage
 from maskrcnn_jax.datasets.findings import Finding, InvalidEntryError
 from maskrcnn_jax.errors import brief
 
 _ROUNDING = 1e-6  # Pixels of a box outside the image that need no note.
-# Notes of `images.read_image`.
+# Notes of `stored_images.read`.
 _NOTES = {
   'stored_upright': (
     'has an EXIF rotation, and the labels are of the upright photo: it is '
@@ -93,7 +93,7 @@ def make_example(
     class_names: names by class id.
     images_dir: folder of the images.
     drop_outside: see `read_box`.
-    ranges: see `images.read_image`.
+    ranges: see `stored_images.read`.
 
   Returns:
     The example, None if the image cannot be used, and the findings.
@@ -158,7 +158,7 @@ def read_image(
 ) -> tuple[bytes | None, Finding | None]:
   """The bytes that a record stores, or None, and the finding, if any."""
   try:
-    encoded, note = images.read_image(
+    encoded, note = stored_images.read(
       path, image.height, image.width, image.upright, ranges
     )
   except ValueError as error:

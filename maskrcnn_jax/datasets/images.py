@@ -1,32 +1,22 @@
-"""The decoder of image files, its limits, and images as records store them.
+"""The decoder of image files, its limits, and the files of a folder.
 
 A file is opened by its content, in one of `FORMATS` only: none of them starts
 another program. Its size is compared with a budget of pixels before anything is
 decoded.
-
-JPEG and PNG files go into a record byte for byte, in any colour mode, if
-TensorFlow decodes them, as training does; other formats, some of which it
-cannot decode, as PNG. Values of more than 8 bits are scaled, see `value_range`.
-
-Cameras store some photos rotated and note that in EXIF. The size in the
-annotations tells which orientation they refer to: the stored pixels (COCO's own
-practice; the flag is then ignored, by TensorFlow too) or the upright photo,
-which is then stored upright, as JPEG.
 """
 
 import contextlib
-import functools
 import io
 import os
 import pathlib
 import stat
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
-from maskrcnn_jax.datasets import image_headers, value_range
-from maskrcnn_jax.errors import UserError, brief, invalid
+from maskrcnn_jax.datasets import image_headers
+from maskrcnn_jax.errors import UserError, invalid
 
 # Of Pillow; a JPEG may turn out to be an MPO, followed by a preview.
 FORMATS = ('JPEG', 'PNG', 'GIF', 'BMP', 'TIFF', 'WEBP', 'AVIF', 'PPM')
@@ -35,7 +25,6 @@ ENDINGS = (
   *('.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.png', '.gif', '.bmp', '.dib'),
   *('.tif', '.tiff', '.webp', '.avif', '.ppm', '.pgm', '.pbm', '.pnm'),
 )
-KEPT_FORMATS = ('JPEG', 'MPO', 'PNG')
 # 8192 x 8192: more than the 61 million of full-frame cameras. Such an image
 # takes 0.2 GB decoded, and up to 1 GB on its way through training.
 MAX_PIXELS = 2**26
@@ -43,7 +32,6 @@ MAX_PIXELS = 2**26
 _MAX_SCANS = 32
 _BYTES_PER_PIXEL = 8  # Of 16 bits, with alpha, not compressed.
 _METADATA_BYTES = 2**25  # And previews, and the video of a moving photo.
-_JPEG_QUALITY = 95
 TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap height and width.
 
 # The budget below takes the place of Pillow's, a warning and an error.
@@ -239,158 +227,7 @@ def read_bytes(path: str | os.PathLike) -> bytes:
     raise UserError(f'cannot be read ({error})', path=path) from error
 
 
-def read_image(
-  path: str | os.PathLike,
-  height: int,
-  width: int,
-  upright: bool | None = None,
-  ranges: Mapping[str, value_range.Range] | None = None,
-) -> tuple[bytes, str | None]:
-  """Reads an image file and checks that all of it decodes to a size.
-
-  Args:
-    path: of the file.
-    height: of the image as stored, or as EXIF rotates it.
-    width: the same.
-    upright: see `is_turned`.
-    ranges: see `value_range.to_8_bits`.
-
-  Returns:
-    The bytes to store, and how they differ from the plain file: None,
-    `stored_upright`, `rotation_ignored`, `stored_as_png` or `values_clipped`.
-
-  Raises:
-    UserError: the file is missing, corrupt, too large or of another size.
-  """
-  encoded = read_bytes(path)
-  image = open_image(encoded, path)
-  is_kept = keeps_bytes(image, ranges)
-  if not is_kept:
-    load(image, path)  # Pillow then turns a TIFF, and drops the flag.
-  turn = orientation(image) if not is_kept or mentions_exif(encoded) else 1
-  is_turn = is_turned(image.size[::-1], turn, (height, width), path, upright)
-  if is_kept and not is_turn:
-    decode_as_training(encoded, path)
-    return encoded, None if turn == 1 else 'rotation_ignored'
-  load(image, path)
-  pixels, clipped = value_range.to_8_bits(
-    ImageOps.exif_transpose(image) if is_turn else image, ranges
-  )
-  note = 'stored_upright' if is_turn else 'stored_as_png'
-  if clipped > value_range.MOST_CLIPPED:
-    note = 'values_clipped'
-  return _encode(pixels.convert('RGB'), 'JPEG' if is_turn else 'PNG'), note
-
-
-def keeps_bytes(
-  image: Image.Image, ranges: Mapping[str, value_range.Range] | None = None
-) -> bool:
-  """Whether TensorFlow decodes the file of an image to the wanted pixels.
-
-  It decodes JPEG and PNG, and of 16 bits takes the upper 8.
-  """
-  kind = value_range.kind(image)
-  if kind is not None:
-    whole = (ranges or {}).get(kind) == value_range.OF_TYPE.get(kind)
-    return image.format == 'PNG' and whole
-  return image.format in KEPT_FORMATS
-
-
-def mentions_exif(encoded: bytes) -> bool:
-  """Whether a file may have an orientation, in EXIF or XMP."""
-  return b'xif' in encoded or b'adobe' in encoded
-
-
 def load(image: Image.Image, path: str | os.PathLike | None = None) -> None:
   """Decodes an image that `open_image` returned; raises alike."""
   with _errors(path):
     image.load()
-
-
-def decode_as_training(
-  encoded: bytes, path: str | os.PathLike | None = None
-) -> None:
-  """Checks that TensorFlow, with which training decodes, decodes all of a file.
-
-  It is stricter than Pillow: with a wrong checksum or without the end of a PNG.
-
-  Raises:
-    UserError: it does not.
-  """
-  tf = _tensorflow()
-  try:
-    tf.io.decode_image(encoded, channels=3, expand_animations=False)
-  except tf.errors.OpError as error:
-    reason = str(error.message).rpartition('}} ')[2].partition(' [Op:')[0]
-    raise UserError(
-      f'cannot be decoded by TensorFlow ({brief(reason)})', path=path
-    ) from error
-
-
-@functools.cache
-def _tensorflow():
-  import tensorflow as tf  # Takes seconds.
-
-  with contextlib.suppress(RuntimeError):  # It is in use.
-    tf.config.set_visible_devices([], 'GPU')
-  return tf
-
-
-def is_turned(
-  stored: tuple[int, int],
-  orientation: int,
-  size: tuple[int, int] | None,
-  path: str | os.PathLike | None = None,
-  upright: bool | None = None,
-) -> bool:
-  """Whether the EXIF orientation of an image is applied.
-
-  Args:
-    stored: (height, width) of the pixels in the file.
-    orientation: by EXIF; 1 if there is none.
-    size: (height, width) that the annotations give; None: not known.
-    path: of the file, for the error.
-    upright: annotations mean the upright image where both have the size, as
-      after a flip.
-
-  Raises:
-    UserError: neither the stored nor the upright image has the size.
-  """
-  turned = stored[::-1] if orientation in TRANSPOSED else stored
-  if size is None or (upright and size == turned):
-    return orientation in range(2, 9)
-  if stored == size:
-    return False
-  if turned == size:
-    return True
-  raise UserError(
-    f'is {stored[0]} x {stored[1]} (height x width), the JSON says {size[0]} x '
-    f'{size[1]}',
-    path=path,
-    given=stored,
-    wanted=size,
-  )
-
-
-def to_rgb(
-  image: Image.Image, ranges: Mapping[str, value_range.Range] | None = None
-) -> Image.Image:
-  """Converts to 8-bit RGB by the mode, without alpha.
-
-  Pillow's own conversion makes all but the darkest of 16 bits white, and clips
-  those of other wide modes.
-
-  Args:
-    image: of any mode.
-    ranges: see `value_range.to_8_bits`.
-  """
-  return value_range.to_8_bits(image, ranges)[0].convert('RGB')
-
-
-def _encode(image, kind):
-  stream = io.BytesIO()
-  # Without its EXIF block: the pixels are upright now.
-  image.info.pop('exif', None)
-  options = {'quality': _JPEG_QUALITY, 'subsampling': 0}
-  image.save(stream, kind, **(options if kind == 'JPEG' else {}))
-  return stream.getvalue()

@@ -86,3 +86,18 @@ def to_8_bits(
   value_range = (ranges or {}).get(name) or find(name, sample(values))
   scaled, clipped = scale(values, value_range)
   return Image.fromarray(scaled), clipped
+
+
+def to_rgb(
+  image: Image.Image, ranges: Mapping[str, Range] | None = None
+) -> Image.Image:
+  """Converts to 8-bit RGB by the mode, without alpha.
+
+  Pillow's own conversion makes all but the darkest of 16 bits white, and clips
+  those of other wide modes.
+
+  Args:
+    image: of any mode.
+    ranges: see `to_8_bits`.
+  """
+  return to_8_bits(image, ranges)[0].convert('RGB')

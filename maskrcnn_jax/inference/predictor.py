@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from maskrcnn_jax.checkpoints import compatibility, store
-from maskrcnn_jax.datasets import images as images_lib
+from maskrcnn_jax.datasets import value_range
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.errors import UserError, invalid
 from maskrcnn_jax.inference import views as views_lib
@@ -127,8 +127,8 @@ class Predictor:
     Args:
       images: one image or a sequence of images: uint8 arrays `[h, w, 3]` RGB,
         `[h, w, 4]` with alpha, which is dropped, or `[h, w]` grey; or PIL
-        images, converted by their mode (`images.to_rgb`), whose EXIF rotation
-        is not applied. Sizes may differ.
+        images, converted by their mode (`value_range.to_rgb`), whose EXIF
+        rotation is not applied. Sizes may differ.
 
     Returns:
       `Detections` in pixels of the image, without a batch axis or padding, best
@@ -242,7 +242,7 @@ class Predictor:
 def _as_rgb(image) -> np.ndarray:
   """`[h, w, 3]` uint8; grey is repeated and alpha dropped, as for training."""
   if isinstance(image, Image.Image):
-    image = images_lib.to_rgb(image)
+    image = value_range.to_rgb(image)
   image = np.asarray(image)
   is_image = image.ndim == 2 or image.shape[2:] in ((3,), (4,))
   if image.dtype != np.uint8 or not is_image or 0 in image.shape:

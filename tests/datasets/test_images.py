@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from maskrcnn_jax.datasets import image_headers, images
+from maskrcnn_jax.datasets import image_headers, images, stored_images
 from maskrcnn_jax.errors import UserError
 
 
@@ -35,7 +35,7 @@ def _save(path, size=(40, 30), mode='RGB', orientation=None, **options):
 )
 def test_usual_files_are_kept_byte_for_byte(tmp_path, name, mode):
   content = _save(tmp_path / name, mode=mode)
-  encoded, note = images.read_image(tmp_path / name, 30, 40)
+  encoded, note = stored_images.read(tmp_path / name, 30, 40)
   assert encoded == content
   assert note is None
   assert tf.io.decode_image(encoded, channels=3).shape == (30, 40, 3)
@@ -44,7 +44,7 @@ def test_usual_files_are_kept_byte_for_byte(tmp_path, name, mode):
 @pytest.mark.parametrize('name', ['a.webp', 'a.gif', 'a.bmp', 'a.tif'])
 def test_other_formats_become_png(tmp_path, name):
   _save(tmp_path / name)
-  encoded, note = images.read_image(tmp_path / name, 30, 40)
+  encoded, note = stored_images.read(tmp_path / name, 30, 40)
   assert note == 'stored_as_png'
   opened = Image.open(io.BytesIO(encoded))
   assert opened.format == 'PNG' and opened.size == (40, 30)
@@ -52,7 +52,7 @@ def test_other_formats_become_png(tmp_path, name):
 
 def test_rotated_image_is_stored_upright_if_the_json_means_that(tmp_path):
   _save(tmp_path / 'a.jpg', orientation=6)  # Upright after a quarter turn.
-  encoded, note = images.read_image(tmp_path / 'a.jpg', 40, 30)
+  encoded, note = stored_images.read(tmp_path / 'a.jpg', 40, 30)
   assert note == 'stored_upright'
   opened = Image.open(io.BytesIO(encoded))
   assert opened.size == (30, 40)
@@ -66,14 +66,14 @@ def test_rotation_is_ignored_if_the_json_means_stored_pixels(
   tmp_path, orientation
 ):
   content = _save(tmp_path / 'a.jpg', orientation=orientation)
-  encoded, note = images.read_image(tmp_path / 'a.jpg', 30, 40)
+  encoded, note = stored_images.read(tmp_path / 'a.jpg', 30, 40)
   assert (encoded, note) == (content, 'rotation_ignored')
 
 
 def test_size_mismatch_gives_both_sizes(tmp_path):
   _save(tmp_path / 'a.jpg')
   with pytest.raises(UserError) as error:
-    images.read_image(tmp_path / 'a.jpg', 40, 30)
+    stored_images.read(tmp_path / 'a.jpg', 40, 30)
   assert (error.value.given, error.value.wanted) == ((30, 40), (40, 30))
 
 
@@ -83,11 +83,11 @@ def test_truncated_or_missing_file_cannot_be_read(tmp_path, name):
   for share in (0.0, 0.3, 0.7):
     (tmp_path / name).write_bytes(content[: int(share * len(content))])
     with pytest.raises(UserError) as error:
-      images.read_image(tmp_path / name, 30, 40)
+      stored_images.read(tmp_path / name, 30, 40)
     assert error.value.path == str(tmp_path / name)
   (tmp_path / name).unlink()
   with pytest.raises(UserError, match=name):
-    images.read_image(tmp_path / name, 30, 40)
+    stored_images.read(tmp_path / name, 30, 40)
 
 
 def test_images_of_a_folder(tmp_path):
@@ -113,7 +113,7 @@ def test_hostile_images_are_refused_before_they_are_decoded(
   path = tmp_path / f'{name}.jpg'  # Whatever the ending says.
   path.write_bytes(hostile_images.ALL[name]())
   for read in (
-    lambda: images.read_image(path, 9, 9),
+    lambda: stored_images.read(path, 9, 9),
     lambda: images.decode(path.read_bytes(), path),
   ):
     with pytest.raises(UserError) as error:
@@ -144,7 +144,7 @@ def test_what_is_no_file_is_not_read(tmp_path):
   os.mkfifo(tmp_path / 'a.jpg')
   for path in (tmp_path / 'a.jpg', tmp_path, '/dev/zero', 'a\0.jpg'):
     with pytest.raises(UserError) as error:
-      images.read_image(path, 9, 9)
+      stored_images.read(path, 9, 9)
     assert error.value.path == str(path)
 
 

@@ -29,6 +29,7 @@ from maskrcnn_jax.datasets import (
   images,
   prepare,
   records,
+  stored_images,
 )
 from maskrcnn_jax.datasets.doctor import check, page, report
 from maskrcnn_jax.datasets.formats import convert, source
@@ -216,7 +217,7 @@ def read_images(folder, path):
   errors = []
   for read in (
     images.read_sizes,
-    functools.partial(images.read_image, height=24, width=32),
+    functools.partial(stored_images.read, height=24, width=32),
     image_files.read,
   ):
     try:

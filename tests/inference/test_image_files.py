@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from PIL import ExifTags, Image
 
-from maskrcnn_jax.datasets import images
+from maskrcnn_jax.datasets import stored_images
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.inference import image_files
 
@@ -44,7 +44,7 @@ def test_files_have_the_pixels_of_records(tmp_path, ending, modes):
   for mode in modes.split():
     path = tmp_path / f'{mode}.{ending}'
     save(path, mode=mode)
-    encoded, _ = images.read_image(path, 40, 56)
+    encoded, _ = stored_images.read(path, 40, 56)
     pixels = image_files.read(path)
     assert pixels.dtype == np.uint8
     np.testing.assert_array_equal(
@@ -59,7 +59,7 @@ def test_of_16_bits_the_upper_8_count(tmp_path, name, order):
   Image.fromarray(values).save(tmp_path / name)
   expected = np.repeat((values >> 8)[..., None], 3, axis=-1)
   np.testing.assert_array_equal(image_files.read(tmp_path / name), expected)
-  encoded, _ = images.read_image(tmp_path / name, 30, 40)
+  encoded, _ = stored_images.read(tmp_path / name, 30, 40)
   decoded = tf.io.decode_png(encoded, channels=3)
   np.testing.assert_array_equal(decoded, expected)
 

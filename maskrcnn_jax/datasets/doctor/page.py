@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from maskrcnn_jax import fonts, visualize
-from maskrcnn_jax.datasets import images, masks
+from maskrcnn_jax.datasets import images, masks, stored_images, value_range
 from maskrcnn_jax.datasets.coco_json import CocoImage
 from maskrcnn_jax.datasets.doctor import report as report_lib
 from maskrcnn_jax.datasets.doctor.check import Report
@@ -206,14 +206,14 @@ def draw_entries(
   Returns:
     `[height, width, 3]` uint8, reduced if it is large, enlarged if small.
   """
-  encoded, _ = images.read_image(
+  encoded, _ = stored_images.read(
     split.image_path(image),
     image.height,
     image.width,
     image.upright,
     split.ranges,
   )
-  pixels = images.to_rgb(images.decode(encoded))
+  pixels = value_range.to_rgb(images.decode(encoded))
   scale = min(_SIDE / max(image.height, image.width), 1.0)
   size = [max(round(side * scale), 1) for side in (image.height, image.width)]
   pixels = np.asarray(pixels.resize(size[::-1]))
