@@ -333,6 +333,7 @@ def _convert(folder, split):
     NUM_SHARDS[split],
     captions_file=captions,
     drop_outside=True,
+    allow_empty_classes=True,
   )
   print(summary, flush=True)
 

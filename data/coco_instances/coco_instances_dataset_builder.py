@@ -10,7 +10,12 @@ from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
-from maskrcnn_jax.datasets import coco_json, prepare, tfds_features
+from maskrcnn_jax.datasets import (
+  coco_files,
+  coco_json,
+  prepare,
+  tfds_features,
+)
 from maskrcnn_jax.datasets.findings import raise_errors
 
 
@@ -61,7 +66,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       folder / 'annotations' / f'{kind}_{name}.json'
       for kind in ('instances', 'captions')
     )
-    dataset = coco_json.load(instances, images, captions)
+    dataset = coco_files.find(coco_json.load(instances, captions), images)
+    raise_errors(dataset.findings)
     findings = []
     for example, found in prepare.make_examples(
       dataset, images, self._num_workers, drop_outside=True

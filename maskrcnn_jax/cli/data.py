@@ -68,6 +68,9 @@ def add_labels(parser: argparse.ArgumentParser, required: bool = True) -> None:
       help='number of worker processes')
   add('--allow_outside', action='store_true',
       help='read images that the json names outside of the folder')
+  add('--allow_empty_classes', action='store_true',
+      help='a category of a COCO json may have no object to learn from, as in '
+      'a part of a larger set')
   # fmt: on
   command_line.add_max_pixels(parser)
   command_line.add_image_options(parser)
@@ -105,6 +108,7 @@ def label_options(args: argparse.Namespace) -> dict[str, Any]:
   return command_line.given(
     args,
     *('num_workers', 'classes', 'allow_outside', 'exif', 'value_range'),
+    'allow_empty_classes',
     data_format='format',
   )
 

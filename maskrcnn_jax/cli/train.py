@@ -9,7 +9,7 @@ from maskrcnn_jax.errors import UserError
 _OF_IMAGES = (
   *('annotations', 'val_annotations', 'val_images', 'val_share', 'val_seed'),
   *('format', 'classes', 'num_workers', 'allow_outside', 'drop_outside'),
-  *('exif', 'value_range'),
+  *('exif', 'value_range', 'allow_empty_classes'),
 )
 
 _NO_VALIDATION = (

@@ -4,11 +4,14 @@ The model's class 0 is the background. A class id is therefore the category id
 of the annotations, or one more where those count from 0.
 """
 
+import collections
 import dataclasses
+import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
 from maskrcnn_jax.datasets import record_file, record_index
+from maskrcnn_jax.datasets.findings import Finding
 from maskrcnn_jax.errors import UserError
 
 _LARGEST_CLASS_ID = 10_000
@@ -41,6 +44,43 @@ def ids_far_beyond(ids: Iterable[int]) -> list[int]:
   return [each for each in ids if each > limit]
 
 
+def find_empty(
+  names: Mapping[int, str],
+  counts: Mapping[int, int],
+  crowds: Container[int],
+  file: str,
+  severity: str = 'warning',
+) -> Iterator[Finding]:
+  """Yields the classes of a data set without an object to learn from.
+
+  Args:
+    names: of all classes, by class id.
+    counts: number of objects that are no crowds, by class id.
+    crowds: classes that have crowds.
+    file: the annotations.
+    severity: of a class without any object; of one with nothing but crowds, as
+      where all of its objects are to be ignored, it is a warning.
+  """
+  way = '.'
+  if severity == 'error':
+    way = ', or give --allow_empty_classes, if the others are to be learnt.'
+  for class_id, name in names.items():
+    if counts.get(class_id):
+      continue
+    what = f'class {class_id} ({name!r})'
+    if class_id in crowds:
+      message = (
+        f'all objects of {what} are crowds: it is not trained, and has no AP. '
+        'Set iscrowd to 0 for single objects.'
+      )
+      yield Finding('class_of_crowds', file, message)
+    else:
+      message = (
+        f'{what} has no object. Add some, or take it out of the categories{way}'
+      )
+      yield Finding('class_without_objects', file, message, severity)
+
+
 def read_from_records(
   file_pattern: str | os.PathLike | Sequence[str],
   split: str | None = None,
@@ -59,23 +99,28 @@ def read_from_records(
     UserError: no file matches the pattern, one is truncated or corrupt, or
       there is nothing to train on.
   """
-  found, num_trained = {}, 0
+  found, trained = {}, collections.Counter()
   for path in record_index.find_files(file_pattern, split):
     for labels, names, category_ids, crowds in record_file.scan_objects(path):
-      num_trained += len(labels) - sum(map(bool, crowds))
       for index, class_id in enumerate(labels):
+        trained[class_id] += not any(crowds[index : index + 1])
         if class_id not in found:
           found[class_id] = Category(
             names[index] if index < len(names) else '',
             category_ids[index] if index < len(category_ids) else class_id,
           )
-  if to_train and not num_trained:
+  if to_train and not trained.total():
     raise UserError(
       f'{file_pattern} has no object that is not a crowd: there is nothing to '
       'learn. maskrcnn-jax check of the annotations says why.',
       argument='input.file_pattern',
       path=file_pattern,
     )
+  if to_train and (crowds := [k for k in found if not trained[k]]):
+    message = (
+      '%s has nothing but crowds of the classes %s: they are not learnt.'
+    )
+    logging.warning(message, file_pattern, sorted(crowds))
   return dict(sorted(found.items()))
 
 

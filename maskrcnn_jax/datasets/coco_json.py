@@ -6,10 +6,8 @@ object that cannot be used is skipped with a warning.
 """
 
 import collections
-import contextlib
 import dataclasses
 import os
-import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 
 from maskrcnn_jax import files
@@ -70,7 +68,6 @@ class CocoDataset:
 
 def load(
   annotations_file: str | os.PathLike,
-  images_dir: str | os.PathLike | None = None,
   captions_file: str | os.PathLike | None = None,
   lists: Sequence[str] = LISTS,
 ) -> CocoDataset:
@@ -78,16 +75,15 @@ def load(
 
   Args:
     annotations_file: COCO JSON.
-    images_dir: if given, every image file must exist there.
     captions_file: COCO JSON whose annotations hold a `caption`.
     lists: top-level lists to read; COCO's test images lack `annotations`.
 
   Raises:
     UserError: the file is not JSON or lacks one of the lists.
-    InvalidDataError: an entry is malformed, or an image file is missing.
+    InvalidDataError: an entry is malformed.
   """
   file = os.fspath(annotations_file)
-  dataset = parse(read_lists(file, lists), file, images_dir)
+  dataset = parse(read_lists(file, lists), file)
   raise_errors(dataset.findings)
   return add_captions(dataset, captions_file)
 
@@ -95,18 +91,14 @@ def load(
 def parse(
   content: Mapping[str, Sequence[dict]],
   file: str,
-  images_dir: str | os.PathLike | None = None,
   findings: Sequence[Finding] = (),
-  allow_outside: bool = False,
 ) -> CocoDataset:
   """Parses lists of a COCO file, errors as findings; see `load`.
 
   Args:
     content: lists by name; missing ones count as empty.
     file: path of the file.
-    images_dir: if given, every image file must exist there.
     findings: earlier ones, which come first.
-    allow_outside: see `check_file`.
   """
   findings, categories, images = list(findings), {}, {}
   reader = coco_values.Reader()
@@ -141,8 +133,6 @@ def parse(
   for entry in _entries(content, 'images', file, findings, reader):
     with collected(findings, file, _hashable(entry.get('id'))):
       image = _parse_image(entry, images)
-      if images_dir is not None:
-        check_file(image, images_dir, allow_outside)
       images[image.image_id] = image
   annotations = _group(content, file, findings, images, categories, reader)
   findings += reader.notes(file)
@@ -184,43 +174,6 @@ def add_captions(
       message = f'{captions_file}: entry {number} is no caption: {brief(entry)}'
       raise UserError(message, path=captions_file, item=number) from None
   return dataclasses.replace(dataset, captions=dict(captions))
-
-
-def check_file(
-  image: CocoImage, images_dir: str | os.PathLike, allow_outside: bool = False
-) -> None:
-  """Raises an `InvalidEntryError` unless an image is a file of a folder.
-
-  Args:
-    image: entry of a COCO file.
-    images_dir: the folder.
-    allow_outside: the name may lead out of it, see `files.inside`.
-  """
-  try:
-    if not allow_outside:
-      files.inside(images_dir, image.file_name)
-  except UserError as error:
-    remedy = 'Correct the file_name, or give --allow_outside.'
-    remedy = _other_name(image.file_name, images_dir) or remedy
-    raise InvalidEntryError('outside_folder', f'{error}. {remedy}') from None
-  path = os.path.join(images_dir, image.file_name)
-  if not os.path.isfile(path):
-    remedy = _other_name(image.file_name, images_dir)
-    remedy = remedy or 'Add it, or remove the entry of the JSON.'
-    message = f'{path} does not exist. {remedy}'
-    raise InvalidEntryError('missing_image', message)
-
-
-def _other_name(file_name: str, images_dir: str | os.PathLike) -> str | None:
-  """Advice to write the name of a file that a path or URL may mean."""
-  path = urllib.parse.unquote(file_name).replace('\\', '/')
-  name = path.rpartition('/')[-1]
-  for each in (path, name):
-    with contextlib.suppress(UserError, OSError):
-      if each != file_name and files.inside(images_dir, each).is_file():
-        windows = 'It is a path of Windows. ' if '\\' in file_name else ''
-        return f'{windows}The folder has {brief(each)}: write that instead.'
-  return None
 
 
 def _parse_image(entry, found) -> CocoImage:

@@ -1,9 +1,17 @@
 """Labelled images: a data set as its labels describe it, before conversion."""
 
+import collections
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 
-from maskrcnn_jax.datasets import coco_json, coco_values, survey, value_range
+from maskrcnn_jax.datasets import (
+  categories,
+  coco_files,
+  coco_json,
+  coco_values,
+  survey,
+  value_range,
+)
 from maskrcnn_jax.datasets.findings import Finding, raise_errors
 from maskrcnn_jax.datasets.formats import convert
 from maskrcnn_jax.datasets.formats.source import Source
@@ -59,6 +67,7 @@ def read(
   exif: str | None = None,
   wanted: value_range.Range | None = None,
   known: Mapping[str, value_range.Range] | None = None,
+  allow_empty_classes: bool = False,
 ) -> LabelledImages:
   """Reads the labels of a data set and looks at its images.
 
@@ -67,10 +76,11 @@ def read(
     data_format: one of `convert.FORMATS` but `auto`.
     file: path of the COCO JSON, for findings.
     image_ids: of the images to take; None: all.
-    allow_outside: see `coco_json.check_file`.
+    allow_outside: see `coco_files.check_file`.
     exif: see `survey.read`.
     wanted: see `survey.read`.
     known: see `survey.read`.
+    allow_empty_classes: see `prepare.prepare`.
 
   Raises:
     InvalidDataError: there is an error in the labels.
@@ -78,9 +88,8 @@ def read(
   """
   survey.check_options(exif, wanted)
   content, found = convert.read(data_format, source)
-  dataset = coco_json.parse(
-    content, file, source.images_dir, found, allow_outside=allow_outside
-  )
+  dataset = coco_json.parse(content, file, found)
+  dataset = coco_files.find(dataset, source.images_dir, allow_outside)
   raise_errors(dataset.findings)
   if image_ids is not None:
     dataset = _select(dataset, image_ids)
@@ -89,10 +98,28 @@ def read(
   dataset, seen = survey.of_dataset(
     dataset, source.images_dir, exif, wanted, allow_outside, known
   )
-  findings = *dataset.findings, *seen.findings
+  findings = [*dataset.findings, *seen.findings]
+  if data_format in convert.OF_COCO and image_ids is None:
+    listed = (image.file_name for image in dataset.images)
+    findings += coco_files.find_unlisted(source.images_dir, listed, file)
+  if data_format == convert.COCO and not allow_empty_classes:
+    raise_errors(_empty_classes(dataset))
   return LabelledImages(
     source, data_format, content, dataset, seen.ranges, findings
   )
+
+
+def _empty_classes(dataset) -> list[Finding]:
+  """Errors of classes without any object; none if there is no object at all."""
+  ids = (image.image_id for image in dataset.images)
+  counts = collections.Counter(
+    entry.get('class_id', entry['category_id'])
+    for image_id in ids
+    for entry in dataset.annotations.get(image_id, ())
+  )
+  names, file = dataset.class_names, dataset.annotations_file
+  found = categories.find_empty(names, counts, (), file, 'error')
+  return list(found) if counts else []
 
 
 def _select(dataset, image_ids):

@@ -18,7 +18,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from maskrcnn_jax import files
-from maskrcnn_jax.datasets import coco_json, examples, labelled, workers
+from maskrcnn_jax.datasets import (
+  categories,
+  coco_json,
+  examples,
+  labelled,
+  workers,
+)
 from maskrcnn_jax.datasets.findings import Finding, raise_errors
 from maskrcnn_jax.datasets.formats import convert
 from maskrcnn_jax.datasets.formats.source import Source
@@ -27,7 +33,12 @@ from maskrcnn_jax.errors import UserError, invalid
 _IMAGES_PER_FILE = 500
 _SUFFIX = '.tfrecord'
 # Warnings on what is kept.
-_KEPT = ('duplicate_object', 'rotation_unclear', 'values_clipped')
+_KEPT = (
+  *('duplicate_object', 'rotation_unclear', 'values_clipped'),
+  *('class_without_objects', 'class_of_crowds'),
+)
+# Names of splits that need not have objects of every class.
+_HELD_OUT = ('val', 'test')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +91,7 @@ def prepare(
   drop_outside: bool = False,
   exif: str | None = None,
   value_range: tuple[float, float] | None = None,
+  allow_empty_classes: bool = False,
 ) -> Summary:
   """Writes the record files of a data set, all or none.
 
@@ -97,13 +109,15 @@ def prepare(
     image_ids: ids of the images to write, in the order of the JSON; None: all.
     data_format: one of `convert.FORMATS`; by default it is found.
     classes: names of other formats' classes, see `class_names.read`.
-    allow_outside: see `coco_json.check_file`.
+    allow_outside: see `coco_files.check_file`.
     drop_outside: skip objects whose box ends outside the image, as the
       reference converter does; by default such a box is clipped.
     exif: 'upright' or 'stored', what the labels mean of photos that EXIF
       rotates where their size does not tell; None: see `survey`.
     value_range: values of more than 8 bits that become 0 and 255; None: see
       `survey`.
+    allow_empty_classes: a category of a COCO JSON may be without objects, as
+      it may where the name of the output begins with val or test.
 
   Raises:
     FileExistsError: there are files of that name.
@@ -122,6 +136,8 @@ def prepare(
   found = labelled.read(
     *(source, data_format, json_file or os.fspath(annotations_file)),
     *(image_ids, allow_outside, exif, value_range),
+    allow_empty_classes=allow_empty_classes
+    or os.path.basename(stem).lower().startswith(_HELD_OUT),
   )
   dataset = coco_json.add_captions(found.dataset, captions_file)
   found = dataclasses.replace(found, dataset=dataset)
@@ -155,6 +171,7 @@ def write(
   json_file = None if is_coco else json_beside(stem)
   findings = [*images.findings]
   counts = np.zeros(4, int)  # Of images, empty ones, objects and crowds.
+  learnt, crowds = collections.Counter(), set()  # By class.
   made = make_examples(
     *(images.dataset, source.images_dir, source.num_workers, drop_outside),
     images.ranges,
@@ -168,6 +185,8 @@ def write(
         writer.write(records.encode_record(example))
         objects = len(example.classes)
         counts += (1, not objects, objects, example.is_crowd.sum())
+        learnt.update(example.classes[~example.is_crowd].tolist())
+        crowds.update(example.classes[example.is_crowd].tolist())
     raise_errors(findings)
     if counts[2] == counts[3]:
       message = (
@@ -175,6 +194,9 @@ def write(
         'could be learnt. maskrcnn-jax check names the reasons.'
       )
       raise UserError(message, path=source.labels, given=int(counts[3]))
+    findings += categories.find_empty(
+      images.dataset.class_names, learnt, crowds, str(source.labels)
+    )
     if json_file:
       files.write_text(json_file, json.dumps(images.lists()))
   return Summary(

@@ -32,6 +32,7 @@ class RunData:
   data_format: str = convert.AUTO
   classes: str | None = None
   allow_outside: bool = False
+  allow_empty_classes: bool = False
   drop_outside: bool = False
   exif: str | None = None
   value_range: tuple[float, float] | None = None

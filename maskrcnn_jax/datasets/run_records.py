@@ -215,6 +215,8 @@ def _read_part(
   found = labelled.read(
     *(source, data_format, os.fspath(source.labels), None),
     *(data.allow_outside, data.exif, data.value_range, ranges),
+    # Those of validation images come with ranges.
+    data.allow_empty_classes or ranges is not None,
   )
   names = [image.file_name for image in found.dataset.images]
   images = fingerprints.of_images(source, data_format, names)

@@ -19,7 +19,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from maskrcnn_jax.datasets import coco_json, images, value_range
+from maskrcnn_jax.datasets import (
+  coco_files,
+  images,
+  stored_images,
+  value_range,
+)
 from maskrcnn_jax.datasets.coco_json import CocoDataset
 from maskrcnn_jax.datasets.findings import Finding, InvalidEntryError
 from maskrcnn_jax.errors import UserError, invalid
@@ -119,13 +124,13 @@ def of_dataset(
     images_dir: folder of the images.
     exif: see `read`.
     wanted: see `read`.
-    allow_outside: see `coco_json.check_file`.
+    allow_outside: see `coco_files.check_file`.
     known: see `read`.
   """
   rows = []
   for image in dataset.images:
     with contextlib.suppress(InvalidEntryError):
-      coco_json.check_file(image, images_dir, allow_outside)
+      coco_files.check_file(image, images_dir, allow_outside)
       path = os.path.join(images_dir, image.file_name)
       size = image.height, image.width
       rows.append((path, size if image.upright is None else None))
@@ -158,7 +163,7 @@ def _look(row) -> tuple[str | None, str | None]:
     kind = None
     if head.startswith(_WIDE_HEADS) or _is_wide_png(head):
       kind = value_range.kind(_open(path, head))
-    if size is None or not images.mentions_exif(head):
+    if size is None or not stored_images.mentions_exif(head):
       return None, kind
     return _rotation(_open(path, head), size), kind
   return None, None

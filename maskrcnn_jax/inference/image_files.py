@@ -14,7 +14,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from maskrcnn_jax.datasets import coco_json, images, survey
+from maskrcnn_jax.datasets import (
+  coco_files,
+  coco_json,
+  images,
+  stored_images,
+  survey,
+  value_range,
+)
 from maskrcnn_jax.errors import UserError
 
 # TensorFlow decodes no larger ones (`jpeg_mem.cc`: fewer than 2 ** 29 bytes).
@@ -30,7 +37,9 @@ class ImageFile:
   size: tuple[int, int] | None  # (height, width) by the annotations, if known.
   picture: str  # Name of its picture in the output.
   name: str  # Shown in the page.
-  upright: bool | None = None  # By the annotations, see `images.is_turned`.
+  upright: bool | None = (
+    None  # By the annotations, see `stored_images.is_turned`.
+  )
 
 
 def list_images(
@@ -121,10 +130,13 @@ def picture_names(paths: Iterable[pathlib.Path]) -> list[str]:
 
 def _match(paths, dataset) -> list[coco_json.CocoImage]:
   """The entry of each file, by as many folders of its name as possible."""
-  by_name = {image.file_name: image for image in dataset.images}
-  by_last = collections.defaultdict(list)
+  by_name, by_last = {}, collections.defaultdict(list)
   for image in dataset.images:
-    by_last[pathlib.PurePath(image.file_name).name].append(image)
+    names = [*coco_files.readings(image.file_name)]
+    by_name |= {x: by_name.get(x, image) for x in names[1:]}
+    for last in {pathlib.PurePath(name).name for name in names}:
+      by_last[last].append(image)
+  by_name |= {image.file_name: image for image in dataset.images}
   file, owners, unknown = dataset.annotations_file, {}, []
   for path in paths:
     parts = pathlib.Path(os.path.abspath(path)).parts
@@ -192,7 +204,7 @@ def read(
     path: of the file.
     size: (height, width) of the image by its annotations; the EXIF orientation
       is applied if the image then has this size, as in `prepare`. None: always.
-    upright: see `images.is_turned`.
+    upright: see `stored_images.is_turned`.
     ranges: see `value_range.to_8_bits`.
 
   Raises:
@@ -200,12 +212,12 @@ def read(
       given size; the message does not repeat the path.
   """
   try:
-    pixels, orientation = _decode(images.read_bytes(path), ranges)
-    size = None if size is None else tuple(size)
-    if not images.is_turned(pixels.shape[:2], orientation, size, None, upright):
+    pixels, turn = _decode(images.read_bytes(path), ranges)
+    stored, size = pixels.shape[:2], None if size is None else tuple(size)
+    if not stored_images.is_turned(stored, turn, size, None, upright):
       return pixels
     image = Image.fromarray(pixels)
-    image.getexif()[ExifTags.Base.Orientation] = orientation
+    image.getexif()[ExifTags.Base.Orientation] = turn
     return np.asarray(ImageOps.exif_transpose(image))
   except UserError as error:
     error.path = os.fspath(path)
@@ -218,11 +230,11 @@ def _decode(encoded: bytes, ranges) -> tuple[np.ndarray, int]:
   from maskrcnn_jax.input_pipeline import single_images
 
   image = images.open_image(encoded)
-  by_tensorflow = images.keeps_bytes(image, ranges)
+  by_tensorflow = stored_images.keeps_bytes(image, ranges)
   if by_tensorflow and np.prod(image.size) <= _MAX_PIXELS_OF_TENSORFLOW:
     pixels = single_images.decode_file(encoded)
   else:
     image = images.decode(encoded)
-    pixels = np.asarray(images.to_rgb(image, ranges))
+    pixels = np.asarray(value_range.to_rgb(image, ranges))
   # After decoding: Pillow turns a TIFF by itself, and then drops the flag.
   return pixels, images.orientation(image)

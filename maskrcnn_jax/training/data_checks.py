@@ -74,6 +74,12 @@ def training_classes(
       'The training records %s carry no names for the classes %s: %s.',
       *(pattern, unnamed, names if annotated else 'they are not known'),
     )
+  if untrained := sorted(recorded.keys() - classes.keys()):
+    logging.warning(
+      'The classes %s of %s have no object in the training records %s: their '
+      'AP will be 0.',
+      *(untrained, config.evaluation.file_pattern, pattern),
+    )
   named = {k: v for k, v in classes.items() if k not in unnamed}
   return dict(sorted((classes | annotated | named).items())), recorded
 

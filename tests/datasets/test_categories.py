@@ -63,6 +63,16 @@ def test_records_to_train_on_have_an_object(tmp_path, labels, crowds):
   assert error.value.path == path
 
 
+def test_classes_of_crowds_are_named(tmp_path, caplog):
+  content = dataclasses.replace(
+    example(1, [1, 4, 4], ['a', 'b', 'b']), is_crowd=np.array([0, 1, 1], bool)
+  )
+  path = write(tmp_path / 'a.tfrecord', content)
+  assert list(categories.read_from_records(path, to_train=True)) == [1, 4]
+  (record,) = caplog.records
+  assert record.args == (path, [4])
+
+
 def test_a_truncated_file_is_named(tmp_path):
   path = tmp_path / 'a.tfrecord'
   write(path, example(1, [1], ['a']))

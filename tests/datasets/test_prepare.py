@@ -11,6 +11,7 @@ from PIL import Image
 from pycocotools import coco
 
 from maskrcnn_jax.datasets import prepare, records
+from maskrcnn_jax.datasets.doctor import check
 from maskrcnn_jax.datasets.findings import InvalidDataError
 from maskrcnn_jax.errors import UserError
 
@@ -182,6 +183,53 @@ def test_nothing_to_learn_is_an_error(tmp_path, objects):
     prepare.prepare(*arguments, num_workers=1)
   assert error.value.path == str(arguments[1])
   assert not list((tmp_path / 'out').iterdir())
+
+
+def test_a_class_without_objects_needs_an_option(tmp_path):
+  folder, annotations, output = _write_set(tmp_path)
+  content = json.loads(annotations.read_text())
+  content['categories'].append({'id': 5, 'name': 'dog'})
+  annotations.write_text(json.dumps(content))
+  with pytest.raises(InvalidDataError) as error:
+    prepare.prepare(folder, annotations, output, num_workers=1)
+  (finding,) = error.value.findings
+  kind = finding.kind
+  assert kind == 'class_without_objects' and "5 ('dog')" in finding.message
+  assert not list((tmp_path / 'out').iterdir())
+  severities = []
+  for allow in (False, True):
+    report = check.check(
+      (folder, annotations), num_workers=1, allow_empty_classes=allow
+    )
+    severities += [x.severity for x in report.by_kind()[kind]]
+  assert severities == ['error', 'warning']
+  for place, allow in ((output, True), (tmp_path / 'out' / 'Val_1', False)):
+    summary = prepare.prepare(
+      *(folder, annotations, place),
+      num_workers=1,
+      allow_empty_classes=allow,
+    )
+    assert summary.counts()[kind] == 1
+  # As where all objects of a class are to be ignored.
+  content['annotations'].append(_object(2, category_id=5, ignore=1))
+  annotations.write_text(json.dumps(content))
+  summary = prepare.prepare(
+    folder, annotations, tmp_path / 'out' / 'crowds', num_workers=1
+  )
+  assert summary.counts()['class_of_crowds'] == 1
+  assert _counts(summary) == (5, 4, 2, 1)
+
+
+def test_classes_of_a_project_may_be_without_objects(tmp_path):
+  (tmp_path / 'labels').mkdir()
+  Image.new('RGB', (30, 20)).save(tmp_path / 'a.png')
+  (tmp_path / 'labels' / 'a.txt').write_text('1 0.1 0.1 0.5 0.1 0.5 0.5')
+  (tmp_path / 'labels' / 'classes.txt').write_text('cat\ndog\n')
+  summary = prepare.prepare(
+    tmp_path, tmp_path / 'labels', tmp_path / 'out' / 'train', num_workers=1
+  )
+  assert summary.counts()['class_without_objects'] == 1
+  assert "1 ('cat')" in str(summary)
 
 
 def test_images_outside_of_the_folder_need_an_option(tmp_path):

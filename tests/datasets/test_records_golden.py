@@ -71,6 +71,7 @@ def test_prepares_the_records_of_the_reference(recording, tmp_path):
     num_workers=1,
     captions_file=tmp_path / 'captions.json',
     drop_outside=True,
+    allow_empty_classes=True,
   )
   ours, theirs = map(example_records.features, (summary.files[0], str(path)))
   assert list(ours) == list(theirs)

@@ -209,6 +209,15 @@ def test_classes_without_any_names_have_their_numbers(tmp_path, caplog):
   assert '[2]' in record.getMessage() and own in record.getMessage()
 
 
+def test_classes_of_validation_alone_are_named(tmp_path, caplog):
+  own = write_records(tmp_path / 'own', [1], ['red'])
+  val = write_records(tmp_path / 'val', [1, 3], ['red', 'green'])
+  found, recorded = data_checks.training_classes(run_config(own, val, None))
+  assert (list(found), list(recorded)) == ([1], [1, 3])
+  (record,) = caplog.records
+  assert record.args == ([3], val, own)
+
+
 @pytest.fixture(params=['json', 'records'])
 def swapped(tmp_path, request):
   """A config whose validation set numbers two classes otherwise.

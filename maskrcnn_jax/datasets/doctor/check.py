@@ -41,6 +41,7 @@ def check(
   classes: str | None = None,
   exif: str | None = None,
   value_range: tuple[float, float] | None = None,
+  allow_empty_classes: bool = False,
 ) -> Report:
   """Reads and checks a data set; changes nothing.
 
@@ -49,11 +50,12 @@ def check(
     val: the same of the validation split.
     config: of a run on the data.
     num_workers: processes that read images; by default one per core.
-    allow_outside: see `coco_json.check_file`.
+    allow_outside: see `coco_files.check_file`.
     data_format: of the labels, see `prepare.prepare`.
     classes: see `prepare.prepare`.
     exif: see `prepare.prepare`.
     value_range: see `prepare.prepare`.
+    allow_empty_classes: see `prepare.prepare`.
 
   Raises:
     FileNotFoundError: there is no such folder.
@@ -67,7 +69,8 @@ def check(
     read.append(split.read_split('val', *val, *options))
   findings = list(split_checks.check_listing(read))
   for each in read:
-    findings += [*each.findings, *split_checks.check_split(each)]
+    findings += each.findings
+    findings += split_checks.check_split(each, allow_empty_classes)
   counted = split_checks.COUNTED_DETECTIONS
   if config is not None:
     counted = config.get('evaluation', {}).get('max_detections', counted)

@@ -7,7 +7,13 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 
-from maskrcnn_jax.datasets import coco_json, examples, survey, workers
+from maskrcnn_jax.datasets import (
+  coco_files,
+  coco_json,
+  examples,
+  survey,
+  workers,
+)
 from maskrcnn_jax.datasets.coco_json import CocoDataset, CocoImage
 from maskrcnn_jax.datasets.doctor import objects
 from maskrcnn_jax.datasets.doctor.objects import CheckedObject
@@ -27,6 +33,7 @@ class Split:
   digests: dict[int, bytes]  # Of the usable image files, by image id.
   findings: Sequence[Finding]  # On entries of the json, images and objects.
   ranges: Mapping[str, tuple[float, float]]  # See `survey`.
+  data_format: str = convert.COCO
 
   @property
   def file(self) -> str:
@@ -77,10 +84,10 @@ def read_split(
     raise FileNotFoundError(f'There is no folder of images {images_dir}.')
   file = os.fspath(annotations_file)
   source = Source(images_dir, file, classes, num_workers)
-  content, found = convert.read(
-    convert.find_format(data_format, source), source
-  )
-  dataset = coco_json.parse(content, file, findings=found)
+  data_format = convert.find_format(data_format, source)
+  content, found = convert.read(data_format, source)
+  dataset = coco_json.parse(content, file, found)
+  dataset = coco_files.find(dataset, images_dir, allow_outside, required=False)
   dataset, seen = survey.of_dataset(
     dataset, images_dir, exif, value_range, allow_outside
   )
@@ -102,7 +109,7 @@ def read_split(
     found += checked
     findings += problems
   parts = name, images_dir, dataset, found, digests, findings, seen.ranges
-  return Split(*parts)
+  return Split(*parts, data_format)
 
 
 def check_image(
@@ -122,7 +129,7 @@ def check_image(
   path = os.path.join(images_dir, image.file_name)
   encoded, findings, checked, shapes = None, [], [], []
   with collected(findings, file, image.image_id):
-    coco_json.check_file(image, images_dir, allow_outside)
+    coco_files.check_file(image, images_dir, allow_outside)
     encoded, finding = examples.read_image(image, path, ranges)
     findings += [finding] if finding else []
   for entry in entries:

@@ -4,8 +4,10 @@ import collections
 import os
 from collections.abc import Iterator, Sequence
 
+from maskrcnn_jax.datasets import categories, coco_files
 from maskrcnn_jax.datasets.doctor.split import Split
 from maskrcnn_jax.datasets.findings import Finding
+from maskrcnn_jax.datasets.formats import convert
 
 # COCO's ranges of area, their ends included; `COCOeval.params.areaRng`.
 AREA_RANGES = {
@@ -28,8 +30,10 @@ _MOST_CROWDS = 0.5
 _NAMELESS = {'entry', 'image_entry', 'image_id', 'duplicate_image_id'}
 
 
-def check_split(split: Split) -> Iterator[Finding]:
-  """Yields findings on a split as a whole."""
+def check_split(
+  split: Split, allow_empty_classes: bool = False
+) -> Iterator[Finding]:
+  """Yields findings on a split as a whole; see `check.check`."""
   if not split.dataset.images:
     message = 'the json lists no usable image.'
     yield split.finding('no_images', message, 'error')
@@ -42,30 +46,26 @@ def check_split(split: Split) -> Iterator[Finding]:
       yield split.finding('duplicate_class_name', message)
   yield from _check_files(split)
   yield from _check_amounts(split)
-  yield from _check_classes(split)
+  yield from _check_classes(split, allow_empty_classes)
 
 
-def _check_classes(split: Split) -> Iterator[Finding]:
+def _check_classes(split: Split, allow_empty) -> Iterator[Finding]:
   """Yields classes of a split that have no objects, or few."""
-  counts = split.count_classes()
+  counts, is_train = split.count_classes(), split.name == 'train'
   crowds = {each.class_id for each in split.objects if each.is_crowd}
-  for class_id, name in split.dataset.class_names.items():
-    count, what = counts[class_id], f'class {class_id} ({name!r})'
-    if not count and class_id in crowds:
+  names = split.dataset.class_names
+  # As in `prepare`, which also refuses a set without any object.
+  is_error = is_train and split.data_format == convert.COCO and bool(counts)
+  yield from categories.find_empty(
+    names if is_train else {k: names[k] for k in crowds},
+    *(counts, crowds, split.file),
+    'error' if is_error and not allow_empty else 'warning',
+  )
+  for class_id, count in counts.items() if is_train else ():
+    if count < FEW_OBJECTS:
       message = (
-        f'all objects of {what} are crowds: it is not trained, and has no AP. '
-        'Set iscrowd to 0 for single objects.'
-      )
-      yield split.finding('class_of_crowds', message)
-    elif split.name == 'train' and not count:
-      message = (
-        f'{what} has no object. Add some, or take it out of the categories.'
-      )
-      yield split.finding('class_without_objects', message)
-    elif split.name == 'train' and count < FEW_OBJECTS:
-      message = (
-        f'{what} has fewer than {FEW_OBJECTS} objects ({count}), hardly enough '
-        'to train it.'
+        f'class {class_id} ({names[class_id]!r}) has fewer than {FEW_OBJECTS} '
+        f'objects ({count}), hardly enough to train it.'
       )
       yield split.finding('few_objects', message, 'note')
 
@@ -204,30 +204,16 @@ def check_scores(
 def check_listing(splits: Sequence[Split]) -> Iterator[Finding]:
   """Yields image files in the folders of a data set that no json lists.
 
-  These are files with the ending of a listed one, in the folder and below.
-  Splits that share a folder share its files.
+  Splits that share a folder share its files. Other formats than COCO's name
+  images without a label.
   """
   folders = {}
   for split in splits:
-    folders.setdefault(os.path.realpath(split.images_dir), []).append(split)
+    if split.data_format in convert.OF_COCO:
+      folders.setdefault(os.path.realpath(split.images_dir), []).append(split)
   for same in folders.values():
     if any(each.kind in _NAMELESS for split in same for each in split.findings):
       continue
-    folder = same[0].images_dir
-    listed = {
-      os.path.normpath(image.file_name)
-      for split in same
-      for image in split.dataset.images
-    }
-    endings = {os.path.splitext(name)[1].lower() for name in listed} - {''}
+    listed = [x.file_name for split in same for x in split.dataset.images]
     jsons = ' or '.join(split.file for split in same)
-    for root, subfolders, names in os.walk(folder):
-      subfolders.sort()
-      for path in (os.path.join(root, name) for name in sorted(names)):
-        ending = os.path.splitext(path)[1].lower()
-        if ending in endings and os.path.relpath(path, folder) not in listed:
-          message = (
-            f'is not in {jsons}, so it is not used. Add it there, if only as '
-            'an image without objects, or move it away.'
-          )
-          yield Finding('image_not_listed', path, message, 'note')
+    yield from coco_files.find_unlisted(same[0].images_dir, listed, jsons)

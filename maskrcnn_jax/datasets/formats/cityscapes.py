@@ -12,6 +12,7 @@ from maskrcnn_jax.datasets.formats.source import Content, Source
 
 LOOKS_LIKE = '*_instanceIds.png files'
 _ENDINGS = ('_gtfine_instanceids.png', '_gtcoarse_instanceids.png')
+_COMPANION = '_gt'  # Each image has several files of labels.
 _NAMES = {
   24: 'person',
   25: 'rider',
@@ -32,6 +33,8 @@ def matches(source: Source) -> bool:
 def read(source: Source) -> Content:
   """Reads the PNGs of a split."""
   labels = source.match_files(_ENDINGS, '_leftImg8bit')
+  others = (x for x in source.files.values() if _COMPANION in x.name.lower())
+  source.used.update(map(str, others))
   read_file = functools.partial(
     instance_png.read_instances, names=_NAMES, unknown='warning'
   )

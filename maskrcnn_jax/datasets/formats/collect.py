@@ -15,13 +15,16 @@ from maskrcnn_jax.datasets.findings import Finding, InvalidEntryError
 from maskrcnn_jax.datasets.formats import class_names
 from maskrcnn_jax.datasets.formats.source import (
   MALFORMED,
+  META,
   Content,
   Labels,
   Source,
+  passed_over,
 )
 from maskrcnn_jax.errors import UserError, brief
 
-_TEXT_ENDINGS = ('.json', '.xml', '.txt', '.csv', '.yaml', '.yml', '.md')
+# Files among labels that no finding names.
+_NAMES = (*class_names.FILES, META, 'labelmap.txt')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +130,7 @@ def collect(
     UserError: there is no image, or none has a label.
   """
   labels, findings = labels
-  findings = [*findings, *_passed_over(source)]
+  findings = [*findings, *_passed_over(source, labels)]
   if not labels:
     raise UserError(
       f'{source.labels} has no label for any of {len(source.image_names)} '
@@ -160,11 +163,18 @@ def collect(
   return {**content, 'categories': categories}, findings
 
 
-def _passed_over(source) -> Iterator[Finding]:
-  """Findings on files among the images that are neither image nor text."""
+def _passed_over(source, labels) -> Iterator[Finding]:
+  """Findings on files that are read neither as an image nor as a label."""
   for path in images.walk(source.images_dir):
-    if path.suffix.lower() not in (*images.ENDINGS, *_TEXT_ENDINGS):
-      message = f'is no image that is read ({", ".join(images.ENDINGS)}).'
+    yield from passed_over(path)
+  if os.path.samefile(source.images_dir, source.labels):
+    return
+  # Of folders of masks, which name their other files.
+  folders = {x for x in labels.values() if isinstance(x, pathlib.Path)}
+  for path in source.files.values():
+    is_known = str(path) in source.used or path.name in _NAMES
+    if not is_known and folders.isdisjoint(path.parents):
+      message = 'is no label of an image in this format.'
       yield Finding('file_passed_over', str(path), message)
 
 

@@ -23,6 +23,8 @@ from maskrcnn_jax.datasets.formats.source import Content, Source
 from maskrcnn_jax.errors import UserError, invalid
 
 AUTO, COCO = 'auto', 'coco'
+# Formats of one JSON with the names of all images.
+OF_COCO = (COCO, 'cvat_coco', 'roboflow')
 _FORMATS = {
   COCO: coco,
   'cvat_coco': cvat_coco,

@@ -23,8 +23,16 @@ MASKS = 'masks'  # Name of folders of masks beside folders of images.
 META = 'meta.json'  # Supervisely's classes.
 Content = tuple[dict[str, list], list[Finding]]  # Lists of COCO, and findings.
 Labels = tuple[dict[str, Any], list[Finding]]  # By image name, and findings.
+_TEXT_ENDINGS = ('.json', '.xml', '.txt', '.csv', '.yaml', '.yml', '.md')
 # Of an entry that is not built as its format says.
 MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError)
+
+
+def passed_over(path: pathlib.Path) -> Iterator[Finding]:
+  """Yields a finding if a file among images is neither image nor text."""
+  if path.suffix.lower() not in (*images.ENDINGS, *_TEXT_ENDINGS):
+    message = f'is no image that is read ({", ".join(images.ENDINGS)}).'
+    yield Finding('file_passed_over', str(path), message)
 
 
 @contextlib.contextmanager
@@ -49,12 +57,14 @@ class Source:
     labels: folder or file of the labels.
     classes: see `class_names.read`.
     num_workers: processes; None: one per core.
+    used: files of the labels that a reader used or named in a finding.
   """
 
   images_dir: str | os.PathLike
   labels: str | os.PathLike
   classes: str | None = None
   num_workers: int | None = None
+  used: set[str] = dataclasses.field(default_factory=set, compare=False)
 
   @functools.cached_property
   def image_names(self) -> list[str]:
@@ -163,6 +173,7 @@ class Source:
     labels, findings = {}, []
     with parsed(self.labels):
       for name, label, file in named:
+        self.used.add(str(file))
         image = self.find_image(name)
         kind, message = 'label_without_image', f'not in {self.images_dir}'
         if image in labels:

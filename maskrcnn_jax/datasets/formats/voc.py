@@ -6,6 +6,7 @@ the colour that `labelmap.txt` states (as CVAT and Datumaro write it). Index 255
 and the colour of that are void.
 """
 
+import dataclasses
 import functools
 import pathlib
 
@@ -51,7 +52,7 @@ def read(source: Source) -> Content:
       argument='annotations',
       path=source.labels,
     )
-  both = Source(source.images_dir, folder / _OBJECTS)
+  source = dataclasses.replace(source, labels=folder / _OBJECTS, used=set())
   colours = _read_label_map(folder / LABEL_MAP)
   names = class_names.read(source.classes or _NAMES)
   names = colours or names
@@ -59,7 +60,7 @@ def read(source: Source) -> Content:
     read_masks, names=names, classes_dir=folder / _CLASSES
   )
   declared = list(dict.fromkeys(names.values()))
-  return collect(source, both.match_files('.png'), read_file, declared)
+  return collect(source, source.match_files('.png'), read_file, declared)
 
 
 def _read_label_map(path) -> dict[int, str]:

@@ -14,7 +14,13 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from maskrcnn_jax import files
-from maskrcnn_jax.datasets import coco_json, examples, masks, prepare
+from maskrcnn_jax.datasets import (
+  coco_files,
+  coco_json,
+  examples,
+  masks,
+  prepare,
+)
 from maskrcnn_jax.datasets.findings import Finding, collected, raise_errors
 from maskrcnn_jax.datasets.formats import convert
 from maskrcnn_jax.datasets.formats.shapes import skip
@@ -59,7 +65,8 @@ def write(
   data_format = convert.find_format(data_format, source)
   content, findings = convert.read(data_format, source)
   file = os.fspath(annotations_file)
-  dataset = coco_json.parse(content, file, images_dir, findings)
+  dataset = coco_json.parse(content, file, findings)
+  dataset = coco_files.find(dataset, images_dir)
   raise_errors(dataset.findings)
   findings = list(dataset.findings)
   kept = {

@@ -70,7 +70,11 @@ def test_yolo_becomes_records_and_a_json_with_its_own_numbers(yolo):
     {'id': 0, 'name': 'cat'},
     {'id': 2, 'name': 'cow'},
   ]
-  assert summary.counts() == {'ids_from_0': 1, 'missing_label': 1}
+  assert summary.counts() == {
+    'class_without_objects': 1,
+    'ids_from_0': 1,
+    'missing_label': 1,
+  }
 
 
 def test_a_png_of_numbers_becomes_records(tmp_path):

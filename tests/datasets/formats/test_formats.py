@@ -184,6 +184,33 @@ def test_names_of_images_are_looked_up_and_never_opened(tmp_path):
 
 
 @pytest.mark.parametrize('name', MAKERS)
+def test_files_that_are_not_used_are_named(tmp_path, name):
+  labels = make(name, tmp_path)
+  (tmp_path / 'images' / 'photo.heic').touch()
+  (tmp_path / 'images' / '.hidden').touch()
+  (tmp_path / 'images' / 'readme.md').touch()
+  make_image(tmp_path / 'images' / 'sub' / 'z.png')
+  expected = {'photo.heic': 'file_passed_over', 'z.png': 'missing_label'}
+  if name in convert.OF_COCO:
+    expected['z.png'] = 'image_not_listed'
+  elif labels.is_dir():
+    (labels / 'SegmentationObject').mkdir(exist_ok=name == 'voc')
+    (labels / 'SegmentationObject' / 'a.xyz').touch()
+    expected['a.xyz'] = 'file_passed_over'
+  found = check.check(
+    (tmp_path / 'images', labels),
+    num_workers=1,
+    data_format=name,
+    classes='cat,dog' if name in WITH_CLASSES else None,
+  )
+  named = {(x.file.rsplit('/', 1)[-1], x.kind) for x in found.findings}
+  assert expected.items() <= named
+  assert not {'.hidden', 'readme.md'} & {name for name, _ in named}
+  passed = found.by_kind()['file_passed_over']
+  assert len(passed) == len(expected) - 1
+
+
+@pytest.mark.parametrize('name', MAKERS)
 def test_every_format_can_be_checked(tmp_path, name):
   labels = make(name, tmp_path)
   classes = 'cat,dog' if name in WITH_CLASSES else None

@@ -16,7 +16,7 @@ from label_sets import (
 )
 
 from maskrcnn_jax.cli import main as command
-from maskrcnn_jax.datasets import coco_json
+from maskrcnn_jax.datasets import coco_files, coco_json
 from maskrcnn_jax.datasets.formats import writers
 from maskrcnn_jax.errors import UserError
 
@@ -30,7 +30,7 @@ def test_a_clean_coco_json_of_every_format(tmp_path, name):
   summary = writers.write(images, labels, path, 'coco', classes=classes)
   assert summary.data_format == name
   assert (summary.num_images, summary.num_objects) == (1, 2)
-  dataset = coco_json.load(path, images)
+  dataset = coco_files.find(coco_json.load(path), images)
   assert {x.kind for x in dataset.findings} <= {'ids_from_0'}
   (entries,) = dataset.annotations.values()
   names = dataset.class_names.values()
