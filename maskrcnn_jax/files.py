@@ -63,7 +63,7 @@ def read_json(path) -> Any:
   """
   try:
     encoded = pathlib.Path(path).read_bytes()
-    text = encoded.decode(json.detect_encoding(encoded))
+    text = decode_text(encoded)
     content = json.loads(text, object_pairs_hook=_unique)
     if re.search(r'\\u[dD][89a-fA-F]', text):
       json.dumps(content, ensure_ascii=False).encode()
@@ -74,6 +74,17 @@ def read_json(path) -> Any:
   except ValueError as error:
     raise UserError(f'{path} is not a JSON file: {error}', path=path) from error
   return content
+
+
+def decode_text(encoded: bytes, errors: str = 'strict') -> str:
+  """Decodes text in any UTF, marked or not; raises a ValueError if it is none.
+
+  Args:
+    encoded: a file, or its beginning.
+    errors: of `bytes.decode`.
+  """
+  # Of a JSON, but any text that begins with two ASCII characters is alike.
+  return encoded.decode(json.detect_encoding(encoded), errors)
 
 
 def _unique(pairs) -> dict:

@@ -195,7 +195,7 @@ def test_a_class_without_objects_needs_an_option(tmp_path):
   (finding,) = error.value.findings
   kind = finding.kind
   assert kind == 'class_without_objects' and "5 ('dog')" in finding.message
-  assert not list((tmp_path / 'out').iterdir())
+  assert not (tmp_path / 'out').exists()
   severities = []
   for allow in (False, True):
     report = check.check(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import yaml
 
+from maskrcnn_jax import files
 from maskrcnn_jax.errors import UserError, invalid
 
 # Files with YOLO's class names, in the folder of the labels or the two above.
@@ -78,7 +79,7 @@ def _read_file(path):
   if path.stat().st_size > _MAX_BYTES:
     raise UserError(f'{path} is too large for a list of names.', path=path)
   try:
-    text = path.read_text(encoding='utf-8-sig')
+    text = files.decode_text(path.read_bytes())
     if path.suffix not in ('.yaml', '.yml'):
       return [line.strip() for line in text.splitlines() if line.strip()]
     content = yaml.load(text, _NoAliasLoader)

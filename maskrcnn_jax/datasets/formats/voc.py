@@ -12,6 +12,7 @@ import pathlib
 
 import numpy as np
 
+from maskrcnn_jax import files
 from maskrcnn_jax.datasets import masks
 from maskrcnn_jax.datasets.findings import Finding
 from maskrcnn_jax.datasets.formats import class_names, instance_png
@@ -69,7 +70,7 @@ def _read_label_map(path) -> dict[int, str]:
     return {}
   names = {}
   with parsed(path):
-    for line in path.read_text(encoding='utf-8-sig').splitlines():
+    for line in files.decode_text(path.read_bytes()).splitlines():
       if line.strip() and not line.startswith('#'):
         name, colour = line.split(':')[:2]
         red, green, blue = map(int, colour.split(','))

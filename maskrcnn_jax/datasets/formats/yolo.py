@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from maskrcnn_jax import files as file_lib
 from maskrcnn_jax.datasets.findings import InvalidEntryError
 from maskrcnn_jax.datasets.formats import class_names, shapes
 from maskrcnn_jax.datasets.formats.collect import (
@@ -28,10 +29,10 @@ _TOLERANCE = 0.01
 def matches(source: Source) -> bool:
   """Whether a text file of an image begins with numbers, or all are empty."""
   files = source.match_files('.txt')[0].values()
-  lines = (path.open(encoding='utf-8-sig', errors='replace') for path in files)
-  for file in lines:
-    with file:
-      words = file.readline(1000).split()
+  for path in files:
+    with path.open('rb') as file:
+      lines = file_lib.decode_text(file.read(1000), 'replace').splitlines()
+    words = lines[0].split() if lines else []
     if words:
       return len(words) > 4 and all(map(_is_number, words[:5]))
   return bool(files)
@@ -49,7 +50,7 @@ def read_polygons(
   path: pathlib.Path, image: Image, names: Mapping[int, str]
 ) -> ImageLabels:
   """Reads a text file, in fractions of the upright image."""
-  text = path.read_text(encoding='utf-8-sig', errors='replace')
+  text = file_lib.decode_text(path.read_bytes(), 'replace')
   read_line = functools.partial(_read_line, names=names)
   return read_entries(text.splitlines(), read_line, image.size(), path, 'line')
 

@@ -8,6 +8,7 @@ import pytest
 from label_sets import (
   MAKERS,
   NUMBERS,
+  areas,
   coco,
   decode,
   make,
@@ -181,6 +182,24 @@ def test_names_of_images_are_looked_up_and_never_opened(tmp_path):
     '': None,
   }
   assert {name: source.find_image(name) for name in cases} == cases
+
+
+@pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'utf-16-le'])
+@pytest.mark.parametrize('name', MAKERS)
+def test_labels_in_other_encodings(tmp_path, name, encoding):
+  """As editors and shells of Windows write them."""
+  labels = make(name, tmp_path)
+  for path in tmp_path.rglob('*.*'):
+    if path.suffix in ('.json', '.xml', '.txt'):
+      text = path.read_text(encoding='utf-8')
+      if path.suffix == '.xml' and encoding != 'utf-8-sig':
+        text = text.replace('utf-8', 'utf-16')
+      path.write_text(text, encoding=encoding)
+  classes = 'cat,dog' if name in WITH_CLASSES else None
+  source = Source(tmp_path / 'images', labels, classes, 1)
+  assert convert.find_format('auto', source) == name
+  content, _ = convert.read(name, source)
+  assert sorted(area for _, area in areas(content)) == [2, 6]
 
 
 @pytest.mark.parametrize('name', MAKERS)
