@@ -23,6 +23,8 @@ from maskrcnn_jax.errors import UserError, brief
 
 _KEPT_FORMATS = ('JPEG', 'MPO', 'PNG')
 _JPEG_QUALITY = 95
+# Of EXIF in a JPEG, in a chunk and in a text of a PNG, and of XMP in both.
+_EXIF_MARKS = (b'Exif', b'eXIf', b'exif', b'adobe')
 
 
 def read(
@@ -84,8 +86,11 @@ def keeps_bytes(
 
 
 def mentions_exif(encoded: bytes) -> bool:
-  """Whether a file may have an orientation, in EXIF or XMP."""
-  return b'xif' in encoded or b'adobe' in encoded
+  """Whether a JPEG or PNG file may have an orientation, in EXIF or XMP.
+
+  Faster than opening it; of other formats any may have one.
+  """
+  return any(mark in encoded for mark in _EXIF_MARKS)
 
 
 def decode_as_training(

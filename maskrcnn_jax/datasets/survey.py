@@ -33,6 +33,7 @@ UPRIGHT, STORED = 'upright', 'stored'
 EXIF = (UPRIGHT, STORED)
 _UNCLEAR = 'unclear'
 _HEAD = 2**16  # Bytes in which EXIF data begins.
+_JPEG, _PNG = b'\xff\xd8', b'\x89PNG'
 _WIDE_HEADS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+', b'P5', b'P2', b'Pf')
 # Images whose values are read, evenly spaced, to find the value range.
 _SAMPLED = 1000
@@ -159,24 +160,31 @@ def _look(row) -> tuple[str | None, str | None]:
     if not os.path.isfile(path):  # A pipe would wait.
       return None, None
     with pathlib.Path(path).open('rb') as file:
-      head = file.read(_HEAD)
+      head, tail = file.read(_HEAD), b''
+      if head.startswith(_PNG):  # Its EXIF data may be at its end.
+        file.seek(max(len(head), os.path.getsize(path) - _HEAD))
+        tail = file.read(_HEAD)
     kind = None
     if head.startswith(_WIDE_HEADS) or _is_wide_png(head):
       kind = value_range.kind(_open(path, head))
-    if size is None or not stored_images.mentions_exif(head):
+    in_head = stored_images.mentions_exif(head)
+    is_plain = head.startswith((_JPEG, _PNG)) and not in_head
+    if size is None or (is_plain and not stored_images.mentions_exif(tail)):
       return None, kind
-    return _rotation(_open(path, head), size), kind
+    # Other formats may have it anywhere.
+    is_short = in_head and head.startswith((_JPEG, _PNG))
+    return _rotation(_open(path, head if is_short else b''), size), kind
   return None, None
 
 
 def _is_wide_png(head):
-  return head.startswith(b'\x89PNG') and head[24:26] == struct.pack('BB', 16, 0)
+  return head.startswith(_PNG) and head[24:26] == struct.pack('BB', 16, 0)
 
 
 def _open(path, head):
   try:
     return images.open_image(head)
-  except UserError:  # The header is longer.
+  except UserError:  # The header is longer, or elsewhere.
     return images.open_image(images.read_bytes(path))
 
 

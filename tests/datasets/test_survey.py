@@ -55,7 +55,9 @@ def write_set(folder, sizes):
   return folder / 'images', folder / 'labels.json'
 
 
-def write_photos(folder, turns, size=(80, 48), meant='upright'):
+def write_photos(
+  folder, turns, size=(80, 48), meant='upright', ending='.jpg', **options
+):
   """Photos with a red square that a camera turned; see `write_set`."""
   upright, sizes = Image.new('RGB', size, 'gray'), {}
   x, y, width, height = BOX
@@ -66,8 +68,9 @@ def write_photos(folder, turns, size=(80, 48), meant='upright'):
     exif[0x0112] = turn
     stored = upright.transpose(STORED[turn]) if turn in STORED else upright
     shown = stored if meant == 'stored' else upright
-    sizes[f'o{turn}.jpg'] = shown.size[::-1]
-    stored.save(folder / 'images' / f'o{turn}.jpg', exif=exif)
+    sizes[f'o{turn}{ending}'] = shown.size[::-1]
+    path = folder / 'images' / f'o{turn}{ending}'
+    stored.save(path, exif=exif, **options)
   return write_set(folder, sizes)
 
 
@@ -128,6 +131,49 @@ def test_images_whose_size_tells_decide_for_others(
   files, _ = image_files.survey_files(files, paths[1], exif)
   seen = [image_files.read(x.path, x.size, x.upright) for x in files]
   assert [is_red(x) for x in seen] == [red] * len(turns)
+
+
+@pytest.mark.parametrize(
+  'ending, options, told',
+  [
+    ('.png', {}, True),
+    ('.webp', {'lossless': True}, True),
+    ('.avif', {'quality': 95}, True),
+    ('.tif', {}, False),  # Pillow always turns it.
+  ],
+)
+def test_rotations_of_other_formats(tmp_path, ending, options, told):
+  paths = write_photos(tmp_path, range(1, 9), ending=ending, **options)
+  pixels, found = prepared(tmp_path, *paths)
+  assert [is_red(x) for x in pixels] == [True] * 8
+  assert ('rotation_decided' in found) == told
+  files, _ = image_files.list_images([paths[0]], tmp_path / 'out', paths[1])
+  files, _ = image_files.survey_files(files, paths[1])
+  seen = [image_files.read(x.path, x.size, x.upright) for x in files]
+  assert [is_red(x) for x in seen] == [True] * 8
+
+
+def test_a_rotation_behind_the_pixels_of_a_long_png(tmp_path):
+  size = (400, 300)
+  images, labels = write_photos(tmp_path, (3, 6), size, ending='.png')
+  noise = np.random.default_rng(0).integers(0, 99, (300, 400, 3))
+  x, y, width, height = BOX
+  noise[y : y + height, x : x + width] = (255, 0, 0)
+  stored = Image.fromarray(noise.astype(np.uint8)).transpose(STORED[3])
+  exif = Image.Exif()
+  exif[0x0112] = 3
+  stream = io.BytesIO()
+  stored.save(stream, 'PNG', exif=exif)
+  content = stream.getvalue()
+  begin = content.index(b'eXIf') - 4
+  end = begin + 12 + int.from_bytes(content[begin : begin + 4])
+  (images / 'o3.png').write_bytes(
+    content[:begin] + content[end:-12] + content[begin:end] + content[-12:]
+  )
+  assert len(content) > 2**17
+  pixels, found = prepared(tmp_path, images, labels)
+  assert [is_red(x) for x in pixels] == [True] * 2
+  assert found['rotation_decided'] == 'note'
 
 
 def test_a_set_of_stored_pictures(tmp_path):

@@ -100,6 +100,8 @@ def read_mask(path, sizes) -> np.ndarray:
   """
   image = images.decode(images.read_bytes(path), path)
   check_size(path, image.size[::-1], sizes)
+  if image.mode in ('CMYK', 'YCbCr', 'LAB', 'HSV'):
+    image = image.convert('RGB')
   values = np.asarray(image)
   if image.mode in ('P', '1'):
     return values > 0

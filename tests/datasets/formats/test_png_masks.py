@@ -192,6 +192,17 @@ def test_object_masks_of_any_image_type(tmp_path, ending):
   )
 
 
+def test_an_object_mask_for_print(tmp_path):
+  """The object is bright, so of little ink."""
+  make_image(tmp_path / 'images' / 'a.png')
+  mask = np.repeat(255 * (NUMBERS == 5)[..., None], 3, axis=-1).astype(np.uint8)
+  path = tmp_path / 'labels' / 'a' / '0.tif'
+  path.parent.mkdir(parents=True)
+  Image.fromarray(mask).convert('CMYK').save(path)
+  content, _ = read('object_png', tmp_path)
+  np.testing.assert_array_equal(decode(content['annotations'][0]), NUMBERS == 5)
+
+
 def test_object_masks_in_alpha_and_with_noise(folder):
   pixels = np.full((4, 6, 4), 255, np.uint8)
   pixels[..., 3] = 255 * (NUMBERS == 5)
