@@ -10,6 +10,7 @@ Variants, as in `--config=coco:nvidia_1x`:
   torchvision_v2: maskrcnn_resnet50_fpn_v2, without its long schedule.
   detectron2: Detectron2's R50-FPN, 3x; R101-FPN with model.backbone.depth=101.
   convnext_tiny: Detectron2's heads on a ConvNeXt-T, from ImageNet.
+  vitdet_b, vitdet_l: Detectron2's ViTDet with a ViT-B or a ViT-L.
   from_scratch: Habana's recipe without pretrained weights, with group norm.
   finetune: other classes, from weights of a Mask R-CNN; docs/finetuning.md.
   overfit: overfits a handful of images on a CPU.
@@ -45,7 +46,7 @@ def _model():
   return {
     'num_classes': 91,  # Number of classes with background, class 0.
     'backbone': {  # BackboneOptions; those of a ResNet first.
-      'kind': 'resnet',  # Kind of backbone: resnet or convnext.
+      'kind': 'resnet',  # Kind of backbone: resnet, convnext or vit.
       'depth': 50,  # Number of layers: 18, 34, 50 or 101.
       'width': 64,  # Channels of the stem.
       'norm': 'frozen',  # Normalization: frozen, batch or group.
@@ -61,6 +62,17 @@ def _model():
         'widths': (96, 192, 384, 768),  # Channels of stages 2 to 5.
         'output_norms': True,  # Layer norm of every map that leaves.
         'drop_path': 0.0,  # Chance that training skips the last block.
+        'remat': False,  # Less memory: blocks run again in the backward pass.
+      },
+      'vit': {  # ViTOptions.
+        'width': 768,  # Channels of a token.
+        'depth': 12,  # Number of blocks.
+        'heads': 12,  # Number of attention heads.
+        'window': 14,  # Side of the windows of local attention, in tokens.
+        'global_blocks': (2, 5, 8, 11),  # Blocks that see the whole image.
+        'position_side': 14,  # Side of the grid of absolute positions.
+        'table_side': 64,  # Side of the map of stored relative positions.
+        'drop_path': 0.0,  # Chance that training skips the last branches.
         'remat': False,  # Less memory: blocks run again in the backward pass.
       },
     },
@@ -485,6 +497,34 @@ def _convnext_tiny(config):
   config.training.pretrained = 'torchvision/convnext_tiny_imagenet1k_v1'
 
 
+def _vitdet_b(config):
+  """Mask R-CNN of ViTDet with a ViT-B, from masked autoencoders."""
+  _detectron2(config)
+  model = config.model
+  model.backbone.kind = 'vit'
+  model.bgr = False
+  model.pixel_std = (0.229, 0.224, 0.225)
+  model.rpn_convs = 2
+  model.box_convs = 4
+  model.box_dense = 1
+  model.head_norm.kind = 'layer'
+  model.head_norm.epsilon = 1e-6
+  config.input.canvases = ((1024, 1024),)
+  config.input.resize.fit_size = placeholder(tuple)
+  config.training.pretrained = 'mae/mae_pretrain_vit_base'
+
+
+def _vitdet_l(config):
+  """The same with a ViT-L."""
+  _vitdet_b(config)
+  vit = config.model.backbone.vit
+  vit.width = 1024
+  vit.depth = 24
+  vit.heads = 16
+  vit.global_blocks = (5, 11, 17, 23)
+  config.training.pretrained = 'mae/mae_pretrain_vit_large'
+
+
 def _from_scratch(config):
   """Habana's recipe without pretrained weights."""
   # Group norm needs no statistics, so it trains from random values and with
@@ -563,6 +603,8 @@ VARIANTS = {
   'torchvision_v2': _torchvision_v2,
   'detectron2': _detectron2,
   'convnext_tiny': _convnext_tiny,
+  'vitdet_b': _vitdet_b,
+  'vitdet_l': _vitdet_l,
   'from_scratch': _from_scratch,
   'finetune': _finetune,
   'overfit': _overfit,

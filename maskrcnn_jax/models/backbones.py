@@ -4,18 +4,20 @@ import dataclasses
 import operator
 
 from maskrcnn_jax.errors import invalid
-from maskrcnn_jax.models import convnext
+from maskrcnn_jax.models import convnext, vit
 from maskrcnn_jax.models.convnext import ConvNeXt, ConvNeXtOptions
 from maskrcnn_jax.models.fpn import FPN
 from maskrcnn_jax.models.resnet import ResNet, ResNetOptions
+from maskrcnn_jax.models.vit import SimpleFeaturePyramid, ViT, ViTOptions
 
 # Kind -> options of the kind, its backbone, its feature pyramid.
 KINDS = {
   'resnet': (lambda options: options, ResNet, FPN),
   'convnext': (operator.attrgetter('convnext'), ConvNeXt, FPN),
+  'vit': (operator.attrgetter('vit'), ViT, SimpleFeaturePyramid),
 }
 # Kinds with a rule for layer-wise learning-rate decay.
-_LAYERS = {'convnext': convnext}
+_LAYERS = {'convnext': convnext, 'vit': vit}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +25,14 @@ class BackboneOptions(ResNetOptions):
   """The kind of the backbone, and options of each kind.
 
   Attributes:
-    kind: `resnet`, whose options are fields of this class, or `convnext`.
+    kind: `resnet`, whose options are fields of this class, `convnext` or `vit`.
     convnext: options of a ConvNeXt.
+    vit: options of a vision transformer.
   """
 
   kind: str = 'resnet'
   convnext: ConvNeXtOptions = ConvNeXtOptions()
+  vit: ViTOptions = ViTOptions()
 
   def __post_init__(self):
     super().__post_init__()

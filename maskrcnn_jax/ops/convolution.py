@@ -194,11 +194,16 @@ def upsample_convolve(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def interleave(blocks: jax.Array, size: int) -> jax.Array:
-  """Maps `[batch, size * h, size * w]` from blocks `[batch, h, w, size**2]`."""
-  batch, height, width, _ = blocks.shape
-  blocks = blocks.reshape(batch, height, width, size, size)
-  blocks = jnp.transpose(blocks, (0, 1, 3, 2, 4))
-  return blocks.reshape(batch, height * size, width * size)
+  """Maps `[batch, size * h, size * w, ...]` from blocks.
+
+  Args:
+    blocks: `[batch, h, w, size**2, ...]`.
+    size: of a block.
+  """
+  batch, height, width, _, *rest = blocks.shape
+  blocks = blocks.reshape(batch, height, width, size, size, *rest)
+  blocks = jnp.swapaxes(blocks, 2, 3)
+  return blocks.reshape(batch, height * size, width * size, *rest)
 
 
 def max_pool(inputs: jax.Array, padding: str = 'symmetric') -> jax.Array:

@@ -105,6 +105,12 @@ def order_classes(
   return rows.reshape(-1, *array.shape[1:])
 
 
+def count_classes(rows: int) -> int:
+  """`model.num_classes` for so many logits; COCO's 80 have ids up to 90."""
+  is_coco = rows == len(coco_classes.NAMES) + 1
+  return coco_classes.NUM_CLASSES if is_coco else rows
+
+
 def _spread(rows, num_ours, fill):
   """Rows at COCO's ids if they are COCO's 80 classes and 91 are wanted."""
   ids = [0, *sorted(coco_classes.NAMES)]
@@ -131,11 +137,9 @@ def _model_format(names) -> Format:
   return Format(
     kind='model',
     config='coco:detectron2',
-    name=state_dicts.namer((*_backbone(_BODY), *_heads(num_rpn)), 'Detectron2'),
+    name=state_dicts.namer((*_backbone(_BODY), *heads(num_rpn)), 'Detectron2'),
     arrange=order_classes,
-    num_classes=lambda rows: (
-      coco_classes.NUM_CLASSES if rows == len(coco_classes.NAMES) + 1 else rows
-    ),
+    num_classes=count_classes,
     overrides=overrides,
   )
 
@@ -170,7 +174,8 @@ def _backbone(prefix):
   )
 
 
-def _heads(num_rpn):
+def heads(num_rpn: int):
+  """Patterns of names outside the backbone, with so many RPN convolutions."""
   rpn = 'proposal_generator.rpn_head'
   box, mask = 'roi_heads.box_head', 'roi_heads.mask_head'
   return (

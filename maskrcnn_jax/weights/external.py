@@ -21,6 +21,7 @@ from maskrcnn_jax.weights import (
   tensor_files,
   tensorflow,
   torchvision,
+  vit,
 )
 from maskrcnn_jax.weights.load_report import STRICT, LoadOptions, LoadReport
 from maskrcnn_jax.weights.state_dicts import Format, InferredModel
@@ -87,7 +88,7 @@ def read(path: str | os.PathLike) -> tuple[tensor_files.Tensors, Format]:
     names = file.arrays
     mentioned = ', '.join(sorted(names)[:_NUM_MENTIONED])
     raise UserError(
-      'it is neither a ResNet, a ConvNeXt nor a Mask R-CNN with names of '
+      'it is neither a ResNet, ConvNeXt or ViT, nor a Mask R-CNN with names of '
       'torchvision, timm, Detectron2, Caffe2, Google, Habana or NVIDIA. It has '
       f'{len(names)} tensors: {mentioned}, ...',
       item=min(names, default=None),
@@ -95,6 +96,6 @@ def read(path: str | os.PathLike) -> tuple[tensor_files.Tensors, Format]:
 
 
 def _find_format(names) -> Format | None:
-  systems = torchvision, detectron2, tensorflow, convnext
+  systems = torchvision, detectron2, tensorflow, convnext, vit
   found = (system.find_format(names) for system in systems)
   return next(filter(None, found), None)

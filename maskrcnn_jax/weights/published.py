@@ -7,8 +7,9 @@ Detectron2's ImageNet backbones state none that is known here.
 Sources: torchvision 0.29.1, the `Weights` enums of `models/resnet.py`,
 `models/convnext.py` and `models/detection/mask_rcnn.py`; Detectron2,
 `MODEL_ZOO.md` and `checkpoint/catalog.py`; timm, `models/resnet.py`,
-`models/convnext.py` and `models/_hub.py`; facebookresearch/ConvNeXt, README;
-the scripts of Habana's reference and NVIDIA's NGC.
+`models/convnext.py` and `models/_hub.py`; the READMEs of
+facebookresearch/ConvNeXt, of facebookresearch/mae and of Detectron2's
+`projects/ViTDet`; the scripts of Habana's reference and NVIDIA's NGC.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ BUCKET = 'https://storage.googleapis.com/cloud-tpu-checkpoints'
 _PYTORCH = 'https://download.pytorch.org/models'
 _DETECTRON2 = 'https://dl.fbaipublicfiles.com/detectron2'
 _DETECTRON = 'https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained'
+_MAE = 'https://dl.fbaipublicfiles.com/mae/pretrain'
 _CONVNEXT = 'https://dl.fbaipublicfiles.com/convnext'
 _TIMM = 'https://github.com/huggingface/pytorch-image-models/releases/download'
 _HUGGING_FACE = 'https://huggingface.co/timm/{}/resolve/main/model.safetensors'
@@ -98,6 +100,13 @@ def _hugging_face(name, licence):
 
 def _convnext(name):
   return Weights(f'convnext/{name}', f'{_CONVNEXT}/{name}.pth', 'MIT')
+
+
+def _mae(name, digest):
+  # The digits are those of the README, not of the name.
+  return Weights(
+    f'mae/{name}', f'{_MAE}/{name}.pth', 'CC BY-NC 4.0', f'md5:{digest}'
+  )
 
 
 def _by_script(name, url, licence=''):
@@ -181,6 +190,15 @@ _ALL = (
   *(_hugging_face(f'convnext_{size}.{tag}', '')
     for size in ('tiny', 'small', 'base', 'large')
     for tag in ('fb_in1k', 'fb_in22k', 'fb_in22k_ft_in1k')),
+  _detectron2('ViTDet/COCO/mask_rcnn_vitdet_b', 'f325346929', '61ccd1',
+              '51.6 / 45.9'),
+  _detectron2('ViTDet/COCO/mask_rcnn_vitdet_l', 'f325599698', '6146ed',
+              '55.5 / 49.2'),
+  _detectron2('ViTDet/COCO/mask_rcnn_vitdet_h', 'f329145471', '7224f1',
+              '56.7 / 50.2'),
+  _mae('mae_pretrain_vit_base', '8cad7c'),
+  _mae('mae_pretrain_vit_large', 'b8b06e'),
+  _hugging_face('vit_base_patch16_224.mae', 'CC BY-NC 4.0'),
   _by_script('google/resnet50_imagenet',
              f'{BUCKET}/retinanet/resnet50-checkpoint-2018-02-07'),
   _by_script('google/maskrcnn_resnet50_coco',

@@ -30,8 +30,10 @@ _TRAINING_STATE = re.compile(
   r'|.*anchor_generator\.cell_anchors\..*|(.*/)?weight_order'
 )
 # Layers of a kind that are counted, at most.
-_MAX_LAYERS = 32
+_MAX_LAYERS = 128
 DECONV = 'mask_head/deconv/kernel'
+# Transposed convolutions.
+_TRANSPOSED = re.compile(r'mask_head/deconv/kernel|fpn/upsample\w+/kernel')
 _DELTAS = ('rpn_head/box_deltas', 'box_head/box_deltas')
 # The first dense layer takes flattened RoI features.
 _FLATTENED = 'box_head/fc6/kernel'
@@ -93,7 +95,8 @@ def from_torch(name: str, array: np.ndarray, channels: int) -> np.ndarray:
   if not name.endswith('/kernel'):
     return array
   if array.ndim == 4:
-    axes = _DECONV_AXES if name == DECONV else np.argsort(_CONV_AXES)
+    is_deconv = _TRANSPOSED.fullmatch(name)
+    axes = _DECONV_AXES if is_deconv else np.argsort(_CONV_AXES)
     return array.transpose(axes)
   if array.ndim != 2:
     return array
@@ -236,7 +239,8 @@ def to_torch(name: str, array: np.ndarray, channels: int) -> np.ndarray:
   """One of our arrays in PyTorch's layout; the inverse of `from_torch`."""
   if name.endswith('/kernel'):
     if array.ndim == 4:
-      axes = np.argsort(_DECONV_AXES) if name == DECONV else _CONV_AXES
+      is_deconv = _TRANSPOSED.fullmatch(name)
+      axes = np.argsort(_DECONV_AXES) if is_deconv else _CONV_AXES
       array = array.transpose(axes)
     else:
       array = array.T

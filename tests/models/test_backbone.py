@@ -15,6 +15,7 @@ from maskrcnn_jax.models import fpn, layers, norms, resnet
 from maskrcnn_jax.models.backbones import BackboneOptions
 from maskrcnn_jax.models.convnext import ConvNeXt, ConvNeXtOptions
 from maskrcnn_jax.models.resnet import ResNet, ResNetOptions
+from maskrcnn_jax.models.vit import SimpleFeaturePyramid, ViT, ViTOptions
 from maskrcnn_jax.ops import convolution
 from maskrcnn_jax.training import train_step
 
@@ -265,9 +266,45 @@ def test_every_convnext_has_its_shapes_and_parameters(
   assert {*variables} == {'params'}
 
 
+# Without the row of the class token, which takes no part.
+@pytest.mark.parametrize(
+  'width, depth, heads, num_parameters, num_pyramid',
+  [
+    (768, 12, 12, 85_889_024 - 768, 5_560_000),
+    (1024, 24, 16, 303_432_704 - 1024, 7_805_184),
+  ],
+)
+def test_every_vit_has_its_shapes_and_parameters(
+  width, depth, heads, num_parameters, num_pyramid
+):
+  blocks = tuple(depth * i // 4 - 1 for i in range(1, 5))
+  model = ViT(ViTOptions(width, depth, heads, global_blocks=blocks))
+  features, variables = initialized(model, jnp.zeros((2, *CANVAS, 3)))
+  assert {k: x.shape for k, x in features.items()} == {4: (2, 6, 10, width)}
+  assert count(variables['params']) == num_parameters
+  pyramid, variables = initialized(SimpleFeaturePyramid(), features)
+  assert {level: x.shape for level, x in pyramid.items()} == {
+    2: (2, 24, 40, 256),
+    3: (2, 12, 20, 256),
+    4: (2, 6, 10, 256),
+    5: (2, 3, 5, 256),
+    6: (2, 2, 3, 256),
+  }
+  assert count(variables['params']) == num_pyramid
+
+
 def small_convnext(**options):
   """A ConvNeXt and parameters of which none is 0, for three images."""
   model = ConvNeXt(ConvNeXtOptions((1, 1, 2, 1), (4, 6, 8, 10), **options))
+  return with_arrays(model)
+
+
+def small_vit(**options):
+  """The same with a ViT of two blocks, the second global."""
+  return with_arrays(ViT(ViTOptions(8, 2, 2, 3, (1,), **options)))
+
+
+def with_arrays(model):
   images = np.random.default_rng(0).normal(size=(3, 32, 32, 3))
   images = images.astype(np.float32)
   params = quick.jit(model.init)(jax.random.key(0), images)['params']
@@ -277,9 +314,10 @@ def small_convnext(**options):
 
 
 @pytest.mark.slow
-def test_remat_changes_no_gradient():
+@pytest.mark.parametrize('make', [small_convnext, small_vit])
+def test_remat_changes_no_gradient(make):
   def gradients(remat):
-    model, params, images = small_convnext(remat=remat)
+    model, params, images = make(remat=remat)
 
     def loss(params):
       features = model.apply({'params': params}, images)
@@ -295,8 +333,9 @@ def test_remat_changes_no_gradient():
 
 
 @pytest.mark.slow
-def test_drop_path_skips_blocks_of_single_images_in_training():
-  model, params, images = small_convnext(drop_path=0.9)
+@pytest.mark.parametrize('make, last', [(small_convnext, 5), (small_vit, 4)])
+def test_drop_path_skips_blocks_of_single_images_in_training(make, last):
+  model, params, images = make(drop_path=0.9)
   run = quick.jit(
     lambda key: model.apply(
       {'params': params}, images, train=True, rngs={'drop_path': key}
@@ -304,15 +343,14 @@ def test_drop_path_skips_blocks_of_single_images_in_training():
   )
   key = jax.random.key(1)
   first, same, other = run(key), run(key), run(jax.random.key(2))
-  np.testing.assert_array_equal(first[5], same[5])
-  # The first block is never skipped.
-  np.testing.assert_array_equal(first[2], other[2])
-  differs = [np.any(x != y) for x, y in zip(first[5], other[5])]
-  assert any(differs)
+  np.testing.assert_array_equal(first[last], same[last])
+  assert np.any(first[last] != other[last])
+  if last == 5:  # The first block is never skipped.
+    np.testing.assert_array_equal(first[2], other[2])
   evaluated = quick.jit(model.apply)({'params': params}, images)
-  without, _, _ = small_convnext()
+  without, _, _ = make()
   expected = quick.jit(without.apply)({'params': params}, images)
-  np.testing.assert_array_equal(evaluated[5], expected[5])
+  np.testing.assert_array_equal(evaluated[last], expected[last])
 
 
 def test_errors_name_the_field_of_a_backbone():
@@ -320,6 +358,8 @@ def test_errors_name_the_field_of_a_backbone():
     (lambda: BackboneOptions(kind='vgg'), 'kind', 'vgg'),
     (lambda: ConvNeXtOptions((3, 3, 9)), 'convnext.blocks', (3, 3, 9)),
     (lambda: ConvNeXtOptions(drop_path=1.0), 'convnext.drop_path', 1.0),
+    (lambda: ViTOptions(heads=7), 'vit.heads', 7),
+    (lambda: ViTOptions(depth=2), 'vit.global_blocks', (2, 5, 8, 11)),
   ):
     with pytest.raises(UserError) as error:
       make()
@@ -338,19 +378,37 @@ TINY = {
       'remat': True,
     },
   },
+  'vit': {
+    'kind': 'vit',
+    'vit': {
+      'width': 16,
+      'depth': 2,
+      'heads': 2,
+      'window': 3,
+      'global_blocks': (1,),
+      'table_side': 4,
+      'drop_path': 0.2,
+      'remat': True,
+    },
+  },
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', TINY)
 def test_a_mask_rcnn_learns(kind):
-  model = tiny_model.make_model(backbone=TINY[kind])
+  model = tiny_model.make_model(
+    backbone=TINY[kind], head_norm={'kind': 'layer', 'epsilon': 1e-6}
+  )
   batch = tiny_model.make_batch()
-  state, optimizer = tiny_model.make_state(model, batch, learning_rate=0.01)
+  state, optimizer = tiny_model.make_state(
+    model, batch, kind='adamw', learning_rate=0.003, layer_decay=0.7
+  )
   step = quick.jit(functools.partial(train_step.train_step, model, optimizer))
   totals = []
   for _ in range(12):
     state, metrics = step(state, batch, jax.random.key(0))
+    assert metrics['finite']
     totals.append(float(metrics['total_loss']))
   assert np.all(np.isfinite(totals))
   assert np.mean(totals[-3:]) < 0.8 * totals[0]
