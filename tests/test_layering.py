@@ -74,8 +74,8 @@ ALLOWED = {
     'absl yaml .cli.command_line .config .distributed .training.loop'
   ),
   'maskrcnn_jax/cli': (
-    'PIL .benchmarks .config .datasets .distributed .export .inference'
-    ' .planning .tables .training .weights'
+    'PIL .benchmarks .config .datasets .distributed .evaluation .export'
+    ' .inference .planning .tables .training .weights'
   ),
 }
 

@@ -15,6 +15,7 @@ from maskrcnn_jax.cli import (
   export,
   plan,
   predict,
+  score,
   train,
   weights,
 )
@@ -91,7 +92,8 @@ def _parser() -> _Parser:
     verb.add_argument('--debug', action='store_true', help=words)
     return verb
 
-  for group in (data, train, weights, predict, export, plan, bench):
+  groups = data, train, score, weights, predict, export, plan, bench
+  for group in groups:
     group.add_verbs(add_verb)
   return parser
 

@@ -62,13 +62,13 @@ class Reader:
 
     Args:
       entry: of the list `entries`.
-      entries: `images`, `annotations` or `categories`.
+      entries: `images`, `annotations`, `categories` or `results`.
     """
     changes = {}
     for key in _INTEGERS:
       if key in entry:
         changes[key] = read_integer(entry[key])
-    if entries == 'annotations':
+    if entries in ('annotations', 'results'):
       for key, read in _FIELDS.items():
         if key in entry:
           changes[key] = read(entry[key])
@@ -101,7 +101,8 @@ class Reader:
       given = brief(first.get(field))
       words = {'field': field, 'count': count, 'entries': entries}
       message = _MESSAGES[kind].format(**words, given=given)
-      is_image, is_object = entries == 'images', entries == 'annotations'
+      is_image = entries == 'images'
+      is_object = entries in ('annotations', 'results')
       image_id = read_integer(first.get('id' if is_image else 'image_id'))
       annotation_id = read_integer(first.get('id')) if is_object else None
       notes.append(
@@ -191,6 +192,7 @@ def _flatten(points: Sequence) -> list:
 
 
 _FIELDS = {
+  'score': read_number,
   'iscrowd': _read_flag,
   'area': read_number,
   'bbox': _read_numbers,

@@ -97,8 +97,8 @@ def confusion_matrix(
 
   Args:
     truth: COCO dataset with `annotations` and `categories`.
-    results: COCO result dicts with `bbox`; unknown categories and images are
-      ignored.
+    results: COCO result dicts; one without `bbox` has the box of its mask.
+      Unknown categories and images are ignored.
     image_ids: the images that count.
     min_score: detections below are ignored.
     iou_threshold: of boxes.
@@ -148,12 +148,18 @@ def _by_image(entries, known, image_ids) -> dict[int, list]:
 def _overlaps(results, annotations) -> np.ndarray:
   """`[n, m]` IoU of boxes; for crowds the intersection over the result."""
   boxes, others = (
-    np.array([x['bbox'] for x in part], float).reshape(-1, 4)
+    np.array([_box(x) for x in part], float).reshape(-1, 4)
     for part in (results, annotations)
   )
   crowds = [int(bool(a.get('iscrowd'))) for a in annotations]
   overlaps = coco_mask.iou(boxes, others, crowds)
   return np.reshape(overlaps, (len(boxes), len(others)))
+
+
+def _box(entry) -> Sequence[float]:
+  if 'bbox' in entry:
+    return entry['bbox']
+  return coco_mask.toBbox(entry['segmentation'])
 
 
 def format_classes(report: ClassReport) -> str:

@@ -6,6 +6,7 @@ takes the area of the mask; so do we. Only the numbers by object size differ.
 """
 
 import collections
+import itertools
 import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -23,6 +24,10 @@ NAMES = (
   *('ARmax1', 'ARmax10', 'ARmax100', 'ARs', 'ARm', 'ARl'),
 )
 PREFIXES = {'bbox': 'eval/', 'segm': 'eval/mask_'}
+
+# Pixels that a sound box may reach out of its image: those of COCO are rounded
+# to hundredths.
+_OUTSIDE = 1.0
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -54,26 +59,33 @@ def evaluate(
       it, a result has no mask while masks are scored, or the scorer is unknown
       or not installed.
   """
-  _, _, scores = _score(results, annotations_file, image_ids, kinds, options)
+  _check_options(kinds, options)
+  truth = load_truth(annotations_file, 'segm' in kinds)
+  truth_of = truth, annotations_file
+  _, scores = _score(results, truth_of, image_ids, kinds, options)
   return _named(scores)
 
 
 def evaluate_classes(
   results: Sequence[Mapping],
   annotations_file: str | os.PathLike,
-  image_ids: Collection[int],
+  image_ids: Collection[int] | None = None,
+  kinds: Sequence[str] = ('bbox', 'segm'),
   min_score: float = 0.5,
+  truth: Mapping | None = None,
   **options,
 ) -> tuple[dict[str, float], class_report.ClassReport]:
-  """The numbers of `evaluate` for boxes and masks, and a report by class.
+  """The numbers of `evaluate`, and a report by class.
 
   Args:
-    results: see `evaluate`, also for the others; all with `bbox`.
+    results: see `evaluate`, also for the others.
     min_score: of the detections in the confusion matrix.
+    truth: of the file, if `load_truth` has read it already.
   """
-  truth, image_ids, scores = _score(
-    results, annotations_file, image_ids, tuple(PREFIXES), options
-  )
+  _check_options(kinds, options)
+  truth = truth or load_truth(annotations_file, 'segm' in kinds)
+  truth_of = truth, annotations_file
+  image_ids, scores = _score(results, truth_of, image_ids, kinds, options)
   tables = {kind: precision for kind, (_, precision) in scores.items()}
   report = class_report.make_report(
     truth, results, image_ids, tables, min_score
@@ -90,12 +102,15 @@ def _named(scores) -> dict[str, float]:
   }
 
 
-def _score(results, annotations_file, image_ids, kinds, options):
-  """The ground truth, the images that count, and their `scoring.score`."""
+def _check_options(kinds, options) -> None:
   if not set(kinds) <= set(PREFIXES):
     raise invalid('kinds', kinds, f'of {list(PREFIXES)}')
   scoring.check_scorer(options.get('scorer', scoring.SCORERS[0]))
-  truth = load_truth(annotations_file, 'segm' in kinds)
+
+
+def _score(results, truth_of, image_ids, kinds, options):
+  """The images that count, and their `scoring.score`."""
+  truth, annotations_file = truth_of
   known = {image['id'] for image in truth['images']}
   image_ids = sorted(known if image_ids is None else {*map(int, image_ids)})
   given = {'image_ids': image_ids, 'results': {r['image_id'] for r in results}}
@@ -118,19 +133,23 @@ def _score(results, annotations_file, image_ids, kinds, options):
       *(sorted(unknown), annotations_file),
     )
   scores = scoring.score(truth, results, image_ids, kinds, **options)
-  return truth, image_ids, scores
+  return image_ids, scores
 
 
 def load_truth(
-  annotations_file: str | os.PathLike, with_masks: bool = True
+  annotations_file: str | os.PathLike, with_masks: bool | None = True
 ) -> dict[str, list]:
   """The ground truth as COCOeval needs it, of the objects that `prepare` keeps.
 
-  Others are counted in a warning. Images need no file name.
+  Others are counted in a warning. Images need no file name. Boxes and areas are
+  those of the file, so that a file without faults gives the numbers of
+  pycocotools; a box that reaches `_OUTSIDE` pixels or more out of the image is
+  clipped, as it is for training.
 
   Args:
     annotations_file: COCO json.
-    with_masks: False scores boxes only, and reads no mask.
+    with_masks: False scores boxes only, and reads no mask; None reads masks if
+      any object has one.
 
   Raises:
     UserError: an entry is malformed, see `coco_json.load`.
@@ -145,6 +164,9 @@ def load_truth(
   # What scores boxes and masks does not care how large ids are.
   raise_errors([x for x in dataset.findings if x.kind != 'huge_category_ids'])
   skipped = [x for x in dataset.findings if x.severity == 'warning']
+  if with_masks is None:
+    entries = itertools.chain(*dataset.annotations.values())
+    with_masks = any(entry.get('segmentation') for entry in entries)
   annotations = []
   for image in dataset.images:
     for entry in dataset.annotations.get(image.image_id, ()):
@@ -176,7 +198,7 @@ def _annotation(entry, found: examples.UsableObject, number: int) -> dict:
     'id': number,
     'image_id': entry['image_id'],
     'category_id': entry['category_id'],
-    'bbox': found.box,
+    'bbox': _scored_box(entry, found.box),
     'area': found.area,
     'iscrowd': int(found.is_crowd),
   }
@@ -184,6 +206,15 @@ def _annotation(entry, found: examples.UsableObject, number: int) -> dict:
     counts = found.mask['counts'].decode()
     annotation['segmentation'] = found.mask | {'counts': counts}
   return annotation
+
+
+def _scored_box(entry, box) -> list[float]:
+  """The box of the file, unless clipping changed it by a pixel or more."""
+  if not examples.has_box(entry):
+    return box
+  given = entry['bbox']
+  differences = (abs(a - b) for a, b in zip(given, box))
+  return given if max(differences) < _OUTSIDE else box
 
 
 def format_table(metrics: Mapping[str, float]) -> str:

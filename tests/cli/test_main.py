@@ -28,6 +28,7 @@ VERBS = [
   'train',
   'eval',
   'train_and_eval',
+  'score',
   'weights',
   'import_weights',
   'export_weights',
