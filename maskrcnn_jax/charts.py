@@ -39,6 +39,7 @@ _STYLE = {
   'grid.color': GRID,
   'legend.frameon': False,
   'text.color': INK,
+  'text.parse_math': False,  # Names may have dollar signs.
   'xtick.color': INK,
   'ytick.color': INK,
 }
@@ -116,28 +117,41 @@ class BarPanel:
   bars: Sequence[Bar]
 
 
-def line_chart(panels: Sequence[LinePanel]):
-  """Figure of panels that share their x axis, steps from 0; see `save`."""
+def line_chart(panels: Sequence[LinePanel], of_steps: bool = True):
+  """Figure of panels that share their x axis; see `save`.
+
+  Args:
+    panels: from top to bottom.
+    of_steps: x is a number of steps; False: a share from 0 to 1, and the legend
+      has names alone, if any, in their order.
+  """
   all_lines = [line for panel in panels for line in panel.lines]
   last = max((x for line in all_lines for x, _ in line.points), default=1)
+  last = last if of_steps else 1.0
   with _figure([_LINE_PANEL] * len(panels)) as (figure, axes):
     for axis, panel in zip(axes, panels):
       # With the margin the marker of the last point is whole.
       axis.set(title=panel.title, xlim=(0, 1.01 * last), ylim=(0, panel.top))
-      axis.xaxis.set_major_formatter('{x:,.0f}')
-      axis.xaxis.get_major_locator().set_params(integer=True)
-      lines = [line for line in panel.lines if line.points]
-      handles = {line.name: _draw_line(axis, line) for line in lines}
-      lines.sort(key=lambda line: -line.points[-1][1])
+      axis.xaxis.set_major_formatter('{x:,.0f}' if of_steps else '{x:.1f}')
+      axis.xaxis.get_major_locator().set_params(integer=of_steps)
+      drawn = [(x, _draw_line(axis, x)) for x in panel.lines if x.points]
+      drawn = [(line, handle) for line, handle in drawn if line.name]
+      if of_steps:
+        drawn.sort(key=lambda each: -each[0].points[-1][1])
+      values = (
+        f'  {x.points[-1][1]:.3g}' if of_steps else '' for x, _ in drawn
+      )
       axis.legend(
-        [handles[line.name] for line in lines],
-        [f'{line.name}  {line.points[-1][1]:.3g}' for line in lines],
+        [handle for _, handle in drawn],
+        [f'{line.name}{value}' for (line, _), value in zip(drawn, values)],
         loc='upper left',
         bbox_to_anchor=(1.0, 1.0),
       )
     # Panels end at the same place, however long the names in their legends.
     height = figure.get_figheight()
-    figure.subplots_adjust(0.07, 0.3 / height, 0.8, 1 - 0.3 / height, 0, 0.35)
+    right = 0.8 if of_steps else 0.7
+    bottom, top = 0.3 / height, 1 - 0.3 / height
+    figure.subplots_adjust(0.07, bottom, right, top, 0, 0.35)
   return figure
 
 
@@ -197,6 +211,15 @@ def save(figure, path) -> None:
   """Writes a figure as a PNG file that appears whole or not at all."""
   with files.replaced(path) as unfinished:
     figure.savefig(unfinished, format='png')
+
+
+def to_pixels(figure) -> np.ndarray:
+  """The picture of a figure, `[height, width, 3]` uint8."""
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+  canvas = FigureCanvasAgg(figure)
+  canvas.draw()
+  return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
 @contextlib.contextmanager

@@ -40,6 +40,11 @@ def readable(name: str, class_id: int) -> str:
   return f'{drawn} ({class_id})'
 
 
+def is_in_charts(text: str) -> bool:
+  """Whether the font of matplotlib's charts has all characters of a text."""
+  return {*map(ord, text)} <= _characters(find_fonts()[0])
+
+
 _warned = []
 
 

@@ -34,12 +34,13 @@ ALLOWED = {
   'maskrcnn_jax/evaluation': (
     'numpy pycocotools hotcoco .datasets .datasets.masks .structures .tables'
   ),
+  'maskrcnn_jax/evaluation/precision_recall': 'numpy .charts .fonts',
   'maskrcnn_jax/weights': 'numpy ml_dtypes safetensors',
   'maskrcnn_jax/weights/download': 'pooch requests',
   'maskrcnn_jax/distributed': 'jax numpy .models',
   'maskrcnn_jax/checkpoints': (
     'jax numpy flax orbax tensorstore ml_collections .config .distributed'
-    ' .evaluation.scores .models'
+    ' .evaluation.score_thresholds .evaluation.scores .models'
   ),
   'maskrcnn_jax/training': (
     'jax numpy flax optax ml_collections tensorboardX tqdm .charts'
@@ -74,7 +75,7 @@ ALLOWED = {
     'absl yaml .cli.command_line .config .distributed .training.loop'
   ),
   'maskrcnn_jax/cli': (
-    'PIL .benchmarks .config .datasets .distributed .evaluation .export'
+    'PIL .benchmarks .charts .config .datasets .distributed .evaluation .export'
     ' .inference .planning .tables .training .weights'
   ),
 }

@@ -19,6 +19,7 @@ def add_verbs(add_verb) -> None:
     command_line.list_of(command_line.number(float, 0.1, 4)),
     'numbers from 0.1 to 4 such as 0.8,1,1.25',
   )
+  score = command_line.flag_type(_score, 'a number from 0 to 1, or auto')
   add = parser.add_argument
   # fmt: off
   add('--images', required=True, nargs='+', metavar='PATH',
@@ -30,8 +31,9 @@ def add_verbs(add_verb) -> None:
   add('--annotations', metavar='FILE',
       help='COCO json with the image ids, by file name (default: images are '
       'numbered from 1)')
-  add('--min_score', type=command_line.FRACTION, metavar='SCORE',
-      help='smallest score of a drawn detection (default: 0.5); '
+  add('--min_score', type=score, metavar='SCORE',
+      help='smallest score of a drawn detection (default: 0.5); auto: the '
+      'recommended one of its class, of the evaluation of this checkpoint; '
       'detections.json has all, with --tile those from 0.05')
   add('--batch_size', type=command_line.POSITIVE, default=4, metavar='N',
       help='images per batch (default: %(default)s)')
@@ -54,6 +56,10 @@ def add_verbs(add_verb) -> None:
       help="folder of compiled programs, '' for none (default: "
       '~/.cache/maskrcnn_jax/xla)')
   # fmt: on
+
+
+def _score(text: str) -> float | str:
+  return text if text == 'auto' else command_line.number(float, 0, 1)(text)
 
 
 def _run(args: argparse.Namespace) -> None:

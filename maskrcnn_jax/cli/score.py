@@ -26,7 +26,8 @@ def add_verbs(add_verb) -> None:
       help='COCO results: a json list with image_id, category_id, score, and '
       'bbox or segmentation (run lengths or polygons) or both')
   add('--output', metavar='DIR',
-      help='folder to make, for metrics.json and classes.md')
+      help='folder to make, for metrics.json, classes.md, classes.json and '
+      'precision-recall.png')
   add('--max_detections', type=limit, default=100, metavar='N',
       help='the best ones of an image and class that count (default: 100)')
   add('--min_score', type=command_line.FRACTION, default=0.5, metavar='SCORE',
@@ -40,9 +41,11 @@ def add_verbs(add_verb) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
+  from maskrcnn_jax import charts
   from maskrcnn_jax.evaluation import (
     class_report,
     coco_metrics,
+    precision_recall,
     result_files,
     scoring,
     workers,
@@ -85,3 +88,7 @@ def _run(args: argparse.Namespace) -> None:
       title = f'{args.results}, class by class'
       document = class_report.document(report, title)
       files.write_text(folder / 'classes.md', document)
+      content = class_report.to_json(report)
+      files.write_text(folder / 'classes.json', content)
+      figure = precision_recall.chart(report)
+      charts.save(figure, folder / 'precision-recall.png')

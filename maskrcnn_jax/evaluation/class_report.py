@@ -2,11 +2,13 @@
 
 import collections
 import dataclasses
+import json
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from maskrcnn_jax.evaluation import score_thresholds, scoring
 from maskrcnn_jax.tables import table
 
 # Of the ten IoU thresholds of COCO, 0.5 to 0.95: all, the first, the sixth.
@@ -14,6 +16,7 @@ _THRESHOLDS = {'AP': slice(None), 'AP50': slice(0, 1), 'AP75': slice(5, 6)}
 _COLUMN_PREFIXES = {'bbox': '', 'segm': 'mask '}
 _MAX_PAIRS = 20
 _BACKGROUND = 'background'
+_ALL = 'all classes'
 # Other column headers.
 _RESERVED = ('class', 'object', 'objects', _BACKGROUND)
 
@@ -22,28 +25,33 @@ _RESERVED = ('class', 'object', 'objects', _BACKGROUND)
 class ClassReport:
   """Evaluation by class."""
 
-  names: tuple[str, ...]  # Of the classes, in the order of their ids.
+  ids: tuple[int, ...]  # Of the categories, ascending.
+  names: tuple[str, ...]  # In the order of the ids.
   num_objects: np.ndarray  # `[n]` int, of each class, without crowds.
   # AP, AP50 and AP75 of boxes and then of masks by column, each `[n]`; -1
   # without an object.
   precisions: Mapping[str, np.ndarray]
   confusion: np.ndarray  # `[n + 1, n + 1]`, see `confusion_matrix`.
   min_score: float  # Of the detections in `confusion`.
+  # Precision at COCO's 101 recalls, `[thresholds, recalls, n]` of objects of
+  # all sizes, by kind (`'bbox'`, `'segm'`).
+  curves: Mapping[str, np.ndarray]
+  # Of each class and then of all together, by masks if they were scored.
+  thresholds: tuple[score_thresholds.ScoreThreshold | None, ...]
 
 
 def make_report(
   truth: Mapping,
   results: Sequence[Mapping],
   image_ids: Collection[int],
-  tables: Mapping[str, np.ndarray],
+  scores: Mapping[str, scoring.Scores],
   min_score: float,
 ) -> ClassReport:
   """The report of an evaluation.
 
   Args:
     truth: see `confusion_matrix`, also for the others.
-    tables: COCOeval's `precision` by kind (`'bbox'`, `'segm'`), its categories
-      in the order of their ids.
+    scores: by kind (`'bbox'`, `'segm'`).
   """
   categories = {c['id']: c for c in truth['categories']}
   ids, wanted = sorted(categories), {*image_ids}
@@ -52,17 +60,26 @@ def make_report(
     for a in truth['annotations']
     if a['image_id'] in wanted and not a.get('iscrowd')
   )
+  num_objects = np.array([counts[i] for i in ids], int)
+  matches = scores.get('segm', scores.get('bbox')).matches
+  matches = [matches.get(i, np.zeros((0, 2))) for i in ids]
+  groups = [*zip(matches, num_objects)]
+  groups.append((np.concatenate(matches), np.sum(num_objects)))
   return ClassReport(
+    ids=tuple(ids),
     names=_unique_names([categories[i] for i in ids]),
-    num_objects=np.array([counts[i] for i in ids], int),
+    num_objects=num_objects,
     precisions={
-      f'{prefix}{name}': average_precisions(tables[kind][thresholds])
+      f'{prefix}{name}': average_precisions(scores[kind].precision[thresholds])
       for kind, prefix in _COLUMN_PREFIXES.items()
-      if kind in tables
+      if kind in scores
       for name, thresholds in _THRESHOLDS.items()
     },
     confusion=confusion_matrix(truth, results, image_ids, min_score),
     min_score=min_score,
+    # All areas, and the highest limit of detections.
+    curves={k: each.precision[..., 0, -1] for k, each in scores.items()},
+    thresholds=tuple(score_thresholds.best_f1(*group) for group in groups),
   )
 
 
@@ -214,14 +231,51 @@ def caption(report: ClassReport) -> str:
   )
 
 
+def _shape_name(report: ClassReport) -> str:
+  return 'mask' if 'segm' in report.curves else 'box'
+
+
 def document(report: ClassReport, title: str) -> str:
   """All tables as Markdown, below a title."""
   parts = [f'# {title}', '## AP by class', format_classes(report)]
+  parts += [
+    '## Score thresholds',
+    f'The smallest score to keep for the best F1 at {_shape_name(report)} IoU '
+    f'{score_thresholds.IOU_THRESHOLD:g}; `predict --min_score=auto` takes it.',
+    score_thresholds.format_thresholds(
+      [*report.names, _ALL], report.thresholds
+    ),
+  ]
   pairs = format_pairs(report)
   if pairs:
     parts += ['## Most confused', pairs]
   parts += ['## Confusions', f'{caption(report)}.', format_confusion(report)]
   return '\n\n'.join(parts) + '\n'
+
+
+def to_json(report: ClassReport) -> str:
+  """Objects, AP and score thresholds of every class as JSON."""
+  thresholds = [x and dataclasses.asdict(x) for x in report.thresholds]
+  classes = [
+    {
+      'category_id': report.ids[row],
+      'name': name,
+      'objects': int(report.num_objects[row]),
+      **{
+        column: None if values[row] < 0 else float(values[row])
+        for column, values in report.precisions.items()
+      },
+      'threshold': thresholds[row],
+    }
+    for row, name in enumerate(report.names)
+  ]
+  content = {
+    'iou_of': _shape_name(report),
+    'iou_threshold': score_thresholds.IOU_THRESHOLD,
+    'all_classes': thresholds[-1],
+    'classes': classes,
+  }
+  return json.dumps(content, indent=1) + '\n'
 
 
 def _unique_names(categories) -> tuple[str, ...]:

@@ -86,9 +86,8 @@ def evaluate_classes(
   truth = truth or load_truth(annotations_file, 'segm' in kinds)
   truth_of = truth, annotations_file
   image_ids, scores = _score(results, truth_of, image_ids, kinds, options)
-  tables = {kind: precision for kind, (_, precision) in scores.items()}
   report = class_report.make_report(
-    truth, results, image_ids, tables, min_score
+    truth, results, image_ids, scores, min_score
   )
   return _named(scores), report
 
@@ -97,8 +96,8 @@ def _named(scores) -> dict[str, float]:
   """The 12 numbers of every kind by name."""
   return {
     PREFIXES[kind] + name: float(value)
-    for kind, (numbers, _) in scores.items()
-    for name, value in zip(NAMES, numbers)
+    for kind, each in scores.items()
+    for name, value in zip(NAMES, each.numbers)
   }
 
 

@@ -9,6 +9,7 @@ Runs in worker processes, which import NumPy and pycocotools alone.
 
 import collections
 import contextlib
+import dataclasses
 import importlib
 import io
 from collections.abc import Collection, Mapping, Sequence
@@ -24,6 +25,17 @@ from maskrcnn_jax.evaluation.workers import Workers
 SCORERS = ('pycocotools', 'hotcoco')
 # COCO's last limit.
 MAX_DETECTIONS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+  """Scores of boxes or of masks."""
+
+  numbers: np.ndarray  # `[12]` float64 in the order of `COCOeval.stats`.
+  # The table they are means of, `[thresholds, recalls, classes, areas, limits]`
+  # with -1 where there is nothing to measure.
+  precision: np.ndarray
+  matches: dict[int, np.ndarray]  # By category id, see `make_tables`.
 
 
 def check_scorer(scorer: str) -> None:
@@ -49,8 +61,8 @@ def score(
   scorer: str = SCORERS[0],
   workers: Workers | None = None,
   max_detections: int = MAX_DETECTIONS,
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """The 12 numbers of each kind, and the table they are means of.
+) -> dict[str, Scores]:
+  """The scores of each kind.
 
   Args:
     truth: COCO dataset with all that COCOeval needs.
@@ -60,10 +72,6 @@ def score(
     scorer: one of `SCORERS`.
     workers: share the work of pycocotools; None: this process does it.
     max_detections: the best ones of an image and category that count.
-
-  Returns:
-    By kind `[12]` float64 in the order of `COCOeval.stats`, and `precision` of
-    all categories, see `make_tables`.
 
   Raises:
     UserError: a result has no mask while masks are scored.
@@ -129,8 +137,8 @@ def make_tables(
   kind: str,
   scorer: str,
   max_detections: int = MAX_DETECTIONS,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Precision and recall of some categories.
+) -> tuple[np.ndarray, np.ndarray, dict[int, np.ndarray]]:
+  """Precision, recall and matches of some categories.
 
   Args:
     truth: see `score`, also for the others.
@@ -139,7 +147,9 @@ def make_tables(
   Returns:
     COCOeval's `precision`, `[thresholds, recalls, categories, areas, limits]`,
     and `recall`, which is the same without the second axis; -1 where there is
-    nothing to measure.
+    nothing to measure. By category id `[n, 2]`: the score of every detection,
+    and 1 if it is matched to an object at an IoU of 0.5; without those that are
+    ignored, in crowds or beyond the limit.
   """
   found = {**truth, 'annotations': _complete(results, truth['images'], kind)}
   # COCO objects print as they go.
@@ -157,8 +167,28 @@ def make_tables(
     evaluation.params.maxDets = [1, 10, max_detections]
     evaluation.evaluate()
     evaluation.accumulate()
-  tables = evaluation.eval
-  return np.asarray(tables['precision']), np.asarray(tables['recall'])
+    tables = evaluation.eval
+    if scorer == 'hotcoco':
+      # Its objects become Python's when they are read, so only those needed.
+      evaluation.params.iouThrs = evaluation.params.iouThrs[:1]
+      evaluation.params.areaRng = evaluation.params.areaRng[:1]
+      evaluation.params.areaRngLbl = ['all']
+      evaluation.evaluate()
+  precision, recall = (np.asarray(tables[x]) for x in ('precision', 'recall'))
+  return precision, recall, _find_matches(evaluation)
+
+
+def _find_matches(evaluation) -> dict[int, np.ndarray]:
+  """Scores and matches at the first IoU threshold, see `make_tables`."""
+  parts = collections.defaultdict(list)
+  objects_of_all_sizes = list(evaluation.params.areaRng[0])
+  for found in evaluation.evalImgs:
+    if found is None or list(found['aRng']) != objects_of_all_sizes:
+      continue
+    ids, ignored = (np.asarray(found[x])[0] for x in ('dtMatches', 'dtIgnore'))
+    rows = np.stack([np.asarray(found['dtScores'], float), ids > 0], axis=-1)
+    parts[found['category_id']].append(rows[~ignored.astype(bool)])
+  return {key: np.concatenate(rows) for key, rows in parts.items()}
 
 
 class _Evaluation(cocoeval.COCOeval):
@@ -182,8 +212,10 @@ class _Evaluation(cocoeval.COCOeval):
     best = sorted(results, key=lambda result: -result['score'])[:maxDet]
     is_outside = [not aRng[0] <= each['area'] <= aRng[1] for each in best]
     shape = len(self.params.iouThrs), len(best)
-    # The fields that `accumulate` reads.
+    # The fields that are read.
     return {
+      'category_id': catId,
+      'aRng': aRng,
       'dtScores': [each['score'] for each in best],
       'dtMatches': np.zeros(shape),
       'dtIgnore': np.broadcast_to(is_outside, shape),
@@ -247,8 +279,8 @@ def _run_lengths(result, sizes):
   return segmentation
 
 
-def _summarize(tables, category_ids, kind):
-  """COCO's means over the tables of all categories, and their precision."""
+def _summarize(tables, category_ids, kind) -> Scores:
+  """COCO's means over the tables of all categories."""
   summary = cocoeval.COCOeval(iouType=kind)
   params = summary.params
   axes = (params.iouThrs, params.recThrs, category_ids)
@@ -256,10 +288,12 @@ def _summarize(tables, category_ids, kind):
   thresholds, recalls, *others = map(len, axes)
   precision = np.full((thresholds, recalls, *others), -1.0)
   recall = np.full((thresholds, *others), -1.0)
-  for part, (of_precision, of_recall) in tables.items():
+  matches = {}
+  for part, (of_precision, of_recall, of_matches) in tables.items():
     own = np.searchsorted(category_ids, part)
+    matches |= of_matches
     precision[:, :, own], recall[:, own] = of_precision, of_recall
   summary.eval = {'precision': precision, 'recall': recall}
   with contextlib.redirect_stdout(io.StringIO()):
     summary.summarize()
-  return summary.stats, precision
+  return Scores(summary.stats, precision, matches)

@@ -30,6 +30,7 @@ def describe(
   shapes: Mapping[str, Sequence[Any]],
   exact_sizes: bool,
   class_names: Mapping[int, str],
+  min_scores: Mapping[int | None, float],
   origin: Mapping[str, Any],
 ) -> dict[str, Any]:
   """The content of `export.json`.
@@ -40,6 +41,8 @@ def describe(
     shapes: (shape, dtype) of each output.
     exact_sizes: see `transforms.ResizeOptions`.
     class_names: by class id.
+    min_scores: recommended score thresholds by class id, of others by None;
+      empty if the model was not evaluated.
     origin: versions and step.
   """
   batch = options.batch_size or 'batch'
@@ -69,6 +72,9 @@ def describe(
       for name, meaning in _MEANINGS.items()
     },
     'class_names': {str(k): v for k, v in sorted(class_names.items())},
+    'min_scores': {
+      'others' if k is None else str(k): v for k, v in min_scores.items()
+    },
     'resize': {'exact_sizes': exact_sizes, 'rule': list(_RESIZE)},
     'canvases': [dict(program) for program in programs],
   }

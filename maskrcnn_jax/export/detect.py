@@ -147,12 +147,21 @@ def paste(mask, box, image_size):
   return inside
 
 
-def main(paths, min_score=0.5):
-  """Prints the objects in image files with at least this score."""
+def main(paths, min_score=None):
+  """Prints the objects in image files with at least a score.
+
+  Args:
+    paths: of the files.
+    min_score: of all classes; None: by class, as the evaluation of the model
+      recommends, or 0.5 if there was none.
+  """
   from PIL import Image, ImageOps
 
   detector = Detector()
   names = detector.about['class_names']
+  least = {'others': 0.5} | detector.about['min_scores']
+  if min_score is not None:
+    least = {'others': min_score}
   for path in paths:
     image = Image.open(path, formats=FORMATS)
     # Cameras store the orientation in EXIF.
@@ -165,7 +174,8 @@ def main(paths, min_score=0.5):
         'box': [round(float(x), 2) for x in found['boxes'][row]],
         'pixels': int(found['masks'][row].sum()),
       }
-      for row in np.flatnonzero(found['scores'] >= min_score)
+      for row, number in enumerate(found['classes'])
+      if found['scores'][row] >= least.get(str(number), least['others'])
     ]
     print(json.dumps({'file': path, 'objects': objects}))
 

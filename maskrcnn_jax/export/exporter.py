@@ -1,5 +1,6 @@
 """Export of a trained model to files that run without this package."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -15,7 +16,7 @@ import numpy as np
 import tqdm
 
 from maskrcnn_jax import __version__, files
-from maskrcnn_jax.checkpoints import store
+from maskrcnn_jax.checkpoints import score_thresholds, store
 from maskrcnn_jax.datasets import images
 from maskrcnn_jax.errors import UserError, invalid
 from maskrcnn_jax.export import description, program
@@ -123,6 +124,7 @@ def export(
       shapes,
       exact_sizes,
       store.read_classes(source),
+      _min_scores(source),
       {'step': store.step_of(source), 'made_with': versions},
     )
     about['sha256'] = {
@@ -191,6 +193,13 @@ def _output_shapes(exported):
     )
     for name, output in outputs.items()
   }
+
+
+def _min_scores(source) -> Mapping[int | None, float]:
+  """Recommended score thresholds; empty if the model was not evaluated."""
+  with contextlib.suppress(UserError):
+    return score_thresholds.read(source)
+  return {}
 
 
 def _summary(output: pathlib.Path) -> str:

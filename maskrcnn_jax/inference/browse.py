@@ -11,11 +11,11 @@ import json
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 
-import jax
 import numpy as np
 from PIL import Image
 
 from maskrcnn_jax.evaluation import coco_results
+from maskrcnn_jax.inference import views
 from maskrcnn_jax.structures import Detections
 
 # (number of images, longer side of their pictures): pages of photographs then
@@ -32,7 +32,11 @@ def picture_side(num_images: int) -> int:
 
 
 def make_entry(
-  name: str, image: np.ndarray, found: Detections, side: int, min_score: float
+  name: str,
+  image: np.ndarray,
+  found: Detections,
+  side: int,
+  min_score: float | Mapping[int | None, float],
 ) -> tuple[str, str]:
   """JSON of an image and its detections, and its JPEG in base64.
 
@@ -41,7 +45,7 @@ def make_entry(
     image: `[height, width, 3]` uint8.
     found: detections in pixels of the image, best first.
     side: longer side of the picture; smaller images keep their size.
-    min_score: detections below are not in the page.
+    min_score: detections below are not in the page, see `views.with_score`.
   """
   height, width = image.shape[:2]
   scale = min(side / max(height, width), 1.0)
@@ -53,7 +57,7 @@ def make_entry(
     )
   stream = io.BytesIO()
   picture.save(stream, 'JPEG', quality=_JPEG_QUALITY)
-  found = jax.tree.map(lambda x: x[found.scores >= min_score], found)
+  found = views.with_score(found, min_score)
   boxes = coco_results.original_boxes(
     found.boxes, (height / size[0], width / size[1])
   )

@@ -25,10 +25,11 @@ from PIL import Image
 
 from maskrcnn_jax import files as files_lib
 from maskrcnn_jax import visualize
+from maskrcnn_jax.checkpoints import score_thresholds
 from maskrcnn_jax.distributed import processes
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.evaluation import coco_results
-from maskrcnn_jax.inference import browse, image_files
+from maskrcnn_jax.inference import browse, image_files, views
 from maskrcnn_jax.inference.image_files import ImageFile
 from maskrcnn_jax.inference.output_folder import OutputFolder
 from maskrcnn_jax.inference.predictor import Predictor
@@ -52,7 +53,7 @@ def predict(
   images: Sequence[str],
   output: str,
   annotations: str | None = None,
-  min_score: float = 0.5,
+  min_score: float | str = 0.5,
   strict: bool = False,
   compilation_cache: str = processes.COMPILATION_CACHE,
   exif: str | None = None,
@@ -67,7 +68,8 @@ def predict(
     output: folder to write; files of an earlier run in it are replaced.
     annotations: COCO json with ids, sizes and classes by file name; None: ids
       count from 1.
-    min_score: detections below are not drawn.
+    min_score: detections below are not drawn; `'auto'`: below the recommended
+      score of their class, see `checkpoints.score_thresholds`.
     strict: raise in the end if a file could not be read.
     compilation_cache: folder of compiled programs; '' for none. Never that of
       the checkpoint's config, which may come from a stranger.
@@ -81,6 +83,9 @@ def predict(
     UserError: an image is not in the annotations; no file could be read, and
       nothing was written; or with `strict`.
   """
+  scores = min_score
+  if min_score == 'auto':
+    scores = score_thresholds.read(source)
   files, class_names = image_files.list_images(images, output, annotations)
   files, seen = image_files.survey_files(files, annotations, exif, value_range)
   for finding in seen.findings:
@@ -114,7 +119,7 @@ def predict(
         folder=folder.path,
         class_names=predictor.class_names or class_names,
         category_ids=predictor.category_ids,
-        min_score=min_score,
+        min_score=scores,
         side=browse.picture_side(len(files)),
       ) as writer,
       tqdm.tqdm(
@@ -193,7 +198,7 @@ class _Writer:
   folder: pathlib.Path
   class_names: Mapping[int, str]
   category_ids: Mapping[int, int]
-  min_score: float
+  min_score: float | Mapping[int | None, float]  # See `views.with_score`.
   side: int  # Of the pictures in the page.
 
   def __enter__(self):
@@ -222,9 +227,11 @@ class _Writer:
     results = coco_results.image_results(
       found, file.image_id, (height, width), self.category_ids
     )
-    least = min(self.min_score, _PAGE_MIN_SCORE)
+    least = self.min_score
+    if not isinstance(least, Mapping):
+      least = min(least, _PAGE_MIN_SCORE)
     entry = browse.make_entry(file.name, image, found, self.side, least)
-    num_drawn = int(np.sum(found.scores >= self.min_score))
+    num_drawn = len(views.with_score(found, self.min_score).scores)
     return num_drawn, [json.dumps(row), json.dumps(results)[1:-1], *entry]
 
   def keep(self, file: ImageFile, task: concurrent.futures.Future) -> None:
@@ -255,11 +262,16 @@ class _Writer:
     self._write('detections.json', ['['], texts(1, ', '), [']\n'])
     self._write('images.json', ['{"images": [\n'], texts(0, ',\n'), [end])
     entries, jpegs = self._read(known, 2), self._read(known, 3)
-    page = browse.make_page(entries, jpegs, self.class_names, self.min_score)
+    least, words = self.min_score, 'the recommended score'
+    if isinstance(least, Mapping):
+      least = min(least.values())
+    else:
+      words = f'score {least:g}'
+    page = browse.make_page(entries, jpegs, self.class_names, least)
     self._write('index.html', page)
     print(
-      f'{len(known)} images with {self._num_drawn} objects of score '
-      f'{self.min_score:g} or more: open {self.folder / "index.html"}'
+      f'{len(known)} images with {self._num_drawn} objects of {words} or more: '
+      f'open {self.folder / "index.html"}'
     )
 
   def _read(self, image_ids, kind) -> Iterator[str]:
@@ -278,15 +290,19 @@ class _Writer:
 
 
 def draw(
-  image: np.ndarray, found: Detections, class_names, min_score: float
+  image: np.ndarray,
+  found: Detections,
+  class_names: visualize.ClassNames,
+  min_score: float | Mapping[int | None, float],
 ) -> np.ndarray:
   """The overlay: small images enlarged, very large ones reduced."""
+  found = views.with_score(found, min_score)
   times = math.ceil((image.shape[0] * image.shape[1] / _LARGEST_PICTURE) ** 0.5)
   if times > 1:
     image = np.asarray(Image.fromarray(image).reduce(times))
     found = found.replace(boxes=found.boxes / np.float32(times))
   enlarge = visualize.enlargement(image.shape[:2])
-  return visualize.draw(image, found, class_names, min_score, enlarge)
+  return visualize.draw(image, found, class_names, 0.0, enlarge)
 
 
 def _print_skipped(skipped: Mapping[ImageFile, str], all_of_them='') -> None:

@@ -11,7 +11,11 @@ import jax
 import numpy as np
 from PIL import Image
 
-from maskrcnn_jax.checkpoints import compatibility, store
+from maskrcnn_jax.checkpoints import (
+  compatibility,
+  score_thresholds,
+  store,
+)
 from maskrcnn_jax.datasets import value_range
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.errors import UserError, invalid
@@ -60,6 +64,7 @@ class Predictor:
     scales: Sequence[float] = (1.0,),
     mirror: bool = False,
     num_devices: int | None = None,
+    min_score: float | str = 0.0,
   ):
     """Reads a model; compiles nothing yet.
 
@@ -74,6 +79,8 @@ class Predictor:
         an evaluation, and merge the detections, see `views.merge`.
       mirror: detect in every view also mirrored.
       num_devices: that share a batch; None: all of this process.
+      min_score: detections below are dropped; `'auto'`: below the recommended
+        score of their class, see `checkpoints.score_thresholds`.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
@@ -93,6 +100,9 @@ class Predictor:
         f'--source {source} --output DIR makes a workdir of it.',
         path=source,
       )
+    self._min_score = min_score
+    if min_score == 'auto':
+      self._min_score = score_thresholds.read(source)
     variables, self.config = store.restore(source)
     self._source = source
     self.class_names = store.read_classes(source)
@@ -227,7 +237,8 @@ class Predictor:
         found = jax.tree.map(lambda x, keep=keep: x[keep], found)
       image.found[number] = found
       if len(image.found) == len(image.views):
-        yield image.index, self._merge(image)
+        merged = self._merge(image)
+        yield image.index, views_lib.with_score(merged, self._min_score)
 
   def _merge(self, image: _Image) -> Detections:
     parts = [image.found[number] for number in range(len(image.views))]

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -190,6 +190,23 @@ def merge(
   rows = np.sort(np.concatenate([*kept, np.zeros(0, int)]))
   rows = rows[np.argsort(-union.scores[rows], kind='stable')][:max_detections]
   return jax.tree.map(lambda x: x[rows], union)
+
+
+def with_score(
+  found: Detections, min_score: float | Mapping[int | None, float]
+) -> Detections:
+  """The detections of one image with at least this score.
+
+  Args:
+    found: valid rows only.
+    min_score: of all classes; or by class id, and for the others by None.
+  """
+  least = min_score
+  if isinstance(min_score, Mapping):
+    common = min_score[None]
+    least = [min_score.get(x, common) for x in found.classes.tolist()]
+  keep = found.scores >= np.asarray(least, np.float32)
+  return jax.tree.map(lambda x: x[keep], found)
 
 
 def _keep(boxes, scores, iou_threshold) -> np.ndarray:

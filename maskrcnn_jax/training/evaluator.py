@@ -17,6 +17,7 @@ from maskrcnn_jax.evaluation import (
   class_report,
   coco_metrics,
   coco_results,
+  precision_recall,
   scores,
   scoring,
 )
@@ -250,9 +251,15 @@ class Evaluator:
 
   def _write_values(self, step, values, classes, writer) -> None:
     """Writes and prints the numbers, and warns if they collapsed."""
-    path = self._workdir / 'eval' / f'classes-{step}.md'
+    folder = self._workdir / 'eval'
+    path = folder / f'classes-{step}.md'
     text = class_report.document(classes, f'Step {step}, class by class')
     files.write_text(path, text)
+    text = class_report.to_json(classes)
+    files.write_text(path.with_suffix('.json'), text)
+    figure = precision_recall.chart(classes)
+    charts.save(figure, folder / f'precision-recall-{step}.png')
+    writer.image(step, 'eval/precision_recall', charts.to_pixels(figure))
     # Last, as it marks the step as evaluated.
     writer.scalars(step, values)
     writer.flush()

@@ -84,11 +84,14 @@ def make_report(names=('cat', 'dog'), confusion=None):
   if confusion is None:
     confusion = np.zeros([count + 1] * 2, int)
   return class_report.ClassReport(
+    ids=tuple(range(count)),
     names=tuple(names),
     num_objects=np.arange(count) * 3,
     precisions={'AP': np.linspace(-1, 0.5, count)},
     confusion=np.asarray(confusion),
     min_score=0.5,
+    curves={'segm': np.zeros((10, 101, count))},
+    thresholds=(None,) * (count + 1),
   )
 
 
@@ -133,7 +136,7 @@ def test_the_most_confused_pairs_come_first():
 def test_without_confusions_there_is_no_table_of_pairs():
   report = make_report(confusion=np.diag([1, 2, 0]))
   assert class_report.format_pairs(report) == ''
-  assert class_report.document(report, 'x').count('\n## ') == 2
+  assert class_report.document(report, 'x').count('\n## ') == 3
 
 
 def test_equal_names_get_their_category_id(tmp_path):

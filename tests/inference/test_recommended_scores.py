@@ -1,0 +1,103 @@
+"""`min_score='auto'`: thresholds that stand beside a checkpoint."""
+
+import json
+
+import drawn_checkpoint
+import numpy as np
+import pytest
+import tiny_run
+from found import make_found
+from PIL import Image
+
+from maskrcnn_jax.checkpoints import score_thresholds
+from maskrcnn_jax.cli import main as command
+from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.inference import views
+from maskrcnn_jax.inference.predictor import Predictor
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  """A checkpoint whose classes 1 and 2 are the categories 0 and 1."""
+  config = tiny_run.make_config('none', 'none')
+  config.input.canvases = ((64, 96),)
+  config.input.image_dtype = 'uint8'
+  classes = {
+    i: {'name': name, 'category_id': i - 1}
+    for i, name in drawn_checkpoint.CLASSES.items()
+  }
+  folder = tmp_path_factory.mktemp('run') / 'run'
+  return drawn_checkpoint.write(folder, config, classes=classes)
+
+
+@pytest.fixture
+def evaluated(workdir):
+  """The same with thresholds; that of category 1 between two scores."""
+  found = Predictor(workdir)(IMAGE)
+  scores = np.unique(found.scores[found.classes == 2])
+  middle = float(scores[len(scores) // 2])
+  content = {
+    'all_classes': {'score': 0.0},
+    'classes': [
+      {'category_id': 0, 'threshold': {'score': 1.0}},
+      {'category_id': 1, 'threshold': {'score': middle}},
+    ],
+  }
+  path = workdir / 'eval' / 'classes-4.json'
+  path.parent.mkdir(exist_ok=True)
+  path.write_text(json.dumps(content))
+  yield workdir, middle, found
+  path.unlink()
+
+
+def test_without_an_evaluation(workdir, tmp_path):
+  for call in (
+    lambda: score_thresholds.read(workdir),
+    lambda: Predictor(workdir / 'checkpoints' / '4', min_score='auto'),
+  ):
+    with pytest.raises(UserError) as error:
+      call()
+    assert error.value.argument == 'min_score'
+    assert error.value.path == str(workdir / 'eval' / 'classes-4.json')
+  Image.fromarray(IMAGE).save(tmp_path / 'a.png')
+  argv = ['predict', f'--workdir={workdir}', f'--output={tmp_path / "out"}']
+  argv += ['--min_score=auto', '--images', str(tmp_path / 'a.png')]
+  assert command.main(argv) == 2
+  assert not (tmp_path / 'out').exists()
+
+
+def test_predictor_drops_detections_below(evaluated):
+  workdir, middle, everything = evaluated
+  assert score_thresholds.read(workdir) == {None: 0.0, 1: 1.0, 2: middle}
+  found = Predictor(workdir, min_score='auto')(IMAGE)
+  keep = (everything.classes == 2) & (everything.scores >= middle)
+  assert 0 < np.sum(keep) < np.sum(everything.classes == 2)
+  np.testing.assert_array_equal(found.scores, everything.scores[keep])
+  np.testing.assert_array_equal(found.masks, everything.masks[keep])
+
+
+def test_predict_draws_and_counts_with_them(evaluated, tmp_path, capsys):
+  workdir, middle, everything = evaluated
+  Image.fromarray(IMAGE).save(tmp_path / 'a.png')
+  output = tmp_path / 'out'
+  argv = ['predict', f'--workdir={workdir}', f'--output={output}']
+  argv += ['--min_score=auto', '--images', str(tmp_path / 'a.png')]
+  assert command.main(argv) == 0
+  drawn = np.sum((everything.classes == 2) & (everything.scores >= middle))
+  assert f'with {drawn} objects of the recommended' in capsys.readouterr().out
+  results = json.loads((output / 'detections.json').read_text())
+  assert len(results) == len(everything.scores) > drawn
+  summary = json.loads((output / 'predict.json').read_text())
+  assert summary['min_score'] == 'auto'
+  assert (output / 'index.html').read_text().count('"mask":') == drawn
+
+
+def test_scores_by_class():
+  found = make_found([[0, 0, 4, 4]] * 4, scores=[0.9, 0.7, 0.7, 0.2])
+  found = found.replace(classes=np.array([1, 1, 2, 3]))
+  kept = views.with_score(found, {None: 0.2, 1: 0.8, 2: 0.7})
+  # As float32 0.7 is below 0.7, and is kept all the same.
+  np.testing.assert_array_equal(kept.classes, [1, 2, 3])
+  assert len(views.with_score(found, 0.7).scores) == 3
