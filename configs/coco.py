@@ -152,7 +152,10 @@ def _model():
     'detections': {  # DetectionOptions.
       'max_detections': 100,  # Number of detections per image.
       'score_threshold': 0.0,  # Score that a detection must exceed.
-      'iou_threshold': 0.5,  # NMS IoU threshold, per class.
+      'iou_threshold': 0.5,  # NMS IoU threshold.
+      # NMS by boxes within each class (class) or over all (all), or by masks
+      # within each class (mask).
+      'nms': 'class',
       'min_size': 0.0,  # Smallest side of a detection; 0 keeps all.
     },
     'losses': {  # LossOptions.

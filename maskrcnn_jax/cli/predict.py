@@ -35,6 +35,18 @@ def add_verbs(add_verb) -> None:
       help='smallest score of a drawn detection (default: 0.5); auto: the '
       'recommended one of its class, of the evaluation of this checkpoint; '
       'detections.json has all, with --tile those from 0.05')
+  add('--nms', metavar='KIND',
+      help='of overlapping detections the best one is kept: class, by boxes '
+      'within each class; all, by boxes whatever the class; mask, by masks '
+      'within each class (default: that of the run)')
+  add('--iou_threshold', type=command_line.FRACTION, metavar='IOU',
+      help='of boxes, or masks, that count as overlapping (default: that of '
+      'the run)')
+  add('--max_detections', type=command_line.POSITIVE, metavar='N',
+      help='detections per image, or tile (default: that of the run)')
+  add('--score_threshold', type=command_line.FRACTION, metavar='SCORE',
+      help='score that any detection must exceed, in detections.json too '
+      '(default: that of the run)')
   add('--batch_size', type=command_line.POSITIVE, default=4, metavar='N',
       help='images per batch (default: %(default)s)')
   add('--tile', nargs='?', type=command_line.POSITIVE, const=0, metavar='SIDE',
@@ -78,6 +90,9 @@ def _run(args: argparse.Namespace) -> None:
     args,
     *('annotations', 'min_score', 'compilation_cache', 'exif', 'value_range'),
   )
+  detections = command_line.given(
+    args, 'nms', 'iou_threshold', 'max_detections', 'score_threshold'
+  )
   predict.predict(
     args.workdir or args.checkpoint,
     args.images,
@@ -87,6 +102,7 @@ def _run(args: argparse.Namespace) -> None:
     tile=_tile(args),
     scales=args.tta or (1.0,),
     mirror=args.tta is not None,
+    detections=detections,
     **options,
   )
 

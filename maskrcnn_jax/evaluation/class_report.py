@@ -114,8 +114,8 @@ def confusion_matrix(
 
   Args:
     truth: COCO dataset with `annotations` and `categories`.
-    results: COCO result dicts; one without `bbox` has the box of its mask.
-      Unknown categories and images are ignored.
+    results: COCO result dicts; one without `bbox` has the box of its run
+      lengths. Unknown categories and images are ignored.
     image_ids: the images that count.
     min_score: detections below are ignored.
     iou_threshold: of boxes.

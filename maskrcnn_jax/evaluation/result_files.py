@@ -147,7 +147,7 @@ def _check_mask(entry: dict, image: Mapping) -> Any:
     )
   except UserError as error:
     raise InvalidEntryError('unusable_mask', f'{error}.') from error
-  if isinstance(segmentation, list):
-    # As COCO has them: with a box, that gives the area.
+  if isinstance(segmentation, list) and entry.get('bbox'):
+    # As in COCO's own evaluation, their area is that of the box.
     return [polygon for polygon in segmentation if len(polygon) >= 6]
   return {'size': [*runs['size']], 'counts': runs['counts'].decode('ascii')}

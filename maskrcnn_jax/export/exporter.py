@@ -102,8 +102,17 @@ def export(
     saved_model.check()
   variables, config = store.restore(source)
   options, fits, exact_sizes = _complete(options, config.input)
+  model = MaskRCNN.from_config(config.model)
+  if model.detections.nms == 'mask':
+    raise UserError(
+      'model.detections.nms=mask ends outside of the model, which an exported '
+      'program cannot do: train with class or all.',
+      argument='model.detections.nms',
+      given='mask',
+      wanted=('class', 'all'),
+    )
   weights = program.flatten_weights(variables)
-  programs = _programs(MaskRCNN.from_config(config.model), weights, options)
+  programs = _programs(model, weights, options)
   shapes = {}
   with files.new_folder(output.absolute()) as folder:
     for kind, exported in programs:

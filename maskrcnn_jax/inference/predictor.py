@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import functools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.errors import UserError, invalid
 from maskrcnn_jax.inference import views as views_lib
 from maskrcnn_jax.inference.views import TileOptions, View
+from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.structures import Detections
 from maskrcnn_jax.training import train_step
@@ -65,6 +66,7 @@ class Predictor:
     mirror: bool = False,
     num_devices: int | None = None,
     min_score: float | str = 0.0,
+    detections: Mapping[str, Any] | None = None,
   ):
     """Reads a model; compiles nothing yet.
 
@@ -81,6 +83,8 @@ class Predictor:
       num_devices: that share a batch; None: all of this process.
       min_score: detections below are dropped; `'auto'`: below the recommended
         score of their class, see `checkpoints.score_thresholds`.
+      detections: fields of `models.detections.DetectionOptions` to change, such
+        as `{'nms': 'all', 'max_detections': 300}`.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
@@ -107,7 +111,13 @@ class Predictor:
     self._source = source
     self.class_names = store.read_classes(source)
     self.category_ids = store.read_category_ids(source)
-    self._model = MaskRCNN.from_config(self.config.model)
+    model = MaskRCNN.from_config(self.config.model)
+    changes = override.changes(
+      model.detections, detections or {}, 'model.detections'
+    )
+    self._model = model.clone(
+      detections=dataclasses.replace(model.detections, **changes)
+    )
     self._tile, self._scales, self._mirror = tile, tuple(scales), mirror
     inputs = self.config.input
     resize = transforms.resize_options(inputs.get('resize'))
@@ -242,12 +252,13 @@ class Predictor:
 
   def _merge(self, image: _Image) -> Detections:
     parts = [image.found[number] for number in range(len(image.views))]
-    if len(parts) == 1:
-      return parts[0]
     options = self._model.detections
+    if len(parts) == 1 and options.nms != 'mask':
+      return parts[0]
     # A tiled image may hold any number of objects.
     limit = None if image.is_tiled else options.max_detections
-    return views_lib.merge(parts, options.iou_threshold, limit)
+    how = options.iou_threshold, limit, options.nms, image.size
+    return views_lib.merge(parts, *how)
 
 
 def _as_rgb(image) -> np.ndarray:

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from maskrcnn_jax.errors import invalid
-from maskrcnn_jax.evaluation import coco_results
+from maskrcnn_jax.evaluation import coco_results, mask_nms
 from maskrcnn_jax.ops import nms as nms_ops
 from maskrcnn_jax.structures import Detections
 
@@ -171,8 +171,10 @@ def merge(
   parts: Sequence[Detections],
   iou_threshold: float,
   max_detections: int | None = None,
+  nms: str = 'class',
+  image_size: tuple[int, int] | None = None,
 ) -> Detections:
-  """NMS within each class over the detections of all views, best first.
+  """NMS over the detections of all views, best first.
 
   Of several views of an object the one with the highest score gives score, box
   and mask; nothing is averaged.
@@ -181,11 +183,16 @@ def merge(
     parts: at least one, all in pixels of the same image, valid rows only.
     iou_threshold: see `ops.nms.nms`.
     max_detections: largest number to keep; None: all.
+    nms: see `models.detections.DetectionOptions`.
+    image_size: (height, width) of the image, for NMS by masks.
   """
   union = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-  kept = []
-  for label in np.unique(union.classes):
-    rows = np.flatnonzero(union.classes == label)
+  if nms == 'mask':
+    rows = mask_nms.keep(union, image_size, iou_threshold, max_detections)
+    return jax.tree.map(lambda x: x[rows], union)
+  groups, kept = union.classes if nms == 'class' else 0 * union.classes, []
+  for group in np.unique(groups):
+    rows = np.flatnonzero(groups == group)
     kept += [rows[_keep(union.boxes[rows], union.scores[rows], iou_threshold)]]
   rows = np.sort(np.concatenate([*kept, np.zeros(0, int)]))
   rows = rows[np.argsort(-union.scores[rows], kind='stable')][:max_detections]

@@ -5,11 +5,18 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from maskrcnn_jax.errors import invalid
 from maskrcnn_jax.models.heads import BoxOutputs
 from maskrcnn_jax.models.proposals import is_large
 from maskrcnn_jax.ops import boxes as box_ops
 from maskrcnn_jax.ops import nms as nms_ops
 from maskrcnn_jax.structures import Detections, Proposals
+
+NMS = ('class', 'all', 'mask')
+# Boxes that overlap more have nearly the same features, so that a mask head
+# cannot tell the objects in them apart.
+CANDIDATES_IOU = 0.8
+_CANDIDATES = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,15 +26,37 @@ class DetectionOptions:
   Attributes:
     max_detections: number of detections per image.
     score_threshold: detections with this score or a lower one are dropped.
-    iou_threshold: NMS IoU threshold, within each class.
+    iou_threshold: NMS IoU threshold.
     min_size: detections with a side below it, in input pixels, are dropped; 0
       keeps all.
+    nms: `'class'`: by the IoU of boxes within each class; `'all'`: whatever
+      their class; `'mask'`: by the IoU of masks within each class. The last
+      ends outside of the model, see `evaluation.mask_nms`, which gives
+      candidates: three times as many, whose boxes differ by `CANDIDATES_IOU`.
   """
 
   max_detections: int = 100
   score_threshold: float = 0.0
   iou_threshold: float = 0.5
   min_size: float = 0.0
+  nms: str = 'class'
+
+  def __post_init__(self):
+    if self.nms not in NMS:
+      wanted = f'one of {", ".join(NMS)}'
+      raise invalid('model.detections.nms', self.nms, wanted)
+    if self.max_detections < 1:
+      name = 'model.detections.max_detections'
+      raise invalid(name, self.max_detections, 'at least 1')
+    for name in ('score_threshold', 'iou_threshold'):
+      if not 0 <= getattr(self, name) <= 1:
+        given = getattr(self, name)
+        raise invalid(f'model.detections.{name}', given, 'from 0 to 1')
+
+  @property
+  def num_outputs(self) -> int:
+    """Number of detections that the model gives for an image."""
+    return self.max_detections * (_CANDIDATES if self.nms == 'mask' else 1)
 
 
 def select_detections(
@@ -38,7 +67,7 @@ def select_detections(
   weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0),
   plus_one: bool = True,
 ) -> Detections:
-  """Detections with the highest scores of every image, after NMS per class.
+  """Detections with the highest scores of every image, after NMS.
 
   A proposal with a score or a box that is not finite gives none.
 
@@ -51,7 +80,7 @@ def select_detections(
     plus_one: whether a box from a to b has the side b - a + 1.
 
   Returns:
-    `[batch, max_detections]`, highest score first, masks None.
+    `[batch, options.num_outputs]`, highest score first, masks None.
 
   Fast R-CNN, Sec. 3.1; the default thresholds are Habana's.
   """
@@ -78,9 +107,20 @@ def select_detections(
 
 def _select(boxes, scores, valid, options):
   """Detections of one image from `[n, classes]` candidates."""
+  threshold, num_classes = options.iou_threshold, scores.shape[1]
+  if options.nms == 'mask':
+    threshold = max(threshold, CANDIDATES_IOU)
+  candidates = boxes, scores, valid
+  if options.nms == 'all':  # Of one class.
+    candidates = (
+      boxes.reshape(-1, 1, 4),
+      *(x.reshape(-1, 1) for x in (scores, valid)),
+    )
   rows, classes, kept = nms_ops.classwise_nms(
-    boxes, scores, valid, options.iou_threshold, options.max_detections
+    *candidates, threshold, options.num_outputs
   )
+  if options.nms == 'all':
+    rows, classes = rows // num_classes, rows % num_classes
   return Detections(
     boxes=jnp.where(kept[:, None], boxes[rows, classes], 0.0),
     scores=jnp.where(kept, scores[rows, classes], 0.0),

@@ -197,7 +197,7 @@ class MaskRCNN(nn.Module):
       image_sizes: `[batch, 2]`, height and width of the part that is image.
 
     Returns:
-      `[batch, max_detections]`, boxes in pixels of the canvas.
+      `[batch, detections.num_outputs]`, boxes in pixels of the canvas.
     """
     pyramid = self.pyramid(images, image_sizes)
     rpn = self.layout.whole(self.rpn_head(pyramid))

@@ -17,6 +17,7 @@ from maskrcnn_jax.evaluation import (
   class_report,
   coco_metrics,
   coco_results,
+  mask_nms,
   precision_recall,
   scores,
   scoring,
@@ -68,6 +69,7 @@ class Evaluator:
     self._num_images = data_checks.check_annotations(
       *data, self._annotations_file, model.num_classes
     )
+    self._nms = model.detections
     self._num_pictures = config.training.get('pictures', 8)
     self._log_file = config.training.get('log_file')
     self._input = config.input
@@ -159,6 +161,13 @@ class Evaluator:
     )
     for number, (batch, detections) in enumerate(found, start=1):
       detections = mesh_lib.local_rows(detections, len(batch['valid']))
+      if self._nms.nms == 'mask':
+        detections = mask_nms.suppress(
+          jax.tree.map(np.asarray, detections),
+          batch,
+          self._nms.iou_threshold,
+          self._nms.max_detections,
+        )
       encoder.add(detections, batch)
       image_ids += batch['image_ids'][batch['valid']].tolist()
       pictures += self._draw(batch, detections, num_pictures - len(pictures))

@@ -94,7 +94,7 @@ def only(results, *fields):
 
 
 @needs_data
-@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize('seed', range(2))
 def test_the_numbers_are_those_of_pycocotools(seed, tmp_path, capsys):
   results = perturb(json.loads(VAL.read_text()), seed)
   boxes = write(tmp_path / 'boxes.json', only(results, 'bbox'))
@@ -117,7 +117,7 @@ def test_the_numbers_are_those_of_pycocotools(seed, tmp_path, capsys):
     text = capsys.readouterr().out
     assert f'{len(results)} results in' in text
     assert text.count('Boxes only') == (path == boxes)
-    assert f'{box[0]:.3f}' in text
+    assert f'{expected[0]:.3f}' in text
     classes = (output / 'classes.md').read_text()
     assert '| person ' in classes and 'Confusions' in classes
 

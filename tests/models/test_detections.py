@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import slow_boxes
 
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.detections import DetectionOptions, select_detections
 from maskrcnn_jax.models.heads import BoxOutputs
 from maskrcnn_jax.structures import Proposals
@@ -40,7 +41,7 @@ def slow_select(outputs, proposals, options, plus_one, image):
   odds = np.exp(logits)
   scores = odds / odds.sum(axis=-1, keepdims=True)
   size = IMAGE_SIZES[image].astype(np.float64)
-  found = []
+  found, candidates = [], []
   for label in range(1, NUM_CLASSES):
     boxes, valid = [], []
     for row, proposal in enumerate(proposals.boxes[image]):
@@ -52,11 +53,19 @@ def slow_select(outputs, proposals, options, plus_one, image):
       )
       counts = scores[row, label] > options.score_threshold and is_large
       valid.append(proposals.valid[image, row] and counts)
+    rows = [(scores[r, label], r, label, box) for r, box in enumerate(boxes)]
+    candidates += [*zip(rows, valid)]
+    threshold = options.iou_threshold if options.nms == 'class' else 0.8
     kept = slow_boxes.greedy_nms(
-      np.array(boxes), scores[:, label], valid, options.iou_threshold
+      np.array(boxes), scores[:, label], valid, threshold
     )
-    found += [(scores[row, label], row, label, boxes[row]) for row in kept]
-  return sorted(found, key=lambda x: -x[0])[: options.max_detections]
+    found += [rows[row] for row in kept]
+  if options.nms == 'all':
+    rows, valid = zip(*candidates)
+    boxes, of_rows = (np.array([x[i] for x in rows]) for i in (3, 0))
+    kept = slow_boxes.greedy_nms(boxes, of_rows, valid, options.iou_threshold)
+    found = [rows[index] for index in kept]
+  return sorted(found, key=lambda x: -x[0])[: options.num_outputs]
 
 
 @pytest.mark.parametrize(
@@ -65,6 +74,9 @@ def slow_select(outputs, proposals, options, plus_one, image):
     (DetectionOptions(max_detections=25), True),
     (DetectionOptions(25, 0.3, 0.4, min_size=14.0), True),
     (DetectionOptions(80, 0.05, 0.5, min_size=1e-2), False),
+    (DetectionOptions(25, 0.05, nms='all'), True),
+    (DetectionOptions(5, 0.05, 0.3, nms='all'), False),
+    (DetectionOptions(4, 0.05, 0.3, nms='mask'), True),
   ],
 )
 def test_detections_match_the_definition(options, plus_one):
@@ -76,7 +88,7 @@ def test_detections_match_the_definition(options, plus_one):
     expected = slow_select(outputs, proposals, options, plus_one, image)
     count = len(expected)
     np.testing.assert_array_equal(
-      detections.valid[image], np.arange(options.max_detections) < count
+      detections.valid[image], np.arange(options.num_outputs) < count
     )
     scores, _, classes, boxes = map(np.array, zip(*expected))
     found = detections.image(image)
@@ -106,6 +118,22 @@ def test_one_box_by_hand():
   np.testing.assert_allclose(detections.scores, [[0.7, 0.2, 0.0]], atol=1e-6)
   expected = [[12, 10, 31, 39], [10, 10, 29, 39], [0, 0, 0, 0]]
   np.testing.assert_allclose(detections.boxes[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'field, value',
+  [
+    ('nms', 'box'),
+    ('max_detections', 0),
+    ('score_threshold', 1.5),
+    ('iou_threshold', -0.1),
+  ],
+)
+def test_invalid_options(field, value):
+  with pytest.raises(UserError) as error:
+    DetectionOptions(**{field: value})
+  assert error.value.argument == f'model.detections.{field}'
+  assert error.value.given == value
 
 
 def test_padding_changes_nothing():
