@@ -5,6 +5,7 @@ A row whose `valid` is False is padding: zeros that no reduction may include.
 Boxes are `(y1, x1, y2, x2)`, float32, in pixels of the network's input.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -93,3 +94,71 @@ class Detections:
     """The valid rows of one image, as NumPy arrays without a batch axis."""
     keep = np.asarray(self.valid[index])
     return jax.tree.map(lambda x: np.asarray(x[index])[keep], self)
+
+  def run_lengths(self, image_size: tuple[int, int]) -> list[dict[str, Any]]:
+    """Masks of one image as COCO's compressed run lengths.
+
+    Here and below the detections are those of one image, without a batch axis
+    or padding, in its pixels, as `Predictor` returns them.
+
+    Args:
+      image_size: (height, width).
+    """
+    from maskrcnn_jax.evaluation import mask_pasting
+
+    counts = mask_pasting.encode_masks(self.masks, self.boxes, image_size)
+    return [{'size': [*image_size], 'counts': text} for text in counts]
+
+  def full_masks(self, image_size: tuple[int, int]) -> np.ndarray:
+    """Masks of one image, `[n, height, width]` bool; see `run_lengths`."""
+    from maskrcnn_jax.evaluation import mask_pasting
+
+    return mask_pasting.paste_masks(self.masks, self.boxes, image_size)
+
+  def polygons(
+    self, image_size: tuple[int, int], tolerance: float = 0.0
+  ) -> list[list]:
+    """Parts of every mask of one image, the largest first, with their holes.
+
+    Args:
+      image_size: see `run_lengths`.
+      tolerance: see `datasets.outlines.find_parts`.
+
+    Returns:
+      For each detection a list of `datasets.outlines.Part`; empty for a mask
+      without a pixel.
+    """
+    from maskrcnn_jax.datasets import outlines
+
+    runs = self.run_lengths(image_size)
+    return [outlines.of_run_lengths(each, tolerance) for each in runs]
+
+  def to_supervision(
+    self,
+    image_size: tuple[int, int],
+    class_names: Mapping[int, str] | None = None,
+  ):
+    """Detections of one image as `supervision.Detections`.
+
+    Args:
+      image_size: see `run_lengths`.
+      class_names: by class id; given as `data['class_name']`.
+
+    Raises:
+      ImportError: the package supervision, which this one does not require, is
+        not installed.
+    """
+    import supervision
+
+    data = {}
+    if class_names is not None:
+      names = [class_names.get(x, str(x)) for x in self.classes.tolist()]
+      data['class_name'] = np.array(names)
+    masks = None if self.masks is None else self.full_masks(image_size)
+    return supervision.Detections(
+      xyxy=self.boxes[:, [1, 0, 3, 2]],
+      mask=masks,
+      confidence=self.scores,
+      class_id=self.classes,
+      data=data,
+    )

@@ -20,7 +20,10 @@ ALLOWED = {
   ),
   'maskrcnn_jax/fonts': 'PIL matplotlib',
   'maskrcnn_jax/charts': 'numpy matplotlib .evaluation.scores .tables',
-  'maskrcnn_jax/structures': 'jax numpy flax.struct',
+  'maskrcnn_jax/structures': (  # Forms of detections, imported when asked for.
+    'jax numpy flax.struct supervision .datasets.outlines'
+    ' .evaluation.mask_pasting'
+  ),
   'maskrcnn_jax/ops': 'jax numpy',
   'maskrcnn_jax/models': 'jax numpy flax optax .ops .structures',
   'maskrcnn_jax/datasets': 'numpy pycocotools PIL tqdm yaml .tables',
@@ -52,7 +55,8 @@ ALLOWED = {
     'jax optax .distributed.mesh .models .structures'
   ),
   'maskrcnn_jax/inference': (
-    'jax numpy PIL tqdm .checkpoints .datasets .distributed .evaluation'
+    'jax numpy pycocotools PIL tqdm .checkpoints .datasets .distributed'
+    ' .evaluation'
     ' .input_pipeline .models .ops.nms .structures .training.train_step'
     ' .visualize'
   ),

@@ -35,6 +35,9 @@ def add_verbs(add_verb) -> None:
       help='smallest score of a drawn detection (default: 0.5); auto: the '
       'recommended one of its class, of the evaluation of this checkpoint; '
       'detections.json has all, with --tile those from 0.05')
+  add('--save', type=command_line.NAMES, metavar='KIND,...',
+      help='further files of the drawn detections: crops and masks, as PNG; '
+      'coco (labels.json), labelme and yolo, to correct and to train on')
   add('--nms', metavar='KIND',
       help='of overlapping detections the best one is kept: class, by boxes '
       'within each class; all, by boxes whatever the class; mask, by masks '
@@ -89,6 +92,7 @@ def _run(args: argparse.Namespace) -> None:
   options = command_line.given(
     args,
     *('annotations', 'min_score', 'compilation_cache', 'exif', 'value_range'),
+    'save',
   )
   detections = command_line.given(
     args, 'nms', 'iou_threshold', 'max_detections', 'score_threshold'

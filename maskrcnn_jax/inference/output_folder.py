@@ -6,6 +6,7 @@ any other. The list may come from a stranger: only names that `predict` writes
 count, and nothing is written or removed through a symbolic link.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -18,6 +19,8 @@ from maskrcnn_jax import files
 LIST = 'predict.json'
 _OWN_NAMES = re.compile(
   r'detections\.json|images\.json|index\.html|pictures/[^/\0]+\.png'
+  r'|labels\.json|(crops|masks)/[^/\0]+/'
+  r'|labelme/([^/\0]+/)*[^/\0]+\.json|yolo/([^/\0]+/)*[^/\0]+\.txt'
 )
 
 
@@ -29,13 +32,14 @@ class OutputFolder:
 
     Args:
       path: of the folder; it need not exist.
-      names: of all files that will be written, relative to it.
+      names: of all files that will be written, relative to it; with a slash at
+        the end, of folders for PNG files.
 
     Raises:
       FileExistsError: the folder holds files, and none by an earlier
         `predict`; or one of the names is somebody else's.
       NotADirectoryError: the path is a file.
-      UserError: `pictures` is a link.
+      UserError: a folder in it is a link.
     """
     self.path = pathlib.Path(path)
     self._names = [LIST, *names]
@@ -48,7 +52,8 @@ class OutputFolder:
         'another folder, or an empty one.'
       )
     self._old = old or []
-    files.not_a_link(self.path / 'pictures')
+    for folder in sorted(_folders(self._names + self._old)):
+      files.not_a_link(self.path / folder)
     # A link that leads nowhere is in the way as well.
     foreign = [
       name
@@ -68,14 +73,18 @@ class OutputFolder:
       names = list(content['files'])
     except (ValueError, KeyError, TypeError):
       return None
-    return [x for x in names if isinstance(x, str) and _OWN_NAMES.fullmatch(x)]
+    names = [x for x in names if isinstance(x, str) and _OWN_NAMES.fullmatch(x)]
+    return [x for x in names if '..' not in pathlib.PurePath(x).parts]
 
   def claim(self, summary: Mapping[str, Any]) -> None:
     """Lists the files of this run, and `summary`; removes the earlier ones."""
     self.path.mkdir(parents=True, exist_ok=True)
     self._write_list(summary, {*self._old, *self._names})
     for name in self._old:
-      (self.path / name).unlink(missing_ok=True)
+      if name.endswith('/'):
+        _remove_pictures(self.path / name)
+      else:
+        (self.path / name).unlink(missing_ok=True)
 
   def finish(self, summary: Mapping[str, Any]) -> None:
     """Lists the files that were written, and `summary`."""
@@ -85,3 +94,20 @@ class OutputFolder:
   def _write_list(self, summary, names):
     content = {**summary, 'files': sorted(names)}
     files.write_text(self.path / LIST, json.dumps(content, indent=1) + '\n')
+
+
+def _folders(names: Iterable[str]) -> set[pathlib.PurePath]:
+  """Folders of files and folders by their names, without the output itself."""
+  paths = [pathlib.PurePath(name) for name in names]
+  own = {path for path, name in zip(paths, names) if name.endswith('/')}
+  return own | {folder for path in paths for folder in path.parents[:-1]}
+
+
+def _remove_pictures(folder: pathlib.Path) -> None:
+  """Removes the PNG files in a folder, and the folders that are empty then."""
+  for place, _, names in os.walk(folder, topdown=False):
+    for name in names:
+      if name.endswith('.png'):
+        os.unlink(os.path.join(place, name))
+    with contextlib.suppress(OSError):  # Somebody else's files are in it.
+      os.rmdir(place)

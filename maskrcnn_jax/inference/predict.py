@@ -2,46 +2,34 @@
 
 The output holds `detections.json` (COCO results of all detections),
 `images.json` (images and classes behind the ids), `pictures/NAME.png`,
-`index.html` to browse them, and `predict.json`: the options, the files that
-could not be read, and all names that were written.
+`index.html` to browse them, files of `labels` that were asked for, and
+`predict.json`: the options, the files that could not be read, and all names
+that were written.
 """
 
 import collections
 import concurrent.futures
-import contextlib
 import dataclasses
 import itertools
 import json
-import math
 import os
-import pathlib
 import sys
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
 import tqdm
-from PIL import Image
 
-from maskrcnn_jax import files as files_lib
-from maskrcnn_jax import visualize
 from maskrcnn_jax.checkpoints import score_thresholds
 from maskrcnn_jax.distributed import processes
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.evaluation import coco_results
-from maskrcnn_jax.inference import browse, image_files, views
+from maskrcnn_jax.inference import browse, image_files, labels
 from maskrcnn_jax.inference.image_files import ImageFile
 from maskrcnn_jax.inference.output_folder import OutputFolder
 from maskrcnn_jax.inference.predictor import Predictor
-from maskrcnn_jax.structures import Detections
+from maskrcnn_jax.inference.writer import Writer
 from maskrcnn_jax.terminal import escaped
 
-# Pictures of images with more pixels are reduced.
-_LARGEST_PICTURE = 2**24
 # Images with more pixels are read and drawn one at a time, to bound memory.
 _LARGE = 2**26
-# Detections below are not in the page, unless they are drawn.
-_PAGE_MIN_SCORE = 0.05
 # Images read ahead, and drawn behind, of those being detected.
 _WORKERS = min(os.cpu_count() or 1, 8)
 # Unreadable files that are printed; `predict.json` has all.
@@ -58,6 +46,7 @@ def predict(
   compilation_cache: str = processes.COMPILATION_CACHE,
   exif: str | None = None,
   value_range: tuple[float, float] | None = None,
+  save: Sequence[str] = (),
   **options,
 ) -> None:
   """Detects objects in image files and writes the output described above.
@@ -75,6 +64,7 @@ def predict(
       the checkpoint's config, which may come from a stranger.
     exif: see `datasets.prepare.prepare`.
     value_range: see `datasets.prepare.prepare`.
+    save: further files to write of the drawn detections, see `labels`.
     **options: of `Predictor`.
 
   Raises:
@@ -91,12 +81,13 @@ def predict(
   for finding in seen.findings:
     print(finding, file=sys.stderr)
   pictures = [file.picture for file in files]
-  folder = OutputFolder(
-    output, ['detections.json', 'images.json', 'index.html', *pictures]
-  )
+  names = ['detections.json', 'images.json', 'index.html', *pictures]
+  names += labels.output_names(files, save)
+  folder = OutputFolder(output, names)
   summary = {
     'checkpoint': os.fspath(source),
     'min_score': min_score,
+    'save': list(save),
     **json.loads(json.dumps(options, default=dataclasses.asdict)),
     'complete': False,
   }
@@ -113,14 +104,17 @@ def predict(
       )
     processes.enable_compilation_cache(compilation_cache)
     predictor = Predictor(source, **options)
+    class_names = predictor.class_names or class_names
+    labels.check_names(class_names, save)
     folder.claim(summary)
     with (
-      _Writer(
+      Writer(
         folder=folder.path,
-        class_names=predictor.class_names or class_names,
+        class_names=class_names,
         category_ids=predictor.category_ids,
         min_score=scores,
         side=browse.picture_side(len(files)),
+        save=save,
       ) as writer,
       tqdm.tqdm(
         total=len(files), unit='image', disable=not sys.stderr.isatty()
@@ -185,124 +179,6 @@ def _detect_all(predictor, images, pool, writer) -> Iterator[int]:
   for file, task in writing:
     writer.keep(file, task)
     yield next(done)
-
-
-@dataclasses.dataclass
-class _Writer:
-  """Writes a picture per image, and the files that describe all of them.
-
-  What those files say of an image waits in a file without a name, since images
-  come in any order and memory must not grow with their number.
-  """
-
-  folder: pathlib.Path
-  class_names: Mapping[int, str]
-  category_ids: Mapping[int, int]
-  min_score: float | Mapping[int | None, float]  # See `views.with_score`.
-  side: int  # Of the pictures in the page.
-
-  def __enter__(self):
-    self._waiting = tempfile.TemporaryFile(dir=self.folder)
-    self._spans, self._num_drawn = {}, 0
-    return self
-
-  def __exit__(self, *unused_error):
-    with contextlib.suppress(OSError):  # What could not be written.
-      self._waiting.close()
-
-  def make_texts(
-    self, file: ImageFile, image: np.ndarray, found: Detections
-  ) -> tuple[int, list[str]]:
-    """Number of drawn objects; JSON of the image, its results and its entry."""
-    picture = draw(image, found, self.class_names, self.min_score)
-    visualize.save_png(self.folder / file.picture, picture)
-    height, width = image.shape[:2]
-    row = {
-      'id': file.image_id,
-      'file_name': os.fspath(file.path),
-      'height': height,
-      'width': width,
-      'picture': file.picture,
-    }
-    results = coco_results.image_results(
-      found, file.image_id, (height, width), self.category_ids
-    )
-    least = self.min_score
-    if not isinstance(least, Mapping):
-      least = min(least, _PAGE_MIN_SCORE)
-    entry = browse.make_entry(file.name, image, found, self.side, least)
-    num_drawn = len(views.with_score(found, self.min_score).scores)
-    return num_drawn, [json.dumps(row), json.dumps(results)[1:-1], *entry]
-
-  def keep(self, file: ImageFile, task: concurrent.futures.Future) -> None:
-    """Stores what `make_texts` returned."""
-    num_drawn, texts = task.result()
-    self._num_drawn += num_drawn
-    offset = self._waiting.seek(0, os.SEEK_END)
-    self._spans[file.image_id] = offset, *map(len, texts)
-    try:
-      self._waiting.write(''.join(texts).encode('ascii'))
-      self._waiting.flush()
-    except OSError as error:  # A full disk.
-      error.filename = self.folder
-      raise
-
-  def write_summaries(self, files: Sequence[ImageFile]) -> None:
-    """Writes the other files, and prints a summary."""
-    known = [file.image_id for file in files if file.image_id in self._spans]
-
-    def texts(kind, separator):
-      return browse.separated(self._read(known, kind), separator)
-
-    categories = [
-      {'id': self.category_ids.get(i, i), 'name': self.class_names[i]}
-      for i in sorted(self.class_names)
-    ]
-    end = f'\n],\n"categories": {json.dumps(categories)}}}\n'
-    self._write('detections.json', ['['], texts(1, ', '), [']\n'])
-    self._write('images.json', ['{"images": [\n'], texts(0, ',\n'), [end])
-    entries, jpegs = self._read(known, 2), self._read(known, 3)
-    least, words = self.min_score, 'the recommended score'
-    if isinstance(least, Mapping):
-      least = min(least.values())
-    else:
-      words = f'score {least:g}'
-    page = browse.make_page(entries, jpegs, self.class_names, least)
-    self._write('index.html', page)
-    print(
-      f'{len(known)} images with {self._num_drawn} objects of {words} or more: '
-      f'open {self.folder / "index.html"}'
-    )
-
-  def _read(self, image_ids, kind) -> Iterator[str]:
-    """Yields the texts of one kind, by their index in those of `make_texts`."""
-    for image_id in image_ids:
-      offset, *lengths = self._spans[image_id]
-      self._waiting.seek(offset + sum(lengths[:kind]))
-      yield self._waiting.read(lengths[kind]).decode('ascii')
-
-  def _write(self, name: str, *parts: Iterable[str]) -> None:
-    with (
-      files_lib.replaced(self.folder / name) as unfinished,
-      unfinished.open('w', encoding='utf-8') as file,
-    ):
-      file.writelines(itertools.chain(*parts))
-
-
-def draw(
-  image: np.ndarray,
-  found: Detections,
-  class_names: visualize.ClassNames,
-  min_score: float | Mapping[int | None, float],
-) -> np.ndarray:
-  """The overlay: small images enlarged, very large ones reduced."""
-  found = views.with_score(found, min_score)
-  times = math.ceil((image.shape[0] * image.shape[1] / _LARGEST_PICTURE) ** 0.5)
-  if times > 1:
-    image = np.asarray(Image.fromarray(image).reduce(times))
-    found = found.replace(boxes=found.boxes / np.float32(times))
-  enlarge = visualize.enlargement(image.shape[:2])
-  return visualize.draw(image, found, class_names, 0.0, enlarge)
 
 
 def _print_skipped(skipped: Mapping[ImageFile, str], all_of_them='') -> None:

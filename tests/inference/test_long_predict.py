@@ -19,8 +19,8 @@ from PIL import Image
 _SCRIPT = """
 import json, os, sys
 workdir, images, output, every = sys.argv[1:]
-from maskrcnn_jax.inference import predict
-keep, seen = predict._Writer.keep, []
+from maskrcnn_jax.inference import writer
+keep, seen = writer.Writer.keep, []
 
 def keep_and_measure(self, *args):
   keep(self, *args)
@@ -30,7 +30,7 @@ def keep_and_measure(self, *args):
       seen.append(int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE'))
 
 keep_and_measure.count = 0
-predict._Writer.keep = keep_and_measure
+writer.Writer.keep = keep_and_measure
 from maskrcnn_jax.cli import main
 flags = [f'--workdir={workdir}', f'--output={output}', '--batch_size=8']
 assert main.main(['predict', *flags, '--images', images]) == 0

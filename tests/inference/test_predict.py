@@ -26,7 +26,7 @@ from maskrcnn_jax import visualize
 from maskrcnn_jax.checkpoints import store
 from maskrcnn_jax.cli import main as command
 from maskrcnn_jax.evaluation import coco_results
-from maskrcnn_jax.inference import image_files, predict
+from maskrcnn_jax.inference import image_files, predict, writer
 from maskrcnn_jax.inference.image_files import ImageFile
 from maskrcnn_jax.inference.predictor import Predictor
 from maskrcnn_jax.input_pipeline import single_images, transforms
@@ -325,11 +325,11 @@ def test_flags_reach_the_predictor(workdir, photos, tmp_path):
 
 
 def test_very_large_pictures_are_reduced(monkeypatch):
-  monkeypatch.setattr(predict, '_LARGEST_PICTURE', 100_000)
+  monkeypatch.setattr(writer, '_LARGEST_PICTURE', 100_000)
   image = np.random.default_rng(0).integers(0, 256, (500, 1500, 3), np.uint8)
   masks = np.ones((1, 28, 28), np.float32)
   found = make_found([[90, 300, 390, 900]], masks=masks)
-  picture = predict.draw(image, found, None, 0.5)
+  picture = writer.draw(image, found, None, 0.5)
   small = np.asarray(Image.fromarray(image).reduce(3))
   assert picture.shape == (167, 500, 3)
   changed = np.flatnonzero((picture != small).any(axis=(0, 2)))

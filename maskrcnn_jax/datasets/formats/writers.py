@@ -8,7 +8,8 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -150,14 +151,25 @@ def _write_files(
     if to == 'labelme':
       photo = os.path.join(images_dir, image.file_name)
       place = os.path.dirname(os.path.join(output, name))
-      text = _labelme(image, written, os.path.relpath(photo, place))
+      text = labelme_text(image, written, os.path.relpath(photo, place))
     else:
-      text = _yolo(image, written, list(names.values()), findings)
+      text = yolo_text(image, written, list(names.values()), findings)
     files.write_text(path, text)
 
 
-def _labelme(image, written, image_path) -> str:
-  """LabelMe's file; parts of one object share a group."""
+def labelme_text(
+  image: coco_json.CocoImage,
+  written: Sequence[tuple[str, Any]],
+  image_path: str,
+) -> str:
+  """LabelMe's file of an image; parts of one object share a group.
+
+  Args:
+    image: its size is used.
+    written: class name and segmentation, polygons or run lengths, of each
+      object.
+    image_path: of the image, relative to the file.
+  """
   shapes = []
   for number, (label, segmentation) in enumerate(written, start=1):
     common = {'label': label, 'group_id': None, 'flags': {}}
@@ -193,8 +205,19 @@ def _labelme(image, written, image_path) -> str:
   )
 
 
-def _yolo(image, written, names, findings) -> str:
-  """YOLO's file, of objects that are one polygon."""
+def yolo_text(
+  image: coco_json.CocoImage,
+  written: Sequence[tuple[str, Any]],
+  names: Sequence[str],
+  findings: list[Finding],
+) -> str:
+  """YOLO's file of an image, of objects that are one polygon.
+
+  Args:
+    image: see `labelme_text`, also for the objects.
+    names: of all classes, in the order of their numbers.
+    findings: takes a warning for every other object.
+  """
   lines = []
   for label, segmentation in written:
     if isinstance(segmentation, dict) or len(segmentation) > 1:
