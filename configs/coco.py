@@ -196,6 +196,8 @@ def _input():
     'num_threads': placeholder(int),  # Threads; None: one per CPU, at most 16.
     # Cache in memory: rows, records or nothing; None: the first that fits.
     'cache': placeholder(str),
+    # Share of the images below which a class is shown more often; 0: none.
+    'repeat_factor_threshold': 0.0,
     'repeat_first': False,  # Repetition of the first batch, for benchmarks.
     # Fraction of rows with unreadable images or objects that stops the run.
     'max_unreadable_share': 0.05,

@@ -10,7 +10,7 @@ import contextlib
 import mmap
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from maskrcnn_jax.errors import UserError
 
@@ -56,6 +56,15 @@ def scan_objects(
       )
       names = [bytes(x).decode(errors='replace') for x in names]
     yield labels, names, categories, crowds
+
+
+def trained_classes(paths: Sequence[str]) -> list[set[int]]:
+  """Classes of the objects of every record that are no crowds."""
+  return [
+    {x for i, x in enumerate(labels) if i >= len(crowds) or not crowds[i]}
+    for path in paths
+    for labels, _, _, crowds in scan_objects(path)
+  ]
 
 
 def _records(path):

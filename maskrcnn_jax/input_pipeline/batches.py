@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from maskrcnn_jax.datasets import images, records
+from maskrcnn_jax.datasets import images, record_file, records
 from maskrcnn_jax.errors import invalid
 from maskrcnn_jax.input_pipeline import augment as augmentation
 from maskrcnn_jax.input_pipeline import cache as caches
@@ -41,6 +41,7 @@ def train_batches(
   max_unreadable_share: float = 0.05,
   max_pixels: int | None = None,
   augment: Mapping | None = None,
+  repeat_factor_threshold: float = 0.0,
 ) -> Batches:
   """Endless batches for training.
 
@@ -77,6 +78,9 @@ def train_batches(
     max_pixels: of the largest image, see `images.set_max_pixels`; None: as it
       is.
     augment: fields of `augment.AugmentOptions`; rows are then not cached.
+    repeat_factor_threshold: classes in a smaller share of the images are shown
+      more often, see `order.repeat_factors`; crowds do not count. 0 shows every
+      image once in an epoch.
 
   Returns:
     An iterator of dicts (the batch table of the README) with `position` and
@@ -105,17 +109,18 @@ def train_batches(
     raise invalid('input.max_unreadable_share', max_unreadable_share, 'in 0..1')
   first = 0 if repeat_first else start_examples
 
-  def make_plans(canvas_indices):
+  def make_plans(canvas_indices, index):
+    factors = repeat_factors(index, repeat_factor_threshold)
     examples = order.TrainOrder(
-      canvas_indices, batch_size, seed, salt, block_size
+      canvas_indices, batch_size, seed, salt, block_size, factors
     )
     return tf.data.Dataset.counter(), lambda number: examples.batch(
       first + int(number) * batch_size
     )
 
   def seeds(part):
-    pairs = zip(part.epochs, part.rows)
-    return [order.example_seed(seed, salt, int(e), int(r)) for e, r in pairs]
+    pairs = zip(part.uses, part.rows)
+    return [order.example_seed(seed, salt, int(u), int(r)) for u, r in pairs]
 
   dataset = _read(
     *('input', file_pattern, split, canvases, batch_size),
@@ -126,6 +131,18 @@ def train_batches(
   return Batches(
     dataset, batch_size, position, repeat_first, max_unreadable_share
   )
+
+
+def repeat_factors(
+  index: records.RecordIndex, threshold: float
+) -> np.ndarray | None:
+  """`order.repeat_factors` of records; None with a threshold of 0."""
+  if not 0.0 <= threshold <= 1.0:
+    raise invalid('input.repeat_factor_threshold', threshold, 'in 0..1')
+  if not threshold:
+    return None
+  classes = record_file.trained_classes(index.files)
+  return order.repeat_factors(classes, threshold)
 
 
 def eval_batches(
@@ -165,7 +182,7 @@ def eval_batches(
     resize=transforms.resize_options(resize),
   )
 
-  def make_plans(canvas_indices):
+  def make_plans(canvas_indices, unused_index):
     plans = order.eval_plans(canvas_indices[:max_images], batch_size)
     numbers = tf.data.Dataset.range(len(plans))
     return numbers, lambda number: plans[int(number)]
@@ -221,8 +238,8 @@ def _read(
     section: of the config, for errors.
     hosts: index and number.
     options: `transforms.TransformOptions`.
-    make_plans: from the canvas of every record, a dataset of batch numbers and
-      the `order.BatchPlan` of a number.
+    make_plans: from the canvas of every record and their index, a dataset of
+      batch numbers and the `order.BatchPlan` of a number.
     seeds: `[rows, 2]` int64 of a plan.
   """
   host_index, host_count = hosts
@@ -247,7 +264,7 @@ def _read(
   reader.set_up_tensorflow(num_threads)
   index = records.index_records(file_pattern, split)
   canvas_indices = order.assign_canvases(index.heights, index.widths, fits)
-  numbers, plan = make_plans(canvas_indices)
+  numbers, plan = make_plans(canvas_indices, index)
   if cache is None:
     image_fits = np.asarray(fits)[canvas_indices]
     cache = caches.choose_mode(index, image_fits, options)

@@ -52,7 +52,7 @@ def record_locations(numbers, plan, seeds, index, canvases, fits, pasted):
     found = columns(part, keys)
     if pasted:
       rows, keys = copy_paste.partners(keys, len(index), pasted)
-      partners = order.BatchPlan(rows, part.epochs, part.canvas)
+      partners = order.BatchPlan(rows, part.uses, part.canvas)
       found += columns(partners, keys)
     return found
 

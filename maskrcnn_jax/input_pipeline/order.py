@@ -2,13 +2,17 @@
 
 The order never depends on a reader's state: that of an epoch is a permutation
 drawn from (seed, salt, epoch), the epochs follow each other without a gap, and
-a position is the number of examples before it. NumPy only.
+a position is the number of examples before it. With repeats the length of an
+epoch is drawn from the same three, so a position is found by adding the lengths
+up. NumPy only.
 """
 
 import bisect
+import collections
 import dataclasses
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
@@ -23,12 +27,13 @@ class BatchPlan:
 
   Attributes:
     rows: `[batch]` int64, rows of the record index, or FILLER.
-    epochs: `[batch]` int64, times that each example was used before.
+    uses: `[batch]` int64, a number for each use of an example: the epoch, or
+      with repeats the epoch times the most repeats plus those before it.
     canvas: index of the canvas that all of them share.
   """
 
   rows: np.ndarray
-  epochs: np.ndarray
+  uses: np.ndarray
   canvas: int
 
 
@@ -55,10 +60,53 @@ def epoch_order(
   return rows[rows < num_examples]
 
 
-def example_seed(seed: int, salt: int, epoch: int, row: int) -> np.ndarray:
+def repeat_factors(
+  classes: Sequence[Collection[int]], threshold: float
+) -> np.ndarray:
+  """How often an epoch shows each image, so that rare classes come up.
+
+  A class in a share f of the images has the factor max(1, sqrt(threshold / f)),
+  and an image the largest factor of its classes, or 1 without any.
+
+  Args:
+    classes: of every image.
+    threshold: share of the images below which a class is shown more often.
+
+  Returns:
+    `[n]` float64, 1 or more.
+
+  LVIS (Gupta et al. 2019), Sec. 4.3 and Appendix.
+  """
+  counts = collections.Counter(x for each in classes for x in {*each})
+  factors = {
+    x: max(1.0, math.sqrt(threshold * len(classes) / count))
+    for x, count in counts.items()
+  }
+  return np.array([max((factors[x] for x in c), default=1.0) for c in classes])
+
+
+def draw_repeats(
+  factors: np.ndarray, seed: int, salt: int, epoch: int
+) -> np.ndarray:
+  """`[n]` int64 times that an epoch shows each example.
+
+  A factor is rounded up with the probability of its fraction, for each epoch
+  and example anew, as by Detectron2's `RepeatFactorTrainingSampler`.
+
+  Args:
+    factors: see `repeat_factors`; for the others see `epoch_order`.
+  """
+  # The leading 2 keeps these draws apart from those of the epochs' orders.
+  bits = np.random.Philox(np.random.SeedSequence([2, seed, salt, epoch]))
+  uniform = (bits.random_raw(len(factors)) >> np.uint64(11)) * 2.0**-53
+  whole = np.floor(factors)
+  return (whole + (uniform < factors - whole)).astype(np.int64)
+
+
+def example_seed(seed: int, salt: int, use: int, row: int) -> np.ndarray:
   """`[2]` int64 for stateless ops, different for each use of each example."""
   # The leading 1 keeps these draws apart from those of the epochs' orders.
-  entropy = np.random.SeedSequence([1, seed, salt, epoch, row])
+  entropy = np.random.SeedSequence([1, seed, salt, use, row])
   return entropy.generate_state(2, np.uint64).view(np.int64)
 
 
@@ -85,7 +133,7 @@ class TrainOrder:
   The epochs' permutations follow one another; an example waits with the others
   of its canvas, and when `batch_size` of them wait they become the next batch,
   across the ends of epochs. The number that waits when an epoch begins is known
-  without going through earlier ones, so any batch is found directly.
+  without the order of earlier ones, so any batch is found directly.
   """
 
   def __init__(
@@ -95,12 +143,15 @@ class TrainOrder:
     seed: int = 0,
     salt: int = 0,
     block_size: int = 1,
+    factors: np.ndarray | None = None,
   ):
     """Prepares the order; see `epoch_order` for the other arguments.
 
     Args:
       canvas_indices: `[num_examples]`, the canvas of every example.
       batch_size: examples in a global batch.
+      factors: `[num_examples]`, see `repeat_factors`; None: every epoch shows
+        each example once.
     """
     if len(canvas_indices) == 0:
       raise UserError(
@@ -111,12 +162,12 @@ class TrainOrder:
     if salt < 0:
       raise ValueError(f'salt must be 0 or more, got {salt}.')
     self._canvas_indices = np.asarray(canvas_indices)
-    self._batch_size = batch_size
-    self._draw = functools.partial(
-      epoch_order, len(canvas_indices), seed, salt, block_size=block_size
-    )
-    self._canvases, counts = np.unique(canvas_indices, return_counts=True)
-    self._counts = [int(count) for count in counts]
+    self._batch_size, self._block_size = batch_size, block_size
+    self._key, self._factors = (seed, salt), factors
+    self._canvases, self._counts = np.unique(canvas_indices, return_counts=True)
+    self._most = 1 if factors is None else int(np.ceil(np.max(factors)))
+    # With factors, examples of every canvas before every epoch looked at.
+    self._starts = [0 * self._counts]
     self._members = functools.lru_cache(maxsize=4)(self._draw_members)
     self._ends = functools.lru_cache(maxsize=2)(self._find_ends)
 
@@ -128,33 +179,56 @@ class TrainOrder:
     """
     if examples < 0:
       raise ValueError(f'examples must be 0 or more, got {examples}.')
-    if len(self._counts) == 1:
+    if len(self._canvases) == 1:
       return self._slice(0, examples)
     number = examples // self._batch_size
-    # One more epoch than the batches need, for the examples that wait.
-    waiting = len(self._counts) + 1
-    limit = (number + waiting) * self._batch_size // sum(self._counts) + 2
-    epoch = bisect.bisect_right(range(limit), number, key=self._finished) - 1
+    epoch = _last(lambda epoch: self._finished(epoch) <= number)
     group, last = self._ends(epoch)[number - self._finished(epoch)]
     return self._slice(int(group), int(last) + 1 - self._batch_size)
 
+  def _repeats(self, epoch: int) -> np.ndarray:
+    """`[num_examples]` times that an epoch shows each example."""
+    if self._factors is None:
+      return np.ones(len(self._canvas_indices), np.int64)
+    return draw_repeats(self._factors, *self._key, epoch)
+
+  def _start(self, epoch: int) -> np.ndarray:
+    """Number of examples of every canvas before an epoch begins."""
+    if self._factors is None:
+      return epoch * self._counts
+    while len(self._starts) <= epoch:
+      repeats = self._repeats(len(self._starts) - 1)
+      sizes = np.bincount(self._canvas_indices, weights=repeats)
+      sizes = sizes[self._canvases].astype(np.int64)
+      self._starts.append(self._starts[-1] + sizes)
+    return self._starts[epoch]
+
   def _finished(self, epoch: int) -> int:
     """Number of complete batches before an epoch begins."""
-    return sum(epoch * count // self._batch_size for count in self._counts)
+    return int(np.sum(self._start(epoch) // self._batch_size))
+
+  def _draw_epoch(self, epoch: int) -> np.ndarray:
+    """`[n, 2]` row and use of the examples of an epoch, in its order."""
+    repeats = self._repeats(epoch)
+    rows = np.repeat(np.arange(len(repeats)), repeats)
+    before = np.arange(len(rows)) - (np.cumsum(repeats) - repeats)[rows]
+    examples = np.stack([rows, epoch * self._most + before], axis=-1)
+    order = epoch_order(len(rows), *self._key, epoch, self._block_size)
+    return examples[order]
 
   def _draw_members(self, epoch: int) -> list[np.ndarray]:
-    """The rows of every canvas in an epoch's order."""
-    order = self._draw(epoch)
-    canvases = self._canvas_indices[order]
-    return [order[canvases == canvas] for canvas in self._canvases]
+    """The examples of every canvas in an epoch's order."""
+    examples = self._draw_epoch(epoch)
+    canvases = self._canvas_indices[examples[:, 0]]
+    return [examples[canvases == canvas] for canvas in self._canvases]
 
   def _find_ends(self, epoch: int) -> np.ndarray:
     """`[batches, 2]`: canvas group and rank in it of each batch's last row."""
-    canvases = self._canvas_indices[self._draw(epoch)]
+    canvases = self._canvas_indices[self._draw_epoch(epoch)[:, 0]]
     positions, groups, ranks = [], [], []
     for group, canvas in enumerate(self._canvases):
       position = np.flatnonzero(canvases == canvas)
-      rank = epoch * self._counts[group] + np.arange(len(position))
+      rank = self._start(epoch)[group] + np.arange(len(position))
       full = (rank + 1) % self._batch_size == 0
       positions.append(position[full])
       groups.append(np.full(np.sum(full), group))
@@ -164,11 +238,21 @@ class TrainOrder:
 
   def _slice(self, group: int, first: int) -> BatchPlan:
     """The batch of the examples from rank `first` on in their canvas' order."""
-    ranks = first + np.arange(self._batch_size)
-    epochs, offsets = np.divmod(ranks, self._counts[group])
-    rows = [self._members(int(e))[group][o] for e, o in zip(epochs, offsets)]
-    canvas = int(self._canvases[group])
-    return BatchPlan(np.asarray(rows, np.int64), epochs, canvas)
+    epoch = _last(lambda epoch: self._start(epoch)[group] <= first)
+    offset, parts = first - self._start(epoch)[group], []
+    while sum(map(len, parts)) < self._batch_size:
+      parts.append(self._members(epoch)[group][offset:])
+      epoch, offset = epoch + 1, 0
+    rows, uses = np.concatenate(parts)[: self._batch_size].T
+    return BatchPlan(rows, uses, int(self._canvases[group]))
+
+
+def _last(holds: Callable[[int], bool]) -> int:
+  """The last number for which a condition holds, as it does from 0 on."""
+  end = 1
+  while holds(end):
+    end *= 2
+  return bisect.bisect_left(range(end), True, key=lambda n: not holds(n)) - 1
 
 
 def eval_plans(canvas_indices: np.ndarray, batch_size: int) -> list[BatchPlan]:
@@ -188,4 +272,4 @@ def host_rows(plan: BatchPlan, host_index: int, host_count: int) -> BatchPlan:
   """The part of a global batch that one host reads."""
   size = len(plan.rows) // host_count
   part = slice(host_index * size, (host_index + 1) * size)
-  return BatchPlan(plan.rows[part], plan.epochs[part], plan.canvas)
+  return BatchPlan(plan.rows[part], plan.uses[part], plan.canvas)

@@ -3,8 +3,11 @@
 import copy
 import logging
 
+import numpy as np
+
 from maskrcnn_jax.datasets import records
 from maskrcnn_jax.errors import invalid
+from maskrcnn_jax.input_pipeline import batches as input_batches
 
 # Field in epochs -> field in steps that it replaces.
 _FIELDS = {
@@ -38,15 +41,19 @@ def with_steps(config):
     return config
   inputs = config.input
   index = records.index_records(inputs.file_pattern, inputs.get('split'))
-  steps_per_epoch = len(index) / inputs.batch_size
+  threshold = inputs.get('repeat_factor_threshold', 0.0)
+  factors = input_batches.repeat_factors(index, threshold)
+  # With repeats the mean length, from which epochs differ a little.
+  num_images = len(index) if factors is None else float(np.sum(factors))
+  steps_per_epoch = num_images / inputs.batch_size
   steps = {}
   for name, epochs in given.items():
     if not epochs > 0:
       raise invalid(name, epochs, 'above 0, or None')
     steps[_FIELDS[name]] = max(1, round(epochs * steps_per_epoch))
   logging.info(
-    'an epoch is %d images, %.6g steps of %d: %s',
-    *(len(index), steps_per_epoch, inputs.batch_size),
+    'an epoch is %.8g images, %.6g steps of %d: %s',
+    *(num_images, steps_per_epoch, inputs.batch_size),
     ', '.join(f'{name}={number}' for name, number in steps.items()),
   )
   config = copy.deepcopy(config)

@@ -57,7 +57,7 @@ def test_every_batch_has_one_canvas_and_epochs_are_complete(
     plan = sequence.batch(number * batch_size)
     assert len(plan.rows) == batch_size
     assert np.all(canvases[plan.rows] == plan.canvas)
-    seen += zip(plan.epochs.tolist(), plan.rows.tolist())
+    seen += zip(plan.uses.tolist(), plan.rows.tolist())
   # Nothing twice in an epoch, and an epoch is over before one two later begins.
   assert len(set(seen)) == len(seen)
   for canvas in set(canvases.tolist()):
@@ -84,7 +84,7 @@ def test_any_batch_is_found_without_those_before(canvases, batch_size, number):
   expected = walked.batch(number * batch_size)
   found = fresh.batch(number * batch_size)
   np.testing.assert_array_equal(found.rows, expected.rows)
-  np.testing.assert_array_equal(found.epochs, expected.epochs)
+  np.testing.assert_array_equal(found.uses, expected.uses)
 
 
 def test_one_canvas_resumes_with_another_batch_size():
