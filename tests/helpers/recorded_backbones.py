@@ -105,7 +105,7 @@ def check_weights(actual, tensors):
     np.testing.assert_allclose(array.ravel()[: len(first)], first, rtol=1e-6)
 
 
-def make_model(config):
+def make_model(config, method='pyramid'):
   """Mask R-CNN of a config section, and its variables' shapes."""
   model = MaskRCNN.from_config(config)
   shapes = jax.eval_shape(
@@ -113,7 +113,7 @@ def make_model(config):
       {'params': key},
       jnp.zeros((1, 64, 64, 3)),
       jnp.zeros((1, 2)),
-      method='pyramid',
+      method=method,
     ),
     jax.random.key(0),
   )
