@@ -83,15 +83,28 @@ def test_predict_draws_and_counts_with_them(evaluated, tmp_path, capsys):
   Image.fromarray(IMAGE).save(tmp_path / 'a.png')
   output = tmp_path / 'out'
   argv = ['predict', f'--workdir={workdir}', f'--output={output}']
-  argv += ['--min_score=auto', '--images', str(tmp_path / 'a.png')]
-  assert command.main(argv) == 0
+  argv += ['--min_score=auto', '--save=crops,masks,coco,labelme,yolo']
+  argv += ['--images', str(tmp_path / 'a.png')]
+  for _ in range(2):  # The second run replaces the files of the first.
+    assert command.main(argv) == 0
   drawn = np.sum((everything.classes == 2) & (everything.scores >= middle))
   assert f'with {drawn} objects of the recommended' in capsys.readouterr().out
   results = json.loads((output / 'detections.json').read_text())
   assert len(results) == len(everything.scores) > drawn
   summary = json.loads((output / 'predict.json').read_text())
   assert summary['min_score'] == 'auto'
+  assert summary['save'] == ['crops', 'masks', 'coco', 'labelme', 'yolo']
   assert (output / 'index.html').read_text().count('"mask":') == drawn
+  for kind in ('crops', 'masks'):
+    assert len(list((output / kind).rglob('*.png'))) == drawn
+  labels = json.loads((output / 'labels.json').read_text())
+  assert labels['images'] == [
+    {'id': 1, 'file_name': 'a.png', 'height': 60, 'width': 80}
+  ]
+  assert {x['id'] for x in labels['categories']} == {0, 1}
+  assert {x['category_id'] for x in labels['annotations']} <= {1}
+  assert (output / 'yolo' / 'classes.txt').read_text().count('\n') == 2
+  assert (output / 'labelme' / 'a.json').is_file()
 
 
 def test_scores_by_class():
