@@ -1,5 +1,6 @@
-"""Objects of a COCO JSON: `check`, `prepare` and the evaluation agree."""
+"""Objects of a COCO JSON: the same for check, prepare, training, evaluation."""
 
+import collections
 import json
 import random
 
@@ -7,10 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskrcnn_jax.datasets import ground_truth, prepare, records
+from maskrcnn_jax.datasets import coco_json, ground_truth, prepare, records
 from maskrcnn_jax.datasets.doctor import check
+from maskrcnn_jax.datasets.formats import writers
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.evaluation import coco_metrics
+from maskrcnn_jax.input_pipeline import batches
 
 HEIGHT, WIDTH = 40, 60
 RUNS = {'size': [HEIGHT, WIDTH], 'counts': [130, 9, 2261]}
@@ -69,11 +72,22 @@ def _content(rng):
       if rng.random() < 0.1 and key != 'category_id':
         del entry[key]
     annotations.append(entry)
+    if rng.random() < 0.1:  # The same object twice.
+      annotations.append({**entry, 'id': number + 100})
+  names = ('{}.png', 'C:\\photos\\{}.png', '/data/?d=x/{}.png', 'a/b/{}.PNG')
+  name = rng.choice(names)
   images = [
-    {'id': i, 'file_name': f'{i}.png', 'height': HEIGHT, 'width': WIDTH}
+    {
+      'id': rng.choice([i, str(i)]),
+      'file_name': name.format(i),
+      'height': rng.choice([HEIGHT, '40', 40.0]),
+      'width': WIDTH,
+    }
     for i in (1, 2, 3)
   ]
   categories = [{'id': '1', 'name': None}, {'id': 2.0, 'name': 'dog'}]
+  if rng.random() < 0.3:  # Then classes are one more than categories.
+    categories.append({'id': 0, 'name': 7})
   return {
     'images': images,
     'annotations': annotations,
@@ -83,24 +97,26 @@ def _content(rng):
 
 @pytest.mark.parametrize('seed', range(12))
 def test_what_one_skips_all_skip(seed, tmp_path):
-  content = _content(random.Random(seed))
+  rng = random.Random(seed)
+  content = _content(rng)
   ids = [str(x.get('id')) for x in content['annotations']]
   for entry in content['annotations']:  # Used twice, an id is an error.
     if ids.count(str(entry.get('id'))) > 1:
       entry.pop('id', None)
   path = tmp_path / 'a.json'
-  path.write_text(json.dumps(content))
-  for image in content['images']:
-    pixels = np.random.default_rng(image['id']).integers(0, 255, (40, 60, 3))
-    Image.fromarray(pixels.astype(np.uint8)).save(
-      tmp_path / f'{image["id"]}.png'
-    )
-  summary = prepare.prepare(tmp_path, path, tmp_path / 'r', num_workers=1)
+  encoding = rng.choice(['utf-8', 'utf-8-sig', 'utf-16'])
+  path.write_text(json.dumps(content), encoding=encoding)
+  for i in (1, 2, 3):
+    pixels = np.random.default_rng(i).integers(0, 255, (HEIGHT, WIDTH, 3))
+    Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f'{i}.png')
+  summary = prepare.prepare(tmp_path, path, tmp_path / 'val', num_workers=1)
   recorded = ground_truth.coco_from_records(
     records.index_records(list(summary.files))
   )
   scored = coco_metrics.load_truth(path)
-  (split,) = check.check((tmp_path, path), num_workers=1).splits
+  report = check.check((tmp_path, path), num_workers=1)
+  (split,) = report.splits
+  offset = int(len(content['categories']) > 2)
 
   assert len(recorded['annotations']) == len(scored['annotations'])
   for image_id in (1, 2, 3):  # Both are in the order of the file.
@@ -114,14 +130,47 @@ def test_what_one_skips_all_skip(seed, tmp_path):
       numbers = ([*x['bbox'], x['area']] for x in (one, other))
       np.testing.assert_allclose(*numbers, atol=1e-4)
   checked = sorted(
-    [x.image_id, x.class_id, int(x.is_crowd), x.area] for x in split.objects
+    [x.image_id, x.class_id - offset, int(x.is_crowd), x.area]
+    for x in split.objects
   )
   of_truth = sorted(
     [x[k] for k in ('image_id', 'category_id', 'iscrowd', 'area')]
     for x in scored['annotations']
   )
   assert checked == of_truth
-  assert 0 < len(checked) < 40
+  assert 0 < len(checked) < len(content['annotations'])
+  doubles = [len(report.by_kind().get('duplicate_object', []))]
+  assert doubles == [summary.counts()['duplicate_object']]
+
+  # What training learns from, and a clean JSON.
+  found = batches.eval_batches(
+    list(summary.files), ((64, 64),), 1, with_instances=True
+  )
+  learnt = collections.Counter()
+  for batch in found:
+    instances, image_id = batch['instances'], int(batch['image_ids'][0])
+    classes = instances['classes'][instances['valid']]
+    learnt.update((image_id, x - offset) for x in classes.tolist())
+  wanted = collections.Counter(
+    (x['image_id'], x['category_id'])
+    for x in scored['annotations']
+    if not x['iscrowd']
+  )
+  # Also skipped is a mask without a pixel in its box, which `check` reports.
+  assert learnt <= wanted
+  assert found.counts.keys() <= {'empty_mask'}
+  skipped = wanted.total() - learnt.total()
+  assert found.counts.get('empty_mask', 0) == skipped
+  assert skipped <= len(report.by_kind().get('box_mask_mismatch', ()))
+  writers.write(tmp_path, path, tmp_path / 'clean.json')
+  clean = coco_json.load(tmp_path / 'clean.json')
+  assert {x.kind for x in clean.findings} <= {'ids_from_0'}
+  for one, other in zip(
+    coco_metrics.load_truth(tmp_path / 'clean.json')['annotations'],
+    scored['annotations'],
+    strict=True,
+  ):
+    assert one == other
 
 
 @pytest.mark.parametrize('seed', range(30))
