@@ -193,6 +193,10 @@ def write(
         f'{source.labels} has no usable object that is not a crowd: nothing '
         'could be learnt. maskrcnn-jax check names the reasons.'
       )
+      skipped = [x for x in findings if x.severity == 'warning']
+      for kind, count in collections.Counter(x.kind for x in skipped).items():
+        first = next(x for x in skipped if x.kind == kind)
+        message += f'\n{count:9d} {kind}, such as {first}'
       raise UserError(message, path=source.labels, given=int(counts[3]))
     findings += categories.find_empty(
       images.dataset.class_names, learnt, crowds, str(source.labels)

@@ -185,6 +185,14 @@ def test_nothing_to_learn_is_an_error(tmp_path, objects):
   assert not list((tmp_path / 'out').iterdir())
 
 
+def test_reasons_why_there_is_nothing_to_learn(tmp_path):
+  objects = [_object(1, segmentation=None), _object(2, segmentation=[])]
+  arguments = _write_set(tmp_path, objects)
+  with pytest.raises(UserError) as error:
+    prepare.prepare(*arguments, num_workers=1)
+  assert '2 unusable_mask, such as' in str(error.value)
+
+
 def test_a_class_without_objects_needs_an_option(tmp_path):
   folder, annotations, output = _write_set(tmp_path)
   content = json.loads(annotations.read_text())

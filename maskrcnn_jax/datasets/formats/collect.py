@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from maskrcnn_jax.datasets import images, masks, workers
+from maskrcnn_jax.datasets import coco_values, images, masks, workers
 from maskrcnn_jax.datasets.findings import Finding, InvalidEntryError
 from maskrcnn_jax.datasets.formats import class_names
 from maskrcnn_jax.datasets.formats.source import (
@@ -47,6 +47,7 @@ class Image:
     """
     if height is None or width is None:
       return self.sizes[1]
+    height, width = map(coco_values.read_integer, (height, width))
     if (height, width) not in self.sizes:
       raise InvalidEntryError(
         'unusable_image',
@@ -243,6 +244,7 @@ def _read_image(folders, read, unlabelled, name, label) -> ImageLabels:
 def _measure(entry, size) -> list[dict]:
   """An object with its box within the image and its area in pixels."""
   label = entry.get('label')
+  label = str(label) if type(label) in (int, float) else label
   if label is not None and (not isinstance(label, str) or not label.strip()):
     message = f'the label is {brief(label)}.'
     raise InvalidEntryError('class_name', message, 'warning')

@@ -1,5 +1,6 @@
 """COCO as CVAT writes it: brush masks carry `iscrowd` 1 and are objects."""
 
+from maskrcnn_jax.datasets import coco_values
 from maskrcnn_jax.datasets.findings import Finding
 from maskrcnn_jax.datasets.formats import coco
 from maskrcnn_jax.datasets.formats.source import Content, Source
@@ -29,7 +30,7 @@ def read(source: Source) -> Content:
     is_brush = isinstance(segmentation, dict) and isinstance(
       segmentation.get('counts'), list
     )
-    if is_brush and entry.get('iscrowd') == 1:
+    if is_brush and coco_values.read_integer(entry.get('iscrowd')) == 1:
       entry['iscrowd'] = 0
       count += 1
   if count:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from maskrcnn_jax import files
-from maskrcnn_jax.datasets import masks
+from maskrcnn_jax.datasets import coco_values, masks
 from maskrcnn_jax.datasets.findings import Finding
 from maskrcnn_jax.datasets.formats import shapes
 from maskrcnn_jax.datasets.formats.collect import (
@@ -98,7 +98,7 @@ def read_results(results: list, image: Image) -> ImageLabels:
 def _read_result(result, size):
   value = result.get('value', result)
   names = [y for key, x in value.items() if _LABELS.fullmatch(key) for y in x]
-  if result.get('image_rotation'):
+  if coco_values.read_number(result.get('image_rotation')):
     raise shapes.skip('unusable_mask', 'the image was turned in the tool.')
   percent = np.divide(size[::-1], 100)
   if 'points' in value:

@@ -52,7 +52,8 @@ def read_file(path: pathlib.Path, image: Image) -> ImageLabels:
 
 
 def _read_shape(shape, size):
-  kind, points = shape.get('shape_type') or 'polygon', shape['points']
+  kind = shape.get('shape_type') or 'polygon'
+  points = shapes.read_points(shape['points'])
   if kind == 'polygon':
     found = shapes.polygon(points)
   elif kind == 'circle':

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from maskrcnn_jax.datasets import images, masks
+from maskrcnn_jax.datasets.coco_values import read_number
 from maskrcnn_jax.datasets.findings import InvalidEntryError
 from maskrcnn_jax.datasets.masks import is_number
 
@@ -30,6 +31,16 @@ def no_mask(shape: str) -> InvalidEntryError:
   return skip('shape_without_area', f'the shape {shape!r} has no area.')
 
 
+def read_points(points: Sequence[Sequence]) -> list[Sequence]:
+  """Points with texts read as numbers."""
+  return [
+    point
+    if set(map(type, point)) <= {int, float}
+    else [*map(read_number, point)]
+    for point in points
+  ]
+
+
 def polygon(
   points: Sequence[Sequence[float]], scale: Sequence[float] = (1, 1)
 ) -> list[list[float]]:
@@ -39,6 +50,7 @@ def polygon(
     InvalidEntryError: a coordinate is no finite number, or there are fewer
       than three corners.
   """
+  points = read_points(points)
   for point in points:
     if len(point) != 2 or not all(map(is_number, point)):
       message = f'a corner must be two numbers, got {str(point)[:40]}.'

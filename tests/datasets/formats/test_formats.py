@@ -202,6 +202,35 @@ def test_labels_in_other_encodings(tmp_path, name, encoding):
   assert sorted(area for _, area in areas(content)) == [2, 6]
 
 
+def as_texts(content):
+  """A JSON whose numbers are texts, and whose class `cat` is a number."""
+  if isinstance(content, dict):
+    return {
+      key: value if key in ('origin', 'group_id') else as_texts(value)
+      for key, value in content.items()
+    }
+  if isinstance(content, list):
+    return [as_texts(each) for each in content]
+  if type(content) in (int, float):
+    return str(content)
+  return 7 if content == 'cat' else content
+
+
+@pytest.mark.parametrize(
+  'name', ['labelme', 'label_studio', 'via', 'supervisely', 'cvat_coco']
+)
+def test_numbers_as_texts_and_a_number_as_class(tmp_path, name):
+  labels = make(name, tmp_path)
+  (path,) = [x for x in tmp_path.rglob('*.json') if x.name != 'meta.json']
+  save_json(path, as_texts(json.loads(path.read_text())))
+  (split,) = check.check(
+    (tmp_path / 'images', labels), num_workers=1, data_format=name
+  ).splits
+  assert sorted(x.area for x in split.objects) == [2, 6]
+  assert not any(x.is_crowd for x in split.objects)
+  assert {'7', 'dog'} <= set(split.dataset.class_names.values())
+
+
 @pytest.mark.parametrize('name', MAKERS)
 def test_files_that_are_not_used_are_named(tmp_path, name):
   labels = make(name, tmp_path)
