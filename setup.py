@@ -38,13 +38,20 @@ REQUIREMENTS = [
   'tensorflow>=2.20,<3; sys_platform != "linux"'
   ' or platform_machine != "x86_64"',
 ]
+# To write ONNX files, and to run them before they are given away.
+ONNX = [
+  'onnx>=1.17,<2',  # The first for opset 22, so that 21 is settled.
+  'onnxruntime>=1.20,<2',  # The first for opset 21.
+]
 HOTCOCO = 'hotcoco>=1.3,<2'  # Its numbers were compared with pycocotools'.
 EXTRAS = {
   'test': [
     HOTCOCO,
+    *ONNX,
     'hypothesis>=6.100,<7',  # Properties of order and round trips.
     'ipykernel>=6.29,<8',  # The process that the notebook runs in.
     'nbclient>=0.10,<0.12',  # Runs the notebook; brings nbformat.
+    'openvino>=2025.4,<2027',  # Runs ONNX files as well.
     'psutil>=5.9,<8',  # Finds the processes to kill.
     'pytest>=8,<10',
     'pytest-xdist>=3.8,<4',  # Files side by side: a test rarely fills a core.
@@ -53,6 +60,7 @@ EXTRAS = {
   ],
   'notebook': ['jupyterlab>=4,<5'],
   'hotcoco': [HOTCOCO],  # Scores COCO results faster: evaluation.scorer.
+  'onnx': ONNX,  # `export --format=onnx`.
   'cuda': ['jax[cuda12]>=0.8,<0.13'],
   'tpu': ['jax[tpu]>=0.8,<0.13'],  # On any machine also `plan` for TPUs.
   # The compiler for GPUs and ptxas, without the libraries that run programs.

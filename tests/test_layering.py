@@ -61,10 +61,13 @@ ALLOWED = {
     ' .visualize'
   ),
   'maskrcnn_jax/export': (
-    'jax numpy flax tensorflow tqdm .__version__ .checkpoints .config'
-    ' .datasets.images .input_pipeline .models .weights'
+    'jax numpy flax tensorflow onnx onnxruntime tqdm .__version__ .checkpoints'
+    ' .config .datasets.images .datasets.value_range .input_pipeline .models'
+    ' .ops .weights'
   ),
-  'maskrcnn_jax/export/detect': 'jax numpy PIL',  # Runs without this package.
+  # They run without this package.
+  'maskrcnn_jax/export/detect': 'jax numpy PIL',
+  'maskrcnn_jax/export/detect_onnx': 'numpy onnxruntime PIL',
   'maskrcnn_jax/planning': (
     'jax .benchmarks.measure .charts .config .distributed .input_pipeline'
     ' .models.mask_rcnn .tables .training.train_step'

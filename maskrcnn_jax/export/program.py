@@ -1,6 +1,7 @@
 """Detection lowered to a StableHLO program of plain arrays."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.traverse_util
@@ -19,6 +20,60 @@ def flatten_weights(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """Variables by path, such as `params/fpn/output2/kernel`."""
   flat = flax.traverse_util.flatten_dict(variables, sep='/')
   return {name: np.asarray(flat[name]) for name in sorted(flat)}
+
+
+def in_float32(model: MaskRCNN) -> MaskRCNN:
+  """The model in float32, the precision of ONNX files."""
+  align = dataclasses.replace(model.roi_align, dtype=None)
+  return model.clone(dtype='float32', roi_align=align)
+
+
+def detect_function(model: MaskRCNN) -> Callable[..., dict[str, jax.Array]]:
+  """Detection as a function of weights by path, images and image_sizes."""
+
+  def detect(weights, images, image_sizes):
+    variables = flax.traverse_util.unflatten_dict(weights, sep='/')
+    found = model.apply(
+      {'batch_stats': {}, **variables}, images, image_sizes, method='detect'
+    )
+    return {name: getattr(found, name) for name in OUTPUTS}
+
+  return detect
+
+
+def input_shapes(
+  weights: Mapping[str, np.ndarray],
+  canvas: tuple[int, int],
+  batch_size: int | None,
+  image_dtype: str,
+) -> tuple[Any, ...]:
+  """Shapes of weights, images and image_sizes; `batch` if it is None."""
+  batch = (
+    export.symbolic_shape('batch')[0] if batch_size is None else batch_size
+  )
+  return (
+    {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in weights.items()},
+    jax.ShapeDtypeStruct((batch, *canvas, 3), np.dtype(image_dtype)),
+    jax.ShapeDtypeStruct((batch, 2), np.float32),
+  )
+
+
+def output_shapes(
+  model: MaskRCNN,
+  weights: Mapping[str, np.ndarray],
+  canvas: tuple[int, int],
+  batch_size: int | None,
+) -> dict[str, tuple[list[int | str], str]]:
+  """Shape and dtype of every output; the canvas does not matter."""
+  shapes = input_shapes(weights, canvas, batch_size, 'uint8')
+  outputs = jax.eval_shape(detect_function(model), *shapes)
+  return {
+    name: (
+      [n if isinstance(n, int) else str(n) for n in output.shape],
+      str(output.dtype),
+    )
+    for name, output in outputs.items()
+  }
 
 
 def export_detection(
@@ -47,30 +102,14 @@ def export_detection(
     for_tensorflow: lower `top_k` to a sort, with the same results: TensorFlow
       2.21 cannot read the `top_k` of jax 0.10.
   """
-
-  def detect(weights, images, image_sizes):
-    variables = flax.traverse_util.unflatten_dict(weights, sep='/')
-    found = model.apply(
-      {'batch_stats': {}, **variables}, images, image_sizes, method='detect'
-    )
-    return {name: getattr(found, name) for name in OUTPUTS}
-
-  batch = (
-    export.symbolic_shape('batch')[0] if batch_size is None else batch_size
-  )
-  shapes = (
-    {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in weights.items()},
-    jax.ShapeDtypeStruct((batch, *canvas, 3), np.dtype(image_dtype)),
-    jax.ShapeDtypeStruct((batch, 2), np.float32),
-  )
   rules = None
   if for_tensorflow:
     rules = ((jax.lax.top_k_p, mlir.lower_fun(_sorted_top_k)),)
   return export.export(
-    jax.jit(detect),
+    jax.jit(detect_function(model)),
     platforms=tuple(platforms),
     _override_lowering_rules=rules,
-  )(*shapes)
+  )(*input_shapes(weights, canvas, batch_size, image_dtype))
 
 
 def _sorted_top_k(x, *, k, **_):

@@ -1,13 +1,14 @@
 """Detections from the outputs of the box head."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from maskrcnn_jax.errors import invalid
 from maskrcnn_jax.models.heads import BoxOutputs
-from maskrcnn_jax.models.proposals import is_large
+from maskrcnn_jax.models.proposals import is_large, take_rows
 from maskrcnn_jax.ops import boxes as box_ops
 from maskrcnn_jax.ops import nms as nms_ops
 from maskrcnn_jax.structures import Detections, Proposals
@@ -66,6 +67,7 @@ def select_detections(
   options: DetectionOptions,
   weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0),
   plus_one: bool = True,
+  keep: Callable[..., jax.Array] | None = None,
 ) -> Detections:
   """Detections with the highest scores of every image, after NMS.
 
@@ -78,6 +80,7 @@ def select_detections(
     options: see `DetectionOptions`.
     weights: weights of the box deltas, (dy, dx, dh, dw).
     plus_one: whether a box from a to b has the side b - a + 1.
+    keep: see `operations.Operations`.
 
   Returns:
     `[batch, options.num_outputs]`, highest score first, masks None.
@@ -102,6 +105,8 @@ def select_detections(
     flat = boxes.reshape(boxes.shape[0], -1, 4)
     large = is_large(flat, options.min_size, image_sizes, plus_one)
     valid = valid & large.reshape(valid.shape)
+  if keep is not None:
+    return _select_kept(boxes, scores, valid, options, keep)
   return jax.vmap(lambda *x: _select(*x, options))(boxes, scores, valid)
 
 
@@ -127,4 +132,33 @@ def _select(boxes, scores, valid, options):
     classes=jnp.where(kept, classes + 1, 0).astype(jnp.int32),
     masks=None,
     valid=kept,
+  )
+
+
+def _select_kept(boxes, scores, valid, options, keep):
+  """Detections of a batch from `[batch, n, classes]` candidates, by a mask."""
+  batch, n, num_classes = scores.shape
+  limits = options.iou_threshold, options.max_detections
+  flat = [x.reshape(batch, -1, *x.shape[3:]) for x in (boxes, scores, valid)]
+  if options.nms == 'all':
+    kept = keep(*flat, *limits)
+  else:  # A group per image and class.
+    by_class = (jnp.swapaxes(x, 1, 2) for x in (boxes, scores, valid))
+    kept = keep(*(x.reshape(-1, n, *x.shape[3:]) for x in by_class), *limits)
+    kept = jnp.swapaxes(kept.reshape(batch, num_classes, n), 1, 2)
+  boxes, scores, kept = *flat[:2], kept.reshape(batch, -1)
+  k = min(options.max_detections, scores.shape[1])
+  scores, best = jax.lax.top_k(jnp.where(kept, scores, -1.0), k)
+  found = scores >= 0.0
+  classes = jax.lax.rem(best, jnp.full_like(best, num_classes)) + 1
+  rows = Detections(
+    boxes=jnp.where(found[..., None], take_rows(boxes, best), 0.0),
+    scores=jnp.where(found, scores, 0.0),
+    classes=jnp.where(found, classes, 0),
+    masks=None,
+    valid=found,
+  )
+  missing = options.max_detections - k
+  return jax.tree.map(
+    lambda x: jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2)), rows
   )

@@ -22,9 +22,10 @@ from maskrcnn_jax.models.heads import (
   RPNOutputs,
 )
 from maskrcnn_jax.models.layout import Layout
+from maskrcnn_jax.models.operations import Operations
 from maskrcnn_jax.ops import anchors as anchor_ops
 from maskrcnn_jax.ops import images as image_ops
-from maskrcnn_jax.ops.roi_align import RoiAlignOptions, pyramid_roi_align
+from maskrcnn_jax.ops.roi_align import RoiAlignOptions
 from maskrcnn_jax.structures import Detections, Instances, SampledRois
 
 
@@ -77,6 +78,7 @@ class MaskRCNN(nn.Module):
       `bfloat16_products`, which keeps float32 between them. Parameters, boxes,
       scores and losses are float32 in each.
     layout: sharding of arrays, see `layout.Layout`; not part of a config.
+    operations: see `operations.Operations`; not part of a config.
   """
 
   num_classes: int = 91
@@ -114,6 +116,7 @@ class MaskRCNN(nn.Module):
   bgr: bool = False
   dtype: str = 'float32'
   layout: Layout = Layout()
+  operations: Operations = Operations()
 
   def setup(self):
     options, body, pyramid = backbones.KINDS[self.backbone.kind]
@@ -207,8 +210,9 @@ class MaskRCNN(nn.Module):
     )
     box = self.box_head(self.align(pyramid, proposals.boxes, self.box_size))
     options = self.detections, self.box_weights, self.plus_one
+    keep = self.operations.keep
     detections = self.layout.per_device(
-      lambda *x: detections_lib.select_detections(*x, *options)
+      lambda *x: detections_lib.select_detections(*x, *options, keep)
     )(box, proposals, image_sizes)
     features = self.align(pyramid, detections.boxes, self.mask_size)
     logits = self.mask_head(features, detections.classes)
@@ -250,13 +254,14 @@ class MaskRCNN(nn.Module):
     anchors = self.anchor_boxes(canvas)
     return self.layout.per_device(
       lambda rpn, sizes: proposals_lib.propose(
-        rpn, anchors, sizes, options, self.plus_one
+        *(rpn, anchors, sizes, options, self.plus_one, self.operations.keep)
       )
     )(rpn, image_sizes)
 
   def align(self, pyramid, boxes, size) -> jax.Array:
     """RoI features `[batch, num_rois, size, size, channels]`."""
-    return pyramid_roi_align(pyramid, boxes, size, self.roi_align)
+    align = self.operations.roi_align
+    return align(pyramid, boxes, size, self.roi_align)
 
   def anchor_boxes(self, canvas: tuple[int, int]) -> dict[int, np.ndarray]:
     """Anchors `[num_anchors, 4]` by level of a canvas (height, width)."""

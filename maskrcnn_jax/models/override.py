@@ -47,7 +47,8 @@ def as_dict(options: Any) -> dict[str, Any]:
   return {
     field.name: as_dict(value) if dataclasses.is_dataclass(value) else value
     for field in dataclasses.fields(options)
-    if field.name not in ('parent', 'name', 'layout')  # Linen's; shardings.
+    # Linen's; functions.
+    if field.name not in ('parent', 'name', 'layout', 'operations')
     for value in [getattr(options, field.name)]
   }
 

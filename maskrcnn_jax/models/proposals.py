@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,7 @@ def propose(
   image_sizes: jax.Array,
   options: ProposalOptions,
   plus_one: bool = True,
+  keep: Callable[..., jax.Array] | None = None,
 ) -> Proposals:
   """Proposals with the highest scores of every image, over all levels.
 
@@ -51,6 +52,7 @@ def propose(
     image_sizes: `[batch, 2]`, the part of the canvas that is image.
     options: see `ProposalOptions`.
     plus_one: whether a box from a to b has the side b - a + 1.
+    keep: see `operations.Operations`.
 
   Returns:
     Proposals `[batch, n]`, highest score first, without gradient; n is
@@ -66,6 +68,7 @@ def propose(
       image_sizes,
       options,
       plus_one,
+      keep,
     )
     for level in sorted(anchors)
   ]
@@ -79,7 +82,9 @@ def propose(
   return jax.lax.stop_gradient(proposals.replace(scores=scores))
 
 
-def _level_proposals(logits, deltas, anchors, image_sizes, options, plus_one):
+def _level_proposals(
+  logits, deltas, anchors, image_sizes, options, plus_one, keep
+):
   """Proposals of one level, with logits as scores."""
   k = min(options.pre_nms_top_k or logits.shape[1], logits.shape[1])
   logits, best = jax.lax.top_k(logits, k)
@@ -94,6 +99,11 @@ def _level_proposals(logits, deltas, anchors, image_sizes, options, plus_one):
   if options.iou_threshold is None:
     return _zero_invalid(Proposals(boxes, logits, valid))
   num_outputs = min(k, options.post_nms_top_k)
+  if keep is not None:
+    # They are sorted: ranks are positive scores without ties.
+    ranks = jnp.broadcast_to(jnp.arange(k, 0.0, -1.0), logits.shape)
+    kept = keep(boxes, ranks, valid, options.iou_threshold, num_outputs)
+    return _zero_invalid(Proposals(boxes, logits, kept))
   kept, kept_valid = jax.vmap(
     lambda b, s, v: nms_ops.nms(b, s, v, options.iou_threshold, num_outputs)
   )(boxes, logits, valid)
