@@ -21,7 +21,7 @@ def add_verbs(add_verb) -> None:
   parser = add_verb(
     'export',
     _run,
-    'write StableHLO or SavedModel programs that run without this package',
+    'write StableHLO, SavedModel or ONNX that run without this package',
   )
   add_source(parser)
   flag_type = command_line.flag_type
@@ -31,20 +31,23 @@ def add_verbs(add_verb) -> None:
   # fmt: off
   add('--output', required=True, metavar='DIR',
       help='folder to create, with programs, weights.npz, export.json and '
-      'detect.py')
+      'detect.py or detect_onnx.py')
   add('--canvas', type=canvases, metavar='HEIGHTxWIDTH,...',
       help='input sizes in pixels, one program each (default: those of the '
       'run)')
   add('--batch_size', type=count, metavar='N',
       help='images per call, or any (default: any)')
   add('--platforms', type=command_line.NAMES, metavar='NAME,...',
-      help='some of cpu, cuda, rocm, tpu (default: cpu,cuda,tpu)')
+      help='some of cpu, cuda, rocm, tpu (default: cpu,cuda,tpu); not for onnx')
   add('--image_dtype', metavar='NAME',
       help='uint8 or float32; values are 0..255 in both (default: that of the '
       'run)')
   add('--format', type=command_line.NAMES, metavar='NAME,...',
-      help='stablehlo for JAX, saved_model for TensorFlow, or both (default: '
-      'stablehlo)')
+      help='some of stablehlo for JAX, saved_model for TensorFlow and onnx for '
+      'ONNX Runtime, OpenVINO and others (default: stablehlo)')
+  add('--images', type=command_line.NAMES, metavar='PATH,...',
+      help='image files or folders that the programs are checked on before the '
+      'folder appears (default: drawn images)')
   # fmt: on
 
 
@@ -60,7 +63,9 @@ def _run(args: argparse.Namespace) -> None:
   from maskrcnn_jax.export import exporter
 
   chosen = command_line.given(
-    *(args, 'platforms', 'image_dtype'), canvases='canvas', formats='format'
+    *(args, 'platforms', 'image_dtype', 'images'),
+    canvases='canvas',
+    formats='format',
   )
   if args.batch_size != 'any':
     chosen |= command_line.given(args, 'batch_size')

@@ -1,5 +1,6 @@
 """`export.json`: inputs, outputs, canvases and resizing of an export."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,23 @@ _RESIZE = (
   'image_sizes is size. The scales are size / (height, width) per axis if '
   'exact_sizes, else scale for both.',
 )
+
+
+def metadata(
+  about: Mapping[str, Any], canvas: Mapping[str, Any]
+) -> dict[str, str]:
+  """Texts for a file of one canvas: json by key, enough to use it alone.
+
+  Args:
+    about: of `describe`.
+    canvas: its entry of the canvas.
+  """
+  keys = ('step', 'made_with', 'inputs', 'outputs', 'class_names', 'resize')
+  values = {key: about[key] for key in keys if key in about}
+  values |= {key: canvas[key] for key in ('canvas', 'fit')}
+  return {
+    key: json.dumps(value, ensure_ascii=False) for key, value in values.items()
+  }
 
 
 def describe(

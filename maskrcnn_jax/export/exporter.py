@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -19,14 +21,16 @@ from maskrcnn_jax import __version__, files
 from maskrcnn_jax.checkpoints import score_thresholds, store
 from maskrcnn_jax.datasets import images
 from maskrcnn_jax.errors import UserError, invalid
-from maskrcnn_jax.export import description, program
+from maskrcnn_jax.export import check, description, program
 from maskrcnn_jax.input_pipeline import transforms
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
-FORMATS = ('stablehlo', 'saved_model')
+FORMATS = ('stablehlo', 'saved_model', 'onnx')
 # Files beside the programs.
-_DESCRIPTION, _WEIGHTS, _EXAMPLE = 'export.json', 'weights.npz', 'detect.py'
+_DESCRIPTION, _WEIGHTS = 'export.json', 'weights.npz'
+# Examples by format, in this folder.
+_EXAMPLES = {'stablehlo': 'detect.py', 'onnx': 'detect_onnx.py'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +41,11 @@ class ExportOptions:
     canvases: (height, width) of the inputs, a program each; None: those of the
       run.
     batch_size: images per call; None: any number.
-    platforms: of `PLATFORMS`; every program runs on each of them.
+    platforms: of `PLATFORMS`; every program runs on each of them. Not for ONNX.
     image_dtype: 'uint8' or 'float32'; None: that of the run.
     formats: of `FORMATS`.
+    images: files or folders of the images that the programs are checked on; ():
+      drawn ones.
   """
 
   canvases: tuple[tuple[int, int], ...] | None = None
@@ -47,6 +53,7 @@ class ExportOptions:
   platforms: tuple[str, ...] = ('cpu', 'cuda', 'tpu')
   image_dtype: str | None = None
   formats: tuple[str, ...] = ('stablehlo',)
+  images: tuple[str, ...] = ()
 
   def __post_init__(self):
     _check_names('platforms', self.platforms, PLATFORMS)
@@ -72,7 +79,8 @@ def export(
 ) -> str:
   """Writes the programs of a model, its weights and their description.
 
-  The folder appears when it is complete.
+  The folder appears when it is complete, and its programs were run and gave
+  the detections of the model, see `check`.
 
   Args:
     source: a workdir, or one checkpoint of it.
@@ -85,8 +93,9 @@ def export(
   Raises:
     FileNotFoundError: there is no checkpoint.
     CorruptCheckpointError: its checksums do not match.
-    UserError: the output is not empty, a size does not fit the run, or this
-      JAX cannot write a SavedModel that this TensorFlow can read.
+    UserError: the output is not empty, a size does not fit the run, this JAX
+      cannot write a SavedModel that this TensorFlow can read, the model has no
+      form in ONNX, or a program gives other detections.
   """
   options = options or ExportOptions()
   output = pathlib.Path(output)
@@ -96,50 +105,39 @@ def export(
       argument='output',
       path=output,
     )
-  if 'saved_model' in options.formats:
-    from maskrcnn_jax.export import saved_model
-
-    saved_model.check()
+  _check_installed(options.formats)
   variables, config = store.restore(source)
-  options, fits, exact_sizes = _complete(options, config.input)
-  model = MaskRCNN.from_config(config.model)
-  if model.detections.nms == 'mask':
-    raise UserError(
-      'model.detections.nms=mask ends outside of the model, which an exported '
-      'program cannot do: train with class or all.',
-      argument='model.detections.nms',
-      given='mask',
-      wanted=('class', 'all'),
-    )
+  options, fits, resize = _complete(options, config.input)
+  rows = _examples(options, fits, resize)
+  model = _model(config.model)
   weights = program.flatten_weights(variables)
-  programs = _programs(model, weights, options)
-  shapes = {}
+  versions = {'maskrcnn_jax': __version__, 'jax': jax.__version__}
+  about = description.describe(
+    options,
+    [_entry(*x, options.formats) for x in zip(options.canvases, fits)],
+    program.output_shapes(
+      *(model, weights, options.canvases[0], options.batch_size)
+    ),
+    resize.exact_sizes,
+    store.read_classes(source),
+    _min_scores(source),
+    {'step': store.step_of(source), 'made_with': versions},
+  )
+  about['checks'] = {'tolerances': check.TOLERANCES}
+  detections = functools.cache(
+    lambda model: check.detect(model, weights, rows, options.batch_size)
+  )
   with files.new_folder(output.absolute()) as folder:
-    for kind, exported in programs:
-      shapes = _output_shapes(next(iter(exported.values())))
-      if kind == 'saved_model':
-        saved_model.write(folder / kind, exported, weights)
-        continue
-      for name, each in exported.items():
-        (folder / f'{name}.jax_export').write_bytes(each.serialize())
-      np.savez(folder / _WEIGHTS, **weights)
-      shutil.copyfile(
-        pathlib.Path(__file__).with_name(_EXAMPLE), folder / _EXAMPLE
+    for kind, made in _programs(model, weights, options, about):
+      _write(folder, kind, made, weights)
+      reference = program.in_float32(model) if kind == 'onnx' else model
+      about['checks'][kind] = check.check(
+        folder, kind, about, rows, functools.partial(detections, reference)
       )
-    versions = {'maskrcnn_jax': __version__, 'jax': jax.__version__}
-    about = description.describe(
-      options,
-      [_entry(*x, options.formats) for x in zip(options.canvases, fits)],
-      shapes,
-      exact_sizes,
-      store.read_classes(source),
-      _min_scores(source),
-      {'step': store.step_of(source), 'made_with': versions},
-    )
     about['sha256'] = {
       path.name: hashlib.sha256(path.read_bytes()).hexdigest()
       for path in sorted(folder.iterdir())
-      if path.is_file() and path.name != _EXAMPLE
+      if path.is_file() and path.suffix != '.py'
     }
     (folder / _DESCRIPTION).write_text(
       json.dumps(about, indent=2, ensure_ascii=False) + '\n', encoding='utf-8'
@@ -147,8 +145,24 @@ def export(
   return _summary(output)
 
 
+def _check_installed(formats):
+  """Raises `UserError` if a package of a format is missing."""
+  if 'saved_model' in formats:
+    from maskrcnn_jax.export import saved_model
+
+    saved_model.check()
+  for name in ('onnx', 'onnxruntime') if 'onnx' in formats else ():
+    if not importlib.util.find_spec(name):
+      raise UserError(
+        f"--format onnx needs {name}: pip install 'maskrcnn-jax[onnx]'.",
+        argument='format',
+        given='onnx',
+        wanted=name,
+      )
+
+
 def _complete(options: ExportOptions, inputs: Mapping):
-  """Options completed by the run's, image sizes per canvas, exact_sizes."""
+  """Options completed by the run's, image sizes per canvas, ResizeOptions."""
   resize = transforms.resize_options(inputs.get('resize'))
   options = dataclasses.replace(
     options,
@@ -156,10 +170,18 @@ def _complete(options: ExportOptions, inputs: Mapping):
     image_dtype=options.image_dtype or inputs.get('image_dtype', 'uint8'),
   )
   fits = [transforms.fit_size(canvas, resize) for canvas in options.canvases]
-  return options, fits, resize.exact_sizes
+  return options, fits, resize
 
 
-def _programs(model, weights, options) -> Iterator[tuple[str, dict]]:
+def _examples(options, fits, resize):
+  """Images and image_sizes for every canvas to check its program on."""
+  places = [(*x, options.image_dtype) for x in zip(options.canvases, fits)]
+  if options.images:
+    return [check.read(options.images, *x, resize) for x in places]
+  return [check.draw(*x) for x in places]
+
+
+def _programs(model, weights, options, about) -> Iterator[tuple[str, dict]]:
   """(format, programs by name) of every format."""
   with tqdm.tqdm(
     total=len(options.formats) * len(options.canvases),
@@ -168,18 +190,39 @@ def _programs(model, weights, options) -> Iterator[tuple[str, dict]]:
   ) as bar:
     for kind in options.formats:
       made = {}
-      for canvas in options.canvases:
-        made[_name(canvas)] = program.export_detection(
-          model,
-          weights,
-          canvas,
-          options.batch_size,
-          options.image_dtype,
-          options.platforms,
-          for_tensorflow=kind == 'saved_model',
-        )
+      for canvas, entry in zip(options.canvases, about['canvases']):
+        shapes = canvas, options.batch_size, options.image_dtype
+        if kind == 'onnx':
+          from maskrcnn_jax.export import onnx_program
+
+          metadata = description.metadata(about, entry)
+          one = onnx_program.detection(model, weights, *shapes, metadata)
+        else:
+          one = program.export_detection(
+            *(model, weights, *shapes, options.platforms),
+            for_tensorflow=kind == 'saved_model',
+          )
+        made[_name(canvas)] = one
         bar.update()
       yield kind, made
+
+
+def _write(folder, kind, programs, weights):
+  """Writes the programs of a format, its weights and its example."""
+  if kind == 'saved_model':
+    from maskrcnn_jax.export import saved_model
+
+    saved_model.write(folder / kind, programs, weights)
+    return
+  for name, each in programs.items():
+    if kind == 'onnx':
+      (folder / f'{name}.onnx').write_bytes(each.SerializeToString())
+    else:
+      (folder / f'{name}.jax_export').write_bytes(each.serialize())
+  if kind == 'stablehlo':
+    np.savez(folder / _WEIGHTS, **weights)
+  example = _EXAMPLES[kind]
+  shutil.copyfile(pathlib.Path(__file__).with_name(example), folder / example)
 
 
 def _entry(canvas, fit, formats):
@@ -189,19 +232,23 @@ def _entry(canvas, fit, formats):
     entry['program'] = f'{_name(canvas)}.jax_export'
   if 'saved_model' in formats:
     entry['signature'] = _name(canvas)
+  if 'onnx' in formats:
+    entry['onnx'] = f'{_name(canvas)}.onnx'
   return entry
 
 
-def _output_shapes(exported):
-  """(shape, dtype) of every output; a symbolic size is given by its name."""
-  outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
-  return {
-    name: (
-      [x if isinstance(x, int) else str(x) for x in output.shape],
-      str(output.dtype),
+def _model(section):
+  """The model of a config, unless a part of it is outside of programs."""
+  model = MaskRCNN.from_config(section)
+  if model.detections.nms == 'mask':
+    raise UserError(
+      'model.detections.nms=mask ends outside of the model, which an exported '
+      'program cannot do: train with class or all.',
+      argument='model.detections.nms',
+      given='mask',
+      wanted=('class', 'all'),
     )
-    for name, output in outputs.items()
-  }
+  return model
 
 
 def _min_scores(source) -> Mapping[int | None, float]:

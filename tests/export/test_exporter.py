@@ -59,18 +59,24 @@ def test_files_of_an_export(workdir, tmp_path, capsys):
     'masks': ([2, 4, 28, 28], 'float32'),
     'valid': ([2, 4], 'bool'),
   }
+  for figures in about['checks']['stablehlo']:
+    assert figures['images'] == 2 and figures['detections'] == 8
+    assert figures['missing'] == figures['added'] == 0
+    assert max(figures[name] for name in ('boxes', 'scores', 'masks')) < 1e-5
   with np.load(output / 'weights.npz') as weights:
     assert weights['params/fpn/output2/kernel'].shape == (3, 3, 8, 8)
 
 
 def test_flags_override_the_config(workdir, tmp_path):
-  flags = ['--canvas=96x96', '--image_dtype=uint8', '--platforms=cpu']
+  flags = ['--canvas=96x96', '--image_dtype=uint8', '--platforms=tpu']
   checkpoint = f'--checkpoint={workdir}/checkpoints/4'
   (tmp_path / 'exported').mkdir()  # An empty folder may exist.
   assert run(None, tmp_path / 'exported', checkpoint, *flags) == 0
   about = json.loads((tmp_path / 'exported' / 'export.json').read_text())
   assert [x['canvas'] for x in about['canvases']] == [[96, 96]]
   assert about['inputs']['images']['dtype'] == 'uint8'
+  # Nothing here runs a program for a TPU.
+  assert about['checks']['stablehlo'] is None
   # A symbolic batch size is given by its name.
   assert about['batch_size'] is None
   assert about['outputs']['scores']['shape'] == ['batch', 4]
@@ -120,7 +126,7 @@ def test_a_missing_checkpoint(tmp_path, capsys):
     ('canvas', {'canvases': ((64, 96), (64, 96))}),
     ('platforms', {'platforms': ('cpu', 'gpu')}),
     ('platforms', {'platforms': ('cpu', 'cpu')}),
-    ('format', {'formats': ('onnx',)}),
+    ('format', {'formats': ('tflite',)}),
     ('image_dtype', {'image_dtype': 'int8'}),
   ],
 )
