@@ -1,6 +1,8 @@
 """Verbs of a run: `train`, `eval` and `train_and_eval`."""
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 
 from maskrcnn_jax.cli import command_line, data
 from maskrcnn_jax.errors import UserError
@@ -85,17 +87,34 @@ def _run(args: argparse.Namespace) -> None:
   processes.start(config.runtime)
   from maskrcnn_jax.training import finetuning, loop
 
-  finetuning.complete(config, args.workdir, args.override, run_data)
-  if args.verb != 'train' and not config.get('evaluation', {}).get(
-    'file_pattern', True
-  ):
-    raise UserError(_NO_VALIDATION, argument='evaluation.file_pattern')
-  if args.verb == 'eval':
-    loop.evaluate(config, args.workdir, args.step, args.checkpoint)
-  elif args.verb == 'train':
-    loop.train(config, args.workdir)
-  else:
-    loop.train_and_evaluate(config, args.workdir)
+  with _offering_images(args):
+    finetuning.complete(config, args.workdir, args.override, run_data)
+    if args.verb != 'train' and not config.get('evaluation', {}).get(
+      'file_pattern', True
+    ):
+      raise UserError(_NO_VALIDATION, argument='evaluation.file_pattern')
+    if args.verb == 'eval':
+      loop.evaluate(config, args.workdir, args.step, args.checkpoint)
+    elif args.verb == 'train':
+      loop.train(config, args.workdir)
+    else:
+      loop.train_and_evaluate(config, args.workdir)
+
+
+@contextlib.contextmanager
+def _offering_images(args: argparse.Namespace) -> Iterator[None]:
+  """Adds to the error of missing record files that images will do."""
+  try:
+    yield
+  except UserError as error:
+    if error.argument != 'file_pattern' or args.verb == 'eval' or args.images:
+      raise
+    raise UserError(
+      f'{error} Name record files by --config.input.file_pattern, or images '
+      'and labels by --images and --annotations.',
+      argument=error.argument,
+      given=error.given,
+    ) from error
 
 
 def _run_data(args: argparse.Namespace):

@@ -171,7 +171,8 @@ def test_a_missing_file_is_named(tmp_path, capsys):
   pattern = f'{tmp_path}/none*.tfrecord'
   argv = ['train', '--config=shapes', f'--workdir={tmp_path}/run']
   assert command.main([*argv, f'--config.input.file_pattern={pattern}']) == 2
-  assert pattern in capsys.readouterr().err
+  error = capsys.readouterr().err
+  assert pattern in error and '--images' in error
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
