@@ -157,6 +157,9 @@ def _model():
       # within each class (mask).
       'nms': 'class',
       'min_size': 0.0,  # Smallest side of a detection; 0 keeps all.
+      # Rule that pastes masks into images: whole_pixels (Detectron,
+      # torchvision) or continuous (Detectron2).
+      'mask_pasting': 'whole_pixels',
     },
     'losses': {  # LossOptions.
       # RPN normalizer: means per level (levels), the number of sampled anchors
@@ -478,6 +481,7 @@ def _detectron2(config):
   model.train_proposals.min_size = 1e-9
   model.test_proposals.min_size = 1e-9
   model.detections.min_size = 0.0
+  model.detections.mask_pasting = 'continuous'
   model.roi_align.half_pixel = True
   model.roi_align.min_side = 0.0
   model.roi_align.adaptive_side = 35

@@ -82,6 +82,8 @@ class Detections:
     masks: `[batch, num_detections, size, size]`, probabilities over the box;
       None for a model without a mask head.
     valid: `[batch, num_detections]` bool.
+    mask_pasting: rule by which masks cover pixels of an image, see
+      `evaluation.mask_pasting`.
   """
 
   boxes: Array
@@ -89,6 +91,9 @@ class Detections:
   classes: Array
   masks: Array
   valid: Array
+  mask_pasting: str = flax.struct.field(
+    pytree_node=False, default='whole_pixels'
+  )
 
   def image(self, index: int) -> 'Detections':
     """The valid rows of one image, as NumPy arrays without a batch axis."""
@@ -106,14 +111,18 @@ class Detections:
     """
     from maskrcnn_jax.evaluation import mask_pasting
 
-    counts = mask_pasting.encode_masks(self.masks, self.boxes, image_size)
+    counts = mask_pasting.encode_masks(
+      self.masks, self.boxes, image_size, self.mask_pasting
+    )
     return [{'size': [*image_size], 'counts': text} for text in counts]
 
   def full_masks(self, image_size: tuple[int, int]) -> np.ndarray:
     """Masks of one image, `[n, height, width]` bool; see `run_lengths`."""
     from maskrcnn_jax.evaluation import mask_pasting
 
-    return mask_pasting.paste_masks(self.masks, self.boxes, image_size)
+    return mask_pasting.paste_masks(
+      self.masks, self.boxes, image_size, self.mask_pasting
+    )
 
   def polygons(
     self, image_size: tuple[int, int], tolerance: float = 0.0

@@ -49,7 +49,9 @@ def draw(
 
   def mask_of(index):
     masks, part = detections.masks[rows[[index]]], boxes[[index]]
-    return mask_pasting.paste_masks(masks, part, image.shape[:2])[0]
+    return mask_pasting.paste_masks(
+      masks, part, image.shape[:2], detections.mask_pasting
+    )[0]
 
   labels = [
     f'{_name(label, class_names)} {score:.2f}'

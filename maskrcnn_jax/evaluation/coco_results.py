@@ -36,7 +36,7 @@ def image_results(
   """
   image, counts = (found, image_id, image_size), None
   if found.masks is not None:
-    counts = mask_pasting.encode_masks(found.masks, found.boxes, image_size)
+    counts = mask_pasting.encode_masks(*_mask_inputs(found, image_size))
   return _make_results(image, counts, category_ids or {})
 
 
@@ -83,7 +83,7 @@ class ResultEncoder:
     images = _split(detections, batch)
     encoded = None
     if detections.masks is not None:
-      masks = [(found.masks, found.boxes, size) for found, _, size in images]
+      masks = [_mask_inputs(found, size) for found, _, size in images]
       encoded = self._workers.submit(mask_pasting.encode_images, masks)
     # The masks themselves are no longer needed.
     images = [(found.replace(masks=None), *rest) for found, *rest in images]
@@ -105,12 +105,17 @@ class ResultEncoder:
       self._results += _make_results(image, of_image, self._category_ids)
 
 
+def _mask_inputs(found, image_size):
+  """The arguments of `encode_masks`."""
+  return found.masks, found.boxes, image_size, found.mask_pasting
+
+
 def _split(detections, batch):
   """Detections in its own pixels, id and size of each valid image."""
   # One copy of the whole batch to the host.
   arrays = vars(detections).items()
   detections = detections.replace(
-    **{name: np.asarray(x) for name, x in arrays if x is not None}
+    **{name: np.asarray(x) for name, x in arrays if hasattr(x, 'shape')}
   )
   images = []
   for row in np.flatnonzero(np.asarray(batch['valid'])):

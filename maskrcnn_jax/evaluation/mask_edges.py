@@ -15,6 +15,11 @@ import numpy as np
 # Interpolation in float32 is off by less than 2 ** -22: a value farther than
 # this from 0.5 lies on the side where exact arithmetic would have it.
 _MARGIN = np.float32(1e-6)
+# Values above are in a mask; with the continuous rule, 0.5 is too.
+_THRESHOLDS = {
+  'whole_pixels': np.float32(0.5),
+  'continuous': np.nextafter(np.float32(0.5), np.float32(0)),
+}
 
 
 def expand_boxes(boxes: np.ndarray, mask_size: int) -> np.ndarray:
@@ -36,8 +41,31 @@ def expand_boxes(boxes: np.ndarray, mask_size: int) -> np.ndarray:
   return np.trunc(corners).astype(np.int64)
 
 
+def pasted_extents(boxes: np.ndarray, mask_size: int, rule: str) -> np.ndarray:
+  """Edges of masks padded by one cell on every side.
+
+  Args:
+    boxes: `[n, 4]` in pixels of the image.
+    mask_size: cells along a side of a mask, without the padding.
+    rule: see `mask_pasting`.
+
+  Returns:
+    `[n, 4]` float64 in continuous pixels of the image.
+  """
+  if rule == 'whole_pixels':
+    return expand_boxes(boxes, mask_size) + np.array([0.0, 0.0, 1.0, 1.0])
+  if rule != 'continuous':
+    raise ValueError(f'rule must be whole_pixels or continuous, got {rule!r}.')
+  boxes = np.asarray(boxes, np.float32).astype(np.float64)
+  cells = (boxes[:, 2:] - boxes[:, :2]) / mask_size
+  return np.concatenate([boxes[:, :2] - cells, boxes[:, 2:] + cells], axis=1)
+
+
 def find_edges(
-  masks: np.ndarray, boxes: np.ndarray, image_size: tuple[int, int]
+  masks: np.ndarray,
+  boxes: np.ndarray,
+  image_size: tuple[int, int],
+  rule: str = 'whole_pixels',
 ) -> tuple[np.ndarray, np.ndarray]:
   """Pixels at which the value of a mask changes, counted down the columns.
 
@@ -45,6 +73,7 @@ def find_edges(
     masks: `[n, size, size]` float probabilities over the boxes.
     boxes: `[n, 4]` in pixels of the image.
     image_size: (height, width) of the image.
+    rule: see `mask_pasting`.
 
   Returns:
     Two int64 arrays in ascending order: the mask of each edge, and its pixel
@@ -52,15 +81,15 @@ def find_edges(
     before the first edge of a mask.
   """
   height, width = image_size
-  expanded = expand_boxes(boxes, masks.shape[-1])
+  extents = pasted_extents(boxes, masks.shape[-1], rule)
   num_cells = masks.shape[-1] + 2
-  rows = _cover(expanded[:, 0], expanded[:, 2], height, num_cells)
-  columns = _cover(expanded[:, 1], expanded[:, 3], width, num_cells)
+  rows = _cover(extents[:, 0], extents[:, 2], height, num_cells)
+  columns = _cover(extents[:, 1], extents[:, 3], width, num_cells)
   if not len(rows.owners):
     # All boxes lie above or below the image.
     return np.zeros(0, np.int64), np.zeros(0, np.int64)
   spans = _find_spans(_interpolate(masks, columns), rows, columns)
-  which, row = _find_rows(spans, rows)
+  which, row = _find_rows(spans, rows, _THRESHOLDS[rule])
   owners = spans.owners[which]
   column = spans.columns[which]
   column += (columns.starts - columns.offsets)[owners]
@@ -70,10 +99,11 @@ def find_edges(
 
 @dataclasses.dataclass(frozen=True)
 class _Pixels:
-  """Rows or columns of an image that expanded boxes cover, box by box."""
+  """Rows or columns of an image that padded masks cover, box by box."""
 
   # `[n]` of each box: its first pixel in the image, the index of that pixel in
-  # the arrays below, its pixels before the image, and cells per pixel.
+  # the arrays below, the distance from the edge of the padded mask to that
+  # pixel, and cells per pixel.
   starts: np.ndarray
   offsets: np.ndarray
   cut: np.ndarray
@@ -103,14 +133,16 @@ class _Spans:
   upper: np.ndarray  # Of the second.
 
 
-def _cover(first, last, length, num_cells):
-  """The `_Pixels` of an image along one side that the boxes cover."""
-  starts = np.clip(first, 0, length)
-  counts = np.maximum(np.clip(last + 1, 0, length) - starts, 0)
-  owners = np.repeat(np.arange(len(first)), counts)
+def _cover(low, high, length, num_cells):
+  """The `_Pixels` of an image along one side between two edges of each box."""
+  sides = np.where(high > low, high - low, 0.0)
+  starts = np.clip(np.floor(low), 0, length).astype(np.int64)
+  ends = np.clip(np.ceil(high), 0, length).astype(np.int64)
+  counts = np.where(sides > 0, np.maximum(ends - starts, 0), 0)
+  owners = np.repeat(np.arange(len(low)), counts)
   offsets = np.cumsum(counts) - counts
-  cut = starts - first
-  steps = num_cells / np.maximum(last - first + 1, 1)
+  cut = starts - low
+  steps = num_cells / np.where(sides > 0, sides, 1.0)
   pixels = np.arange(len(owners)) + (cut - offsets)[owners]
   positions = (pixels + 0.5) * steps[owners] - 0.5
   cells = np.clip(np.floor(positions), 0, num_cells - 1)
@@ -163,26 +195,26 @@ def _find_spans(values, rows, columns):
   )
 
 
-def _find_rows(spans, rows):
+def _find_rows(spans, rows, threshold):
   """The span of each edge, in ascending order, and the index of its row."""
-  differ = (spans.lower > 0.5) != (spans.upper > 0.5)
+  differ = (spans.lower > threshold) != (spans.upper > threshold)
   per_row = np.abs(spans.upper - spans.lower) * rows.steps[spans.owners]
   steep = differ & (per_row > _MARGIN)
   which = np.arange(len(steep))
   if steep.all():
-    return which, _cross(spans, rows)
+    return which, _cross(spans, rows, threshold)
   steep_spans, flat_spans = (
     _Spans(**{name: array[keep] for name, array in vars(spans).items()})
     for keep in (steep, ~steep)
   )
-  found, flat_rows = _sample(flat_spans, rows)
+  found, flat_rows = _sample(flat_spans, rows, threshold)
   which = np.concatenate([which[steep], which[~steep][found]])
-  row = np.concatenate([_cross(steep_spans, rows), flat_rows])
+  row = np.concatenate([_cross(steep_spans, rows, threshold), flat_rows])
   order = np.argsort(which, kind='stable')
   return which[order], row[order]
 
 
-def _cross(spans, rows):
+def _cross(spans, rows, threshold):
   """Index of the first row behind the point where a span crosses 0.5.
 
   The value changes by more than rounding from row to row, so only the row next
@@ -191,19 +223,19 @@ def _cross(spans, rows):
   lower, upper, owners = spans.lower, spans.upper, spans.owners
   part = (0.5 - lower.astype(np.float64)) / (upper - lower)
   nearest = (spans.cells + part + 0.5) / rows.steps[owners] - 0.5
-  nearest = np.rint(nearest).astype(np.int64)
-  nearest += (rows.offsets - rows.cut)[owners]
+  nearest = np.rint(nearest + (rows.offsets - rows.cut)[owners])
+  nearest = nearest.astype(np.int64)
   # The row before the cells, if no row lies between them.
   nearest = np.minimum(
     np.maximum(nearest, spans.first_rows), spans.end_rows - 1
   )
   weights = rows.weights[nearest]
-  inside = lower * (1 - weights) + upper * weights > 0.5
-  before = inside == (lower > 0.5)
+  inside = lower * (1 - weights) + upper * weights > threshold
+  before = inside == (lower > threshold)
   return nearest + (before | (spans.first_rows == spans.end_rows))
 
 
-def _sample(spans, rows):
+def _sample(spans, rows, threshold):
   """The span of each edge and its row, by computing every row of the spans."""
   counts = spans.end_rows - spans.first_rows + 1
   ends = np.cumsum(counts)
@@ -212,11 +244,11 @@ def _sample(spans, rows):
   row = np.arange(len(which)) + (spans.first_rows - starts)[which]
   weights = rows.weights[np.minimum(row, len(rows.weights) - 1)]
   lower, upper = spans.lower[which], spans.upper[which]
-  inside = lower * (1 - weights) + upper * weights > 0.5
+  inside = lower * (1 - weights) + upper * weights > threshold
   # Behind the rows of a span comes its second cell, before them the first.
-  inside[ends - 1] = spans.upper > 0.5
+  inside[ends - 1] = spans.upper > threshold
   before = np.roll(inside, 1)
-  before[starts] = spans.lower > 0.5
+  before[starts] = spans.lower > threshold
   edges = np.flatnonzero(inside != before)
   return which[edges], row[edges]
 

@@ -29,7 +29,9 @@ def keep(
       and of a higher score is above it.
     max_detections: largest number to keep; None: all.
   """
-  counts = mask_pasting.encode_masks(found.masks, found.boxes, image_size)
+  counts = mask_pasting.encode_masks(
+    found.masks, found.boxes, image_size, found.mask_pasting
+  )
   order, kept = np.argsort(-found.scores, kind='stable'), []
   for label in np.unique(found.classes):
     rows = order[found.classes[order] == label]

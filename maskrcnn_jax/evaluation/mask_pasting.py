@@ -1,8 +1,15 @@
 """Masks of detections pasted into images, as run lengths and as pictures.
 
-A detection's mask covers its box; the rule that pastes it into the image is
-that of `ops.masks.paste_masks`, which does the same on a device. Runs in worker
-processes, which load neither JAX nor TensorFlow.
+A detection's mask covers its box. It is padded by one zero cell, its box grows
+in proportion, and the mask is resized to it, bilinearly and with half-pixel
+centers, by one of two rules:
+  whole_pixels: the box is truncated to whole pixels, the last one included; the
+    mask is where the value is above 0.5. Detectron, torchvision and Habana.
+    `ops.masks.paste_masks` does the same on a device.
+  continuous: the box stays as it is; the mask is where the value is 0.5 or
+    more. Detectron2.
+
+Runs in worker processes, which load neither JAX nor TensorFlow.
 """
 
 import itertools
@@ -14,7 +21,10 @@ from maskrcnn_jax.evaluation import mask_edges
 
 
 def encode_masks(
-  masks: np.ndarray, boxes: np.ndarray, image_size: tuple[int, int]
+  masks: np.ndarray,
+  boxes: np.ndarray,
+  image_size: tuple[int, int],
+  rule: str = 'whole_pixels',
 ) -> list[str]:
   """COCO's compressed run lengths, equal to pycocotools' of pasted masks.
 
@@ -22,13 +32,14 @@ def encode_masks(
     masks: `[n, size, size]` float probabilities over the boxes.
     boxes: `[n, 4]` in pixels of the image.
     image_size: (height, width) of the image.
+    rule: `whole_pixels` or `continuous`.
 
   Returns:
     `counts` of every mask.
   """
   if not len(masks):
     return []
-  owners, edges = mask_edges.find_edges(masks, boxes, image_size)
+  owners, edges = mask_edges.find_edges(masks, boxes, image_size, rule)
   # Runs end at the edges and at the end of the image.
   num_runs = np.bincount(owners, minlength=len(masks)) + 1
   last = np.cumsum(num_runs) - 1
@@ -42,12 +53,15 @@ def encode_masks(
 
 
 def encode_images(images: Sequence[tuple]) -> list[list[str]]:
-  """`encode_masks` of several images, each with its three arguments."""
+  """`encode_masks` of several images, each with its arguments."""
   return list(itertools.starmap(encode_masks, images))
 
 
 def paste_masks(
-  masks: np.ndarray, boxes: np.ndarray, image_size: tuple[int, int]
+  masks: np.ndarray,
+  boxes: np.ndarray,
+  image_size: tuple[int, int],
+  rule: str = 'whole_pixels',
 ) -> np.ndarray:
   """Masks of the size of the image.
 
@@ -59,7 +73,7 @@ def paste_masks(
   """
   height, width = image_size
   changes = np.zeros((len(masks), width * height), np.uint8)
-  changes[mask_edges.find_edges(masks, boxes, image_size)] = 1
+  changes[mask_edges.find_edges(masks, boxes, image_size, rule)] = 1
   inside = np.bitwise_xor.accumulate(changes, axis=1).astype(bool)
   return inside.reshape(len(masks), width, height).transpose(0, 2, 1)
 

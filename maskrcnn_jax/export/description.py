@@ -47,6 +47,7 @@ def describe(
   programs: Sequence[Mapping[str, Any]],
   shapes: Mapping[str, Sequence[Any]],
   exact_sizes: bool,
+  mask_pasting: str,
   class_names: Mapping[int, str],
   min_scores: Mapping[int | None, float],
   origin: Mapping[str, Any],
@@ -58,6 +59,7 @@ def describe(
     programs: `canvas`, `fit` and `program` or `signature` of each canvas.
     shapes: (shape, dtype) of each output.
     exact_sizes: see `transforms.ResizeOptions`.
+    mask_pasting: see `evaluation.mask_pasting`.
     class_names: by class id.
     min_scores: recommended score thresholds by class id, of others by None;
       empty if the model was not evaluated.
@@ -93,6 +95,7 @@ def describe(
     'min_scores': {
       'others' if k is None else str(k): v for k, v in min_scores.items()
     },
+    'mask_pasting': mask_pasting,
     'resize': {'exact_sizes': exact_sizes, 'rule': list(_RESIZE)},
     'canvases': [dict(program) for program in programs],
   }

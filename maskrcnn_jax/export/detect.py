@@ -64,7 +64,7 @@ class Detector:
     found['boxes'] = found['boxes'] / np.tile(scales, 2)
     found['masks'] = np.array(
       [
-        paste(mask, box, image.shape[:2])
+        paste(mask, box, image.shape[:2], self.about['mask_pasting'])
         for mask, box in zip(found['masks'], found['boxes'])
       ]
     ).reshape(-1, *image.shape[:2])
@@ -119,23 +119,28 @@ def resize(image, size):
   return image
 
 
-def paste(mask, box, image_size):
+def paste(mask, box, image_size, rule='whole_pixels'):
   """Pastes the mask `[size, size]` of a box into `[height, width]` bool.
 
-  The mask is padded with zeros, resized to its box, which is enlarged as much
-  and rounded to whole pixels, and thresholded at one half.
+  The mask is padded with zeros, resized to its box, which is enlarged as much,
+  and thresholded at one half. The rule 'whole_pixels' truncates the box to
+  whole pixels; 'continuous' does not, and counts a half as inside.
   """
   cells = len(mask) + 2
   half = (box[2:] - box[:2]) / 2
   center, half = box[:2] + half, half * np.float32(cells / len(mask))
-  first, last = (center - half).astype(int), (center + half).astype(int)
+  low, high = np.trunc(center - half), np.trunc(center + half) + 1
+  if rule == 'continuous':
+    cell = (box[2:].astype(float) - box[:2]) / len(mask)
+    low, high = box[:2] - cell, box[2:] + cell
   padded, inside = np.pad(mask, 1), np.zeros(image_size, bool)
-  start, stop = np.maximum(first, 0), np.minimum(last + 1, image_size)
-  if np.any(start >= stop):
+  start = np.maximum(np.floor(low), 0).astype(int)
+  stop = np.minimum(np.ceil(high), image_size).astype(int)
+  if np.any(start >= stop) or np.any(low >= high):
     return inside
   for axis in range(2):
-    pixels = np.arange(start[axis], stop[axis]) - first[axis]
-    length = max(last[axis] - first[axis] + 1, 1)
+    pixels = np.arange(start[axis], stop[axis]) - float(low[axis])
+    length = float(high[axis]) - float(low[axis])
     positions = (pixels + 0.5) * (cells / length) - 0.5
     lower = np.clip(np.floor(positions), 0, cells - 1).astype(int)
     weight = np.clip(positions - lower, 0, 1).astype(np.float32)
@@ -143,7 +148,8 @@ def paste(mask, box, image_size):
     upper = np.minimum(lower + 1, cells - 1)
     before, after = np.take(padded, lower, axis), np.take(padded, upper, axis)
     padded = before * (1 - weight) + after * weight
-  inside[start[0] : stop[0], start[1] : stop[1]] = padded > 0.5
+  found = padded >= 0.5 if rule == 'continuous' else padded > 0.5
+  inside[start[0] : stop[0], start[1] : stop[1]] = found
   return inside
 
 

@@ -119,6 +119,7 @@ def export(
       *(model, weights, options.canvases[0], options.batch_size)
     ),
     resize.exact_sizes,
+    model.detections.mask_pasting,
     store.read_classes(source),
     _min_scores(source),
     {'step': store.step_of(source), 'made_with': versions},

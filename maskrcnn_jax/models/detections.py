@@ -14,6 +14,7 @@ from maskrcnn_jax.ops import nms as nms_ops
 from maskrcnn_jax.structures import Detections, Proposals
 
 NMS = ('class', 'all', 'mask')
+PASTINGS = ('whole_pixels', 'continuous')
 # Boxes that overlap more have nearly the same features, so that a mask head
 # cannot tell the objects in them apart.
 CANDIDATES_IOU = 0.8
@@ -34,6 +35,9 @@ class DetectionOptions:
       their class; `'mask'`: by the IoU of masks within each class. The last
       ends outside of the model, see `evaluation.mask_nms`, which gives
       candidates: three times as many, whose boxes differ by `CANDIDATES_IOU`.
+    mask_pasting: rule by which masks are pasted into an image: 'whole_pixels'
+      (Detectron, torchvision) or 'continuous' (Detectron2), see
+      `evaluation.mask_pasting`.
   """
 
   max_detections: int = 100
@@ -41,11 +45,15 @@ class DetectionOptions:
   iou_threshold: float = 0.5
   min_size: float = 0.0
   nms: str = 'class'
+  mask_pasting: str = 'whole_pixels'
 
   def __post_init__(self):
     if self.nms not in NMS:
       wanted = f'one of {", ".join(NMS)}'
       raise invalid('model.detections.nms', self.nms, wanted)
+    if self.mask_pasting not in PASTINGS:
+      wanted = f'one of {", ".join(PASTINGS)}'
+      raise invalid('model.detections.mask_pasting', self.mask_pasting, wanted)
     if self.max_detections < 1:
       name = 'model.detections.max_detections'
       raise invalid(name, self.max_detections, 'at least 1')
@@ -132,6 +140,7 @@ def _select(boxes, scores, valid, options):
     classes=jnp.where(kept, classes + 1, 0).astype(jnp.int32),
     masks=None,
     valid=kept,
+    mask_pasting=options.mask_pasting,
   )
 
 

@@ -22,6 +22,7 @@ def workdir(tmp_path_factory):
   config.input.canvases = CANVASES
   config.input.image_dtype = 'uint8'
   config.model.detections.max_detections = 10
+  config.model.detections.mask_pasting = 'continuous'
   return drawn_checkpoint.write(tmp_path_factory.mktemp('run') / 'run', config)
 
 
@@ -96,7 +97,9 @@ def test_detections_are_those_of_the_predictor(workdir, tmp_path):
     np.testing.assert_array_equal(found['classes'], wanted.classes)
     np.testing.assert_allclose(found['scores'], wanted.scores, atol=1e-5)
     np.testing.assert_allclose(found['boxes'], wanted.boxes, atol=1e-3)
-    masks = mask_pasting.paste_masks(wanted.masks, wanted.boxes, size)
+    masks = mask_pasting.paste_masks(
+      wanted.masks, wanted.boxes, size, 'continuous'
+    )
     assert np.mean(found['masks'] != masks) < 1e-3
   # A changed bit is found before JAX parses the program.
   (program, *_) = (tmp_path / 'exported').glob('*.jax_export')
