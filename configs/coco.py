@@ -90,7 +90,8 @@ def _model():
       'momentum': 0.9,  # Decay of the running statistics of batch norm.
     },
     'box_size': 7,  # Side of the RoI features of the box head.
-    'mask_size': 14,  # Side of the RoI features of the mask head; masks: twice.
+    'mask_size': 14,  # Side of the RoI features of the mask head.
+    'mask_upsample': 2,  # Side of a mask relative to these: 2, or 4 for 56x56.
     'anchors': {  # AnchorOptions.
       'scale': 8.0,  # Side of an anchor in cells of its level.
       'scales_per_octave': 1,  # Number of anchor sizes per level.

@@ -9,6 +9,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from maskrcnn_jax.errors import invalid
 from maskrcnn_jax.models import layers, norms
 from maskrcnn_jax.ops import convolution
 
@@ -153,13 +154,15 @@ class BoxHead(nn.Module):
 
 
 class MaskHead(nn.Module):
-  """Mask head: convolutions and upsampling by 2 (Mask R-CNN, Fig. 4).
+  """Mask head: convolutions and upsampling (Mask R-CNN, Fig. 4).
 
   Attributes:
     num_classes: number of classes with background.
     channels: number of channels of every hidden layer.
     num_convs: number of 3x3 convolutions before the upsampling.
     norm: normalisation after each of these.
+    upsample: side of a mask relative to that of the features: 2, as published,
+      or 4, by a second transposed convolution.
     dtype: precision, see `layers.PRECISIONS`.
   """
 
@@ -167,6 +170,7 @@ class MaskHead(nn.Module):
   channels: int = 256
   num_convs: int = 4
   norm: norms.NormOptions = norms.NormOptions()
+  upsample: int = 2
   dtype: str = 'float32'
 
   @nn.compact
@@ -190,22 +194,28 @@ class MaskHead(nn.Module):
       train: whether trainable batch norm uses the statistics of this batch.
 
     Returns:
-      `[batch, num_rois, 2 * size, 2 * size]`.
+      `[batch, num_rois, upsample * size, upsample * size]`.
     """
+    if self.upsample not in (2, 4):
+      raise invalid('model.mask_upsample', self.upsample, '2 or 4')
     batch, num_rois, size = features.shape[:3]
     x = features.reshape((batch * num_rois, *features.shape[2:]))
     for index in range(1, self.num_convs + 1):
       x = _hidden_conv(self, x, self.channels, index, valid, train)
-    x = nn.relu(
-      layers.UpsampleConv(
-        self.channels, kernel_init=_he, dtype=self.dtype, name='deconv'
-      )(x)
-    )
+    for name in ('deconv', 'deconv2')[: self.upsample // 2]:
+      # Every cell becomes a block of its own: blocks stay in one axis.
+      x = layers.UpsampleConv(
+        self.channels, kernel_init=_he, dtype=self.dtype, name=name
+      )(x.reshape(len(x), size, -1, x.shape[-1]))
+      x = nn.relu(x)
     logits = ClassMask(self.num_classes, dtype=self.dtype, name='mask_logits')(
-      x, classes.reshape(-1)
+      x.reshape(len(x), size, size, -1, x.shape[-1]), classes.reshape(-1)
     )
-    logits = convolution.interleave(logits, 2)
-    return logits.reshape(batch, num_rois, 2 * size, 2 * size)
+    if self.upsample == 4:
+      logits = convolution.join_blocks(logits)
+    logits = convolution.interleave(logits, self.upsample)
+    side = self.upsample * size
+    return logits.reshape(batch, num_rois, side, side)
 
 
 class ClassMask(nn.Module):

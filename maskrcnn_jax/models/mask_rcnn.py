@@ -37,7 +37,7 @@ class TrainOutputs:
     rpn: RPN head outputs for every anchor.
     rois: the sampled RoIs.
     box: box head outputs for every RoI.
-    mask_logits: `[batch, n, 28, 28]` for the RoIs of `targets.mask_rois`.
+    mask_logits: `[batch, n, side, side]` of the RoIs of `targets.mask_rois`.
   """
 
   rpn: RPNOutputs
@@ -65,7 +65,8 @@ class MaskRCNN(nn.Module):
     head_norm: normalisation after the convolutions of the pyramid, the box head
       and the mask head.
     box_size: side of the RoI features for boxes.
-    mask_size: side of the RoI features for masks; masks have twice that.
+    mask_size: side of the RoI features for masks.
+    mask_upsample: side of masks relative to it: 2, as published, or 4.
     plus_one: in proposals, RoIs and detections a box from a to b has the side
       b - a + 1, and boxes are clipped to size - 1.
     box_weights: weights of the box head's deltas, (dy, dx, dh, dw).
@@ -94,6 +95,7 @@ class MaskRCNN(nn.Module):
   head_norm: norms.NormOptions = norms.NormOptions()
   box_size: int = 7
   mask_size: int = 14
+  mask_upsample: int = 2
   anchors: anchor_ops.AnchorOptions = anchor_ops.AnchorOptions()
   train_proposals: proposals_lib.ProposalOptions = (
     proposals_lib.ProposalOptions(pre_nms_top_k=2000)
@@ -148,6 +150,7 @@ class MaskRCNN(nn.Module):
       self.mask_channels,
       self.mask_convs,
       self.head_norm,
+      self.mask_upsample,
       dtype=self.dtype,
     )
 

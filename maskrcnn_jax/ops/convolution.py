@@ -206,6 +206,15 @@ def interleave(blocks: jax.Array, size: int) -> jax.Array:
   return blocks.reshape(batch, height * size, width * size, *rest)
 
 
+def join_blocks(blocks: jax.Array) -> jax.Array:
+  """Blocks `[..., 16]` of 4x4 cells from 2x2 blocks of 2x2 blocks `[..., 16]`.
+
+  That is the order of cells after upsampling twice by `upsample_convolve`.
+  """
+  blocks = blocks.reshape(*blocks.shape[:-1], 2, 2, 2, 2)
+  return jnp.swapaxes(blocks, -3, -2).reshape(*blocks.shape[:-4], 16)
+
+
 def max_pool(inputs: jax.Array, padding: str = 'symmetric') -> jax.Array:
   """3x3 max-pooling with stride 2, after the stem of a ResNet.
 

@@ -27,8 +27,8 @@ from maskrcnn_jax.weights.load_report import STRICT, LoadOptions
 _SOURCE_FIELDS = (
   *('backbone', 'pyramid_channels', 'max_level', 'rpn_convs', 'box_convs'),
   *('box_dense', 'box_channels', 'mask_channels', 'mask_convs', 'head_norm'),
-  *('box_size', 'mask_size', 'anchors', 'roi_align', 'plus_one'),
-  *('box_weights', 'pixel_mean', 'pixel_std', 'bgr'),
+  *('box_size', 'mask_size', 'mask_upsample', 'anchors', 'roi_align'),
+  *('plus_one', 'box_weights', 'pixel_mean', 'pixel_std', 'bgr'),
 )
 # Fields of the backbone that the run keeps.
 _KEPT_BACKBONE_FIELDS = ('frozen_stages', 'norm_momentum')

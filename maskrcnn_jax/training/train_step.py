@@ -128,7 +128,10 @@ def training_losses(
   )
   foreground = targets_lib.mask_rois(rois, model.sampling)
   masks = targets_lib.mask_targets(
-    foreground, instances, 2 * model.mask_size, model.mask_threshold
+    foreground,
+    instances,
+    outputs.mask_logits.shape[-1],
+    model.mask_threshold,
   )
   return {
     **losses_lib.rpn_losses(outputs.rpn, targets, valid, model.losses),

@@ -149,7 +149,7 @@ def load(
     for x in covered
     if x.endswith(('/mean', '/variance')) and not form.has_statistics
   ]
-  names = {x: form.name(x) for x in covered if x not in {*folded}}
+  names = {x: _name(form, x) for x in covered if x not in {*folded}}
   arrays = _arranged(file, form, names, ours) | {
     x: np.full(ours[x].shape, float(x.endswith('variance'))) for x in folded
   }
@@ -197,6 +197,14 @@ def load(
     folded=folded,
     prefix=file.prefix,
   )
+
+
+def _name(form, path) -> str:
+  """Name of a variable in a file; '' if its system has no such layer."""
+  try:
+    return form.name(path)
+  except UserError:
+    return ''
 
 
 def _arranged(file, form, names, ours) -> dict[str, np.ndarray]:

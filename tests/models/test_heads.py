@@ -9,6 +9,7 @@ import pytest
 import quick
 from jax import lax
 
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models import heads, layers, norms
 from maskrcnn_jax.weights import load_report
 
@@ -237,3 +238,40 @@ def test_padded_rois_are_in_no_statistics():
     updated['batch_stats'],
     variables['batch_stats'],
   )
+
+
+@pytest.mark.parametrize('upsample', [2, 4])
+def test_upsampled_masks_match_the_definition(upsample):
+  """Transposed 2x2 convolutions with ReLU, then the channel of the class."""
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(1, 2, 3, 3, 4)).astype(np.float32)
+  classes = np.array([[1, 2]])
+  head = heads.MaskHead(
+    num_classes=3, channels=5, num_convs=0, upsample=upsample
+  )
+  variables = head.init(jax.random.key(0), x, classes)
+  variables = jax.tree.map(
+    lambda x: rng.normal(size=x.shape).astype(np.float32), variables
+  )
+  masks = head.apply(variables, x, classes)
+  assert masks.shape == (1, 2, 3 * upsample, 3 * upsample)
+  params = variables['params']
+  layers = [params['deconv'], params.get('deconv2')][: upsample // 2]
+  last = params['mask_logits']
+  for roi, label in enumerate(classes[0]):
+    y = x[0, roi]
+    for layer in layers:
+      larger = np.zeros((2 * len(y), 2 * len(y), 5))
+      for i, j in np.ndindex(2, 2):
+        larger[i::2, j::2] = y @ layer['kernel'][i, j] + layer['bias']
+      y = np.maximum(larger, 0.0)
+    expected = y @ last['kernel'][0, 0, :, label] + last['bias'][label]
+    np.testing.assert_allclose(masks[0, roi], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_other_upsampling_is_refused():
+  head = heads.MaskHead(upsample=3)
+  with pytest.raises(UserError) as error:
+    head.init(jax.random.key(0), jnp.zeros((1, 1, 2, 2, 4)), jnp.ones((1, 1)))
+  assert error.value.argument == 'model.mask_upsample'
+  assert error.value.given == 3

@@ -16,6 +16,7 @@ from maskrcnn_jax.weights import (
   tensor_files,
   torchvision,
 )
+from maskrcnn_jax.weights.load_report import LoadOptions
 
 # Further tensors of a ResNet classifier.
 CLASSIFIER = {
@@ -107,6 +108,24 @@ def test_tensor_counts_of_the_published_models(config, count, counters):
     # PyTorch does not count means and variances.
     size -= sum(x.size for k, x in tensors.items() if '.running_' in k)
   assert size == (46_359_409 if config else 44_507_633)
+
+
+def test_a_sharper_mask_head_has_one_new_layer(tmp_path):
+  model = narrow_models.make_model()
+  path = write(
+    tmp_path, torchvision.state_dict(narrow_models.random_variables(model))
+  )
+  sharper = model.clone(mask_upsample=4)
+  new = {f'mask_head/deconv2/{leaf}' for leaf in ('kernel', 'bias')}
+  assert {*error(path, narrow_models.shapes(sharper)).item} == new
+  initial = narrow_models.random_variables(sharper, seed=1)
+  loaded, report = external.load(path, initial, LoadOptions(strict=False))
+  assert {*report.mismatched} == new
+  for name in ('kernel', 'bias'):
+    np.testing.assert_array_equal(
+      loaded['params']['mask_head']['deconv2'][name],
+      initial['params']['mask_head']['deconv2'][name],
+    )
 
 
 def test_layouts_by_hand(tmp_path):
