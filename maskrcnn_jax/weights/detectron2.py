@@ -7,7 +7,7 @@ Caffe2, whose norms are only a scale and a bias.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -20,6 +20,9 @@ _BODY = 'backbone.bottom_up.'
 _UNUSED_LOGIT = -1e4
 # Names in models of Detectron 1, which differ in more than names.
 _DETECTRON = ('fpn_inner_', 'conv_rpn_', 'bbox_pred_')
+_STRIDE_IN_3X3 = 'model.backbone.stride_in_1x1=false'
+# A config of Detectron2 chooses them freely; its models mostly keep these.
+_CHANNELS = 'BGR with a deviation of 1 (model.bgr, model.pixel_std)'
 _CAFFE2_CONV = 'res2_0_branch2a_w'
 _CAFFE2_BRANCH = 'res{stage}_{block}_branch'
 _CAFFE2_LEAVES = {
@@ -31,8 +34,8 @@ _CAFFE2_LEAVES = {
 }
 
 
-def find_format(names: Collection[str]) -> Format | None:
-  """Format of a state dict with these names; None if unknown.
+def find_format(names: Mapping[str, np.ndarray]) -> Format | None:
+  """Format of a state dict, arrays by name; None if unknown.
 
   Raises:
     UserError: it is a whole model of Detectron 1.
@@ -46,7 +49,9 @@ def find_format(names: Collection[str]) -> Format | None:
       config='coco:torchvision',
       name=state_dicts.namer(_backbone(''), 'Detectron2'),
       is_layer=lambda name: name.startswith(('stem.conv1.', 'res')),
-      overrides=_norm_overrides(names, 'stem.conv1.norm'),
+      overrides=_norm_overrides(
+        state_dicts.norm_kind(names, 'stem.conv1.norm')
+      ),
     )
   if _CAFFE2_CONV not in names:
     return None
@@ -128,12 +133,21 @@ def _model_format(names) -> Format:
     if re.fullmatch(r'proposal_generator\.rpn_head\.conv\.conv\d\.weight', name)
   ]
   num_rpn = max(len(convs), 1)
+  norm = state_dicts.norm_kind(names, f'{_BODY}stem.conv1.norm')
   head_norm = state_dicts.norm_kind(names, 'backbone.fpn_lateral2.norm')
   overrides = [
     f'model.rpn_convs={num_rpn}',
     f'model.head_norm.kind={head_norm}',
-    *_norm_overrides(names, f'{_BODY}stem.conv1.norm'),
+    *_norm_overrides(norm),
   ]
+  pixels = _pixel_statistics(names)
+  overrides += pixels
+  assumed = [] if pixels else [_CHANNELS]
+  if norm == 'batch' and num_rpn == 1:
+    # Misc/*_syncbn; LSJ models have two convolutions and the other stride.
+    overrides.append(_STRIDE_IN_3X3)
+  elif norm != 'group':
+    assumed.append('model.backbone.stride_in_1x1=true')
   return Format(
     kind='model',
     config='coco:detectron2',
@@ -141,11 +155,30 @@ def _model_format(names) -> Format:
     arrange=order_classes,
     num_classes=count_classes,
     overrides=overrides,
+    assumed=assumed,
   )
 
 
-def _norm_overrides(names, scope) -> list[str]:
-  kind = state_dicts.norm_kind(names, scope)
+def _pixel_statistics(arrays: Mapping[str, np.ndarray]) -> list[str]:
+  """Overrides for the channels, from the buffers that some files have."""
+  mean, std = (
+    np.ravel(arrays.get(name, ())).astype(float) / 255
+    for name in ('pixel_mean', 'pixel_std')
+  )
+  if not (mean.size == std.size == 3 and np.all(std > 0)):
+    return []
+  # The mean of blue is the smallest in photographs.
+  step = -1 if mean[0] < mean[2] else 1
+  return [
+    f'model.bgr={str(step < 0).lower()}',
+    *(
+      f'model.{name}=({",".join(f"{x:.6g}" for x in values[::step])})'
+      for name, values in (('pixel_mean', mean), ('pixel_std', std))
+    ),
+  ]
+
+
+def _norm_overrides(kind) -> list[str]:
   if kind == 'group':
     return _group_overrides()
   # A model with trainable norm was trained from random values.
@@ -159,7 +192,7 @@ def _group_overrides() -> list[str]:
     'model.backbone.norm=group',
     'model.backbone.norm_epsilon=1e-5',
     'model.backbone.frozen_stages=0',
-    'model.backbone.stride_in_1x1=false',
+    _STRIDE_IN_3X3,
   ]
 
 

@@ -48,8 +48,7 @@ def local(source: str | os.PathLike) -> str | os.PathLike:
 
 def cached(weights: published.Weights) -> pathlib.Path:
   """Path of weights in the cache, whether they are there or not."""
-  file = weights.url.rpartition('/')[2]
-  return files.cache_folder() / 'weights' / weights.name / file
+  return files.cache_folder() / 'weights' / weights.name / weights.file
 
 
 def fetch(weights: published.Weights) -> pathlib.Path:

@@ -4,6 +4,7 @@ A path is a file of tensors (see `tensor_files`), the prefix of a TensorFlow
 checkpoint (see `tensor_bundle`), or a name of public weights (see `published`).
 """
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from maskrcnn_jax.weights import (
   download,
   load_report,
   prefixes,
+  published,
   state_dicts,
   tensor_bundle,
   tensor_files,
@@ -84,7 +86,7 @@ def read(path: str | os.PathLike) -> tuple[tensor_files.Tensors, Format]:
       file = prefixes.without_prefix(file)
       form = _find_format(file.arrays)
     if form:
-      return file, form
+      return file, _with_published_facts(form, path.name)
     names = file.arrays
     mentioned = ', '.join(sorted(names)[:_NUM_MENTIONED])
     raise UserError(
@@ -93,6 +95,18 @@ def read(path: str | os.PathLike) -> tuple[tensor_files.Tensors, Format]:
       f'{len(names)} tensors: {mentioned}, ...',
       item=min(names, default=None),
     )
+
+
+def _with_published_facts(form, name) -> Format:
+  """The format of a file, with what is known of weights of this file name."""
+  known = published.by_file(name)
+  if known is None:
+    return form
+  fields = {x.partition('=')[0] for x in known.overrides}
+  inferred = [x for x in form.overrides if x.partition('=')[0] not in fields]
+  return dataclasses.replace(
+    form, overrides=[*inferred, *known.overrides], assumed=()
+  )
 
 
 def _find_format(names) -> Format | None:

@@ -76,6 +76,7 @@ class LoadReport:
     folded: our names of norm statistics that are 0 and 1, since the file folds
       them into scales and biases.
     prefix: parts that were taken off the names in the file.
+    assumed: fields of the config that the file does not tell.
   """
 
   source: str
@@ -87,6 +88,7 @@ class LoadReport:
   training_state: Sequence[str] = ()
   folded: Sequence[str] = ()
   prefix: Sequence[str] = ()
+  assumed: Sequence[str] = ()
 
   def __str__(self):
     lines = [
@@ -95,6 +97,10 @@ class LoadReport:
     ]
     if self.prefix:
       lines.append(f'  prefix: {", ".join(self.prefix)} taken off the names')
+    if self.assumed:
+      lines.append(
+        f'  assumed: {", ".join(self.assumed)}; the file does not tell'
+      )
     for label, names, meaning in (
       ('unexpected', self.unexpected, 'tensors are not in the model'),
       ('training state', self.training_state, 'tensors are skipped'),
@@ -196,6 +202,7 @@ def load(
     ],
     folded=folded,
     prefix=file.prefix,
+    assumed=form.assumed,
   )
 
 

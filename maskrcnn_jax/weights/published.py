@@ -38,6 +38,7 @@ class Weights:
     score: published box and mask AP on COCO val2017 unless stated otherwise, or
       top-1 accuracy on ImageNet; '' if the source states none.
     by_script: `SCRIPT` downloads these, in several files.
+    overrides: fields of the config of its model that the tensors do not tell.
   """
 
   name: str
@@ -47,6 +48,12 @@ class Weights:
   megabytes: float | None = None
   score: str = ''
   by_script: bool = False
+  overrides: tuple[str, ...] = ()
+
+  @property
+  def file(self) -> str:
+    """Name of the file."""
+    return self.url.rpartition('/')[2]
 
 
 def _torchvision(name, digest, megabytes, score, file=None):
@@ -60,13 +67,14 @@ def _torchvision(name, digest, megabytes, score, file=None):
   )
 
 
-def _detectron2(name, number, digest, score):
+def _detectron2(name, number, digest, score, overrides=()):
   return Weights(
     f'detectron2/{name}',
     f'{_DETECTRON2}/{name}/{number}/model_final_{digest}.pkl',
     'CC BY-SA 3.0',
     f'md5:{digest}',
     score=score,
+    overrides=overrides,
   )
 
 
@@ -113,6 +121,10 @@ def _by_script(name, url, licence=''):
   return Weights(name, url, licence, by_script=True)
 
 
+# Those of Detectron2 that were trained from random values divide by ImageNet's
+# deviation; the others have 1.
+_STD = ('model.pixel_std=(0.229,0.224,0.225)',)
+
 # fmt: off
 _ALL = (
   _torchvision('maskrcnn_resnet50_fpn_coco', 'bf2d0c1e', 169.84, '37.9 / 34.6'),
@@ -150,10 +162,14 @@ _ALL = (
               'f96b26', '48.9 / 43.7'),
   _detectron2('Misc/mask_rcnn_R_50_FPN_3x_gn', 138602888, 'dc5d9e',
               '42.6 / 38.6'),
+  _detectron2('Misc/mask_rcnn_R_50_FPN_3x_syncbn', 169527823, '3b3c51',
+              '41.9 / 37.8'),
   _detectron2('Misc/scratch_mask_rcnn_R_50_FPN_3x_gn', 138602908, '01ca85',
-              '39.9 / 36.6'),
+              '39.9 / 36.6', _STD),
   _detectron2('Misc/scratch_mask_rcnn_R_50_FPN_9x_gn', 183808979, 'da7b4c',
-              '43.7 / 39.6'),
+              '43.7 / 39.6', _STD),
+  _detectron2('Misc/scratch_mask_rcnn_R_50_FPN_9x_syncbn', 184226666, '5ce33e',
+              '43.6 / 39.3', _STD),
   _detectron2('Cityscapes/mask_rcnn_R_50_FPN', 142423278, 'af9cf5',
               'Cityscapes - / 36.5'),
   _detectron2('LVISv0.5-InstanceSegmentation/mask_rcnn_R_50_FPN_1x', 144219072,
@@ -209,3 +225,9 @@ _ALL = (
 )
 # fmt: on
 TABLE = {weights.name: weights for weights in _ALL}
+
+
+def by_file(name: str) -> Weights | None:
+  """The entry of a file name with a checksum in it; None without one."""
+  found = (x for x in _ALL if x.checksum and x.file == name)
+  return next(found, None)

@@ -126,6 +126,8 @@ class Format:
     lacks: True for our variables of a covered part that such files do not have;
       they keep their initial values.
     overrides: fields of the config, besides those that the shapes give.
+    assumed: fields of the config that neither names nor shapes tell, which have
+      the value that is usual there.
     training_state: pattern of tensors of the run that wrote the file.
   """
 
@@ -140,6 +142,7 @@ class Format:
   backbone_sizes: Callable[[Any], Mapping[str, Any]] = resnet.sizes
   lacks: Callable[[str], bool] = lambda name: False
   overrides: Sequence[str] = ()
+  assumed: Sequence[str] = ()
   training_state: re.Pattern = _TRAINING_STATE
 
 

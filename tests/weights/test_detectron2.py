@@ -238,11 +238,7 @@ def test_the_model_is_inferred_from_a_file(tmp_path, is_lsj):
     narrow_models.shapes(model), LSJ_HEADS if is_lsj else HEADS
   )
   if is_lsj:
-    tensors |= {
-      name.replace('running_mean', 'num_batches_tracked'): np.int64([1])
-      for name in tensors
-      if name.endswith('running_mean')
-    }
+    tensors = with_counters(tensors)
   path = write(tmp_path, {'model': tensors})
   inferred = external.infer_model(path)
   made = make_inferred(inferred)
@@ -253,6 +249,68 @@ def test_the_model_is_inferred_from_a_file(tmp_path, is_lsj):
   # The file can be loaded into the inferred model.
   _, report = external.load(path, narrow_models.shapes(made))
   assert not report.unexpected and not report.missing
+
+
+def with_counters(tensors):
+  """Adds the counters of trainable batch norm."""
+  return tensors | {
+    name.replace('running_mean', 'num_batches_tracked'): np.int64([1])
+    for name in tensors
+    if name.endswith('running_mean')
+  }
+
+
+def test_stride_of_models_with_synchronized_batch_norm(tmp_path):
+  """`Misc/*_syncbn`: one RPN convolution, and the stride in the 3x3."""
+  options = narrow_models.SECOND | {'rpn_convs': 1}
+  model = narrow_models.make_model(norm='batch', frozen_stages=0, **options)
+  heads = LSJ_HEADS | {'rpn_head/conv': HEADS['rpn_head/conv']}
+  tensors = model_tensors(narrow_models.shapes(model), heads)
+  path = write(tmp_path, {'model': with_counters(tensors)})
+  made = make_inferred(external.infer_model(path))
+  assert made.backbone.norm == made.head_norm.kind == 'batch'
+  assert made.rpn_convs == 1 and not made.backbone.stride_in_1x1
+  _, report = external.load(path, narrow_models.shapes(made))
+  assert not any('stride_in_1x1' in x for x in report.assumed)
+
+
+@pytest.mark.parametrize('name', ['model_final.pkl', 'model_final_01ca85.pkl'])
+def test_what_names_do_not_tell_is_assumed_or_known_by_the_file(tmp_path, name):
+  """The published model of the second name divides by a deviation."""
+  model = narrow_models.make_model()
+  shapes = narrow_models.shapes(model)
+  path = write(tmp_path, {'model': model_tensors(shapes, HEADS)}, name)
+  made = make_inferred(external.infer_model(path))
+  _, report = external.load(path, shapes)
+  if name == 'model_final.pkl':
+    assert made.pixel_std == (1 / 255,) * 3
+    assert any('stride_in_1x1' in x for x in report.assumed)
+    assert any('pixel_std' in x for x in report.assumed)
+    assert 'assumed: ' in str(report)
+  else:
+    assert made.pixel_std == (0.229, 0.224, 0.225)
+    assert not report.assumed and 'assumed' not in str(report)
+
+
+def test_the_channels_are_those_of_the_file(tmp_path):
+  model = narrow_models.make_model()
+  tensors = model_tensors(narrow_models.shapes(model), HEADS)
+  for order in (slice(None), slice(None, None, -1)):
+    buffers = {'pixel_mean': [100, 110, 120], 'pixel_std': [51, 52, 53]}
+    tensors |= {
+      name: np.float32(values)[order].reshape(3, 1, 1)
+      for name, values in buffers.items()
+    }
+    path = write(tmp_path, {'model': tensors})
+    made = make_inferred(external.infer_model(path))
+    # Blue is first where the smallest mean is.
+    assert made.bgr == (order == slice(None))
+    np.testing.assert_allclose(
+      np.multiply(made.pixel_mean, 255), [120, 110, 100], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+      np.multiply(made.pixel_std, 255), [53, 52, 51], rtol=1e-5
+    )
 
 
 def test_a_coco_model_has_91_classes(tmp_path):
