@@ -5,6 +5,7 @@ import json
 import pathlib
 import shutil
 
+import label_sets
 import labelme_set
 import numpy as np
 import pytest
@@ -102,6 +103,25 @@ def test_the_same_data_give_the_same_records(made, tmp_path):
 def test_copies_of_the_data_are_the_same_data(copied):
   data, workdir = copied
   assert run_records.check(workdir, data).num_images['train'] == 8
+
+
+@pytest.mark.parametrize('name', label_sets.MAKERS)
+def test_labels_of_every_format_are_taken(name, tmp_path):
+  labels = label_sets.make(name, tmp_path / 'data')
+  is_numbered = name in ('instance_png', 'object_png')
+  data = RunData(
+    *(str(tmp_path / 'data' / 'images'), str(labels)),
+    classes='cat,dog' if is_numbered else None,
+    val_share=0,
+    num_workers=1,
+  )
+  run_records.prepare_all(tmp_path / 'run', data)
+  found = run_records.check(tmp_path / 'run', data)
+  assert found.inputs['train'].data_format == name
+  classes = categories.read_from_records(
+    run_records.pattern(tmp_path / 'run', 'train')
+  )
+  assert len(classes) == 2
 
 
 def change_image(data):
