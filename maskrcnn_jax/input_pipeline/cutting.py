@@ -45,15 +45,7 @@ def cut_objects(
   def body(number, cover, *arrays):
     mask = decode.decode_mask(encoded[number], image_size)
     y1, x1, y2, x2 = tf.unstack(arranged['regions'][number])
-    values = tf.reshape(mask, [-1])
-    if options.rotation:
-      pixels = arranged['pixels'][y1:y2, x1:x2]
-      # Corners that are left empty show a pixel after the last one.
-      values = tf.concat([values, [0]], axis=0)
-    else:
-      rows, columns = arranged['row_terms'], arranged['column_terms']
-      pixels = rows[y1:y2, None] + columns[x1:x2]
-    patch = tf.gather(values, pixels) > 0
+    patch = _shown_part(mask, arranged, y1, x1, y2, x2, options)
     whole = arranged['whole'][number]
     box, kept = arranged['boxes'][number], tf.reduce_any(patch)
     if hidden is None:
@@ -98,6 +90,31 @@ def cut_objects(
   )
   found = {name: x.stack() for name, x in zip(found, arrays)}
   return found | {'cover': cover}
+
+
+def _shown_part(mask, arranged, y1, x1, y2, x2, options):
+  """What a part of the canvas shows of a mask, `[y2 - y1, x2 - x1]` bool."""
+  if options.rotation:
+    # Corners that are left empty show a pixel after the last one.
+    values = tf.concat([tf.reshape(mask, [-1]), [0]], axis=0)
+    return tf.gather(values, arranged['pixels'][y1:y2, x1:x2]) > 0
+  spans = []
+  for pixels in (arranged['y_pixels'][y1:y2], arranged['x_pixels'][x1:x2]):
+    first = tf.minimum(pixels[0], pixels[-1])
+    end = tf.maximum(pixels[0], pixels[-1]) + 1
+    spans.append((first, end, pixels - first))
+  (y, y_end, ys), (x, x_end, xs) = spans
+  if options.quarter_turns:
+    part = tf.cond(
+      arranged['upright'][0] % 2 > 0,
+      lambda: tf.transpose(mask[x:x_end, y:y_end]),
+      lambda: mask[y:y_end, x:x_end],
+    )
+  else:
+    part = mask[y:y_end, x:x_end]
+  # Gathering is fast along the first axis only.
+  columns = tf.gather(tf.transpose(part), xs)
+  return tf.gather(tf.transpose(columns), ys) > 0
 
 
 def _tight_box(patch, y1, x1):

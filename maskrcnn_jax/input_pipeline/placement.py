@@ -80,7 +80,7 @@ def place(draw: Draw, image_size, fit) -> Placement:
   )
 
 
-def pixel_terms(placed: Placement, half_pixel: bool = True):
+def nearest_pixels(placed: Placement, half_pixel: bool = True):
   """The nearest pixel of the stored image for the pixels before a rotation.
 
   Args:
@@ -88,8 +88,8 @@ def pixel_terms(placed: Placement, half_pixel: bool = True):
     half_pixel: nearest to the centres of pixels instead of to their corners.
 
   Returns:
-    `[height]` and `[width]` int32, whose sum is y * width + x in the stored
-    image.
+    `[height]` and `[width]` int32, rows and columns of the stored image; after
+    an odd number of quarter turns, columns and rows.
   """
   shift = 0.5 if half_pixel else 0.0
   axes = []
@@ -98,21 +98,34 @@ def pixel_terms(placed: Placement, half_pixel: bool = True):
     nearest = np.floor(shown * placed.step[axis]).astype(np.int32)
     nearest = np.minimum(nearest, placed.crop[2 + axis] - 1)
     axes.append(nearest + placed.crop[axis])
-  return _upright_to_stored(placed, *axes)
+  draw, last = placed.draw, placed.upright - 1
+  # A quarter turn mirrors the first axis, the next one the second too.
+  mirrored = (
+    draw.vertical ^ (draw.turns in (1, 2)),
+    draw.horizontal ^ (draw.turns in (2, 3)),
+  )
+  return tuple(
+    (end - pixels if does else pixels).astype(np.int32)
+    for pixels, end, does in zip(axes, last, mirrored)
+  )
 
 
 def source_pixels(placed: Placement, half_pixel: bool = True) -> np.ndarray:
   """The nearest pixel of the stored image for every pixel that is shown.
 
   Args:
-    placed: see `pixel_terms`.
-    half_pixel: see `pixel_terms`.
+    placed: see `nearest_pixels`.
+    half_pixel: see `nearest_pixels`.
 
   Returns:
     `[height, width]` int32, y * width + x in the stored image, or, in the
     corners that a rotation leaves empty, its number of pixels.
   """
-  rows, columns = pixel_terms(placed, half_pixel)
+  factors = (placed.original[1], 1)[:: -1 if placed.draw.turns % 2 else 1]
+  rows, columns = (
+    (pixels * factor).astype(np.int32)
+    for pixels, factor in zip(nearest_pixels(placed, half_pixel), factors)
+  )
   if not placed.draw.angle:
     return rows[:, None] + columns
   ys, xs = (np.arange(side) + 0.5 for side in placed.size)
@@ -123,22 +136,6 @@ def source_pixels(placed: Placement, half_pixel: bool = True) -> np.ndarray:
   rows = rows[np.clip(ys, 0, height - 1)]
   columns = columns[np.clip(xs, 0, width - 1)]
   return np.where(shown, rows + columns, np.int32(outside))
-
-
-def _upright_to_stored(placed, rows, columns):
-  """Terms of y * width + x for upright rows and columns, int32 each."""
-  draw, (height, width) = placed.draw, placed.original
-  if draw.vertical:
-    rows = placed.upright[0] - 1 - rows
-  if draw.horizontal:
-    columns = placed.upright[1] - 1 - columns
-  stored = {
-    0: lambda: (rows * width, columns),
-    1: lambda: (width - 1 - rows, columns * width),
-    2: lambda: ((height - 1 - rows) * width, width - 1 - columns),
-    3: lambda: (rows, (height - 1 - columns) * width),
-  }[draw.turns]
-  return tuple(term.astype(np.int32) for term in stored())
 
 
 def rotated(placed: Placement, ys, xs, backward: bool = False):

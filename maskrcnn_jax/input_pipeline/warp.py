@@ -24,10 +24,10 @@ ARRANGED = {
   'step': (tf.float32, [2]),  # Its pixels for each of the canvas.
   'rotation': (tf.float32, [8]),
   'colors': (tf.float32, [6]),
-  # Pixel of the stored image for each that is shown: the sum of two terms, or,
-  # where images are rotated, a map.
-  'row_terms': (tf.int32, [None]),
-  'column_terms': (tf.int32, [None]),
+  # Pixels of the stored image that are shown: along both axes, or, where images
+  # are rotated, a map.
+  'y_pixels': (tf.int32, [None]),
+  'x_pixels': (tf.int32, [None]),
   'pixels': (tf.int32, [None, None]),
   'rows': (tf.int32, [None]),
   'boxes': (tf.float32, [None, 4]),
@@ -78,7 +78,7 @@ def as_arrays(placed: placement.Placement, boxes, options):
     options: `transforms.TransformOptions`.
   """
   half_pixel = options.resize.half_pixel_masks
-  row_terms, column_terms = placement.pixel_terms(placed, half_pixel)
+  y_pixels, x_pixels = placement.nearest_pixels(placed, half_pixel)
   pixels = np.zeros([0, 0])
   if options.augment.rotation:
     pixels = placement.source_pixels(placed, half_pixel)
@@ -102,8 +102,8 @@ def as_arrays(placed: placement.Placement, boxes, options):
     'step': step,
     'rotation': _projection(placed),
     'colors': photometric.as_vector(draw.colors),
-    'row_terms': row_terms,
-    'column_terms': column_terms,
+    'y_pixels': y_pixels,
+    'x_pixels': x_pixels,
     'pixels': pixels,
     'rows': rows,
     'boxes': boxes,
