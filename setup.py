@@ -40,8 +40,8 @@ REQUIREMENTS = [
 ]
 # To write ONNX files, and to run them before they are given away.
 ONNX = [
-  'onnx>=1.17,<2',  # The first for opset 22, so that 21 is settled.
-  'onnxruntime>=1.20,<2',  # The first for opset 21.
+  'onnx>=1.17,<2',  # Beyond opset 21; tried: 1.23.
+  'onnxruntime>=1.20,<2',  # Opset 21, and wheels for Python 3.13; tried: 1.32.
 ]
 HOTCOCO = 'hotcoco>=1.3,<2'  # Its numbers were compared with pycocotools'.
 EXTRAS = {
@@ -51,7 +51,7 @@ EXTRAS = {
     'hypothesis>=6.100,<7',  # Properties of order and round trips.
     'ipykernel>=6.29,<8',  # The process that the notebook runs in.
     'nbclient>=0.10,<0.12',  # Runs the notebook; brings nbformat.
-    'openvino>=2025.4,<2027',  # Runs ONNX files as well.
+    'openvino>=2025.4,<2027',  # Runs ONNX files as well; tried: 2026.4.
     'psutil>=5.9,<8',  # Finds the processes to kill.
     'pytest>=8,<10',
     'pytest-xdist>=3.8,<4',  # Files side by side: a test rarely fills a core.
