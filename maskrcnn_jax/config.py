@@ -138,7 +138,8 @@ def apply_linear_rule(config, rate_is_given: bool = False) -> None:
     f'The learning rate {rate:g} is for batches of {tuned}; for {batch_size} '
     f'it is {optimizer.learning_rate:g} (linear rule). The same number of '
     f'epochs is {1 / ratio:g} times the steps: training.num_steps, '
-    'optimizer.decay_steps and evaluation.every_steps are not changed.'
+    'optimizer.decay_steps and evaluation.every_steps are not changed; '
+    'training.num_epochs and evaluation.every_epochs would follow.'
   )
 
 

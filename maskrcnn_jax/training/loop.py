@@ -291,10 +291,11 @@ def _compile(model, optimizer, mesh, state, inputs, key, writer):
   shardings = jax.tree.map(lambda x: x.sharding, state)
   step = train_step.jit_train_step(model, optimizer, mesh, shardings)
   compiled = step.lower(state, inputs, key).compile()
-  # The compiler counts the operations of one device.
+  # The compiler counts the operations of one device, and of one part.
   flops = (compiled.cost_analysis() or {}).get('flops', 0) * mesh.size
   gflops = flops / batch_size / 1e9
-  note = f', {gflops:.3g} GFLOP an image' if gflops > 0 else ''
+  known = gflops > 0 and optimizer.options.accumulate_steps == 1
+  note = f', {gflops:.3g} GFLOP an image' if known else ''
   writer.say(f'compiled in {time.monotonic() - start:.0f} s{note}')
   collectives.barrier()
   return compiled

@@ -171,8 +171,9 @@ results, programs = [], []
 for num_devices in (1, 8):
   mesh = mesh_lib.make_mesh(num_devices)
   everywhere = mesh_lib.replicated(mesh)
+  laid_out = model_sharding.shard_model(model, mesh, 'none')
   step = jax.jit(
-    functools.partial(train_step.train_step, model, optimizer),
+    functools.partial(train_step.train_step, laid_out, optimizer),
     in_shardings=(everywhere, mesh_lib.input_shardings(mesh), everywhere),
     out_shardings=everywhere,
   )
