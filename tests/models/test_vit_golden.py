@@ -15,6 +15,7 @@ from maskrcnn_jax.models import layers
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.models.vit import Block
 from maskrcnn_jax.ops import attention
+from maskrcnn_jax.training import parameters
 from maskrcnn_jax.weights import load_report, state_dicts, vit
 from maskrcnn_jax.weights.tensor_files import Tensors
 
@@ -138,6 +139,10 @@ def test_layers_of_parameters(name):
     config_lib.load_config(inferred.config, inferred.overrides).model
   )
   assert model.backbone.num_layers == described['num_layers'] + 1
+  decays = parameters.decayed_parameters(
+    variables['params'], 'all_but_backbone_norms'
+  )
+  decays = load_report.flatten({'params': decays})
   for path in load_report.flatten(variables):
     scope, *below = path.split('/')
     layer = None
@@ -145,6 +150,9 @@ def test_layers_of_parameters(name):
       layer = model.backbone.layer_of(tuple(below))
     exponent = 0 if layer is None else model.backbone.num_layers - layer
     rate = described['decay_rate'] ** exponent
-    assert rate == pytest.approx(names[form.name(path)][0]), path
+    recorded_rate, recorded_decay = names[form.name(path)]
+    assert rate == pytest.approx(recorded_rate), path
+    decay = described['base']['weight_decay'] * decays[path]
+    assert decay == pytest.approx(recorded_decay), path
   inner = [x for x in names if x.startswith('backbone.')]
   assert len(inner) == len(load_report.flatten(variables))
