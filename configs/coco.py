@@ -56,8 +56,10 @@ def _model():
     'num_classes': 91,  # Number of classes with background, class 0.
     'backbone': {  # BackboneOptions; those of a ResNet first.
       'kind': 'resnet',  # Kind of backbone: resnet, convnext or vit.
-      'depth': 50,  # Number of layers: 18, 34, 50 or 101.
+      'depth': 50,  # Number of layers: 18, 34, 50, 101 or 152.
       'width': 64,  # Channels of the stem.
+      'groups': 1,  # Groups of 3x3 convolutions; ResNeXt-101-32x8d has 32.
+      'group_width': 64,  # Channels of a group in stage 2; 8 there.
       'norm': 'frozen',  # Normalization: frozen, batch or group.
       'norm_epsilon': 1e-4,  # Epsilon added to the variance.
       'norm_momentum': 0.997,  # Decay of the running statistics of batch norm.

@@ -39,7 +39,7 @@ _IGNORED = (
   'backbone.frozen_stages',
 )
 # Fields that torchvision's models do not have.
-_IMPOSSIBLE = ('bgr', 'backbone.stride_in_1x1')
+_IMPOSSIBLE = ('backbone.kind', 'bgr', 'backbone.stride_in_1x1')
 
 
 def export_weights(source: str | os.PathLike, output: str | os.PathLike) -> str:

@@ -53,16 +53,19 @@ class Conv(nn.Module):
     features: number of output channels.
     size: kernel height and width.
     stride: of both axes.
+    groups: of channels, each with its own kernel.
     padding: `symmetric` or `same`, see `ops.convolution.convolve`.
     use_bias: whether to add a bias.
     frozen: no gradient reaches the parameters.
-    kernel_init: initialiser of the `[size, size, in, features]` kernel.
+    kernel_init: initialiser of the `[size, size, in / groups, features]`
+      kernel.
     dtype: precision.
   """
 
   features: int
   size: int = 1
   stride: int = 1
+  groups: int = 1
   padding: str = 'symmetric'
   use_bias: bool = True
   frozen: bool = False
@@ -74,10 +77,12 @@ class Conv(nn.Module):
     def convolve(inputs, kernel):
       if self.frozen:
         kernel = jax.lax.stop_gradient(kernel)
-      return convolution.convolve(inputs, kernel, self.stride, self.padding)
+      return convolution.convolve(
+        inputs, kernel, self.stride, self.padding, self.groups
+      )
 
     size = (self.size, self.size)
-    return _product(self, convolve, inputs, size, self.use_bias)
+    return _product(self, convolve, inputs, size, self.use_bias, self.groups)
 
 
 class Dense(nn.Module):
@@ -135,9 +140,9 @@ class UpsampleConv(nn.Module):
     return _product(self, convolution.upsample_convolve, inputs, (2, 2))
 
 
-def _product(layer, operation, inputs, kernel_size=(), use_bias=True):
+def _product(layer, operation, inputs, kernel_size=(), use_bias=True, groups=1):
   """Inputs times the kernel of a compact module, plus its bias."""
-  shape = (*kernel_size, inputs.shape[-1], layer.features)
+  shape = (*kernel_size, inputs.shape[-1] // groups, layer.features)
   kernel = layer.param('kernel', layer.kernel_init, shape)
   products = product_dtype(layer.dtype)
   outputs = operation(inputs.astype(products), kernel.astype(products))

@@ -15,6 +15,7 @@ STAGE_SIZES = {
   34: (3, 4, 6, 3),
   50: (3, 4, 6, 3),
   101: (3, 4, 23, 3),
+  152: (3, 8, 36, 3),
 }
 # Depths whose blocks are two 3x3 convolutions instead of a bottleneck.
 BASIC_DEPTHS = (18, 34)
@@ -25,9 +26,13 @@ class ResNetOptions:
   """Depth, norm and padding of a ResNet; the defaults are Habana's.
 
   Attributes:
-    depth: 18, 34, 50 or 101.
+    depth: 18, 34, 50, 101 or 152.
     width: number of channels of the stem; stage l has `width * 2**(l - 2)`,
       times 4 after a bottleneck.
+    groups: number of groups of the 3x3 convolutions of bottlenecks, 32 in
+      ResNeXt-101-32x8d (Xie et al. 2017).
+    group_width: number of channels of such a group in stage 2 if `width` is 64,
+      8 there.
     norm: `frozen`, `batch` or `group`, see `norms.Norm`.
     norm_epsilon: number added to the variance; Habana's 1e-4, elsewhere 1e-5.
     norm_momentum: share of the stored statistics of batch norm that stays.
@@ -42,6 +47,8 @@ class ResNetOptions:
 
   depth: int = 50
   width: int = 64
+  groups: int = 1
+  group_width: int = 64
   norm: str = 'frozen'
   norm_epsilon: float = 1e-4
   norm_momentum: float = 0.997
@@ -83,7 +90,12 @@ class ResNet(nn.Module):
       Levels 2 to 5, each `[batch, height / 2**l, width / 2**l, channels]`.
     """
     options = self.options
-    block = functools.partial(Bottleneck, stride_in_1x1=options.stride_in_1x1)
+    block = functools.partial(
+      Bottleneck,
+      stride_in_1x1=options.stride_in_1x1,
+      groups=options.groups,
+      group_width=options.group_width,
+    )
     if options.depth in BASIC_DEPTHS:
       block = BasicBlock
     x = Stem(**self._layers(0), features=options.width, name='stem')(
@@ -161,7 +173,7 @@ class Stage(nn.Module):
 
 
 class Bottleneck(nn.Module):
-  """1x1, 3x3, 1x1 to four times the channels; shortcut."""
+  """1x1, 3x3 in groups, 1x1 to four times the channels; shortcut."""
 
   conv: functools.partial
   norm: functools.partial
@@ -169,10 +181,13 @@ class Bottleneck(nn.Module):
   stride: int
   has_projection: bool
   stride_in_1x1: bool = False
+  groups: int = 1
+  group_width: int = 64
 
   @nn.compact
   def __call__(self, x, valid, train):
     shortcut = x
+    inner = self.features * self.groups * self.group_width // 64
     if self.has_projection:
       shortcut = self.conv(
         4 * self.features, stride=self.stride, name='shortcut_conv'
@@ -181,9 +196,11 @@ class Bottleneck(nn.Module):
     first, second = self.stride, 1
     if not self.stride_in_1x1:
       first, second = second, first
-    x = self.conv(self.features, stride=first, name='conv1')(x)
+    x = self.conv(inner, stride=first, name='conv1')(x)
     x = nn.relu(self.norm(name='norm1')(x, valid, train))
-    x = self.conv(self.features, size=3, stride=second, name='conv2')(x)
+    x = self.conv(
+      inner, size=3, stride=second, groups=self.groups, name='conv2'
+    )(x)
     x = nn.relu(self.norm(name='norm2')(x, valid, train))
     x = self.conv(4 * self.features, name='conv3')(x)
     # A block that starts as the identity helps training from scratch.

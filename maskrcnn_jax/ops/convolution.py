@@ -19,16 +19,18 @@ def convolve(
   kernel: jax.Array,
   stride: int = 1,
   padding: str = 'symmetric',
+  groups: int = 1,
 ) -> jax.Array:
   """Convolution of images with a square kernel.
 
   Args:
     inputs: `[batch, height, width, in]`.
-    kernel: `[size, size, in, out]`.
+    kernel: `[size, size, in / groups, out]`.
     stride: of both axes.
     padding: `symmetric`, (size - 1) zeros split evenly whatever the stride
       (Caffe, PyTorch, Habana's `fixed_padding`), or `same`, TensorFlow's rule,
       which with a stride of 2 puts the odd zero at the bottom right.
+    groups: of channels, each with its own kernel.
 
   Returns:
     `[batch, ceil(height / stride), ceil(width / stride), out]` for odd sizes.
@@ -36,12 +38,15 @@ def convolve(
   Raises:
     ValueError: if the channels do not fit or the padding is unknown.
   """
-  if inputs.shape[-1] != kernel.shape[2]:
+  if inputs.shape[-1] != groups * kernel.shape[2]:
+    channels = groups * kernel.shape[2]
     raise ValueError(
-      f'kernel {kernel.shape} takes {kernel.shape[2]} channels, inputs have '
+      f'kernel {kernel.shape} takes {channels} channels, inputs have '
       f'{inputs.shape[-1]}.'
     )
   pads = _pads(padding, kernel.shape[:2])
+  if groups > 1:
+    return _convolve(inputs, kernel, stride, pads, groups)
   if kernel.shape[:2] == (1, 1):
     # A matrix product: on the CPU 3 to 7 times faster than the convolution,
     # elsewhere the same.
@@ -60,9 +65,14 @@ def _pads(padding, sizes):
   return [((size - 1) // 2, size // 2) for size in sizes]
 
 
-def _convolve(inputs, kernel, stride, pads):
+def _convolve(inputs, kernel, stride, pads, groups=1):
   return lax.conv_general_dilated(
-    inputs, kernel, (stride, stride), pads, dimension_numbers=_LAYOUT
+    inputs,
+    kernel,
+    (stride, stride),
+    pads,
+    dimension_numbers=_LAYOUT,
+    feature_group_count=groups,
   )
 
 

@@ -6,6 +6,7 @@ The records tell the classes. Sampling of RoIs, loss weights and the selection
 of detections stay as the config has them.
 """
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,6 +33,7 @@ _SOURCE_FIELDS = (
 )
 # Fields of the backbone that the run keeps.
 _KEPT_BACKBONE_FIELDS = ('frozen_stages', 'norm_momentum')
+_KEPT_BY_KIND = ('drop_path', 'remat')
 
 
 def complete(
@@ -122,6 +124,8 @@ def _adopt(config, source: Mapping[str, Any]) -> list[str]:
   )
   for name in _KEPT_BACKBONE_FIELDS:
     theirs['backbone'][name] = ours['backbone'][name]
+  for kind, name in itertools.product(('convnext', 'vit'), _KEPT_BY_KIND):
+    theirs['backbone'][kind][name] = ours['backbone'][kind][name]
   if theirs['backbone']['norm'] == 'group':
     # Frozen stages need batch norm.
     theirs['backbone']['frozen_stages'] = 0

@@ -99,10 +99,13 @@ def _layout(name: str, array: np.ndarray, channels: int) -> np.ndarray:
 
 def _sizes(shapes: state_dicts.FileShapes) -> Mapping[str, Any]:
   stages = [f'backbone/stage{level}/block' for level in range(2, 6)]
+  blocks = tuple(shapes.count(x + '{}/project') for x in stages)
   return {
-    'kind': 'convnext',
-    'convnext.blocks': tuple(shapes.count(x + '{}/project') for x in stages),
-    'convnext.widths': tuple(shapes.width(f'{x}1/project') for x in stages),
+    'backbone.kind': 'convnext',
+    'backbone.convnext.blocks': blocks,
+    'backbone.convnext.widths': tuple(
+      shapes.width(f'{x}1/project') for x in stages
+    ),
   }
 
 

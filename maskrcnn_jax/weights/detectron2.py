@@ -8,6 +8,7 @@ Caffe2, whose norms are only a scale and a bias.
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -77,6 +78,7 @@ def find_format(names: Mapping[str, np.ndarray]) -> Format | None:
     is_layer=lambda name: name.startswith(('conv1_w', 'res')),
     has_statistics='res2_0_branch2a_bn_rm' in names,
     overrides=_group_overrides() if is_group else (),
+    backbone_sizes=_sizes,
   )
 
 
@@ -156,6 +158,7 @@ def _model_format(names) -> Format:
     num_classes=count_classes,
     overrides=overrides,
     assumed=assumed,
+    backbone_sizes=_sizes,
   )
 
 
@@ -176,6 +179,15 @@ def _pixel_statistics(arrays: Mapping[str, np.ndarray]) -> list[str]:
       for name, values in (('pixel_mean', mean), ('pixel_std', std))
     ),
   ]
+
+
+def _sizes(shapes: state_dicts.FileShapes) -> Mapping[str, Any]:
+  """As of a ResNet; a ResNeXt has its stride on the 3x3 and ImageNet's std."""
+  sizes = resnet.sizes(shapes)
+  if sizes.get('backbone.groups', 1) == 1:
+    return sizes
+  std = (0.229, 0.224, 0.225)
+  return {**sizes, 'backbone.stride_in_1x1': False, 'pixel_std': std}
 
 
 def _norm_overrides(kind) -> list[str]:

@@ -6,11 +6,17 @@ from typing import Any
 from maskrcnn_jax.errors import UserError
 
 # (blocks of stage 4, three convolutions in a block) -> depth.
-_DEPTHS = {(2, False): 18, (6, False): 34, (6, True): 50, (23, True): 101}
+_DEPTHS = {
+  (2, False): 18,
+  (6, False): 34,
+  (6, True): 50,
+  (23, True): 101,
+  (36, True): 152,
+}
 
 
 def sizes(shapes: Any) -> Mapping[str, Any]:
-  """Fields of `model.backbone`; `UserError` for another depth.
+  """Fields of `model`; `UserError` for another depth.
 
   Args:
     shapes: `state_dicts.FileShapes`.
@@ -26,10 +32,16 @@ def sizes(shapes: Any) -> Mapping[str, Any]:
       path=shapes.file.path,
       wanted=sorted(_DEPTHS.values()),
     )
-  return {
-    'width': shapes.width('backbone/stem/conv'),
-    'depth': _DEPTHS[blocks, third],
+  width = shapes.width('backbone/stem/conv')
+  found = {
+    'backbone.width': width,
+    'backbone.depth': _DEPTHS[blocks, third],
   }
+  kernel = shapes.shape('backbone/stage2/block1/conv2/kernel')
+  if third and width and kernel and len(kernel) == 4:
+    found['backbone.groups'] = kernel[3] // kernel[2]
+    found['backbone.group_width'] = kernel[2] * 64 // width
+  return found
 
 
 def patterns(*names: str) -> Sequence[tuple[str, Callable]]:

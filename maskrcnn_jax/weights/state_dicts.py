@@ -122,7 +122,7 @@ class Format:
     arrange: for differences besides the layout, such as the order of classes:
       our name, their array, our shape -> their array in our order.
     num_classes: rows of the class logits -> `model.num_classes`.
-    backbone_sizes: `FileShapes` -> fields of `model.backbone`.
+    backbone_sizes: `FileShapes` -> fields of `model` that the backbone tells.
     lacks: True for our variables of a covered part that such files do not have;
       they keep their initial values.
     overrides: fields of the config, besides those that the shapes give.
@@ -178,7 +178,7 @@ class FileShapes:
 def infer_model(file: Tensors, form: Format) -> InferredModel:
   """The model of a state dict; `UserError` for a ResNet of unknown depth."""
   shapes = FileShapes(file, form)
-  sizes = {f'backbone.{k}': v for k, v in form.backbone_sizes(shapes).items()}
+  sizes = dict(form.backbone_sizes(shapes))
   classes = {}
   if form.kind == 'model':
     rows = shapes.width('box_head/class_logits')

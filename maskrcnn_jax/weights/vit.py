@@ -123,24 +123,26 @@ def _sizes(shapes: state_dicts.FileShapes) -> Mapping[str, Any]:
   ]
   positions = shapes.shape('backbone/pos_embed')
   sizes = {
-    'kind': 'vit',
-    'vit.width': width,
-    'vit.depth': depth,
-    'vit.position_side': positions and positions[0],
+    'backbone.kind': 'vit',
+    'backbone.vit.width': width,
+    'backbone.vit.depth': depth,
+    'backbone.vit.position_side': positions and positions[0],
     # The last block of each quarter.
-    'vit.global_blocks': tuple(depth * i // 4 - 1 for i in range(1, 5)),
+    'backbone.vit.global_blocks': tuple(
+      depth * i // 4 - 1 for i in range(1, 5)
+    ),
   }
   if None in tables or not tables:
     head = _HEAD_WIDTHS.get(width, _HEAD_WIDTH)
-    return sizes | {'vit.heads': width and max(width // head, 1)}
+    return sizes | {'backbone.vit.heads': width and max(width // head, 1)}
   sides = [(len_of + 1) // 2 for len_of, _ in tables]
   largest, smallest = max(sides), min(sides)
   if largest > smallest:
-    sizes['vit.global_blocks'] = tuple(
+    sizes['backbone.vit.global_blocks'] = tuple(
       i for i, side in enumerate(sides) if side == largest
     )
   return sizes | {
-    'vit.heads': width // tables[0][1],
-    'vit.window': smallest,
-    'vit.table_side': largest,
+    'backbone.vit.heads': width // tables[0][1],
+    'backbone.vit.window': smallest,
+    'backbone.vit.table_side': largest,
   }

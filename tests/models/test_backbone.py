@@ -39,6 +39,7 @@ def initialized(module, *arguments):
     (34, 21_284_672, 1),
     (50, 23_508_032, 4),
     (101, 42_500_160, 4),
+    (152, 58_143_808, 4),
   ],
 )
 def test_every_depth_has_its_shapes_and_parameters(
@@ -412,3 +413,14 @@ def test_a_mask_rcnn_learns(kind):
     totals.append(float(metrics['total_loss']))
   assert np.all(np.isfinite(totals))
   assert np.mean(totals[-3:]) < 0.8 * totals[0]
+
+
+def test_groups_of_a_resnext():
+  """ResNeXt-101-32x8d has 86,742,336 parameters without its classifier."""
+  options = ResNetOptions(
+    101, groups=32, group_width=8, norm='batch', frozen_stages=0
+  )
+  _, variables = initialized(ResNet(options), jnp.zeros((1, 32, 32, 3)))
+  assert count(variables['params']) == 86_742_336
+  conv = variables['params']['stage3']['block1']['conv2']['kernel']
+  assert conv.shape == (3, 3, 16, 512)

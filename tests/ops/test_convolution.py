@@ -204,3 +204,16 @@ def test_gradients_of_a_depthwise_convolution_are_those_of_xla(dtype):
     np.testing.assert_allclose(
       actual.astype(jnp.float32), wanted, rtol=0, atol=tolerance
     )
+
+
+def test_groups_are_convolutions_of_their_own():
+  inputs, kernel = random_arrays((2, 5, 6, 4), (3, 3, 2, 6))
+  parts = [
+    slow_convolve(x, k, 2, [(1, 1)] * 2)
+    for x, k in zip(np.split(inputs, 2, -1), np.split(kernel, 2, -1))
+  ]
+  actual = convolution.convolve(inputs, kernel, 2, groups=2)
+  expected = np.concatenate(parts, axis=-1)
+  np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5)
+  with pytest.raises(ValueError, match='channels'):
+    convolution.convolve(inputs, kernel)

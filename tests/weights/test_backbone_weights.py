@@ -15,6 +15,7 @@ from maskrcnn_jax.weights import (
   load_report,
   state_dicts,
   tensor_files,
+  torchvision,
   vit,
 )
 
@@ -205,3 +206,25 @@ def test_a_vitdet(tmp_path):
   ours = loaded['params']['backbone']['pos_embed']
   np.testing.assert_array_equal(ours[1, 2], position[0, 1 + 3 + 2])
   assert detectron2.count_classes(81) == 91
+
+
+@pytest.mark.parametrize('system', ['torchvision', 'detectron2'])
+def test_a_resnext_is_inferred_from_its_shapes(tmp_path, system):
+  backbone = {'depth': 50, 'width': 8, 'groups': 2, 'group_width': 16}
+  model = tiny_model.make_model(backbone=backbone)
+  variables = narrow_models.random_variables(model)
+  first = {
+    'torchvision': ['backbone.body.conv1.weight'],
+    'detectron2': ['backbone.bottom_up.stem.conv1.weight'],
+  }[system]
+  form = {'torchvision': torchvision, 'detectron2': detectron2}[system]
+  tensors = their_tensors(variables, form.find_format(dict.fromkeys(first)))
+  path = tmp_path / 'resnext.pth'
+  tensor_files.write(path, tensors)
+  made = inferred_model(path)
+  assert (made.backbone.groups, made.backbone.group_width) == (2, 16)
+  kernel = narrow_models.shapes(made)['params']['backbone']['stage3']
+  assert kernel['block1']['conv2']['kernel'].shape == (3, 3, 4, 8)
+  # Detectron2's have their stride in the 3x3, and ImageNet's deviations.
+  assert not made.backbone.stride_in_1x1
+  assert made.pixel_std == (0.229, 0.224, 0.225)
