@@ -140,7 +140,14 @@ def test_a_run_resumes_bit_by_bit_and_with_other_parts(
   config, fast_compilation, tmp_path
 ):
   """A checkpoint lies between updates, never within an accumulation."""
-  fields = {'input.batch_size': 4, 'optimizer.accumulate_steps': 2}
+  fields = {
+    'input.batch_size': 4,
+    'optimizer.accumulate_steps': 2,
+    # Its state is saved too, and the schedule has a length of its own.
+    'optimizer.kind': 'adamw',
+    'optimizer.schedule': 'cosine',
+    'optimizer.num_steps': 4,
+  }
   config = tiny_run.changed(config, fields)
   loop.train(config, tmp_path / 'whole')
   two = tiny_run.changed(config, {'training.num_steps': 2})
