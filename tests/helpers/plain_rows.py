@@ -151,7 +151,7 @@ def train_rows(index, canvases, seed=0, **sizes):
   examples = 0
   while True:
     (row,), (epoch,) = (
-      getattr(sequence.batch(examples), name) for name in ('rows', 'epochs')
+      getattr(sequence.batch(examples), name) for name in ('rows', 'uses')
     )
     drawn = order.example_seed(seed, 0, int(epoch), int(row))
     flip = bool(transforms.draw_flip(drawn, options))
