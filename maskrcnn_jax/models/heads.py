@@ -202,14 +202,15 @@ class MaskHead(nn.Module):
     x = features.reshape((batch * num_rois, *features.shape[2:]))
     for index in range(1, self.num_convs + 1):
       x = _hidden_conv(self, x, self.channels, index, valid, train)
-    for name in ('deconv', 'deconv2')[: self.upsample // 2]:
+    for number, name in enumerate(('deconv', 'deconv2')[: self.upsample // 2]):
       # Every cell becomes a block of its own: blocks stay in one axis.
       x = layers.UpsampleConv(
         self.channels, kernel_init=_he, dtype=self.dtype, name=name
-      )(x.reshape(len(x), size, -1, x.shape[-1]))
+      )(x.reshape(x.shape[0], size, size * 4**number, x.shape[-1]))
       x = nn.relu(x)
     logits = ClassMask(self.num_classes, dtype=self.dtype, name='mask_logits')(
-      x.reshape(len(x), size, size, -1, x.shape[-1]), classes.reshape(-1)
+      x.reshape(x.shape[0], size, size, self.upsample**2, x.shape[-1]),
+      classes.reshape(-1),
     )
     if self.upsample == 4:
       logits = convolution.join_blocks(logits)
