@@ -254,6 +254,7 @@ def test_real_images(tmp_path):
     *(COCO / 'train2017', truth_file, tmp_path / 'train'),
     num_workers=1,
     image_ids=ids,
+    allow_empty_classes=True,
   )
   found = {}
   for batch in input_pipeline.eval_batches(
