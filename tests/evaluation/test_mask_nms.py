@@ -1,5 +1,6 @@
 """NMS by pasted masks, against a slow oracle of pictures."""
 
+import jax
 import numpy as np
 import pytest
 from found import make_found
@@ -70,19 +71,14 @@ def test_a_batch_keeps_its_rows():
     'scales': np.full((3, 2), 2.0),
     'original_sizes': np.tile(SIZE, (3, 1)),
   }
-  stacked = {
-    key: np.stack([getattr(x, key) for x in (*parts, parts[0])])
-    for key in vars(parts[0])
-  }
-  stacked['boxes'] = 2 * stacked['boxes']  # Input pixels.
-  stacked['valid'][1, 30:] = False
-  detections = parts[0].replace(**stacked)
+  detections = jax.tree.map(lambda *x: np.stack(x), *parts, parts[0])
+  # Input pixels.
+  detections = detections.replace(boxes=2 * detections.boxes)
+  detections.valid[1, 30:] = False
   kept = mask_nms.suppress(detections, batch, 0.5, 12)
   expected = np.zeros((3, 40), bool)
   expected[0, slow_keep(parts[0], 0.5)[:12]] = True
-  cut = parts[1].replace(
-    **{key: getattr(parts[1], key)[:30] for key in vars(parts[1])}
-  )
+  cut = jax.tree.map(lambda x: x[:30], parts[1])
   expected[1, slow_keep(cut, 0.5)[:12]] = True
   expected[2] = True  # Not scored.
   np.testing.assert_array_equal(kept.valid, expected)
