@@ -73,11 +73,15 @@ def make_batch(count):
   'variant, norm, padding, pooling, options',
   [
     ('habana_1x', 'frozen', 'symmetric', 'same', {'nms': 'all'}),
-    ('habana_1x', 'group', 'same', 'same', {'head_norm': {'kind': 'group'}}),
+    pytest.param(
+      *('habana_1x', 'group', 'same', 'same', {'head_norm': {'kind': 'group'}}),
+      marks=pytest.mark.long,
+    ),
     ('torchvision', 'batch', 'symmetric', 'symmetric', {}),
-    (
+    pytest.param(
       *('torchvision_v2', 'batch', 'same', 'symmetric'),
       {'rpn_convs': 2, 'box_convs': 1, 'head_norm': {'kind': 'batch'}},
+      marks=pytest.mark.long,
     ),
     ('detectron2', 'frozen', 'symmetric', 'symmetric', {}),
     ('torchvision', 'convnext', 'symmetric', 'symmetric', {}),

@@ -315,6 +315,7 @@ def with_arrays(model):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize('make', [small_convnext, small_vit])
 def test_remat_changes_no_gradient(make):
   def gradients(remat):
@@ -396,6 +397,7 @@ TINY = {
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize('kind', TINY)
 def test_a_mask_rcnn_learns(kind):
   model = tiny_model.make_model(

@@ -207,6 +207,7 @@ print(json.dumps({'worst': max(differences), 'moved': moved}))
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_eight_devices_compute_what_one_does():
   found = eight_devices.run_on_eight(_ON_DEVICES)
   assert found['worst'] < 1e-5

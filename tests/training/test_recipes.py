@@ -28,6 +28,8 @@ RECIPES = {
 }
 # Their programs are those of others at another scale or length.
 SAME_PROGRAM = ('detectron2_3x', 'lsj_400ep', 'vitdet_l_100ep')
+# The others take minutes.
+IN_CI = ('detectron2_1x', 'copy_paste', 'vitdet_b_100ep')
 
 
 def load(name):
@@ -102,7 +104,14 @@ def shrink(config, pattern):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', [x for x in RECIPES if x not in SAME_PROGRAM])
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=[pytest.mark.long] * (name not in IN_CI))
+    for name in RECIPES
+    if name not in SAME_PROGRAM
+  ],
+)
 def test_a_few_steps(name, dataset):
   config = shrink(load(name)[0], dataset[0])
   batches = input_batches.train_batches(**config.input)

@@ -32,7 +32,10 @@ BOX, PIXELS = 1e-3, 0.02
 SCORE = 1e-4
 # Pixels of a pasted mask that may differ: share of its area, at least PIXELS.
 AREA, AREA_PIXELS = 0.01, 3
-CASES = golden_files.files('e2e_*_*.npz', 'detectron2')
+CASES = [
+  pytest.param(path, id=path.stem, marks=[pytest.mark.long] * (number > 0))
+  for number, path in enumerate(golden_files.files('e2e_*_*.npz', 'detectron2'))
+]
 # Recorded with Detectron2's adaptive sampling and with 2 x 2 samples per bin.
 SAMPLINGS = ('s0', 's2')
 
@@ -91,7 +94,7 @@ def compiled(tag):
   return run
 
 
-@pytest.fixture(name='case', scope='module', params=CASES, ids=lambda x: x.stem)
+@pytest.fixture(name='case', scope='module', params=CASES)
 def fixture_case(request):
   """The recording, our model, and its outputs by sampling."""
   path = request.param

@@ -31,8 +31,14 @@ from maskrcnn_jax.weights import (
 
 # With every recorded sampling of RoIAlign.
 CASES = [
-  pytest.param((path, sampling), id=f'{path.stem}-{sampling}')
-  for path in golden_files.files('train_*_*.npz', 'detectron2')
+  pytest.param(
+    (path, sampling),
+    id=f'{path.stem}-{sampling}',
+    marks=[pytest.mark.long] * (number > 0 or sampling == 's0'),
+  )
+  for number, path in enumerate(
+    golden_files.files('train_*_*.npz', 'detectron2')
+  )
   for sampling in ('s0', 's2')
   if f'{sampling}/loss_total' in golden_files.load(path)
 ]

@@ -28,7 +28,6 @@ SCORE = 1e-4
 # Ids of COCO by Detectron2's class; the background is the last one there.
 CLASS_IDS = np.array([*sorted(coco_classes.NAMES), 0])
 # Recorded with 2x2 samples per bin, and with adaptive ones.
-SAMPLINGS = ('s2', 's0')
 CASES = golden_files.files('e2e_vitdet_*.npz', 'vitdet')
 
 pytestmark = pytest.mark.slow
@@ -91,7 +90,9 @@ def compiled(sampling):
   return jax.jit(functools.partial(model.apply, method=inspect))
 
 
-@pytest.mark.parametrize('sampling', SAMPLINGS)
+@pytest.mark.parametrize(
+  'sampling', [pytest.param('s2', marks=pytest.mark.long), 's0']
+)
 @pytest.mark.parametrize('path', CASES, ids=lambda path: path.stem)
 def test_a_recorded_image(path, sampling):
   golden = golden_files.load(path)
