@@ -38,7 +38,8 @@ def sizes(shapes: Any) -> Mapping[str, Any]:
     'backbone.depth': _DEPTHS[blocks, third],
   }
   kernel = shapes.shape('backbone/stage2/block1/conv2/kernel')
-  if third and width and kernel and len(kernel) == 4:
+  is_known = third and width and kernel and len(kernel) == 4
+  if is_known and kernel[3] > kernel[2]:
     found['backbone.groups'] = kernel[3] // kernel[2]
     found['backbone.group_width'] = kernel[2] * 64 // width
   return found

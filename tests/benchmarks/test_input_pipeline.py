@@ -37,6 +37,7 @@ def test_every_stage_is_measured_on_one_core(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_augmentation_is_measured_beside_none(tmp_path):
   path = example_records.write(tmp_path / 'a.tfrecord', [(40, 60)] * 6)
   inputs = {
