@@ -3,8 +3,7 @@
 import os
 import pathlib
 
-from maskrcnn_jax import files
-from maskrcnn_jax.checkpoints import retention, store
+from maskrcnn_jax.checkpoints import containment, retention, store
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.evaluation import score_thresholds
 
@@ -24,7 +23,8 @@ def read(path: str | os.PathLike) -> dict[int | None, float]:
 
   Raises:
     FileNotFoundError: there is no such checkpoint.
-    UserError: it was not evaluated, or found nothing.
+    UserError: it was not evaluated, found nothing, or a link leads out of the
+      workdir.
   """
   file = path_of(path)
   if not file.exists():
@@ -36,6 +36,7 @@ def read(path: str | os.PathLike) -> dict[int | None, float]:
       path=file,
       given='auto',
     )
-  by_category = score_thresholds.read(files.not_a_link(file))
+  containment.check_links(file, file.parent.parent)
+  by_category = score_thresholds.read(file)
   class_ids = {v: k for k, v in store.read_category_ids(path).items()}
   return {class_ids.get(k, k): score for k, score in by_category.items()}

@@ -237,7 +237,7 @@ def _placed(summary, final):
 
 def _record_sizes(place) -> dict[str, int]:
   found = sorted(place.glob('*.tfrecord'))
-  return {path.name: path.stat().st_size for path in found}
+  return {path.name: files.not_a_link(path).stat().st_size for path in found}
 
 
 def _read_description(path) -> Description:

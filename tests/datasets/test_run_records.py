@@ -350,6 +350,16 @@ def test_links_are_not_followed(copied):
   assert error.value.path == str(workdir / 'records')
 
 
+def test_a_record_file_that_is_a_link_is_not_read(copied):
+  _, workdir = copied
+  path = next((workdir / 'records').glob('train-*'))
+  path.rename(workdir / 'elsewhere')
+  path.symlink_to(workdir / 'elsewhere')
+  with pytest.raises(UserError) as error:
+    run_records.check(workdir, None)
+  assert error.value.path == str(path)
+
+
 def test_a_folder_that_a_user_made_stays(tmp_path):
   data = make_data(tmp_path / 'data')
   own = tmp_path / 'run' / 'records' / 'mine.txt'

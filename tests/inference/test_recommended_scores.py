@@ -1,6 +1,7 @@
 """`min_score='auto'`: thresholds that stand beside a checkpoint."""
 
 import json
+import shutil
 
 import drawn_checkpoint
 import numpy as np
@@ -66,6 +67,20 @@ def test_without_an_evaluation(workdir, tmp_path):
   argv += ['--min_score=auto', '--images', str(tmp_path / 'a.png')]
   assert command.main(argv) == 2
   assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('link', ['eval', 'eval/classes-4.json'])
+def test_a_link_that_leads_out_of_the_workdir_is_not_followed(
+  evaluated, tmp_path, link
+):
+  received = tmp_path / 'received'
+  shutil.copytree(evaluated[0], received)
+  (received / link).rename(tmp_path / 'elsewhere')
+  (received / link).symlink_to(tmp_path / 'elsewhere')
+  with pytest.raises(UserError) as error:
+    score_thresholds.read(received)
+  assert error.value.path == str(received / 'eval' / 'classes-4.json')
+  assert str(tmp_path / 'elsewhere') in error.value.given
 
 
 def test_predictor_drops_detections_below(evaluated):
