@@ -46,7 +46,7 @@ class FPN(nn.Module):
       Levels from the first of the backbone to `max_level`, each
       `[batch, height, width, channels]`.
     """
-    conv = functools.partial(self._conv, valid=valid, train=train)
+    conv = functools.partial(pyramid_conv, self, valid=valid, train=train)
     levels = sorted(features)
     top_down = {}
     for level in reversed(levels):
@@ -65,19 +65,30 @@ class FPN(nn.Module):
       pyramid[level] = below[:, ::2, ::2]
     return pyramid
 
-  def _conv(self, x, size, name, valid, train):
-    return norms.conv_norm_relu(
-      x,
-      self.channels,
-      self.norm,
-      (name, f'{name}_norm'),
-      valid,
-      train,
-      relu=False,
-      size=size,
-      kernel_init=nn.initializers.xavier_uniform(),
-      dtype=self.dtype,
-    )
+
+def pyramid_conv(pyramid, x, size, name, valid, train):
+  """Convolution of a pyramid with its norm, without ReLU.
+
+  Args:
+    pyramid: module with `channels`, `norm` and `dtype`; called inside it.
+    x: `[batch, height, width, channels]`.
+    size: side of the kernel.
+    name: of the convolution; its norm is `{name}_norm`.
+    valid: see `FPN`.
+    train: see `FPN`.
+  """
+  return norms.conv_norm_relu(
+    x,
+    pyramid.channels,
+    pyramid.norm,
+    (name, f'{name}_norm'),
+    valid,
+    train,
+    relu=False,
+    size=size,
+    kernel_init=nn.initializers.xavier_uniform(),
+    dtype=pyramid.dtype,
+  )
 
 
 def upsample(inputs: jax.Array, shape: tuple[int, ...]) -> jax.Array:

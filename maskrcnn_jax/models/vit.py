@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from maskrcnn_jax.errors import invalid
-from maskrcnn_jax.models import layers, norms
+from maskrcnn_jax.models import fpn, layers, norms
 from maskrcnn_jax.models.layout import Layout
 from maskrcnn_jax.ops import attention, convolution
 
@@ -202,7 +202,7 @@ class SimpleFeaturePyramid(nn.Module):
   ) -> dict[int, jax.Array]:
     """Pyramid levels from the map; arguments and result as of `fpn.FPN`."""
     x = features[_LEVEL]
-    conv = functools.partial(self._conv, valid=valid, train=train)
+    conv = functools.partial(fpn.pyramid_conv, self, valid=valid, train=train)
     width = x.shape[-1]
     norm = norms.Norm(
       'layer', _EPSILON, dtype=self.dtype, name='upsample2_norm'
@@ -228,20 +228,6 @@ class SimpleFeaturePyramid(nn.Module):
   def _upsample(self, x, features, name):
     blocks = layers.UpsampleConv(features, _normal, self.dtype, name=name)(x)
     return convolution.interleave(blocks, 2)
-
-  def _conv(self, x, size, name, valid, train):
-    return norms.conv_norm_relu(
-      x,
-      self.channels,
-      self.norm,
-      (name, f'{name}_norm'),
-      valid,
-      train,
-      relu=False,
-      size=size,
-      kernel_init=nn.initializers.xavier_uniform(),
-      dtype=self.dtype,
-    )
 
 
 def _halve(x):
