@@ -15,7 +15,8 @@ from maskrcnn_jax.checkpoints import saved_config
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.input_pipeline import augment, batches, transforms
 from maskrcnn_jax.models import mask_rcnn
-from maskrcnn_jax.training import loop, optimizer, options
+from maskrcnn_jax.optimization import optimizer
+from maskrcnn_jax.training import loop, options
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 

@@ -45,14 +45,18 @@ ALLOWED = {
     'jax numpy flax orbax tensorstore ml_collections .config .distributed'
     ' .evaluation.score_thresholds .evaluation.scores .models'
   ),
+  'maskrcnn_jax/optimization': 'jax optax .models',
+  'maskrcnn_jax/optimization/epochs': (
+    'numpy .datasets.records .input_pipeline.batches'
+  ),
   'maskrcnn_jax/training': (
     'jax numpy flax optax ml_collections tensorboardX tqdm .charts'
     ' .checkpoints .config .datasets .distributed .evaluation'
-    ' .habana.metric_names .input_pipeline.batches .models .structures'
-    ' .visualize .weights'
+    ' .habana.metric_names .input_pipeline.batches .models .optimization'
+    ' .structures .visualize .weights'
   ),
   'maskrcnn_jax/training/train_step': (
-    'jax optax .distributed.mesh .models .structures'
+    'jax optax .distributed.mesh .models .optimization .structures'
   ),
   'maskrcnn_jax/inference': (
     'jax numpy pycocotools PIL tqdm .checkpoints .datasets .distributed'

@@ -24,10 +24,10 @@ from maskrcnn_jax.habana import metric_names
 from maskrcnn_jax.input_pipeline import batches as input_batches
 from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
+from maskrcnn_jax.optimization import epochs
 from maskrcnn_jax.training import (
   checkpoint_evaluation,
   data_checks,
-  epochs,
   metrics,
   pretrained,
   summary,

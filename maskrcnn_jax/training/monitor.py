@@ -19,8 +19,8 @@ from maskrcnn_jax.distributed import collectives
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.evaluation import scores
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
+from maskrcnn_jax.optimization import accumulation
 from maskrcnn_jax.structures import Instances
-from maskrcnn_jax.training import accumulation
 
 # A loss is a spike from this multiple of the median of the steps before it on.
 SPIKE_FACTOR = 5.0

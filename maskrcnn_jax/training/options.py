@@ -18,7 +18,7 @@ class TrainingOptions:
 
   Attributes:
     num_steps: length of the run.
-    num_epochs: of the records, instead of `num_steps`, see `epochs`; None: not.
+    num_epochs: of the records, see `optimization.epochs`; None: `num_steps`.
     seed: of the initial parameters and of the sampling of RoIs.
     log_every_steps: metrics are means over this many steps.
     checkpoint_every_steps: interval of checkpoints; the last step is always

@@ -12,10 +12,11 @@ from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.models import losses as losses_lib
 from maskrcnn_jax.models import targets as targets_lib
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN, TrainOutputs
+from maskrcnn_jax.optimization import accumulation, schedule
+from maskrcnn_jax.optimization.optimizer import Optimizer as Optimizer
+from maskrcnn_jax.optimization.optimizer import make_optimizer as make_optimizer
 from maskrcnn_jax.structures import Detections, Instances
-from maskrcnn_jax.training import accumulation, schedule, train_state
-from maskrcnn_jax.training.optimizer import Optimizer as Optimizer
-from maskrcnn_jax.training.optimizer import make_optimizer as make_optimizer
+from maskrcnn_jax.training import train_state
 from maskrcnn_jax.training.train_state import TrainState as TrainState
 
 

@@ -45,7 +45,7 @@ def test_momentum_is_on_one_device_or_another(compared):
 
 
 SIZES = """
-from maskrcnn_jax.training import optimizer as optimizer_lib
+from maskrcnn_jax.optimization import optimizer as optimizer_lib
 model = mask_rcnn.MaskRCNN()
 
 

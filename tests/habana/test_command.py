@@ -28,8 +28,8 @@ from maskrcnn_jax.habana import command as habana
 from maskrcnn_jax.models import proposals as proposals_lib
 from maskrcnn_jax.models.heads import RPNOutputs
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
+from maskrcnn_jax.optimization import optimizer as optimizer_lib
 from maskrcnn_jax.training import loop, train_step
-from maskrcnn_jax.training import optimizer as optimizer_lib
 
 TRAIN = ['--mode=train', '--noeval_after_training', '--train_batch_size=2']
 

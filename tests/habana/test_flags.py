@@ -12,7 +12,7 @@ from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.habana import command as habana
 from maskrcnn_jax.habana import flags
-from maskrcnn_jax.training import optimizer, schedule
+from maskrcnn_jax.optimization import optimizer, schedule
 
 PAGE = pathlib.Path(__file__).parents[2] / 'docs' / 'coming_from_habana.md'
 RECORDS = '/data/tensorflow/coco2017/tf_records'

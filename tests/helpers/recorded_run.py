@@ -19,9 +19,9 @@ import recorded_model
 from maskrcnn_jax.config import load_config
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN, TrainOutputs
 from maskrcnn_jax.models.targets import RPNTargets
+from maskrcnn_jax.optimization import optimizer as optimizer_lib
+from maskrcnn_jax.optimization import parameters
 from maskrcnn_jax.structures import Instances, SampledRois
-from maskrcnn_jax.training import optimizer as optimizer_lib
-from maskrcnn_jax.training import parameters
 from maskrcnn_jax.training import train_step as train_step_lib
 
 CONFIGS = {'hb': 'coco:habana_1x', 'nv': 'coco:nvidia_1x'}

@@ -13,7 +13,7 @@ from maskrcnn_jax import input_pipeline
 from maskrcnn_jax.datasets import record_file, records
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.input_pipeline import order
-from maskrcnn_jax.training import epochs
+from maskrcnn_jax.optimization import epochs
 
 FACTORS = np.array([1.0, 2.5, 1.0, 1.25, 3.0, 1.0, 1.75])
 

@@ -13,7 +13,7 @@ from golden_files import assert_near
 
 from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.models.convnext import ConvNeXt
-from maskrcnn_jax.training import parameters
+from maskrcnn_jax.optimization import parameters
 from maskrcnn_jax.weights import convnext, load_report, state_dicts
 from maskrcnn_jax.weights.tensor_files import Tensors
 

@@ -22,9 +22,9 @@ from maskrcnn_jax.models import proposals as proposals_lib
 from maskrcnn_jax.models import targets as targets_lib
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.ops import images as image_ops
+from maskrcnn_jax.optimization import optimizer as optimizer_lib
+from maskrcnn_jax.optimization import parameters
 from maskrcnn_jax.structures import Instances
-from maskrcnn_jax.training import optimizer as optimizer_lib
-from maskrcnn_jax.training import parameters
 
 each_manifest = pytest.mark.parametrize(
   'path', MANIFESTS, ids=lambda path: path.stem

@@ -15,7 +15,7 @@ from maskrcnn_jax.models import layers
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.models.vit import Block
 from maskrcnn_jax.ops import attention
-from maskrcnn_jax.training import parameters
+from maskrcnn_jax.optimization import parameters
 from maskrcnn_jax.weights import load_report, state_dicts, vit
 from maskrcnn_jax.weights.tensor_files import Tensors
 

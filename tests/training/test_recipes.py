@@ -11,7 +11,8 @@ import quick
 from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.input_pipeline import batches as input_batches
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.training import schedule, train_step
+from maskrcnn_jax.optimization import schedule
+from maskrcnn_jax.training import train_step
 
 # Name -> epochs of 117266 images with objects, steps at which the rate falls.
 RECIPES = {

@@ -16,7 +16,7 @@ import recorded_run
 import tensorflow_checkpoint
 
 from maskrcnn_jax.ops import images as image_ops
-from maskrcnn_jax.training import optimizer as optimizer_lib
+from maskrcnn_jax.optimization import optimizer as optimizer_lib
 from maskrcnn_jax.weights import external, load_report
 
 # Names of the recordings -> names of NVIDIA's ResNet classifier.

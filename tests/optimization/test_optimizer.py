@@ -8,8 +8,8 @@ import pytest
 
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.backbones import BackboneOptions
-from maskrcnn_jax.training import optimizer, parameters
-from maskrcnn_jax.training.optimizer import Optimizer, OptimizerOptions
+from maskrcnn_jax.optimization import optimizer, parameters
+from maskrcnn_jax.optimization.optimizer import Optimizer, OptimizerOptions
 
 # Parameters with names of the model.
 PARAMS = {

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from maskrcnn_jax.training import parameters
+from maskrcnn_jax.optimization import parameters
 
 PARAMS = {
   'backbone': {

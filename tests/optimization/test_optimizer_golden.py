@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from maskrcnn_jax.training import optimizer, schedule
-from maskrcnn_jax.training.optimizer import OptimizerOptions
+from maskrcnn_jax.optimization import optimizer, schedule
+from maskrcnn_jax.optimization.optimizer import OptimizerOptions
 
 SOURCE = 'detectron2'
 

@@ -11,7 +11,7 @@ import optax
 from maskrcnn_jax.errors import invalid
 from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.training import parameters, schedule
+from maskrcnn_jax.optimization import parameters, schedule
 
 # Values of `optimizer.kind`.
 KINDS = ('sgd', 'adamw')

@@ -4,7 +4,17 @@ import pytest
 import tiny_run
 
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.training import epochs
+from maskrcnn_jax.optimization import epochs
+
+
+@pytest.fixture(name='paths', scope='module')
+def fixture_paths(tmp_path_factory):
+  return tiny_run.write_dataset(tmp_path_factory.mktemp('dataset'))
+
+
+@pytest.fixture(name='config')
+def fixture_config(paths):
+  return tiny_run.make_config(*paths)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Gradient accumulation: equal to the whole batch, as far as it can be."""
 
 import functools
-import shutil
 
 import eight_devices
 import jax
@@ -9,10 +8,10 @@ import numpy as np
 import pytest
 import quick
 import tiny_model
-import tiny_run
 
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.training import accumulation, loop, monitor, train_step
+from maskrcnn_jax.optimization import accumulation
+from maskrcnn_jax.training import monitor, train_step
 
 # The terms are means over numbers of anchors and RoIs that images share, not
 # over matched ones, of which images have different numbers.
@@ -133,39 +132,6 @@ def test_a_batch_that_parts_do_not_divide_is_refused():
 def test_part_i_holds_every_n_th_row():
   parts = accumulation.split({'x': np.arange(6)}, 2)
   np.testing.assert_array_equal(parts['x'], [[0, 2, 4], [1, 3, 5]])
-
-
-@pytest.mark.slow
-def test_a_run_resumes_bit_by_bit_and_with_other_parts(
-  config, fast_compilation, tmp_path
-):
-  """A checkpoint lies between updates, never within an accumulation."""
-  fields = {
-    'input.batch_size': 4,
-    'optimizer.accumulate_steps': 2,
-    # Its state is saved too, and the schedule has a length of its own.
-    'optimizer.kind': 'adamw',
-    'optimizer.schedule': 'cosine',
-    'optimizer.num_steps': 4,
-  }
-  config = tiny_run.changed(config, fields)
-  loop.train(config, tmp_path / 'whole')
-  two = tiny_run.changed(config, {'training.num_steps': 2})
-  loop.train(two, tmp_path / 'resumed')
-  shutil.copytree(tmp_path / 'resumed', tmp_path / 'other')
-  loop.train(config, tmp_path / 'resumed')
-  tiny_run.assert_same_end(tmp_path / 'whole', tmp_path / 'resumed')
-  other = tiny_run.changed(config, {'optimizer.accumulate_steps': 1})
-  loop.train(other, tmp_path / 'other')
-  assert tiny_run.saved_steps(tmp_path / 'other') == [2, 4]
-
-
-def test_a_run_refuses_parts_that_devices_cannot_share(config, tmp_path):
-  fields = {'input.batch_size': 4, 'optimizer.accumulate_steps': 3}
-  with pytest.raises(UserError) as error:
-    loop.train(tiny_run.changed(config, fields), tmp_path)
-  assert error.value.argument == 'input.batch_size'
-  assert not list(tmp_path.iterdir())
 
 
 _ON_DEVICES = r"""

@@ -10,8 +10,8 @@ import pytest
 
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.training import optimizer, schedule
-from maskrcnn_jax.training.optimizer import OptimizerOptions
+from maskrcnn_jax.optimization import optimizer, schedule
+from maskrcnn_jax.optimization.optimizer import OptimizerOptions
 
 
 def recorded_schedule(recording):
