@@ -30,7 +30,34 @@ def recorded(request):
   return golden_files.load(*request.param)
 
 
+# Files that take longest, the longest first, of measured processor seconds.
+LONGEST = (
+  'habana/test_command.py',
+  'distributed/test_distributed.py',
+  'weights/test_detectron2_training_golden.py',
+  'training/test_train_step.py',
+  'training/test_loop.py',
+  'weights/test_torchvision_training_golden.py',
+  'weights/test_detectron2_golden.py',
+  'export/test_fresh_process.py',
+  'distributed/test_mesh.py',
+  'test_kills.py',
+  'training/test_accumulated_run.py',
+  'checkpoints/test_earlier_version.py',
+  'test_readme.py',
+  'inference/test_received_workdir.py',
+  'test_packaging.py',
+)
+
+
 def pytest_collection_modifyitems(items):
-  """Files with slow tests come first, so that workers end at the same time."""
+  """Longest files and those with slow tests first: workers end together."""
+  longest = {TESTS / name: rank for rank, name in enumerate(LONGEST)}
   slow = {x.path for x in items if x.get_closest_marker('slow')}
-  items.sort(key=lambda x: (x.path not in slow, x.path.parent != TESTS))
+  items.sort(
+    key=lambda x: (
+      longest.get(x.path, len(LONGEST)),
+      x.path not in slow,
+      x.path.parent != TESTS,
+    )
+  )
