@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from maskrcnn_jax.models.heads import RPNOutputs
 from maskrcnn_jax.ops import boxes as box_ops
@@ -60,19 +61,7 @@ def propose(
 
   Faster R-CNN, Sec. 3.3; FPN, Sec. 4.1.
   """
-  per_level = [
-    _level_proposals(
-      outputs.objectness_logits[level],
-      outputs.box_deltas[level],
-      jnp.asarray(anchors[level]),
-      image_sizes,
-      options,
-      plus_one,
-      keep,
-    )
-    for level in sorted(anchors)
-  ]
-  merged = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *per_level)
+  merged = _candidates(outputs, anchors, image_sizes, options, plus_one, keep)
   k = min(options.post_nms_top_k, merged.scores.shape[1])
   _, best = jax.lax.top_k(jnp.where(merged.valid, merged.scores, -jnp.inf), k)
   proposals = jax.tree.map(functools.partial(take_rows, indices=best), merged)
@@ -82,33 +71,46 @@ def propose(
   return jax.lax.stop_gradient(proposals.replace(scores=scores))
 
 
-def _level_proposals(
-  logits, deltas, anchors, image_sizes, options, plus_one, keep
-):
-  """Proposals of one level, with logits as scores."""
-  k = min(options.pre_nms_top_k or logits.shape[1], logits.shape[1])
-  logits, best = jax.lax.top_k(logits, k)
-  boxes = box_ops.decode(
-    take_rows(deltas, best), anchors[best], plus_one=plus_one
+def _candidates(outputs, anchors, image_sizes, options, plus_one, keep):
+  """The best anchors, level after level; scores are logits, valid is NMS's."""
+  logits, deltas, boxes = [], [], []
+  for level in sorted(anchors):
+    scores = outputs.objectness_logits[level]
+    most = min(options.pre_nms_top_k or scores.shape[1], scores.shape[1])
+    scores, best = jax.lax.top_k(scores, most)
+    logits.append(scores)
+    deltas.append(take_rows(outputs.box_deltas[level], best))
+    boxes.append(jnp.asarray(anchors[level])[best])
+  lengths = [x.shape[1] for x in logits]
+  logits, deltas, boxes = (
+    jnp.concatenate(x, axis=1) for x in (logits, deltas, boxes)
   )
+  boxes = box_ops.decode(deltas, boxes, plus_one=plus_one)
   # Before clipping, which would make infinite coordinates finite.
   valid = jnp.isfinite(logits) & jnp.all(jnp.isfinite(boxes), axis=-1)
   boxes = box_ops.clip(boxes, image_sizes, plus_one)
   if options.min_size > 0:
     valid &= is_large(boxes, options.min_size, image_sizes, plus_one)
-  if options.iou_threshold is None:
-    return _zero_invalid(Proposals(boxes, logits, valid))
-  num_outputs = min(k, options.post_nms_top_k)
-  if keep is not None:
-    # They are sorted: ranks are positive scores without ties.
-    ranks = jnp.broadcast_to(jnp.arange(k, 0.0, -1.0), logits.shape)
-    kept = keep(boxes, ranks, valid, options.iou_threshold, num_outputs)
-    return _zero_invalid(Proposals(boxes, logits, kept))
-  kept, kept_valid = jax.vmap(
-    lambda b, s, v: nms_ops.nms(b, s, v, options.iou_threshold, num_outputs)
-  )(boxes, logits, valid)
-  boxes, logits = take_rows(boxes, kept), take_rows(logits, kept)
-  return _zero_invalid(Proposals(boxes, logits, kept_valid))
+  if options.iou_threshold is not None:
+    valid = _kept(boxes, valid, lengths, options, keep)
+  boxes = jnp.where(valid[..., None], boxes, 0.0)
+  return Proposals(boxes, logits, valid)
+
+
+def _kept(boxes, valid, lengths, options, keep):
+  """Mask `[batch, n]` of NMS within every level, whose boxes are sorted."""
+  limits = options.iou_threshold, options.post_nms_top_k
+  if keep is None:
+    return jax.vmap(lambda *x: nms_ops.keep_sorted(*x, *limits, lengths))(
+      boxes, valid
+    )
+  ends, kept = np.cumsum(lengths)[:-1], []
+  for level in zip(*(jnp.split(x, ends, axis=1) for x in (boxes, valid))):
+    # Ranks are positive scores without ties.
+    n = level[1].shape[1]
+    ranks = jnp.broadcast_to(jnp.arange(n, 0.0, -1.0), level[1].shape)
+    kept.append(keep(level[0], ranks, level[1], *limits))
+  return jnp.concatenate(kept, axis=1)
 
 
 def is_large(
@@ -136,8 +138,3 @@ def take_rows(x: jax.Array, indices: jax.Array) -> jax.Array:
   """Rows `[batch, k, ...]` of x `[batch, n, ...]` at indices `[batch, k]`."""
   indices = indices.reshape(indices.shape + (1,) * (x.ndim - 2))
   return jnp.take_along_axis(x, indices, axis=1)
-
-
-def _zero_invalid(proposals):
-  boxes = jnp.where(proposals.valid[..., None], proposals.boxes, 0.0)
-  return proposals.replace(boxes=boxes)

@@ -102,6 +102,12 @@ def test_nms_is_within_a_level():
   np.testing.assert_allclose(proposals.boxes[0, :2], np.repeat(box, 2, axis=0))
 
 
+def test_levels_and_images_share_a_loop():
+  outputs, anchors = random_outputs()
+  traced = run.trace(outputs, anchors, IMAGE_SIZES, ProposalOptions(30, 25))
+  assert traced.lower().as_text().count('stablehlo.while') == 1
+
+
 def test_an_image_does_not_change_another():
   outputs, anchors = random_outputs()
   options = ProposalOptions(30, 25, 0.5)

@@ -158,6 +158,47 @@ def test_many_boxes_are_suppressed_one_by_one(monkeypatch):
   np.testing.assert_array_equal(actual[1], expected[1])
 
 
+def sorted_groups(lengths):
+  """Boxes of groups one after another, each sorted, and the rows kept."""
+  groups = []
+  for seed, length in enumerate(lengths):
+    boxes, scores, valid = crowded_boxes(seed, length)
+    order = np.argsort(-scores, kind='stable')
+    groups.append((boxes[order], scores[order], valid[order]))
+  starts = np.cumsum([0, *lengths])
+  expected = [
+    start + row
+    for start, group in zip(starts, groups)
+    for row in slow_boxes.greedy_nms(*group, 0.5)
+  ]
+  boxes, _, valid = (np.concatenate(x) for x in zip(*groups))
+  return boxes, valid, np.sort(expected)
+
+
+@pytest.mark.parametrize('largest', [16384, 40])
+@pytest.mark.parametrize('lengths', [(70, 1, 64, 33), (20, 90), (64,)])
+def test_groups_of_any_length(monkeypatch, lengths, largest):
+  """Tiles that are full or not; groups too large for a matrix."""
+  monkeypatch.setattr(nms_ops, '_TILE', 32)
+  monkeypatch.setattr(nms_ops, '_MAX_MATRIX_SIDE', largest)
+  boxes, valid, expected = sorted_groups(lengths)
+  kept = jax.jit(
+    lambda *x: nms_ops.keep_sorted(*x, 0.5, max(lengths), lengths)
+  )(boxes, valid)
+  np.testing.assert_array_equal(np.flatnonzero(kept), expected)
+
+
+def test_a_chain_through_all_tiles(monkeypatch):
+  """Every box overlaps the next, so that one round decides about one box."""
+  monkeypatch.setattr(nms_ops, '_TILE', 32)
+  x = 3.0 * np.arange(100)
+  boxes = np.stack([0 * x, x, 0 * x + 10, x + 10], axis=-1).astype(np.float32)
+  kept = jax.jit(nms_ops.keep_sorted, static_argnums=(2, 3))(
+    boxes, np.ones(100, bool), 0.5, 100
+  )
+  np.testing.assert_array_equal(np.flatnonzero(kept), np.arange(0, 100, 2))
+
+
 @pytest.mark.parametrize(
   'function, shape', [(nms_ops.nms, ()), (nms_ops.classwise_nms, (2,))]
 )
