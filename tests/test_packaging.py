@@ -1,14 +1,17 @@
 """The wheel: its files, its imports, and a run away from the checkout."""
 
-import os
+import itertools
 import pathlib
 import shutil
 import subprocess
 import sys
 import venv
 import zipfile
+from importlib import metadata
 
+import job_process
 import pytest
+from packaging.requirements import Requirement
 
 import maskrcnn_jax
 
@@ -110,15 +113,42 @@ def test_there_are_ten_notebook_names():
     _ = maskrcnn_jax.surprise
 
 
+def _link_requirements(site):
+  """Links what the one package of a folder requires into this folder.
+
+  Nothing else, so a package that setup.py does not name cannot be imported.
+  """
+  (ours,) = metadata.distributions(path=[str(site)])
+  waiting = {(text, '') for text in ours.requires}
+  done = set()
+  while waiting:
+    text, extra = wanted = waiting.pop()
+    done.add(wanted)
+    requirement = Requirement(text)
+    if requirement.marker and not requirement.marker.evaluate({'extra': extra}):
+      continue
+    found = metadata.distribution(requirement.name)
+    assert requirement.specifier.contains(found.version, prereleases=True), text
+    for name in {path.parts[0] for path in found.files} - {'..', '__pycache__'}:
+      if not (site / name).exists():
+        (site / name).symlink_to(found.locate_file(name))
+    extras = ('', *requirement.extras)
+    waiting |= set(itertools.product(found.requires or (), extras)) - done
+
+
 @pytest.mark.slow
 def test_the_wheel_trains_in_a_clean_environment(wheel, tmp_path):
   """A two-step run on drawn shapes, away from the checkout."""
   folder = tmp_path / 'environment'
-  venv.create(folder, with_pip=True)
+  venv.create(folder)
   python = folder / 'bin' / 'python'
-  _run(python, '-m', 'pip', 'install', '-q', wheel)
-  environment = os.environ | {'PYTHONPATH': '', 'TF_CPP_MIN_LOG_LEVEL': '2'}
-  away = {'cwd': tmp_path, 'env': environment}
+  pip = [sys.executable, '-m', 'pip', '--python', python, 'install', '-q']
+  _run(*pip, '--no-deps', '--no-index', wheel)
+  (site,) = folder.glob('lib/python3*/site-packages')
+  _link_requirements(site)
+  away = {'cwd': tmp_path, 'env': job_process.environment(PYTHONPATH='')}
+  where = 'import maskrcnn_jax; print(maskrcnn_jax.__file__)'
+  assert str(site) in _run(python, '-c', where, **away)
   records = tmp_path / 'shapes'
   sizes = ['--train', '16', '--val', '8']
   make = ROOT / 'data' / 'shapes' / 'shapes.py'
