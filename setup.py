@@ -27,6 +27,7 @@ REQUIREMENTS = [
   'pooch>=1.8,<2',  # Downloads of weights with checksums; brings requests.
   'pyyaml>=6.0,<7',  # Habana's params.yaml.
   'pycocotools>=2.0.8,<3',  # RLE and COCOeval; 2.0.8 is the first for NumPy 2.
+  'scipy>=1.14,<2',  # Matches tracks and objects; jax 0.8 needs it too.
   'safetensors>=0.4.3,<1',  # Weights of others; 0.4.3 is for NumPy 2 as well.
   'tensorboardX>=2.6.2.2,<3',  # Event files without TensorFlow.
   'tensorflow-datasets>=4.9.7,<5',  # Builders in data/; reads prepared sets.

@@ -17,6 +17,7 @@ _HOMES = {
   'detect': 'training.train_step',
   'restore': 'checkpoints.store',
   'Predictor': 'inference.predictor',
+  'Tracker': 'inference.tracking',
   'draw': 'visualize',
 }
 
@@ -31,6 +32,7 @@ __all__ = [  # noqa: RUF022, in order of use.
   'detect',
   'restore',
   'Predictor',
+  'Tracker',
   'draw',
 ]
 

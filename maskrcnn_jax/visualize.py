@@ -30,6 +30,7 @@ def draw(
   class_names: ClassNames = None,
   min_score: float = 0.5,
   enlarge: int = 1,
+  track_ids: np.ndarray | None = None,
 ) -> np.ndarray:
   """A picture of the image with its detections, the best on top.
 
@@ -39,11 +40,16 @@ def draw(
     class_names: name of each class by its number; the number by default.
     min_score: detections below are not drawn.
     enlarge: factor of enlargement; labels then cover less of a small image.
+    track_ids: `[n]`, see `Tracker`; each has a color that stays, and begins the
+      label. Detections with 0 are not drawn.
 
   Returns:
     `[height * enlarge, width * enlarge, 3]` uint8.
   """
-  rows = np.flatnonzero(detections.valid & (detections.scores >= min_score))
+  drawn = detections.valid & (detections.scores >= min_score)
+  if track_ids is not None:
+    drawn = drawn & (track_ids > 0)
+  rows = np.flatnonzero(drawn)
   rows = rows[np.argsort(-detections.scores[rows], kind='stable')]
   boxes = detections.boxes[rows]
 
@@ -58,7 +64,11 @@ def draw(
     for label, score in zip(detections.classes[rows], detections.scores[rows])
   ]
   mask_of = None if detections.masks is None else mask_of
-  return draw_objects(image, boxes, mask_of, labels, enlarge)
+  colors = None
+  if track_ids is not None:
+    colors = track_ids[rows].tolist()
+    labels = [f'{number} {label}' for number, label in zip(colors, labels)]
+  return draw_objects(image, boxes, mask_of, labels, enlarge, colors)
 
 
 def enlargement(image_size: tuple[int, int]) -> int:
@@ -160,6 +170,7 @@ def draw_objects(
   mask_of: Callable[[int], np.ndarray] | None,
   labels: Sequence[str],
   enlarge: int = 1,
+  color_numbers: Sequence[int] | None = None,
 ) -> np.ndarray:
   """A picture of the image with objects of any kind, the first on top.
 
@@ -170,11 +181,12 @@ def draw_objects(
       since all masks of a large image would take gigabytes. None: no masks.
     labels: n texts.
     enlarge: see `draw`, also for the result.
+    color_numbers: of n colors; None: each object has another, by its place.
   """
   picture = np.clip(np.rint(image), 0, 255).astype(np.uint8)
   picture = _enlarge(picture, enlarge)
   thickness = _thickness(picture.shape[:2], boxes * enlarge)
-  colors = [_color(index) for index in range(len(boxes))]
+  colors = [_color(number) for number in color_numbers or range(len(boxes))]
   border = max(thickness // 2, 1)
   for index in reversed(range(len(boxes))):
     if mask_of is not None:

@@ -59,8 +59,8 @@ ALLOWED = {
     'jax optax .distributed.mesh .models .optimization .structures'
   ),
   'maskrcnn_jax/inference': (
-    'jax numpy pycocotools PIL tqdm .checkpoints .datasets .distributed'
-    ' .evaluation'
+    'jax numpy scipy pycocotools PIL tqdm .checkpoints .datasets'
+    ' .distributed .evaluation'
     ' .input_pipeline .models .ops.nms .structures .training.train_step'
     ' .visualize'
   ),

@@ -104,9 +104,9 @@ mrj.load_config('shapes')
   _run(sys.executable, '-c', code, cwd=ROOT)
 
 
-def test_there_are_ten_notebook_names():
+def test_there_are_eleven_notebook_names():
   assert set(maskrcnn_jax.__all__) <= set(dir(maskrcnn_jax))
-  assert len(maskrcnn_jax.__all__) == 10
+  assert len(maskrcnn_jax.__all__) == 11
   for name in maskrcnn_jax.__all__:
     assert callable(getattr(maskrcnn_jax, name))
   with pytest.raises(AttributeError, match='surprise'):

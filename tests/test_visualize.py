@@ -23,6 +23,25 @@ def test_nothing_to_draw_is_the_image():
   np.testing.assert_array_equal(picture, image)
 
 
+def test_tracks_keep_their_color_and_are_named():
+  image = np.zeros((60, 90, 3), np.uint8)
+  a, b = [5, 5, 30, 30], [20, 50, 55, 80]
+  # The order of the scores, and so the places, have changed.
+  first, second = (
+    visualize.draw(image, make_found(boxes), None, 0, track_ids=np.array(ids))
+    for boxes, ids in (([a, b], [7, 9]), ([b, a], [9, 7]))
+  )
+  for corner in ((29, 29), (54, 79)):
+    np.testing.assert_array_equal(first[corner], second[corner])
+  assert (first[29, 29] != first[54, 79]).any()
+  # Another number, another label; no track, no box.
+  other = visualize.draw(image, make_found([a]), track_ids=np.array([8]))
+  alone = visualize.draw(image, make_found([a]), track_ids=np.array([7]))
+  assert (other != alone).any()
+  none = visualize.draw(image, make_found([a]), track_ids=np.array([0]))
+  assert not none.any()
+
+
 @pytest.mark.parametrize(
   'thickness, outer',
   [

@@ -208,12 +208,19 @@ def with_score(
     found: valid rows only.
     min_score: of all classes; or by class id, and for the others by None.
   """
+  keep = found.scores >= least_scores(found.classes, min_score)
+  return jax.tree.map(lambda x: x[keep], found)
+
+
+def least_scores(
+  classes: np.ndarray, min_score: float | Mapping[int | None, float]
+) -> np.ndarray:
+  """The `min_score` of each of the classes `[n]`, float32; see `with_score`."""
   least = min_score
   if isinstance(min_score, Mapping):
     common = min_score[None]
-    least = [min_score.get(x, common) for x in found.classes.tolist()]
-  keep = found.scores >= np.asarray(least, np.float32)
-  return jax.tree.map(lambda x: x[keep], found)
+    least = [min_score.get(x, common) for x in classes.tolist()]
+  return np.broadcast_to(np.asarray(least, np.float32), classes.shape)
 
 
 def _keep(boxes, scores, iou_threshold) -> np.ndarray:
