@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 
 def folder():
@@ -36,6 +37,15 @@ def load(path, group=None):
   with np.load(path, allow_pickle=False) as archive:
     names = [name for name in archive.files if name.startswith(start)]
     return {name.removeprefix(start): archive[name] for name in names}
+
+
+def photograph(number):
+  """A photograph of COCO; skips the test if `MASKRCNN_TEST_DATA` lacks it."""
+  photos = pathlib.Path(os.environ.get('MASKRCNN_TEST_DATA', 'missing'))
+  found = sorted(photos.glob(f'coco-mini/*2017/{number:012d}.jpg'))
+  if not found:
+    pytest.skip(f'MASKRCNN_TEST_DATA has no photograph {number}.')
+  return Image.open(found[0]).convert('RGB')
 
 
 def each(pattern, source='nvidia_tf2', group=None, having=''):

@@ -7,7 +7,6 @@ photographs are COCO's; `MASKRCNN_TEST_DATA` has them.
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 import zlib
 
@@ -78,7 +77,7 @@ def formula(name, shape, norms, recorded):
   return values.astype(np.float32)
 
 
-def image(name, digest):
+def image(name, digest, source='detectron2'):
   """RGB `[height, width, 3]` uint8 of a recorded image, at network size.
 
   Skips the test if neither the recordings nor `MASKRCNN_TEST_DATA` have it.
@@ -86,28 +85,22 @@ def image(name, digest):
   Args:
     name: of its file, such as `coco_294_213x320.png`.
     digest: SHA-256 of its bytes.
+    source: folder of the recordings.
   """
-  path = golden_files.folder() / 'detectron2' / 'images' / name
+  path = golden_files.folder() / source / 'images' / name
   kind, number, size = pathlib.Path(name).stem.split('_')
   if path.is_file():
     pixels = np.asarray(Image.open(path).convert('RGB'))
   elif kind == 'coco':
-    pixels = _photograph(int(number), [int(x) for x in size.split('x')])
+    height, width = map(int, size.split('x'))
+    photo = golden_files.photograph(int(number))
+    photo = photo.resize((width, height), Image.Resampling.BILINEAR)
+    pixels = np.asarray(photo)
   else:
     pytest.skip(f'There is no {path}.')
   if hashlib.sha256(pixels.tobytes()).hexdigest() != digest:
     pytest.skip(f'{name} is resized differently by this Pillow.')
   return pixels
-
-
-def _photograph(number, size):
-  photos = pathlib.Path(os.environ.get('MASKRCNN_TEST_DATA', 'missing'))
-  found = sorted(photos.glob(f'coco-mini/*2017/{number:012d}.jpg'))
-  if not found:
-    pytest.skip(f'MASKRCNN_TEST_DATA has no photograph {number}.')
-  photo = Image.open(found[0]).convert('RGB')
-  resized = photo.resize(size[::-1], Image.Resampling.BILINEAR)
-  return np.asarray(resized)
 
 
 def on_canvas(pixels, canvas=None):
@@ -134,8 +127,3 @@ def with_sampling(model, sampling):
     ),
   }
   return model.clone(roi_align=options[sampling])
-
-
-def swap(boxes):
-  """Boxes `(y1, x1, y2, x2)` of `(x1, y1, x2, y2)`, and back."""
-  return boxes[..., [1, 0, 3, 2]]

@@ -4,15 +4,12 @@ The weights are not stored: each tensor follows from its name and shape. The
 photographs are COCO's; `MASKRCNN_TEST_DATA` has them.
 """
 
-import os
-import pathlib
 import zlib
 
 import golden_files
 import jax
 import narrow_models
 import numpy as np
-import pytest
 import tensorflow as tf
 from PIL import Image
 
@@ -101,12 +98,8 @@ def image(stem):
   """RGB `[height, width, 3]` of a recorded image; skips if it is missing."""
   path = golden_files.folder() / 'torchvision' / 'images' / f'{stem}.png'
   if not path.is_file() and stem.startswith('coco_'):
-    photos = pathlib.Path(os.environ.get('MASKRCNN_TEST_DATA', 'missing'))
     number = int(stem.removeprefix('coco_'))
-    found = sorted(photos.glob(f'coco-mini/*2017/{number:012d}.jpg'))
-    if not found:
-      pytest.skip(f'MASKRCNN_TEST_DATA has no photograph {number}.')
-    path = found[0]
+    return np.asarray(golden_files.photograph(number))
   return np.asarray(Image.open(path).convert('RGB'))
 
 
@@ -132,8 +125,3 @@ def make_input(pixels, sides, canvas=None):
     canvas = -(-size.astype(int) // 32) * 32
   resized = transforms.pad_image(made['image'], tf.constant(canvas, tf.int32))
   return resized.numpy(), size, made['scales'].numpy()
-
-
-def swap(boxes):
-  """Boxes `(y1, x1, y2, x2)` of `(x1, y1, x2, y2)`, and back."""
-  return boxes[..., [1, 0, 3, 2]]

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import recorded_detectron2 as recorded
 from golden_files import assert_near
+from golden_files import swap_axes as swap
 from pycocotools import mask as coco_mask
-from recorded_detectron2 import swap
+from recorded_detections import SCORE, box_tolerance, in_order
 
 from maskrcnn_jax.checkpoints import store as checkpoint
 from maskrcnn_jax.cli import main as command
@@ -27,9 +28,6 @@ from maskrcnn_jax.ops import images as image_ops
 
 # Tolerances, relative to the largest magnitude of an array.
 FORWARD = 1e-4
-# Of boxes: relative to their longer side, but at least `PIXELS`.
-BOX, PIXELS = 1e-3, 0.02
-SCORE = 1e-4
 # Pixels of a pasted mask that may differ: share of its area, at least PIXELS.
 AREA, AREA_PIXELS = 0.01, 3
 CASES = [
@@ -199,7 +197,7 @@ def test_proposals(case):
   apart = np.abs(scores[:, None] - proposals.scores[0])
   rows = np.argmin(distances + apart, axis=1)
   near = np.take_along_axis(distances, rows[:, None], axis=1)[:, 0]
-  same = near <= tolerance(expected)[:, 0]
+  same = near <= box_tolerance(expected)[:, 0]
   assert np.mean(same) >= 0.99
   assert len({*rows[same]}) >= 0.99 * len(rows)
   found_scores = proposals.scores[0][rows[same]]
@@ -226,25 +224,12 @@ def test_box_head_on_recorded_proposals(case, sampling):
 
 
 def find_partners(golden, sampling, found):
-  """Our detections in the order of the recorded ones.
-
-  They are matched by class and box, since the order of nearly equal scores
-  depends on the last bits.
-  """
-  ours = found[sampling]['detections'].image(0)
-  boxes = swap(golden[f'{sampling}/det_boxes'])
-  classes = recorded.CLASS_IDS[golden[f'{sampling}/det_classes']]
-  assert len(ours.scores) == len(classes)
-  distances = np.abs(boxes[:, None] - ours.boxes).max(axis=-1)
-  distances[classes[:, None] != ours.classes] = np.inf
-  rows = np.argmin(distances, axis=1)
-  assert len({*rows}) == len(rows)
-  return jax.tree.map(lambda x: x[rows], ours)
-
-
-def tolerance(boxes):
-  sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, keepdims=True)
-  return np.maximum(BOX * sides, PIXELS)
+  """Our detections in the order of the recorded ones."""
+  return in_order(
+    found[sampling]['detections'].image(0),
+    swap(golden[f'{sampling}/det_boxes']),
+    recorded.CLASS_IDS[golden[f'{sampling}/det_classes']],
+  )
 
 
 @pytest.mark.parametrize('sampling', SAMPLINGS)
@@ -253,7 +238,7 @@ def test_detections(case, sampling):
   golden, _, found = case
   partners = find_partners(golden, sampling, found)
   expected = swap(golden[f'{sampling}/det_boxes'])
-  assert np.all(np.abs(partners.boxes - expected) <= tolerance(expected))
+  assert np.all(np.abs(partners.boxes - expected) <= box_tolerance(expected))
   scores = golden[f'{sampling}/det_scores']
   np.testing.assert_allclose(partners.scores, scores, atol=SCORE)
   expected = golden[f'{sampling}/mask_prob_28']
@@ -281,7 +266,7 @@ def test_pasted_masks(case, sampling):
   # Detectron2 drops boxes without area.
   kept = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
   expected = swap(golden[f'{sampling}/out_boxes'])
-  assert np.all(np.abs(boxes[kept] - expected) <= tolerance(expected))
+  assert np.all(np.abs(boxes[kept] - expected) <= box_tolerance(expected))
   pasted = mask_pasting.paste_masks(
     partners.masks[kept], boxes[kept], size, partners.mask_pasting
   )

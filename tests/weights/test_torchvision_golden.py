@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import recorded_torchvision as recorded
 from golden_files import assert_near
-from recorded_torchvision import swap
+from golden_files import swap_axes as swap
+from recorded_detections import SCORE, box_tolerance, in_order
 
 from maskrcnn_jax.checkpoints import store as checkpoint
 from maskrcnn_jax.cli import main as command
@@ -23,9 +24,6 @@ from maskrcnn_jax.weights import tensor_files
 
 # Tolerances, relative to the largest magnitude of an array.
 FORWARD = 1e-4
-# Of boxes: relative to their longer side, but at least `PIXELS`.
-BOX, PIXELS = 1e-3, 0.02
-SCORE = 1e-4
 # A corner near a pixel's edge may be rounded to the next pixel, and change some
 # pixels of its mask.
 AREA, AREA_PIXELS = 0.02, 3
@@ -133,35 +131,20 @@ def test_box_head_on_recorded_proposals(case):
 
 @pytest.fixture(name='partners')
 def fixture_partners(case):
-  """Our detections in the order of the recorded ones.
-
-  They are matched by class and box, since the order of nearly equal scores
-  depends on the last bits.
-  """
+  """Our detections in the order of the recorded ones."""
   golden, found, *_ = case
-  ours = found['detections'].image(0)
   boxes, labels = swap(golden['det_boxes_resized']), golden['det_labels']
-  assert len(ours.scores) == len(labels)
-  distances = np.abs(boxes[:, None] - ours.boxes).max(axis=-1)
-  distances[labels[:, None] != ours.classes] = np.inf
-  rows = np.argmin(distances, axis=1)
-  assert len({*rows}) == len(rows)
-  return jax.tree.map(lambda x: x[rows], ours)
-
-
-def tolerance(boxes):
-  sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, keepdims=True)
-  return np.maximum(BOX * sides, PIXELS)
+  return in_order(found['detections'].image(0), boxes, labels)
 
 
 def test_boxes_and_scores(case, partners):
   """On the canvas, and in pixels of the original image."""
   golden, _, scales, _ = case
   expected = swap(golden['det_boxes_resized'])
-  assert np.all(np.abs(partners.boxes - expected) <= tolerance(expected))
+  assert np.all(np.abs(partners.boxes - expected) <= box_tolerance(expected))
   actual = coco_results.original_boxes(partners.boxes, scales)
   expected = swap(golden['det_boxes'])
-  assert np.all(np.abs(actual - expected) <= tolerance(expected))
+  assert np.all(np.abs(actual - expected) <= box_tolerance(expected))
   np.testing.assert_allclose(partners.scores, golden['det_scores'], atol=SCORE)
 
 

@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import narrow_models
 import numpy as np
 import pytest
+import recorded_detections
 import recorded_torchvision as recorded
 from golden_files import assert_near
-from recorded_torchvision import swap
+from golden_files import swap_axes as swap
 
 from maskrcnn_jax.config import load_config
 from maskrcnn_jax.models import losses as losses_lib
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.models.targets import RPNTargets
 from maskrcnn_jax.structures import Instances, SampledRois
 from maskrcnn_jax.weights import load_report, tensor_files, torchvision
 
@@ -123,20 +123,15 @@ def make_targets(golden, sizes, num_foreground):
 
 def make_rpn_targets(golden, anchors):
   """The recorded samples, by level."""
-  ends = np.cumsum([len(boxes) for boxes in anchors.values()])
-  labels = np.full((2, ends[-1]), -1, np.int32)
-  deltas = np.zeros((2, ends[-1], 4), np.float32)
-  for image in range(2):
-    positive = golden[f'{image}/rpn_sampled_pos']
-    labels[image, golden[f'{image}/rpn_sampled_neg']] = 0
-    labels[image, positive] = 1
-    targets = golden[f'{image}/rpn_regression_targets_of_sampled_pos']
-    deltas[image, positive] = swap(targets)
-
-  def split(values):
-    return dict(zip(anchors, np.split(values, ends[:-1], axis=1)))
-
-  return RPNTargets(split(labels), split(labels == 1), split(deltas))
+  samples = [
+    (
+      golden[f'{image}/rpn_sampled_neg'],
+      golden[f'{image}/rpn_sampled_pos'],
+      swap(golden[f'{image}/rpn_regression_targets_of_sampled_pos']),
+    )
+    for image in range(2)
+  ]
+  return recorded_detections.rpn_targets(anchors, samples)
 
 
 def make_instances(golden):

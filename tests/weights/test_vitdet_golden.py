@@ -2,31 +2,25 @@
 
 import dataclasses
 import functools
-import hashlib
-import os
-import pathlib
 
 import golden_files
 import jax
 import numpy as np
 import pytest
 import recorded_backbones as recorded
+import recorded_detectron2
 from golden_files import assert_near
 from golden_files import swap_axes as swap
-from PIL import Image
+from recorded_detections import SCORE, box_tolerance, in_order
+from recorded_detectron2 import CLASS_IDS
 
 from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.weights import coco_classes, state_dicts, vit
+from maskrcnn_jax.weights import state_dicts, vit
 from maskrcnn_jax.weights.tensor_files import Tensors
 
 # Relative to the largest magnitude of an array.
 FORWARD = 1e-4
-# Of boxes: relative to their longer side, but at least `PIXELS`.
-BOX, PIXELS = 1e-3, 0.02
-SCORE = 1e-4
-# Ids of COCO by Detectron2's class; the background is the last one there.
-CLASS_IDS = np.array([*sorted(coco_classes.NAMES), 0])
 # Recorded with 2x2 samples per bin, and with adaptive ones.
 CASES = golden_files.files('e2e_vitdet_*.npz', 'vitdet')
 
@@ -46,28 +40,6 @@ def loaded():
   variables, report = recorded.load(arrays, form, variables)
   assert not (report.missing or report.unexpected)
   return model, variables
-
-
-def image_of(name, digest):
-  """RGB of a recorded image, already at network size; skips without it."""
-  path = golden_files.folder() / 'vitdet' / 'images' / name
-  kind, number, size = pathlib.Path(name).stem.split('_')
-  if path.is_file():
-    pixels = np.asarray(Image.open(path).convert('RGB'))
-  else:
-    photos = pathlib.Path(os.environ.get('MASKRCNN_TEST_DATA', 'missing'))
-    found = []
-    if kind == 'coco':
-      found = sorted(photos.glob(f'coco-mini/*2017/{int(number):012d}.jpg'))
-    if not found:
-      pytest.skip(f'There is no {name}.')
-    photo = Image.open(found[0]).convert('RGB')
-    height, width = map(int, size.split('x'))
-    resized = photo.resize((width, height), Image.Resampling.BILINEAR)
-    pixels = np.asarray(resized)
-  if hashlib.sha256(pixels.tobytes()).hexdigest() != digest:
-    pytest.skip(f'{name} is resized differently by this Pillow.')
-  return pixels
 
 
 def inspect(model, images, image_sizes, rois):
@@ -96,17 +68,13 @@ def compiled(sampling):
 @pytest.mark.parametrize('path', CASES, ids=lambda path: path.stem)
 def test_a_recorded_image(path, sampling):
   golden = golden_files.load(path)
-  pixels = image_of(
-    str(golden['image_file']), str(golden['network_rgb_sha256'])
-  )
+  name, digest = (str(golden[x]) for x in ('image_file', 'network_rgb_sha256'))
+  pixels = recorded_detectron2.image(name, digest, 'vitdet')
   # Padded to a square, whose cells take part in the attention.
-  image = np.zeros((*golden['padded_hw'], 3), np.float32)
-  height, width = pixels.shape[:2]
-  image[:height, :width] = pixels
-  size = np.float32([[height, width]])
+  image, size = recorded_detectron2.on_canvas(pixels, golden['padded_hw'])
   model, variables = loaded()
   rois = swap(golden['proposals'])[None]
-  found = compiled(sampling)(variables, image[None], size, rois)
+  found = compiled(sampling)(variables, image[None], size[None], rois)
   found = jax.tree.map(np.asarray, found)
   for level, features in found['pyramid'].items():
     recorded.check_map(golden, f'p{level}', features[0], FORWARD)
@@ -132,22 +100,12 @@ def check_proposal_head(golden, model, rpn):
 
 
 def check_detections(golden, sampling, ours):
-  """Every recorded detection is found, and no other.
-
-  They are matched by class and box, since the order of nearly equal scores
-  depends on the last bits.
-  """
+  """Every recorded detection is found, and no other."""
   boxes = swap(golden[f'{sampling}/det_boxes'])
   classes = CLASS_IDS[golden[f'{sampling}/det_classes']]
-  assert len(ours.scores) == len(classes)
-  distances = np.abs(boxes[:, None] - ours.boxes).max(axis=-1)
-  distances[classes[:, None] != ours.classes] = np.inf
-  rows = np.argmin(distances, axis=1)
-  assert len({*rows}) == len(rows)
-  sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, keepdims=True)
-  errors = np.abs(ours.boxes[rows] - boxes)
-  assert np.all(errors <= np.maximum(BOX * sides, PIXELS)), errors.max()
+  ours = in_order(ours, boxes, classes)
+  assert np.all(np.abs(ours.boxes - boxes) <= box_tolerance(boxes))
   scores = golden[f'{sampling}/det_scores']
-  np.testing.assert_allclose(ours.scores[rows], scores, atol=SCORE)
+  np.testing.assert_allclose(ours.scores, scores, atol=SCORE)
   masks = golden[f'{sampling}/mask_prob_28']
-  assert_near(ours.masks[rows[: len(masks)]], masks, 5 * FORWARD)
+  assert_near(ours.masks[: len(masks)], masks, 5 * FORWARD)
