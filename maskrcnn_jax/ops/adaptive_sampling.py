@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskrcnn_jax.ops import weighted_sums
+
 
 def bin_sums(flat, axes, bins, options, offsets) -> jax.Array:
   """Bins `[n, rows, columns, channels]` of boxes under adaptive sampling.
@@ -55,12 +57,14 @@ def bin_sums(flat, axes, bins, options, offsets) -> jax.Array:
     for x in (axes[1][2], offsets)
   )
   rows = offsets + rows * widths
-  total = 0.0
-  for tap in range(most):
-    indices = rows[:, :, None, tap] + columns[:, None, :, tap]
-    weights = above[:, :, None, tap] * beside[:, None, :, tap]
-    total += weights[..., None] * flat.at[indices].get(mode='promise_in_bounds')
-  return total.astype(flat.dtype)
+  taps = [
+    (
+      rows[:, :, None, tap] + columns[:, None, :, tap],
+      above[:, :, None, tap] * beside[:, None, :, tap],
+    )
+    for tap in range(most)
+  ]
+  return weighted_sums.weighted_sum(flat, *zip(*taps))
 
 
 def _sample_counts(starts, ends, size, options):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskrcnn_jax.errors import invalid
-from maskrcnn_jax.ops import adaptive_sampling
+from maskrcnn_jax.ops import adaptive_sampling, weighted_sums
 
 # FPN, Eq. 1: a box of 224 x 224 pixels, ImageNet's input size, is on level 4.
 CANONICAL_SIDE = 224.0
@@ -242,7 +242,7 @@ def _weighted_cells(flat, rows, columns, offsets, widths):
   (row_indices, row_weights), (column_indices, column_weights) = rows, columns
   offsets = jnp.broadcast_to(offsets, row_indices.shape[:1])[:, None]
   widths = jnp.broadcast_to(widths, row_indices.shape[:1])[:, None]
-  total = 0.0
+  taps = []
   for row in range(row_indices.shape[-1]):
     starts = offsets + row_indices[..., row] * widths
     for column in range(column_indices.shape[-1]):
@@ -250,9 +250,8 @@ def _weighted_cells(flat, rows, columns, offsets, widths):
       weights = (
         row_weights[:, :, None, row] * column_weights[:, None, :, column]
       )
-      cells = flat.at[indices].get(mode='promise_in_bounds')
-      total += weights[..., None] * cells
-  return total.astype(flat.dtype)
+      taps.append((indices, weights))
+  return weighted_sums.weighted_sum(flat, *zip(*taps))
 
 
 def _check_boxes(boxes, ndim):
