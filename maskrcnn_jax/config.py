@@ -45,11 +45,18 @@ RENAMED_FIELDS = {
   'model.sampling.mask_pool_group': 'model.sampling.num_mask_rois',
 }
 
+# Field in epochs -> field in steps that it replaces.
+EPOCH_FIELDS = {
+  'training.num_epochs': 'training.num_steps',
+  'evaluation.every_epochs': 'evaluation.every_steps',
+}
+
 
 def load_config(name: str, overrides: Sequence[str] = ()):
   """The locked config of that name, with overrides.
 
-  The learning rate follows the batch size, see `apply_linear_rule`.
+  The learning rate follows the batch size, see `apply_linear_rule`. An override
+  in steps outranks a file's number of epochs, and the other way round.
 
   Args:
     name: see `find_config`.
@@ -60,7 +67,8 @@ def load_config(name: str, overrides: Sequence[str] = ()):
 
   Raises:
     FileNotFoundError: there is no such config.
-    UserError: the file fails, or there is no such variant, field or value.
+    UserError: the file fails, there is no such variant, field or value, or
+      overrides give a length both in epochs and in steps.
   """
   path, variant = find_config(name)
   with _errors_of_file(path):
@@ -68,8 +76,27 @@ def load_config(name: str, overrides: Sequence[str] = ()):
   config.lock()
   apply_overrides(config, overrides)
   given = {override.partition('=')[0] for override in overrides}
+  _choose_lengths(config, given)
   apply_linear_rule(config, 'optimizer.learning_rate' in given)
   return config
+
+
+def _choose_lengths(config, given) -> None:
+  """Lets the overrides among the fields in steps replace those in epochs."""
+  for epochs, steps in EPOCH_FIELDS.items():
+    section, _, name = epochs.partition('.')
+    number = config.get(section, {}).get(name)
+    if steps not in given or number is None:
+      continue
+    if epochs in given:
+      raise UserError(
+        f'{epochs}={number:g} and {steps} both give a length: leave out one of '
+        'them.',
+        argument=epochs,
+        given=number,
+        wanted=f'None with {steps}',
+      )
+    config[section][name] = None
 
 
 def _get_config(path: pathlib.Path, variant: str) -> ml_collections.ConfigDict:

@@ -352,3 +352,41 @@ def test_saved_fields_get_their_names_of_now():
     'input': {'batch_size': 4},
   }
   assert saved['model']['anchors'] == {'octaves': 2, 'aspects': [[1, 1]]}
+
+
+STEPS, EPOCHS = 'training.num_steps=7', 'training.num_epochs=2'
+
+
+def test_the_command_line_chooses_between_steps_and_epochs(tmp_path):
+  """Steps there outrank a file's epochs; the file may have both."""
+  path = tmp_path / 'own.py'
+  path.write_text(
+    'from maskrcnn_jax import config\n'
+    'def get_config():\n'
+    f'  return config.load_config("shapes", ["{EPOCHS}"])\n'
+  )
+  own = config_lib.load_config(str(path))
+  assert own.training.num_epochs == 2
+  assert own.training.num_steps > 7
+  own = config_lib.load_config(str(path), [STEPS])
+  assert own.training.num_epochs is None
+  assert own.training.num_steps == 7
+  own = config_lib.load_config('shapes', [STEPS, 'training.num_epochs=None'])
+  assert own.training.num_steps == 7
+
+
+@pytest.mark.parametrize(
+  'overrides, argument',
+  [
+    ([STEPS, EPOCHS], 'training.num_epochs'),
+    (
+      ['evaluation.every_epochs=1', 'evaluation.every_steps=5'],
+      'evaluation.every_epochs',
+    ),
+  ],
+)
+def test_a_length_is_given_once(overrides, argument):
+  with pytest.raises(UserError) as error:
+    config_lib.load_config('coco', overrides)
+  assert error.value.argument == argument
+  assert argument.replace('epochs', 'steps') in error.value.wanted

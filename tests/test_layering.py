@@ -47,7 +47,7 @@ ALLOWED = {
   ),
   'maskrcnn_jax/optimization': 'jax optax .models',
   'maskrcnn_jax/optimization/epochs': (
-    'numpy .datasets.records .input_pipeline.batches'
+    'numpy .config .datasets.records .input_pipeline.batches'
   ),
   'maskrcnn_jax/training': (
     'jax numpy flax optax ml_collections tensorboardX tqdm .charts'

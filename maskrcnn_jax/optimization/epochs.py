@@ -5,15 +5,10 @@ import logging
 
 import numpy as np
 
+from maskrcnn_jax.config import EPOCH_FIELDS
 from maskrcnn_jax.datasets import records
 from maskrcnn_jax.errors import invalid
 from maskrcnn_jax.input_pipeline import batches as input_batches
-
-# Field in epochs -> field in steps that it replaces.
-_FIELDS = {
-  'training.num_epochs': 'training.num_steps',
-  'evaluation.every_epochs': 'evaluation.every_steps',
-}
 
 
 def with_steps(config):
@@ -32,7 +27,7 @@ def with_steps(config):
     UserError: a number of epochs is not above 0, or there are no records.
   """
   given = {}
-  for name in _FIELDS:
+  for name in EPOCH_FIELDS:
     section, _, field = name.partition('.')
     epochs = config.get(section, {}).get(field)
     if epochs is not None:
@@ -50,7 +45,7 @@ def with_steps(config):
   for name, epochs in given.items():
     if not epochs > 0:
       raise invalid(name, epochs, 'above 0, or None')
-    steps[_FIELDS[name]] = max(1, round(epochs * steps_per_epoch))
+    steps[EPOCH_FIELDS[name]] = max(1, round(epochs * steps_per_epoch))
   logging.info(
     'an epoch is %.8g images, %.6g steps of %d: %s',
     *(num_images, steps_per_epoch, inputs.batch_size),
