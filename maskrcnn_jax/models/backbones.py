@@ -1,7 +1,16 @@
-"""Backbones by kind: options, modules, and rules for their parameters."""
+"""Backbones by kind: options, modules, and rules for their parameters.
+
+Another backbone is a file beside this one, a row of `KINDS`, and a field of
+`BackboneOptions` for its options; `weights.external` has a row for its files.
+"""
 
 import dataclasses
 import operator
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
 
 from maskrcnn_jax.errors import invalid
 from maskrcnn_jax.models import convnext, vit
@@ -10,14 +19,29 @@ from maskrcnn_jax.models.fpn import FPN
 from maskrcnn_jax.models.resnet import ResNet, ResNetOptions
 from maskrcnn_jax.models.vit import SimpleFeaturePyramid, ViT, ViTOptions
 
-# Kind -> options of the kind, its backbone, its feature pyramid.
+
+class Kind(NamedTuple):
+  """A kind of backbone.
+
+  Attributes:
+    options: `BackboneOptions` -> the options of the kind.
+    body: the module.
+    pyramid: the module of its feature pyramid.
+    layers: has `num_layers` and `layer_of`, the rule for layer-wise
+      learning-rate decay; None: there is none.
+  """
+
+  options: Callable[[Any], Any]
+  body: type[nn.Module]
+  pyramid: type[nn.Module]
+  layers: types.ModuleType | None = None
+
+
 KINDS = {
-  'resnet': (lambda options: options, ResNet, FPN),
-  'convnext': (operator.attrgetter('convnext'), ConvNeXt, FPN),
-  'vit': (operator.attrgetter('vit'), ViT, SimpleFeaturePyramid),
+  'resnet': Kind(lambda options: options, ResNet, FPN),
+  'convnext': Kind(operator.attrgetter('convnext'), ConvNeXt, FPN, convnext),
+  'vit': Kind(operator.attrgetter('vit'), ViT, SimpleFeaturePyramid, vit),
 }
-# Kinds with a rule for layer-wise learning-rate decay.
-_LAYERS = {'convnext': convnext, 'vit': vit}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +79,13 @@ class BackboneOptions(ResNetOptions):
   @property
   def num_layers(self) -> int | None:
     """Layers of the backbone that `layer_of` counts; None if it has no rule."""
-    rule = _LAYERS.get(self.kind)
-    return rule and rule.num_layers(KINDS[self.kind][0](self))
+    kind = KINDS[self.kind]
+    return kind.layers and kind.layers.num_layers(kind.options(self))
 
   def layer_of(self, names: tuple[str, ...]) -> int | None:
     """Layer of a parameter by its path below `backbone`, counted from 0.
 
     None for parameters that come after all layers.
     """
-    return _LAYERS[self.kind].layer_of(names, KINDS[self.kind][0](self))
+    kind = KINDS[self.kind]
+    return kind.layers.layer_of(names, kind.options(self))

@@ -121,10 +121,10 @@ class MaskRCNN(nn.Module):
   operations: Operations = Operations()
 
   def setup(self):
-    options, body, pyramid = backbones.KINDS[self.backbone.kind]
-    options = options(self.backbone)
-    self.body = body(options, dtype=self.dtype, name='backbone')
-    self.fpn = pyramid(
+    kind = backbones.KINDS[self.backbone.kind]
+    options = kind.options(self.backbone)
+    self.body = kind.body(options, dtype=self.dtype, name='backbone')
+    self.fpn = kind.pyramid(
       self.pyramid_channels,
       self.max_level,
       self.dtype,

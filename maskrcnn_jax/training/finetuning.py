@@ -18,7 +18,7 @@ from maskrcnn_jax.checkpoints import compatibility, store
 from maskrcnn_jax.datasets import categories
 from maskrcnn_jax.datasets.run_data import RunData
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.models import override
+from maskrcnn_jax.models import backbones, override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import data_checks, own_records
 from maskrcnn_jax.weights import external
@@ -124,8 +124,9 @@ def _adopt(config, source: Mapping[str, Any]) -> list[str]:
   )
   for name in _KEPT_BACKBONE_FIELDS:
     theirs['backbone'][name] = ours['backbone'][name]
-  for kind, name in itertools.product(('convnext', 'vit'), _KEPT_BY_KIND):
-    theirs['backbone'][kind][name] = ours['backbone'][kind][name]
+  for kind, name in itertools.product(backbones.KINDS, _KEPT_BY_KIND):
+    if kind in ours['backbone']:  # The options of a ResNet lie beside it.
+      theirs['backbone'][kind][name] = ours['backbone'][kind][name]
   if theirs['backbone']['norm'] == 'group':
     # Frozen stages need batch norm.
     theirs['backbone']['frozen_stages'] = 0
