@@ -81,7 +81,7 @@ ALLOWED = {
     ' .evaluation .input_pipeline .models .structures .tables .training'
     ' .visualize .weights'
   ),
-  'maskrcnn_jax/benchmarks/torchvision_side': 'numpy torch torchvision',
+  'maskrcnn_jax/benchmarks/torchvision_side': 'numpy timm torch torchvision',
   'maskrcnn_jax/habana': (
     'absl yaml .cli.command_line .config .distributed .training.loop'
   ),

@@ -61,7 +61,11 @@ def bench(
     'tables': {},
   }
   with torchvision_process.beside(
-    options.against, subject, machine.num_cpus(), options.channels_last
+    options.against,
+    subject,
+    machine.num_cpus(),
+    options.channels_last,
+    options.what,
   ) as (other, facts):
     result['torchvision'] = facts
     load = machine.OtherLoad(

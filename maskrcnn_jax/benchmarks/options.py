@@ -22,7 +22,8 @@ class BenchOptions:
     rounds: measured rounds; medians are taken over them.
     warmup: rounds before them, not measured.
     against: an interpreter with torch and torchvision, whose Mask R-CNN is
-      measured in turn with ours; None: none.
+      measured in turn with ours; None: none. With `what='backbone'` also
+      torchvision's ConvNeXt, and the ViT of timm.
     channels_last: memory layout of the other side; None: on a GPU.
   """
 

@@ -136,13 +136,17 @@ def inference(
 def backbone(
   subject: Subject, other: TorchvisionProcess | None, options: BenchOptions
 ) -> list[measure.Row]:
-  """Rows of the backbone, forward and backward; see `training`."""
+  """Rows of the backbone, forward and backward; see `training`.
+
+  The weights of a ConvNeXt or a ViT are random values of its own on each side.
+  """
   state = subject.state()
   recorded, _ = stages.record_training(subject, state, only='backbone')
   sides = {_OURS: stages.side(*recorded['backbone'])}
   sides[_OURS].images = subject.batch_size
   if other:
-    other.load_weights(state.variables())
+    if subject.model.backbone.kind == 'resnet':
+      other.load_weights(state.variables())
     sides['torchvision'] = other.side('backbone', subject.batch_size)
   return _compare(sides, options, 'backbone')
 

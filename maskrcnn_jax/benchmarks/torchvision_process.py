@@ -1,6 +1,7 @@
-"""Client of `torchvision_side`: torchvision's Mask R-CNN in a process."""
+"""Client of `torchvision_side`: torchvision's models in a process."""
 
 import contextlib
+import dataclasses
 import json
 import operator
 import pathlib
@@ -16,6 +17,7 @@ from maskrcnn_jax import visualize
 from maskrcnn_jax.benchmarks import measure
 from maskrcnn_jax.benchmarks.subject import LEARNING_RATE, Subject
 from maskrcnn_jax.errors import UserError, invalid
+from maskrcnn_jax.models import backbones
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.weights import torchvision
 
@@ -53,6 +55,8 @@ _OPTIONS = {
   'box_nms_thresh': 'detections.iou_threshold',
   'box_detections_per_img': 'detections.max_detections',
 }
+# Subjects that need the whole model.
+_WHOLE = {'step', 'inference'}
 _OPTIMIZER = {'lr': LEARNING_RATE, 'momentum': 0.9, 'weight_decay': 1e-4}
 
 
@@ -159,8 +163,11 @@ def beside(
   subject: Subject,
   threads: int,
   channels_last: bool | None = None,
+  what: Sequence[str] = (),
 ) -> Iterator[tuple[TorchvisionProcess | None, dict[str, Any] | None]]:
   """torchvision's model with our batches; weights are to be loaded.
+
+  `what` is that of `BenchOptions`.
 
   Yields:
     The process, and its versions, device and threads; None and None if `python`
@@ -177,7 +184,10 @@ def beside(
     raise invalid('runtime.num_devices', subject.mesh.size, wanted)
   if channels_last is None:
     channels_last = jax.default_backend() == 'gpu'
-  model = settings(subject.model, subject.canvas)
+  if subject.model.backbone.kind != 'resnet' and not _WHOLE & set(what):
+    model = backbone_settings(subject.model, subject.canvas)
+  else:
+    model = settings(subject.model, subject.canvas)
   model['channels_last'] = channels_last
   with contextlib.closing(TorchvisionProcess(python)) as process:
     facts = process.ask(
@@ -185,6 +195,16 @@ def beside(
     )
     process.load_batches(subject.host_batches)
     yield process, facts | {'channels_last': channels_last}
+
+
+def backbone_settings(model: MaskRCNN, canvas: Sequence[int]) -> dict[str, Any]:
+  """Settings of torchvision's ConvNeXt or timm's ViT with our sizes."""
+  own = backbones.KINDS[model.backbone.kind].options(model.backbone)
+  return dataclasses.asdict(own) | {
+    'kind': model.backbone.kind,
+    'canvas': list(canvas),
+    'dtype': model.dtype,
+  }
 
 
 def settings(model: MaskRCNN, canvas: Sequence[int]) -> dict[str, Any]:
@@ -208,6 +228,7 @@ def settings(model: MaskRCNN, canvas: Sequence[int]) -> dict[str, Any]:
     for name in ('depth', 'norm', 'norm_epsilon', 'frozen_stages')
   }
   return backbone | {
+    'kind': 'resnet',
     'canvas': list(canvas),
     'num_classes': model.num_classes,
     'dtype': model.dtype,

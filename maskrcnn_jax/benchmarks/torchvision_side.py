@@ -1,9 +1,11 @@
 """torchvision's Mask R-CNN in a process of its own, for a benchmark.
 
-Run by an interpreter that has torch and torchvision; needs neither JAX nor this
-package. Reads one JSON object a line from stdin, `{"do": NAME, ...}`, and
-answers each with one on stdout, which has `error` where something failed. The
-other side computes nothing until the answer is there.
+Or a backbone alone: torchvision's ConvNeXt, or the ViT of timm with ViTDet's
+windows and relative positions (SAM's). Run by an interpreter that has torch and
+torchvision, and timm for a ViT; needs neither JAX nor this package. Reads one
+JSON object a line from stdin, `{"do": NAME, ...}`, and answers each with one on
+stdout, which has `error` where something failed. The other side computes
+nothing until the answer is there.
 """
 
 import functools
@@ -32,7 +34,7 @@ class Side:
   """torchvision's model, optimizer and batches; methods answer requests."""
 
   def set_up(self, model, threads, optimizer):
-    """Makes the model from its settings, see `_make_model`, and SGD."""
+    """Makes the model or backbone from its settings, and SGD."""
     import torch
     import torchvision
 
@@ -46,16 +48,19 @@ class Side:
     self.settings = model
     layout = 'channels_last' if model['channels_last'] else 'contiguous_format'
     self.layout = getattr(torch, layout)
-    self.model = _make_model(torch, model)
+    make = _MAKERS[model['kind']]
+    self.model = make(torch, model)
     self.model.to(self.device, memory_format=self.layout)
     trainable = [x for x in self.model.parameters() if x.requires_grad]
     self.optimizer = torch.optim.SGD(trainable, **optimizer)
-    self.found = _watch_foreground(self.model)
+    if model['kind'] == 'resnet':
+      self.found = _watch_foreground(self.model)
     return {
       'torch': torch.__version__,
       'torchvision': torchvision.__version__,
       'device': torch.cuda.get_device_name() if is_cuda else 'cpu',
       'threads': torch.get_num_threads(),
+      'parameters': sum(x.numel() for x in self.model.parameters()),
     }
 
   def load_weights(self, path):
@@ -143,12 +148,14 @@ class Side:
     return {'scores': self.scores}
 
   def backbone(self, number):
-    """Forward and backward of the ResNet alone, from loaded images."""
+    """Forward and backward of the backbone alone, from loaded images."""
     images, _ = self.batches[number % len(self.batches)]
     self.model.train()
-    body = self.model.backbone.body
-    batch, _ = self.model.transform(images)
-    pixels = batch.tensors.contiguous(memory_format=self.layout)
+    body, pixels = self.model, self.torch.stack(images)
+    if self.settings['kind'] == 'resnet':
+      body = self.model.backbone.body
+      pixels = self.model.transform(images)[0].tensors
+    pixels = pixels.contiguous(memory_format=self.layout)
     parameters = [x for x in body.parameters() if x.requires_grad]
     start = self._now()
     with self._precision():
@@ -175,6 +182,38 @@ class Side:
     if self.device.type == 'cuda':
       self.torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def _make_convnext(torch, settings):
+  """torchvision's ConvNeXt, whose four stages are returned."""
+  del torch
+  from torchvision.models import _utils, convnext
+
+  widths = [*settings['widths'], None]
+  stages = zip(widths, widths[1:], settings['blocks'])
+  model = convnext.ConvNeXt([convnext.CNBlockConfig(*x) for x in stages])
+  names = {str(2 * i + 1): str(i + 2) for i in range(len(settings['blocks']))}
+  return _utils.IntermediateLayerGetter(model.features, names)
+
+
+def _make_vit(torch, settings):
+  """timm's ViT of SAM, whose one map is returned."""
+  from timm.models import vision_transformer_sam
+
+  model = vision_transformer_sam.VisionTransformerSAM(
+    img_size=settings['canvas'][0],
+    embed_dim=settings['width'],
+    depth=settings['depth'],
+    num_heads=settings['heads'],
+    window_size=settings['window'],
+    global_attn_indexes=tuple(settings['global_blocks']),
+    use_rel_pos=True,
+    norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
+    neck_chans=0,
+  )
+  model.forward = lambda x: {'4': model.forward_features(x)}
+  model.head = torch.nn.Identity()
+  return model
 
 
 def _make_model(torch, settings):
@@ -213,6 +252,13 @@ def _make_model(torch, settings):
   layers = (256,) * settings['mask_convs']
   heads.mask_head = mask_rcnn.MaskRCNNHeads(256, layers, 1)
   return model
+
+
+_MAKERS = {
+  'resnet': _make_model,
+  'convnext': _make_convnext,
+  'vit': _make_vit,
+}
 
 
 def _watch_foreground(model):

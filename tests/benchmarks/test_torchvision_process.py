@@ -125,6 +125,7 @@ def test_settings_are_those_of_the_model():
     ({'pyramid_channels': 64}, 'model.pyramid_channels'),
     ({'backbone': {'width': 32}}, 'model.backbone.width'),
     ({'backbone': {'norm': 'group'}}, 'model.backbone.norm'),
+    ({'backbone': {'kind': 'convnext'}}, 'model.backbone.kind'),
     ({'head_norm': {'kind': 'batch'}}, 'model.head_norm.kind'),
     ({'box_convs': 4}, 'model.box_convs'),
     ({'anchors': {'scales_per_octave': 2}}, 'model.anchors.scales_per_octave'),
@@ -208,3 +209,33 @@ def test_both_sides_compute_the_same():
   ):
     # Anchors and RoIs are sampled.
     assert losses[name] == pytest.approx(others[other_name], rel=0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not _TORCH, reason='MASKRCNN_TORCH_PYTHON is not set')
+@pytest.mark.parametrize(
+  'name, fields',
+  [
+    ('convnext_tiny', ['convnext.output_norms=false']),
+    # Positions as timm has them for this canvas.
+    ('vitdet_b', ['vit.table_side=8', 'vit.position_side=8']),
+  ],
+)
+def test_backbones_alone_have_the_same_parameters(name, fields):
+  config = config_lib.load_config(
+    f'coco:{name}',
+    [
+      'input.canvases=((128, 128),)',
+      'input.resize.fit_size=None',
+      'input.batch_size=1',
+      *(f'model.backbone.{field}' for field in fields),
+    ],
+  )
+  subject = make_subject(config, False, 1)
+  with torchvision_process.beside(_TORCH, subject, 1, what=('backbone',)) as (
+    other,
+    facts,
+  ):
+    assert other.ask('backbone', number=0)['seconds'] > 0
+  ours = jax.tree.leaves(subject.state().params['backbone'])
+  assert facts['parameters'] == sum(x.size for x in ours)
