@@ -323,12 +323,15 @@ def _training():
 
 
 def _evaluation():
-  """Fields of EvaluationOptions; canvases and resize are those of the input."""
+  """Fields of EvaluationOptions."""
   return {
     # Record files, or a TFDS directory with its split.
     'file_pattern': 'local/coco/val*.tfrecord',
     # Ground truth for pycocotools; '' makes it from the records.
     'annotations_file': 'local/coco/annotations/instances_val2017.json',
+    # (height, width) of detection; None: canvases and sizes of the input.
+    'canvases': placeholder(tuple),
+    'fit_size': placeholder(tuple),  # (shorter, longer) side to fit into then.
     'batch_size': 4,  # Images per step over all devices and hosts.
     'max_images': placeholder(int),  # First images to evaluate; None: all.
     # Steps between evaluations of train_and_eval; 0: only at the end.
@@ -594,8 +597,16 @@ def _mlperf(config):
   config.evaluation.every_steps = 1222
 
 
-def _scale_jitter(config):
-  """Large-scale jitter: 0.1 to 2 times what fits into 1024x1024 pixels."""
+def _scale_jitter(config, tested_square=False):
+  """Large-scale jitter: 0.1 to 2 times what fits into 1024x1024 pixels.
+
+  Args:
+    config: with the canvases of its test, which are kept for the evaluation.
+    tested_square: it is tested at 1024x1024 too.
+  """
+  if not tested_square:
+    config.evaluation.canvases = config.input.canvases
+    config.evaluation.fit_size = config.input.resize.fit_size
   config.input.canvases = ((1024, 1024),)
   config.input.resize.fit_size = placeholder(tuple)
   config.input.augment.scale_range = (0.1, 2.0)
@@ -604,7 +615,7 @@ def _scale_jitter(config):
 def _lsj_100ep(config, epochs=100):
   """Detectron2's LSJ from random values: aims at AP 44.6 box, 40.3 mask.
 
-  It was tested at 800x1333 pixels; here the evaluation is at 1024x1024 too.
+  It is tested at 800x1333 pixels.
 
   Args:
     config: changed in place.
@@ -633,7 +644,7 @@ def _lsj_100ep(config, epochs=100):
 def _torchvision_v2_400ep(config):
   """maskrcnn_resnet50_fpn_v2 from random values: aims at AP 47.4 and 41.8.
 
-  It was tested at 800x1333 pixels; here the evaluation is at 1024x1024 too.
+  It is tested at 800x1333 pixels.
   """
   _torchvision_v2(config)
   _scale_jitter(config)
@@ -655,6 +666,8 @@ def _copy_paste(config):
   The numerics are torchvision's, and the region proposal head has no norm.
   """
   _torchvision_v2_400ep(config)
+  config.evaluation.canvases = placeholder(tuple)
+  config.evaluation.fit_size = placeholder(tuple)
   config.model.box_dense = 2
   config.model.backbone.norm_epsilon = 1e-4
   config.model.backbone.norm_momentum = 0.997
@@ -696,7 +709,7 @@ def _convnext_tiny_3x(config):
 def _vitdet_b_100ep(config, model=_vitdet_b):
   """ViTDet with a ViT-B, 100 epochs: aims at AP 51.6 box, 45.9 mask."""
   model(config)
-  _scale_jitter(config)
+  _scale_jitter(config, tested_square=True)
   config.model.backbone.vit.drop_path = 0.1
   config.input.batch_size = 64
   config.optimizer.tuned_batch_size = 64

@@ -52,7 +52,8 @@ ALLOWED = {
   'maskrcnn_jax/training': (
     'jax numpy flax optax ml_collections tensorboardX tqdm .charts'
     ' .checkpoints .config .datasets .distributed .evaluation'
-    ' .habana.metric_names .input_pipeline.batches .models .optimization'
+    ' .habana.metric_names .input_pipeline.batches'
+    ' .input_pipeline.single_images .models .optimization'
     ' .structures .visualize .weights'
   ),
   'maskrcnn_jax/training/train_step': (

@@ -89,9 +89,10 @@ def received(config: Mapping[str, Any], path) -> dict[str, Any]:
     section, _, field = name.partition('.')
     if field in config.get(section, {}):
       config[section][field] = nothing
-  for canvas in config.get('input', {}).get('canvases', ()):
-    if not _is_canvas(canvas):
-      raise _error(canvas, 'input.canvases', path)
+  for section in ('input', 'evaluation'):
+    for canvas in config.get(section, {}).get('canvases') or ():
+      if not _is_canvas(canvas):
+        raise _error(canvas, f'{section}.canvases', path)
   return config
 
 

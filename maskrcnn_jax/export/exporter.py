@@ -22,7 +22,7 @@ from maskrcnn_jax.checkpoints import score_thresholds, store
 from maskrcnn_jax.datasets import images
 from maskrcnn_jax.errors import UserError, invalid
 from maskrcnn_jax.export import check, description, program
-from maskrcnn_jax.input_pipeline import transforms
+from maskrcnn_jax.input_pipeline import single_images, transforms
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
@@ -107,7 +107,7 @@ def export(
     )
   _check_installed(options.formats)
   variables, config = store.restore(source)
-  options, fits, resize = _complete(options, config.input)
+  options, fits, resize = _complete(options, config)
   rows = _examples(options, fits, resize)
   model = _model(config.model)
   weights = program.flatten_weights(variables)
@@ -162,13 +162,15 @@ def _check_installed(formats):
       )
 
 
-def _complete(options: ExportOptions, inputs: Mapping):
+def _complete(options: ExportOptions, config: Mapping):
   """Options completed by the run's, image sizes per canvas, ResizeOptions."""
-  resize = transforms.resize_options(inputs.get('resize'))
+  sizes = single_images.detection_sizes(config)
+  resize = transforms.resize_options(sizes['resize'])
   options = dataclasses.replace(
     options,
-    canvases=options.canvases or tuple(map(tuple, inputs.canvases)),
-    image_dtype=options.image_dtype or inputs.get('image_dtype', 'uint8'),
+    canvases=options.canvases or sizes['canvases'],
+    image_dtype=options.image_dtype
+    or config['input'].get('image_dtype', 'uint8'),
   )
   fits = [transforms.fit_size(canvas, resize) for canvas in options.canvases]
   return options, fits, resize

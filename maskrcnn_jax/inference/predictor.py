@@ -120,8 +120,9 @@ class Predictor:
     )
     self._tile, self._scales, self._mirror = tile, tuple(scales), mirror
     inputs = self.config.input
-    resize = transforms.resize_options(inputs.get('resize'))
-    self._canvases = tuple(inputs.canvases)
+    sizes = single_images.detection_sizes(self.config)
+    resize = transforms.resize_options(sizes['resize'])
+    self._canvases = sizes['canvases']
     self._fits = [transforms.fit_size(x, resize) for x in self._canvases]
     self._choose_canvas = single_images.choose_canvas
     self._fit_image = functools.partial(

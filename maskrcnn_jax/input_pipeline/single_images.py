@@ -1,9 +1,12 @@
-"""Single images on a canvas, as the batches of an evaluation hold them.
+"""Canvases of detection, and single images on them.
+
+The batches of an evaluation hold the same rows.
 
 The steps are those of `transforms`, so the pixels are equal bit by bit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -25,6 +28,31 @@ def decode_file(encoded: bytes) -> np.ndarray:
     return decode.decode_image(encoded).numpy()
   except tf.errors.OpError as error:
     raise UserError(reader.plain_message(error)) from error
+
+
+def detection_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+  """`canvases` and `resize` of detection, as `eval_batches` takes them.
+
+  They are those of the section `evaluation` if it names canvases, and of the
+  input otherwise.
+
+  Args:
+    config: of a run; with a section `input`.
+
+  Raises:
+    UserError: `evaluation.fit_size` does not fit into a canvas, or there is no
+      such field in `input.resize`.
+  """
+  inputs, own = config['input'], config.get('evaluation') or {}
+  resize = dict(inputs.get('resize') or {})
+  if not own.get('canvases'):
+    return {'canvases': tuple(map(tuple, inputs['canvases'])), 'resize': resize}
+  canvases = tuple(map(tuple, own['canvases']))
+  resize['fit_size'] = own.get('fit_size')
+  for canvas in canvases:
+    options = transforms.resize_options(resize)
+    transforms.fit_size(canvas, options, 'evaluation.fit_size')
+  return {'canvases': canvases, 'resize': resize}
 
 
 def choose_canvas(

@@ -66,17 +66,18 @@ def resize_options(fields: Mapping | None) -> ResizeOptions:
   return ResizeOptions(**fields)
 
 
-def fit_size(canvas, options: ResizeOptions) -> tuple[int, int]:
-  """(height, width) that an image may fill on a canvas."""
+def fit_size(
+  canvas, options: ResizeOptions, name: str = 'input.resize.fit_size'
+) -> tuple[int, int]:
+  """(height, width) that an image may fill on a canvas; `name` for errors."""
   if options.fit_size is None:
     return tuple(canvas)
   is_tall = bool(canvas[0] > canvas[1])
   size = tuple(sorted(options.fit_size, reverse=is_tall))
   if size[0] > canvas[0] or size[1] > canvas[1]:
     raise UserError(
-      f'input.resize.fit_size must fit into the canvas {tuple(canvas)}, got '
-      f'{size}.',
-      argument='input.resize.fit_size',
+      f'{name} must fit into the canvas {tuple(canvas)}, got {size}.',
+      argument=name,
       given=size,
       wanted=tuple(canvas),
     )

@@ -25,6 +25,7 @@ from maskrcnn_jax.evaluation import (
 from maskrcnn_jax.evaluation.workers import Workers, default_count
 from maskrcnn_jax.habana import metric_names
 from maskrcnn_jax.input_pipeline import batches as input_batches
+from maskrcnn_jax.input_pipeline import single_images
 from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import (
@@ -72,7 +73,7 @@ class Evaluator:
     self._nms = model.detections
     self._num_pictures = config.training.get('pictures', 8)
     self._log_file = config.training.get('log_file')
-    self._input = config.input
+    self._input = {**config.input, **single_images.detection_sizes(config)}
     classes = data_checks.annotated_classes(self._annotations_file)
     self._names = categories.names_of(classes)
     self._category_ids = categories.category_ids(classes)

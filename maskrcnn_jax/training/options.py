@@ -96,6 +96,10 @@ class EvaluationOptions:
   Attributes:
     file_pattern: record files, or a prepared TFDS directory.
     annotations_file: COCO json of the same images; '' makes one of the records.
+    canvases: (height, width) of detection, also by `predict` and `export`;
+      None: those of the input.
+    fit_size: (shorter, longer) side that images are fitted into with these
+      canvases; None: the canvas.
     batch_size: images in a batch over all hosts; the next multiple of the
       number of devices is taken.
     max_images: take only the first ones; None for all.
@@ -120,6 +124,8 @@ class EvaluationOptions:
 
   file_pattern: str
   annotations_file: str
+  canvases: tuple[tuple[int, int], ...] | None = None
+  fit_size: tuple[int, int] | None = None
   batch_size: int = 4
   max_images: int | None = None
   every_steps: int = 0
@@ -136,6 +142,9 @@ class EvaluationOptions:
 
   def __post_init__(self):
     scoring.check_scorer(self.scorer)
+    if self.fit_size and not self.canvases:
+      wanted = 'None without evaluation.canvases, to which it belongs'
+      raise invalid('evaluation.fit_size', self.fit_size, wanted)
     # COCO's other limits are 1 and 10 detections.
     limits = {'num_processes': 0, 'max_detections': 11, 'max_images': 1}
     for name, least in limits.items():

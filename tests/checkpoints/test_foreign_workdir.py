@@ -228,9 +228,10 @@ def test_an_absurd_config_is_named(run, text):
 )
 def test_a_canvas_must_fit_into_memory(run, canvas):
   forget_checksums(run)
-  config = {'model': {}, 'input': {'canvases': [canvas]}}
-  (run / 'checkpoints/4/config/metadata').write_text(json.dumps(config))
-  assert refusal(run).argument == 'input.canvases'
+  for section in ('input', 'evaluation'):
+    config = {'model': {}, section: {'canvases': [canvas]}}
+    (run / 'checkpoints/4/config/metadata').write_text(json.dumps(config))
+    assert refusal(run).argument == f'{section}.canvases'
 
 
 @pytest.mark.parametrize('pretrained', ['/planted', 'torchvision/planted'])

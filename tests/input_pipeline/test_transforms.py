@@ -11,7 +11,12 @@ import tensorflow as tf
 
 from maskrcnn_jax.datasets import records
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.input_pipeline import decode, mask_crops, transforms
+from maskrcnn_jax.input_pipeline import (
+  decode,
+  mask_crops,
+  single_images,
+  transforms,
+)
 from maskrcnn_jax.ops import anchors, masks, matching
 from maskrcnn_jax.ops import boxes as box_ops
 
@@ -320,6 +325,24 @@ def test_uint8_images_are_rounded_float32():
   assert rounded['images'].dtype == tf.uint8
   difference = np.abs(exact['images'] - tf.cast(rounded['images'], tf.float32))
   assert np.max(difference) <= 0.5 + 1e-4
+
+
+def test_sizes_of_detection():
+  inputs = {'canvases': [[64, 96]], 'resize': {'fit_size': [60, 90]}}
+  own = {'canvases': [[96, 96]], 'fit_size': None}
+  for evaluation, canvas, fit in (
+    (None, (64, 96), [60, 90]),
+    ({'canvases': None, 'fit_size': None}, (64, 96), [60, 90]),
+    (own, (96, 96), None),
+    (own | {'fit_size': (80, 90)}, (96, 96), (80, 90)),
+  ):
+    config = {'input': inputs, 'evaluation': evaluation}
+    found = single_images.detection_sizes(config)
+    assert found == {'canvases': (canvas,), 'resize': {'fit_size': fit}}
+  config['evaluation'] = own | {'fit_size': (80, 100)}
+  with pytest.raises(UserError) as error:
+    single_images.detection_sizes(config)
+  assert error.value.argument == 'evaluation.fit_size'
 
 
 def test_fit_size_must_fit():

@@ -10,6 +10,7 @@ import quick
 
 from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.input_pipeline import batches as input_batches
+from maskrcnn_jax.input_pipeline import single_images
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.optimization import schedule
 from maskrcnn_jax.training import train_step
@@ -56,6 +57,20 @@ def test_length_and_schedule(name):
   start, peak = options.warmup_learning_rate, options.learning_rate
   expected = [start, peak, peak * options.decay_factors[-1]]
   assert rates == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_sizes_of_the_evaluation(name):
+  """Detectron2 and torchvision test at 800x1333, also after square training."""
+  config, _ = load(name)
+  found = single_images.detection_sizes(config)
+  square = name.startswith(('copy_paste', 'vitdet'))
+  canvases = ((1024, 1024),) if square else ((800, 1344), (1344, 800))
+  assert found['canvases'] == canvases
+  assert found['resize']['fit_size'] == (None if square else (800, 1333))
+  is_jittered = square or name.startswith(('lsj', 'torchvision_v2'))
+  trained = ((1024, 1024),) if is_jittered else canvases
+  assert tuple(config.input.canvases) == trained
 
 
 def shrink(config, pattern):
