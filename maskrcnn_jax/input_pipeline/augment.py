@@ -40,6 +40,10 @@ class AugmentOptions:
     quarter_turns: turn by 0, 90, 180 or 270 degrees.
     rotation: largest angle in degrees, to both sides.
     crop: smallest share of a side that a random crop keeps; None: no crop.
+    crop_short_edges: half of the images are cropped to `crop_sides` pixels at
+      one of these shorter sides, before they get their own size. DETR and
+      MMDetection have 400, 500 and 600. None: no such crop.
+    crop_sides: (smallest, largest) side of that crop.
     photometric: change brightness, contrast, saturation, hue and the order of
       the channels.
     copy_paste: share of the images onto which objects of another are pasted.
@@ -55,6 +59,8 @@ class AugmentOptions:
   quarter_turns: bool = False
   rotation: float = 0.0
   crop: float | None = None
+  crop_short_edges: Sequence[int] | None = None
+  crop_sides: tuple[int, int] = (384, 600)
   photometric: bool = False
   copy_paste: float = 0.0
   occluded_move: float = 10.0
@@ -68,6 +74,10 @@ class AugmentOptions:
     if self.short_edges and self.scale_range:
       wanted = 'None with input.augment.short_edges, which is a scale too'
       raise invalid('input.augment.scale_range', self.scale_range, wanted)
+    if self.crop and self.crop_short_edges:
+      wanted = 'None with input.augment.crop, which is a crop too'
+      given = self.crop_short_edges
+      raise invalid('input.augment.crop_short_edges', given, wanted)
 
   @property
   def is_on(self) -> bool:
@@ -77,13 +87,19 @@ class AugmentOptions:
 
 _SWITCHES = (
   *('short_edges', 'scale_range', 'vertical_flip', 'quarter_turns'),
-  *('rotation', 'crop', 'photometric', 'copy_paste'),
+  *('rotation', 'crop', 'crop_short_edges', 'photometric', 'copy_paste'),
 )
 # Field -> test of its value and what it must be.
+_EDGES = (
+  lambda x: x is None or (len(x) > 0 and min(x) >= 1),
+  'None, or sides of 1 pixel or more',
+)
 _RULES = {
-  'short_edges': (
-    lambda x: x is None or (len(x) > 0 and min(x) >= 1),
-    'None, or sides of 1 pixel or more',
+  'short_edges': _EDGES,
+  'crop_short_edges': _EDGES,
+  'crop_sides': (
+    lambda x: len(x) == 2 and 0 < x[0] <= x[1],
+    '(smallest, largest) above 0',
   ),
   'scale_range': (
     lambda x: x is None or (len(x) == 2 and 0 < x[0] <= x[1]),
@@ -113,6 +129,22 @@ def augment_options(fields: Mapping | None) -> AugmentOptions:
       wanted=known,
     )
   return AugmentOptions(**fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelCrop:
+  """Crop of an image that is resized first, as by MMDetection's RandomCrop.
+
+  Attributes:
+    short_edge: shorter side of the resized image.
+    sides: (smallest, largest) side of the crop; an image with less keeps all.
+    shares: of the height and the width that lie in this range, 0..1 from the
+      first to the last.
+  """
+
+  short_edge: int
+  sides: tuple[int, int]
+  shares: tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +179,7 @@ class Draw:
     vertical: mirrored upside down.
     horizontal: mirrored left to right.
     crop_shares: height and width of the random crop, as shares of the image.
+    pixel_crop: in place of `crop_shares`; None: not.
     crop_position: of the crop, 0..1 from the first to the last that fits.
     short_edge: length of the shorter side; None: the image fits the canvas.
     scale: factor of the size that fits the canvas.
@@ -159,6 +192,7 @@ class Draw:
   vertical: bool = False
   horizontal: bool = False
   crop_shares: tuple[float, float] = (1.0, 1.0)
+  pixel_crop: PixelCrop | None = None
   crop_position: tuple[float, float] = (0.0, 0.0)
   short_edge: int | None = None
   scale: float = 1.0
@@ -200,6 +234,11 @@ def draw(seed: np.ndarray, flip: bool, options: AugmentOptions) -> Draw:
   if options.crop is not None:
     drawn['crop_shares'] = _between(options.crop, 1.0, u[2:4])
     drawn['crop_position'] = (u[4], u[5])
+  if options.crop_short_edges and u[22] < 0.5:
+    edge = options.crop_short_edges[int(len(options.crop_short_edges) * u[23])]
+    shares = tuple(u[24:26].tolist())
+    drawn['pixel_crop'] = PixelCrop(edge, tuple(options.crop_sides), shares)
+    drawn['crop_position'] = (u[26], u[27])
   if options.short_edges:
     drawn['short_edge'] = options.short_edges[
       int(len(options.short_edges) * u[6])

@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from maskrcnn_jax.input_pipeline.augment import Draw
+from maskrcnn_jax.input_pipeline.augment import Draw, PixelCrop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,9 @@ def place(draw: Draw, image_size, fit) -> Placement:
   """Places an image on a canvas.
 
   Rounding, scale and offset are those of Detectron2's RandomCrop,
-  ResizeShortestEdge, ResizeScale and FixedSizeCrop.
+  ResizeShortestEdge, ResizeScale and FixedSizeCrop. A crop of a resized image
+  is the part of the image itself that it shows, to whole pixels, so that the
+  image is resized once.
 
   Args:
     draw: parameters.
@@ -58,7 +60,10 @@ def place(draw: Draw, image_size, fit) -> Placement:
   """
   original, fit = np.asarray(image_size), np.asarray(fit)
   upright = original[:: -1 if draw.turns % 2 else 1]
-  kept = np.floor(upright * draw.crop_shares + 0.5).astype(int)
+  shares = draw.crop_shares
+  if draw.pixel_crop:
+    shares = _shares_of(draw.pixel_crop, upright, np.max(fit))
+  kept = np.floor(upright * shares + 0.5).astype(int)
   kept = np.clip(kept, 1, upright)
   corner = np.floor((upright - kept + 1) * draw.crop_position).astype(int)
   if draw.short_edge is None:
@@ -78,6 +83,20 @@ def place(draw: Draw, image_size, fit) -> Placement:
     offset=np.round(rest * draw.offset).astype(int),
     size=np.minimum(scaled, fit),
   )
+
+
+def _shares_of(crop: PixelCrop, upright, longest: int) -> np.ndarray:
+  """Height and width of a crop, as shares of the image.
+
+  Args:
+    crop: what was drawn.
+    upright: `[2]`, size of the image.
+    longest: side that the resized image may have.
+  """
+  scale = min(crop.short_edge / np.min(upright), longest / np.max(upright))
+  sides = np.maximum(np.floor(upright * scale + 0.5), 1)
+  least, most = (np.minimum(sides, side) for side in crop.sides)
+  return (least + np.floor((most - least + 1) * crop.shares)) / sides
 
 
 def nearest_pixels(placed: Placement, half_pixel: bool = True):

@@ -28,8 +28,10 @@ def sizes(draw, image_size, fit):
   """
   sides = list(map(int, image_size))
   sides = sides[::-1] if draw.turns % 2 else sides
-  kept, corner = [], []
-  for side, share, position in zip(sides, draw.crop_shares, draw.crop_position):
+  kept, corner, shares = [], [], draw.crop_shares
+  if draw.pixel_crop:
+    shares = pixel_shares(draw.pixel_crop, sides, max(fit))
+  for side, share, position in zip(sides, shares, draw.crop_position):
     kept.append(min(max(int(side * share + 0.5), 1), side))
     corner.append(int((side - kept[-1] + 1) * position))
   if draw.short_edge is None:
@@ -45,6 +47,21 @@ def sizes(draw, image_size, fit):
   offset = [round(r * o) for r, o in zip(rest, draw.offset)]
   shown = [min(s, f) for s, f in zip(scaled, fit)]
   return corner, kept, scaled, offset, shown
+
+
+def pixel_shares(crop, sides, longest):
+  """Shares of the image that a crop in pixels of a resized image keeps."""
+  scale = crop.short_edge / min(sides)
+  if scale * max(sides) > longest:
+    scale = longest / max(sides)
+  shares = []
+  for side, share in zip(sides, crop.shares):
+    resized = int(side * scale + 0.5)
+    choices = range(
+      min(resized, crop.sides[0]), min(resized, crop.sides[1]) + 1
+    )
+    shares.append(choices[int(share * len(choices))] / resized)
+  return shares
 
 
 def warp_image(image, draw, fit):

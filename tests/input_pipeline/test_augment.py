@@ -51,6 +51,7 @@ def test_all_is_off_by_default():
     ('quarter_turns', True),
     ('rotation', 10.0),
     ('crop', 0.6),
+    ('crop_short_edges', (400, 500, 600)),
     ('photometric', True),
   ],
 )
@@ -61,12 +62,16 @@ def test_one_switch_changes_only_its_own_draw(name, value):
     'quarter_turns': {'turns'},
     'rotation': {'angle'},
     'crop': {'crop_shares', 'crop_position'},
+    'crop_short_edges': {'pixel_crop', 'crop_position'},
     'photometric': {'colors'},
   }[name]
   options = augment.AugmentOptions(**{name: value})
   assert options.is_on
   plain = draws(augment.AugmentOptions(), 50)
-  together = draws(dataclasses.replace(ALL, **{name: value}), 50)
+  rest = ALL
+  if name == 'crop_short_edges':  # Instead of the other crop.
+    rest = dataclasses.replace(ALL, crop=None)
+  together = draws(dataclasses.replace(rest, **{name: value}), 50)
   for alone, off, each in zip(draws(options, 50), plain, together):
     for field in dataclasses.fields(augment.Draw):
       found = getattr(alone, field.name)
@@ -129,6 +134,8 @@ def test_a_short_edge_is_one_of_the_choices():
     ('rotation', -1.0),
     ('crop', 0.0),
     ('crop', 1.5),
+    ('crop_short_edges', (0,)),
+    ('crop_sides', (600, 384)),
     ('copy_paste', 1.5),
     ('occluded_move', -1.0),
   ],
@@ -148,6 +155,38 @@ def test_unknown_and_exclusive_options():
   with pytest.raises(UserError) as error:
     augment.augment_options({'short_edges': (8,), 'scale_range': (1.0, 2.0)})
   assert error.value.argument == 'input.augment.scale_range'
+  with pytest.raises(UserError) as error:
+    augment.augment_options({'crop': 0.5, 'crop_short_edges': (400,)})
+  assert error.value.argument == 'input.augment.crop_short_edges'
+
+
+def test_a_crop_in_pixels_by_hand():
+  """An image of 480 x 960 is 500 x 1000 when it is cropped."""
+  options = augment.AugmentOptions(crop_short_edges=(400, 500, 600))
+  crops = [x.pixel_crop for x in draws(options, 900)]
+  chosen = [crop for crop in crops if crop]
+  assert len(chosen) / len(crops) == pytest.approx(0.5, abs=0.06)
+  edges, counts = np.unique([x.short_edge for x in chosen], return_counts=True)
+  assert edges.tolist() == [400, 500, 600]
+  np.testing.assert_allclose(counts / len(chosen), [1 / 3] * 3, atol=0.07)
+  for shares, cut in (
+    ((0.0, 0.0), (384, 384)),
+    # Both ends can be drawn: 117 heights, 217 widths.
+    ((0.9999, 0.9999), (500, 600)),
+    ((1 / 117, 0.5), (385, 492)),
+  ):
+    crop = augment.PixelCrop(500, (384, 600), shares)
+    drawn = augment.Draw(pixel_crop=crop, short_edge=800)
+    placed = placement.place(drawn, (480, 960), (800, 1333))
+    kept = [round(side * 0.96) for side in cut]
+    assert placed.crop.tolist() == [0, 0, *kept]
+    assert placed.scaled.min() == 800 or placed.scaled.max() == 1333
+  # The longer side is limited, and what is smaller than the crop is kept.
+  drawn = augment.Draw(
+    pixel_crop=augment.PixelCrop(600, (384, 600), (0.5, 0.5))
+  )
+  placed = placement.place(drawn, (100, 1000), (800, 1000))
+  assert placed.crop.tolist() == [0, 0, 100, 492]
 
 
 @pytest.mark.parametrize('turns', range(4))

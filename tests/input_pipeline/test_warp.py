@@ -26,6 +26,11 @@ CASES = {
   'flips and turns': {'vertical_flip': True, 'quarter_turns': True},
   'rotation': {'rotation': 30.0},
   'crop': {'crop': 0.4},
+  'crop in pixels': {
+    'short_edges': (32, 48, 60),
+    'crop_short_edges': (40, 50),
+    'crop_sides': (24, 45),
+  },
   'photometric': {'photometric': True},
   'together': {
     'scale_range': (0.3, 2.0),
