@@ -165,26 +165,34 @@ def check_map(recorded, name, actual, tolerance):
     assert_near(planes, recorded[name], tolerance, name)
 
 
-def check_gradients(recorded, names, gradients, form, tolerances):
+def torch_gradients(gradients, form, channels=0):
+  """Gradients under the names and in the layout of a format, flattened.
+
+  Args:
+    gradients: of the parameters.
+    form: format of the names.
+    channels: of the RoI features; 0: there are none.
+  """
+  return {
+    form.name(path): state_dicts.to_torch(
+      path, np.asarray(gradient), channels
+    ).ravel()
+    for path, gradient in load_report.flatten({'params': gradients}).items()
+  }
+
+
+def check_gradients(recorded, names, gradients, tolerances):
   """Compares gradients with the recorded norms and first five entries.
 
   Args:
     recorded: arrays of the recording.
     names: theirs, in the order of the recording.
-    gradients: of the parameters.
-    form: format of their names.
+    gradients: of `torch_gradients`.
     tolerances: of norms, and of first entries as shares of the row's largest.
-
-  Returns:
-    The number of gradients that were compared.
   """
-  theirs = {}
-  for path, gradient in load_report.flatten({'params': gradients}).items():
-    array = state_dicts.to_torch(path, np.asarray(gradient), 0)
-    theirs[form.name(path)] = array.ravel()
   rows = zip(names, recorded['param_gradnorms'], recorded['param_grad_first5'])
   for name, norm, first in rows:
-    gradient = theirs[name]
+    gradient = gradients[name]
     actual = np.linalg.norm(gradient.astype(np.float64))
     assert abs(actual - norm) <= tolerances[0] * norm, name
     if not np.any(first):
@@ -192,4 +200,3 @@ def check_gradients(recorded, names, gradients, form, tolerances):
     error = np.abs(gradient[: len(first)] - first[: gradient.size])
     largest = max(np.abs(first).max(), norm / np.sqrt(gradient.size))
     assert error.max() <= tolerances[1] * largest, name
-  return len(theirs)

@@ -97,8 +97,9 @@ def test_maps_loss_and_gradients(name):
     recorded.check_map(arrays, f'p{level}', pyramid[level][0], MAPS)
   assert_near(loss, arrays['loss'], LOSS)
   names = recorded.description(name, 'vitdet')['parameter_names']
-  compared = recorded.check_gradients(arrays, names, gradients, form, GRADIENTS)
-  assert compared == len(names)
+  gradients = recorded.torch_gradients(gradients, form)
+  assert gradients.keys() == {*names}
+  recorded.check_gradients(arrays, names, gradients, GRADIENTS)
 
 
 @pytest.mark.parametrize('name', names_of('names_vit_*.json'))

@@ -1,7 +1,9 @@
 """State dicts of torchvision and timm: names, shapes, inferred models."""
 
+import json
 import re
 
+import golden_files
 import jax
 import narrow_models
 import numpy as np
@@ -13,6 +15,7 @@ from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.weights import (
   external,
   load_report,
+  state_dicts,
   tensor_files,
   torchvision,
 )
@@ -235,3 +238,44 @@ def test_variables_without_a_name_in_torchvision():
   with pytest.raises(UserError) as raised:
     torchvision.state_dict(variables)
   assert raised.value.item == 'keypoint_head/conv/kernel'
+
+
+def recorded(pattern):
+  found = golden_files.files(pattern, 'torchvision')
+  return [pytest.param(json.loads(x.read_text()), id=x.stem) for x in found]
+
+
+@pytest.mark.parametrize('spec', recorded('weights_spec*.json'))
+def test_every_recorded_tensor_is_accounted_for(spec):
+  arrays = {
+    x['name']: np.broadcast_to(np.float32(0), x['shape'])
+    for x in spec['tensors']
+  }
+  file = tensor_files.Tensors('recorded', arrays)
+  form = torchvision.find_format(arrays)
+  inferred = state_dicts.infer_model(file, form)
+  config = config_lib.load_config(inferred.config, inferred.overrides)
+  model = MaskRCNN.from_config(config.model)
+  shapes = state_dicts.FileShapes(file, form)
+  ours = load_report.flatten(narrow_models.shapes(model))
+  assert {path: shapes.shape(path) for path in ours} == {
+    path: x.shape for path, x in ours.items()
+  }
+  assert {form.name(path) for path in ours} == arrays.keys()
+  assert sum(x.size for x in ours.values()) == spec['n_values']
+
+
+@pytest.mark.parametrize('legacy', recorded('legacy_names*.json'))
+def test_recorded_names_of_2019(legacy):
+  model = narrow_models.make_model(mask_convs=4)
+  variables = narrow_models.shapes(model)
+  now = torchvision.state_dict(
+    jax.tree.map(lambda x: np.zeros(x.shape, np.float32), variables)
+  )
+  old_of = {new: old for old, new in legacy['map'].items()}
+  assert old_of.keys() <= now.keys()
+  form = torchvision.find_format([old_of.get(name, name) for name in now])
+  current = torchvision.find_format(now)
+  for path in load_report.flatten(variables):
+    name = current.name(path)
+    assert form.name(path) == old_of.get(name, name)
