@@ -45,8 +45,10 @@ ONNX = [
   'onnxruntime>=1.20,<2',  # Opset 21, and wheels for Python 3.13; tried: 1.32.
 ]
 HOTCOCO = 'hotcoco>=1.3,<2'  # Its numbers were compared with pycocotools'.
+AV = 'av>=18,<20'  # Videos; one wheel for all versions of Python. Tried: 18.1.
 EXTRAS = {
   'test': [
+    AV,
     HOTCOCO,
     *ONNX,
     'hypothesis>=6.100,<7',  # Properties of order and round trips.
@@ -61,6 +63,7 @@ EXTRAS = {
   ],
   'notebook': ['jupyterlab>=4,<5'],
   'hotcoco': [HOTCOCO],  # Scores COCO results faster: evaluation.scorer.
+  'video': [AV],  # `predict --images clip.mp4`, `--track`.
   'onnx': ONNX,  # `export --format=onnx`.
   'cuda': ['jax[cuda12]>=0.8,<0.13'],
   'tpu': ['jax[tpu]>=0.8,<0.13'],  # On any machine also `plan` for TPUs.

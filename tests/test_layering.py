@@ -60,7 +60,7 @@ ALLOWED = {
     'jax optax .distributed.mesh .models .optimization .structures'
   ),
   'maskrcnn_jax/inference': (
-    'jax numpy scipy pycocotools PIL tqdm .checkpoints .datasets'
+    'jax numpy scipy pycocotools PIL tqdm av .checkpoints .datasets'
     ' .distributed .evaluation'
     ' .input_pipeline .models .ops.nms .structures .training.train_step'
     ' .visualize'

@@ -24,7 +24,7 @@ def add_verbs(add_verb) -> None:
   # fmt: off
   add('--images', required=True, nargs='+', metavar='PATH',
       help='files, folders (searched recursively), patterns like '
-      "'photos/*.jpg'")
+      "'photos/*.jpg'; or videos")
   add('--output', required=True, metavar='DIR',
       help='folder for detections.json (COCO results), images.json (their '
       'image ids), pictures/NAME.png and index.html')
@@ -37,7 +37,15 @@ def add_verbs(add_verb) -> None:
       'detections.json has all, with --tile those from 0.05')
   add('--save', type=command_line.NAMES, metavar='KIND,...',
       help='further files of the drawn detections: crops and masks, as PNG; '
-      'coco (labels.json), labelme and yolo, to correct and to train on')
+      'coco (labels.json), labelme and yolo, to correct and to train on; of '
+      'a video: mots and youtube_vis, with --track')
+  add('--every', type=command_line.POSITIVE, metavar='N',
+      help='of a video, or of images as its frames, detect in every Nth')
+  add('--track', nargs='?', const='boxes', metavar='OVERLAP',
+      choices=['boxes', 'masks'],
+      help='follow the objects of a video, or of images as its frames, by the '
+      'overlap of their boxes (default) or masks: tracks.json and colors that '
+      'stay; --min_score (default: 0.6) is the high score of ByteTrack')
   add('--nms', metavar='KIND',
       help='of overlapping detections the best one is kept: class, by boxes '
       'within each class; all, by boxes whatever the class; mask, by masks '
@@ -81,7 +89,7 @@ def _run(args: argparse.Namespace) -> None:
   import ctypes
 
   from maskrcnn_jax.distributed import backends
-  from maskrcnn_jax.inference import predict
+  from maskrcnn_jax.inference import clips, predict, predict_video
 
   with contextlib.suppress(AttributeError, OSError):
     # One heap of glibc for all threads, which start later: in a heap for each,
@@ -90,23 +98,32 @@ def _run(args: argparse.Namespace) -> None:
   command_line.set_max_pixels(args)
   backends.pick_backend('auto')
   options = command_line.given(
-    args,
-    *('annotations', 'min_score', 'compilation_cache', 'exif', 'value_range'),
-    'save',
+    args, 'min_score', 'compilation_cache', 'exif', 'value_range', 'save'
   )
-  detections = command_line.given(
+  options['detections'] = command_line.given(
     args, 'nms', 'iou_threshold', 'max_detections', 'score_threshold'
   )
-  predict.predict(
+  of_video = command_line.given(args, 'every', 'track')
+  is_video = of_video or any(map(clips.is_video, args.images))
+  if is_video and args.annotations is not None:
+    raise UserError(
+      '--annotations are of images, not of the frames of a video.',
+      argument='--annotations',
+    )
+  if is_video:
+    verb, options = predict_video.predict, options | of_video
+  else:
+    verb = predict.predict
+    options |= command_line.given(args, 'annotations')
+    options['strict'] = args.strict
+  verb(
     args.workdir or args.checkpoint,
     args.images,
     args.output,
-    strict=args.strict,
     batch_size=args.batch_size,
     tile=_tile(args),
     scales=args.tta or (1.0,),
     mirror=args.tta is not None,
-    detections=detections,
     **options,
   )
 

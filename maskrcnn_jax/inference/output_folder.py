@@ -21,6 +21,7 @@ _OWN_NAMES = re.compile(
   r'detections\.json|images\.json|index\.html|pictures/[^/\0]+\.png'
   r'|labels\.json|(crops|masks)/[^/\0]+/'
   r'|labelme/([^/\0]+/)*[^/\0]+\.json|yolo/([^/\0]+/)*[^/\0]+\.txt'
+  r'|videos/[^/\0]+\.mp4|tracks\.json|youtube_vis\.json|mots/[^/\0]+\.txt'
 )
 
 
