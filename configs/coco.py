@@ -317,6 +317,8 @@ def _training():
     # Fine-tuning: the model is that of the pretrained weights, and layers of
     # other classes start from random values.
     'finetune': False,
+    # Whether classes of the evaluation may have no object to train on.
+    'allow_empty_classes': False,
     # Steps between TensorBoard scalars with Habana's names; None: none.
     'summary_every_steps': placeholder(int),
     'log_file': placeholder(str),  # JSON lines with a summary; None: none.

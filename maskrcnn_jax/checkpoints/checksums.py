@@ -183,6 +183,26 @@ def check_tensors(checksums: Mapping[str, Any], path, state) -> None:
     )
 
 
+def model_digest(variables: Mapping[str, Any]) -> str:
+  """Digest of a model, by the checksums of its variables, see `restore`."""
+  return _digest(_checksums(variables))
+
+
+def saved_model_digest(checksums: Mapping[str, Any]) -> str:
+  """`model_digest` of what `restore` would read, without reading it.
+
+  Args:
+    checksums: of the checkpoint, see `read`.
+  """
+  sums = {name: saved for name, (_, saved) in checksums['tensors'].items()}
+  averaged = {name: x for name, x in sums.items() if name.startswith('ema/')}
+  parts = 'batch_stats/', *(() if averaged else ('params/',))
+  model = {name: x for name, x in sums.items() if name.startswith(parts)}
+  for name, value in averaged.items():
+    model[name.replace('ema', 'params', 1)] = value
+  return _digest(model)
+
+
 def _named(tree) -> dict[str, Any]:
   return {
     jax.tree_util.keystr(keys, simple=True, separator='/'): leaf

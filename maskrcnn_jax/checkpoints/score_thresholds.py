@@ -3,7 +3,7 @@
 import os
 import pathlib
 
-from maskrcnn_jax.checkpoints import containment, retention, store
+from maskrcnn_jax.checkpoints import checksums, containment, retention, store
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.evaluation import score_thresholds
 
@@ -23,8 +23,8 @@ def read(path: str | os.PathLike) -> dict[int | None, float]:
 
   Raises:
     FileNotFoundError: there is no such checkpoint.
-    UserError: it was not evaluated, found nothing, or a link leads out of the
-      workdir.
+    UserError: it was not evaluated, found nothing, the thresholds are those of
+      other weights, or a link leads out of the workdir.
   """
   file = path_of(path)
   if not file.exists():
@@ -37,6 +37,9 @@ def read(path: str | os.PathLike) -> dict[int | None, float]:
       given='auto',
     )
   containment.check_links(file, file.parent.parent)
-  by_category = score_thresholds.read(file)
+  saved = checksums.read(retention.find(path))
+  by_category = score_thresholds.read(
+    file, saved and checksums.saved_model_digest(saved)
+  )
   class_ids = {v: k for k, v in store.read_category_ids(path).items()}
   return {class_ids.get(k, k): score for k, score in by_category.items()}

@@ -70,7 +70,8 @@ def add_labels(parser: argparse.ArgumentParser, required: bool = True) -> None:
       help='read images that the json names outside of the folder')
   add('--allow_empty_classes', action='store_true',
       help='a category of a COCO json may have no object to learn from, as in '
-      'a part of a larger set')
+      'a part of a larger set; prepare also allows it where --output is called '
+      'val or test')
   # fmt: on
   command_line.add_max_pixels(parser)
   command_line.add_image_options(parser)

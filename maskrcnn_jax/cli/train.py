@@ -82,7 +82,7 @@ def _run(args: argparse.Namespace) -> None:
 
   config = config_lib.load_config(args.config, args.override)
   if run_data:
-    _share_max_pixels(config, args)
+    _share_options(config, args)
   # Before the loop is imported: it chooses the backend.
   processes.start(config.runtime)
   from maskrcnn_jax.training import finetuning, loop
@@ -146,9 +146,11 @@ def _run_data(args: argparse.Namespace):
   return RunData(args.images, args.annotations, **options)
 
 
-def _share_max_pixels(config, args) -> None:
-  """Sets the largest image of `prepare` and of training alike."""
+def _share_options(config, args) -> None:
+  """Sets what holds for `prepare` and for training alike."""
   args.max_pixels = args.max_pixels or config.input.get('max_pixels')
   command_line.set_max_pixels(args)
   with config.unlocked():
     config.input.max_pixels = args.max_pixels
+    if args.allow_empty_classes:
+      config.training.allow_empty_classes = True

@@ -23,6 +23,7 @@ class Category:
 
   name: str  # '' where records store no names.
   category_id: int  # In the annotations, which results carry.
+  is_learnt: bool = True  # False: all of its objects in records are crowds.
 
 
 Classes = Mapping[int, Category]  # By class id.
@@ -48,6 +49,7 @@ def find_empty(
   names: Mapping[int, str],
   counts: Mapping[int, int],
   crowds: Container[int],
+  ignored: Container[int],
   file: str,
   severity: str = 'warning',
 ) -> Iterator[Finding]:
@@ -57,26 +59,37 @@ def find_empty(
     names: of all classes, by class id.
     counts: number of objects that are no crowds, by class id.
     crowds: classes that have crowds.
+    ignored: classes whose crowds are objects that are to be ignored: as the
+      labels say so, such a class is no error.
     file: the annotations.
-    severity: of a class without any object; of one with nothing but crowds, as
-      where all of its objects are to be ignored, it is a warning.
+    severity: of other classes.
   """
   way = '.'
   if severity == 'error':
-    way = ', or give --allow_empty_classes, if the others are to be learnt.'
+    way = (
+      ', or give --allow_empty_classes, if the others are to be learnt. (An '
+      '--output of prepare that is called val or test needs no such flag.)'
+    )
   for class_id, name in names.items():
     if counts.get(class_id):
       continue
     what = f'class {class_id} ({name!r})'
-    if class_id in crowds:
+    if class_id in crowds and class_id in ignored:
       message = (
-        f'all objects of {what} are crowds: it is not trained, and has no AP. '
-        'Set iscrowd to 0 for single objects.'
+        f'all objects of {what} are to be ignored: it is not trained, and has '
+        'no AP.'
       )
       yield Finding('class_of_crowds', file, message)
+    elif class_id in crowds:
+      message = (
+        f'all objects of {what} are crowds: it is not trained, and has no AP. '
+        f'Set iscrowd to 0 for single objects{way}'
+      )
+      yield Finding('class_of_crowds', file, message, severity)
     else:
       message = (
-        f'{what} has no object. Add some, or take it out of the categories{way}'
+        f'{what} has no usable object. Add some, or take it out of the '
+        f'categories{way}'
       )
       yield Finding('class_without_objects', file, message, severity)
 
@@ -99,28 +112,32 @@ def read_from_records(
     UserError: no file matches the pattern, one is truncated or corrupt, or
       there is nothing to train on.
   """
-  found, trained = {}, collections.Counter()
+  found, learnt = {}, collections.Counter()
   for path in record_index.find_files(file_pattern, split):
     for labels, names, category_ids, crowds in record_file.scan_objects(path):
       for index, class_id in enumerate(labels):
-        trained[class_id] += not any(crowds[index : index + 1])
+        learnt[class_id] += not any(crowds[index : index + 1])
         if class_id not in found:
           found[class_id] = Category(
             names[index] if index < len(names) else '',
             category_ids[index] if index < len(category_ids) else class_id,
           )
-  if to_train and not trained.total():
+  if to_train and not learnt.total():
     raise UserError(
       f'{file_pattern} has no object that is not a crowd: there is nothing to '
       'learn. maskrcnn-jax check of the annotations says why.',
       argument='input.file_pattern',
       path=file_pattern,
     )
-  if to_train and (crowds := [k for k in found if not trained[k]]):
+  for class_id, each in found.items():
+    if not learnt[class_id]:
+      found[class_id] = dataclasses.replace(each, is_learnt=False)
+  crowds = sorted(k for k, each in found.items() if not each.is_learnt)
+  if to_train and crowds:
     message = (
       '%s has nothing but crowds of the classes %s: they are not learnt.'
     )
-    logging.warning(message, file_pattern, sorted(crowds))
+    logging.warning(message, file_pattern, crowds)
   return dict(sorted(found.items()))
 
 

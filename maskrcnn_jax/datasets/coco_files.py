@@ -20,7 +20,7 @@ from maskrcnn_jax.datasets.findings import (
   InvalidEntryError,
   collected,
 )
-from maskrcnn_jax.datasets.formats.source import Source, passed_over
+from maskrcnn_jax.datasets.formats.source import Source, folded, passed_over
 from maskrcnn_jax.errors import UserError, brief
 
 
@@ -44,7 +44,7 @@ def find(
       check_file(image, images_dir, allow_outside)
       continue
     missing.append(image)
-  names = _look_up(missing, images_dir, dataset.annotations_file)
+  names, several = _look_up(missing, images_dir, dataset.annotations_file)
   meant = collections.Counter(
     names.get(x.image_id, os.path.normpath(x.file_name)) for x in dataset.images
   )
@@ -56,6 +56,9 @@ def find(
     name = names.get(each.image_id)
     if name and each.image_id not in taken:
       message = f'Several entries may mean {brief(name)} there.'
+      each = dataclasses.replace(each, message=f'{each.message} {message}')
+    elif each.image_id in several:
+      message = f'It may mean any of {brief(several[each.image_id])} there.'
       each = dataclasses.replace(each, message=f'{each.message} {message}')
     if each.image_id not in taken:
       findings.append(each)
@@ -113,20 +116,26 @@ def find_unlisted(
       yield Finding('image_not_listed', str(path), message, 'note')
 
 
-def _look_up(missing, images_dir, file) -> dict[int, str]:
-  """Names of the files that missing images may mean, by image id."""
-  names = {}
+def _look_up(missing, images_dir, file):
+  """Names of the files that missing images mean, or may mean, by image id."""
+  names, several = {}, {}
   if not missing:
-    return names
+    return names, several
   source = Source(images_dir, file)
   with contextlib.suppress(UserError):  # There is no image at all.
     for image in missing:
       for name in readings(image.file_name):
-        found = source.find_image(name)
-        if found and _last(found).lower() == _last(name).lower():
-          names[image.image_id] = found
+        found = [
+          each
+          for each in source.find_images(name)
+          if folded(_last(each)) == folded(_last(name))
+        ]
+        if len(found) == 1:
+          names[image.image_id] = found[0]
           break
-  return names
+        if found:
+          several.setdefault(image.image_id, found)
+  return names, several
 
 
 def readings(file_name) -> Iterator[str]:

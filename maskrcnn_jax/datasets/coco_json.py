@@ -7,6 +7,7 @@ object that cannot be used is skipped with a warning.
 
 import collections
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -64,6 +65,20 @@ class CocoDataset:
   def class_names(self) -> dict[int, str]:
     """Names by class id, 1 or more."""
     return {class_id: each.name for class_id, each in self.categories.items()}
+
+  @property
+  def category_names(self) -> dict[int, str]:
+    """Names by category id."""
+    return {each.category_id: each.name for each in self.categories.values()}
+
+  def ignored_classes(self) -> set[int]:
+    """Classes whose crowds are all objects that are to be ignored."""
+    ignored, others = set(), set()
+    for entry in itertools.chain.from_iterable(self.annotations.values()):
+      if entry.get('iscrowd'):
+        group = ignored if coco_values.is_ignored(entry) else others
+        group.add(entry.get('class_id', entry['category_id']))
+    return ignored - others
 
 
 def load(

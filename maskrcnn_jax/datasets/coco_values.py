@@ -81,7 +81,7 @@ class Reader:
         kind = 'polygon_nesting'
       self._count(kind, key, entry, entries)
     is_crowd = changes.get('iscrowd', entry.get('iscrowd'))
-    if entries == 'annotations' and _is_ignored(entry) and not is_crowd:
+    if entries == 'annotations' and is_ignored(entry) and not is_crowd:
       self._count('ignored_region', 'ignore', entry, entries)
       changes['iscrowd'] = 1
     nulls = [key for key in _NULLABLE if key in entry and entry[key] is None]
@@ -119,7 +119,8 @@ def _read_flag(value):
   return read_integer(value)
 
 
-def _is_ignored(entry) -> bool:
+def is_ignored(entry: dict) -> bool:
+  """Whether an annotation is of a region that is to be ignored."""
   flag = _read_flag(entry.get('ignore', 0))
   return type(flag) in (int, float) and flag != 0
 

@@ -32,6 +32,7 @@ _NOTES = {
     'is ignored.'
   ),
   'stored_as_png': 'is stored as PNG of 8 bits.',
+  'first_frame': 'has several frames or pages: only the first one is stored.',
   'values_clipped': (
     'has over 1 % of its values outside of the value range, which are clipped: '
     'give a larger --value_range.'

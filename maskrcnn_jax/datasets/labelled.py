@@ -29,6 +29,7 @@ class LabelledImages:
     dataset: the same, checked; `upright` of every image is known.
     ranges: see `survey.Survey`.
     findings: of labels and images, without errors.
+    allow_empty_classes: see `prepare.prepare`.
   """
 
   source: Source
@@ -37,11 +38,25 @@ class LabelledImages:
   dataset: coco_json.CocoDataset
   ranges: Mapping[str, value_range.Range]
   findings: Sequence[Finding]
+  allow_empty_classes: bool = False
 
   def part(self, image_ids: Collection[int]) -> 'LabelledImages':
     """Some of the images, in their order, without the findings."""
     dataset = _select(self.dataset, image_ids)
     return dataclasses.replace(self, dataset=dataset, findings=())
+
+  def find_empty(
+    self, counts: Mapping[int, int], crowds: Collection[int]
+  ) -> list[Finding]:
+    """See `categories.find_empty`; other formats list what a project has."""
+    is_error = self.data_format == convert.COCO and not self.allow_empty_classes
+    return [
+      *categories.find_empty(
+        *(self.dataset.class_names, counts, crowds),
+        *(self.dataset.ignored_classes(), self.dataset.annotations_file),
+        'error' if is_error else 'warning',
+      )
+    ]
 
   def lists(self) -> dict[str, list]:
     """The lists of a COCO JSON of the images that the data set has."""
@@ -102,24 +117,26 @@ def read(
   if data_format in convert.OF_COCO and image_ids is None:
     listed = (image.file_name for image in dataset.images)
     findings += coco_files.find_unlisted(source.images_dir, listed, file)
-  if data_format == convert.COCO and not allow_empty_classes:
-    raise_errors(_empty_classes(dataset))
-  return LabelledImages(
-    source, data_format, content, dataset, seen.ranges, findings
+  found = LabelledImages(
+    *(source, data_format, content, dataset, seen.ranges, findings),
+    allow_empty_classes,
   )
+  # Before images are converted, some of whose objects may turn out unusable.
+  raise_errors(_empty_classes(found))
+  return found
 
 
-def _empty_classes(dataset) -> list[Finding]:
-  """Errors of classes without any object; none if there is no object at all."""
-  ids = (image.image_id for image in dataset.images)
-  counts = collections.Counter(
-    entry.get('class_id', entry['category_id'])
-    for image_id in ids
-    for entry in dataset.annotations.get(image_id, ())
-  )
-  names, file = dataset.class_names, dataset.annotations_file
-  found = categories.find_empty(names, counts, (), file, 'error')
-  return list(found) if counts else []
+def _empty_classes(images) -> list[Finding]:
+  """Findings on classes without objects; none if there is no object at all."""
+  counts, crowds = collections.Counter(), set()
+  for image in images.dataset.images:
+    for entry in images.dataset.annotations.get(image.image_id, ()):
+      class_id = entry.get('class_id', entry['category_id'])
+      if entry.get('iscrowd'):
+        crowds.add(class_id)
+      else:
+        counts[class_id] += 1
+  return images.find_empty(counts, crowds) if counts else []
 
 
 def _select(dataset, image_ids):

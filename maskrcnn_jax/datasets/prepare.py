@@ -12,6 +12,7 @@ import glob
 import itertools
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -19,7 +20,6 @@ import numpy as np
 
 from maskrcnn_jax import files
 from maskrcnn_jax.datasets import (
-  categories,
   coco_json,
   examples,
   labelled,
@@ -37,8 +37,11 @@ _KEPT = (
   *('duplicate_object', 'rotation_unclear', 'values_clipped'),
   *('class_without_objects', 'class_of_crowds'),
 )
-# Names of splits that need not have objects of every class.
-_HELD_OUT = ('val', 'test')
+# Words in the name of an output that need not have objects of every class.
+_HELD_OUT = {
+  *('val', 'valid', 'validation', 'minival', 'dev', 'eval', 'evaluation'),
+  *('test', 'testdev', 'testing'),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +119,9 @@ def prepare(
       rotates where their size does not tell; None: see `survey`.
     value_range: values of more than 8 bits that become 0 and 255; None: see
       `survey`.
-    allow_empty_classes: a category of a COCO JSON may be without objects, as
-      it may where the name of the output begins with val or test.
+    allow_empty_classes: a category of a COCO JSON may have no objects to learn
+      from, as it may where the output is called val or test, see
+      `is_held_out`.
 
   Raises:
     FileExistsError: there are files of that name.
@@ -136,8 +140,7 @@ def prepare(
   found = labelled.read(
     *(source, data_format, json_file or os.fspath(annotations_file)),
     *(image_ids, allow_outside, exif, value_range),
-    allow_empty_classes=allow_empty_classes
-    or os.path.basename(stem).lower().startswith(_HELD_OUT),
+    allow_empty_classes=allow_empty_classes or is_held_out(stem),
   )
   dataset = coco_json.add_captions(found.dataset, captions_file)
   found = dataclasses.replace(found, dataset=dataset)
@@ -163,7 +166,7 @@ def write(
   Raises:
     FileExistsError: there are files of that name.
     InvalidDataError: an image cannot be used.
-    UserError: all usable objects are crowds.
+    UserError: all usable objects are crowds, or those of a class.
   """
   start, source = time.monotonic(), images.source
   paths = _name_files(stem, len(images.dataset.images), num_shards)
@@ -198,15 +201,25 @@ def write(
         first = next(x for x in skipped if x.kind == kind)
         message += f'\n{count:9d} {kind}, such as {first}'
       raise UserError(message, path=source.labels, given=int(counts[3]))
-    findings += categories.find_empty(
-      images.dataset.class_names, learnt, crowds, str(source.labels)
-    )
+    empty = images.find_empty(learnt, crowds)
+    raise_errors(empty)
+    findings += empty
     if json_file:
       files.write_text(json_file, json.dumps(images.lists()))
   return Summary(
     *(tuple(paths), *counts.tolist(), findings, time.monotonic() - start),
     *(images.data_format, json_file),
   )
+
+
+def is_held_out(stem: str) -> bool:
+  """Whether records are called those of a validation or a test set.
+
+  One of the words of the file name is val, test or the like, and none is train:
+  `instances_val2017` and `my-test`, but neither `valves` nor `train_test`.
+  """
+  words = {*re.findall('[a-z]+', os.path.basename(stem).lower())}
+  return not words.isdisjoint(_HELD_OUT) and 'train' not in words
 
 
 def json_beside(stem: str) -> str:

@@ -26,7 +26,6 @@ from maskrcnn_jax.datasets.run_data import TRAIN, VAL, RunData
 from maskrcnn_jax.errors import UserError
 
 _FOLDER, _DESCRIPTION, _SPLIT = 'records', 'prepared.json', 'split.json'
-_CLASSES = 'classes.txt'
 _VERSION = 1
 _LISTED = 5  # Differences that an error lists.
 
@@ -180,19 +179,18 @@ def _read_parts(new, workdir, data):
   train, inputs = _read_part(sources[TRAIN], data, workdir)
   parts, inputs = {TRAIN: train}, {TRAIN: inputs}
   if VAL in sources:
-    classes = None
-    if any(each.kind == 'numbered_classes' for each in train.findings):
-      # The same numbers for both.
-      classes, names = str(new / _CLASSES), train.dataset.class_names.values()
-      files.write_text(classes, '\n'.join(names) + '\n')
-    parts[VAL], inputs[VAL] = _read_part(
-      sources[VAL], data, workdir, classes, train.ranges
+    # The same numbers for both.
+    source = dataclasses.replace(
+      sources[VAL], numbers=train.dataset.category_names
     )
+    parts[VAL], inputs[VAL] = _read_part(source, data, workdir, train.ranges)
   elif data.val_share:
     held = holdout.hold_out(train.dataset, data.val_share, data.val_seed)
     rest = {x.image_id for x in train.dataset.images} - {*held}
     first = dataclasses.replace(train.part(rest), findings=train.findings)
     parts = {TRAIN: first, VAL: train.part(held)}
+    # Only those to train on need objects of every class.
+    parts[VAL] = dataclasses.replace(parts[VAL], allow_empty_classes=True)
     names = {
       part: {x.image_id: x.file_name for x in images.dataset.images}
       for part, images in parts.items()
@@ -203,12 +201,10 @@ def _read_parts(new, workdir, data):
 
 
 def _read_part(
-  source, data, workdir, classes=None, ranges=None
+  source, data, workdir, ranges=None
 ) -> tuple[LabelledImages, Inputs]:
   """Labelled images of a source, and what they are made of."""
   data_format = convert.find_format(data.data_format, source)
-  if classes and data_format not in fingerprints.LISTED:
-    source = dataclasses.replace(source, classes=classes)
   fingerprints.check_outside(source, data_format, workdir)
   # Before they are read: a change meanwhile is noticed by the next command.
   labels = fingerprints.of_labels(source, data_format)

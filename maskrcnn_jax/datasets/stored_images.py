@@ -45,7 +45,8 @@ def read(
 
   Returns:
     The bytes to store, and how they differ from the plain file: None,
-    `stored_upright`, `rotation_ignored`, `stored_as_png` or `values_clipped`.
+    `stored_upright`, `rotation_ignored`, `stored_as_png`, `first_frame` (of
+    several) or `values_clipped`.
 
   Raises:
     UserError: the file is missing, corrupt, too large or of another size.
@@ -66,9 +67,22 @@ def read(
     ImageOps.exif_transpose(image) if is_turn else image, ranges
   )
   note = 'stored_upright' if is_turn else 'stored_as_png'
+  if not is_kept and _has_frames(encoded, path):
+    note = 'first_frame'
   if clipped > value_range.MOST_CLIPPED:
     note = 'values_clipped'
   return _encode(pixels.convert('RGB'), 'JPEG' if is_turn else 'PNG'), note
+
+
+def _has_frames(encoded: bytes, path: str | os.PathLike) -> bool:
+  """Whether a file has a second frame or page that can be reached."""
+  # Another object, as the first has its pixels.
+  image = images.open_image(encoded, path)
+  try:
+    image.seek(1)
+  except Exception:  # Pillow's plugins raise all kinds on corrupt frames.
+    return False
+  return True
 
 
 def keeps_bytes(

@@ -253,8 +253,12 @@ def document(report: ClassReport, title: str) -> str:
   return '\n\n'.join(parts) + '\n'
 
 
-def to_json(report: ClassReport) -> str:
-  """Objects, AP and score thresholds of every class as JSON."""
+def to_json(report: ClassReport, weights: str | None = None) -> str:
+  """Objects, AP and score thresholds of every class as JSON.
+
+  Args:
+    weights: digest of the model that was evaluated, see `checksums`.
+  """
   thresholds = [x and dataclasses.asdict(x) for x in report.thresholds]
   classes = [
     {
@@ -272,6 +276,7 @@ def to_json(report: ClassReport) -> str:
   content = {
     'iou_of': _shape_name(report),
     'iou_threshold': score_thresholds.IOU_THRESHOLD,
+    'weights': weights,
     'all_classes': thresholds[-1],
     'classes': classes,
   }

@@ -67,22 +67,40 @@ def format_thresholds(
   return table(rows)
 
 
-def read(path: str | os.PathLike) -> dict[int | None, float]:
+def read(
+  path: str | os.PathLike, weights: str | None = None
+) -> dict[int | None, float]:
   """Scores of `eval/classes-STEP.json` by category id; for others by None.
 
+  Args:
+    path: of the file.
+    weights: digest of the model that was evaluated; None: any.
+
   Raises:
-    UserError: it is no such file, or no detection hit any object.
+    UserError: it is no such file, of another model, or no detection hit any
+      object.
   """
   content = files.read_json(path)
   try:
+    evaluated = content.get('weights')
     common = _score(content['all_classes'])
     scores = {
       int(each['category_id']): _score(each['threshold'])
       for each in content['classes']
     }
-  except (TypeError, KeyError, ValueError) as error:
+  except (AttributeError, TypeError, KeyError, ValueError) as error:
     message = f'{path} has no score thresholds of an evaluation.'
     raise UserError(message, path=path) from error
+  if weights not in (None, evaluated):
+    raise UserError(
+      f'{path} was written by an evaluation of other weights than those of the '
+      'checkpoint: evaluate this one again, by maskrcnn-jax eval with the '
+      '--config and --workdir of its run, or give a number.',
+      argument='min_score',
+      path=path,
+      given=evaluated,
+      wanted=weights,
+    )
   if common is None:
     message = f'{path}: no detection hit an object, so there is no threshold.'
     raise UserError(message, path=path)

@@ -75,6 +75,7 @@ def make_config(
   config.input.num_threads = min(values['max_cpus'], os.cpu_count() or 1)
   config.input.batch_size = values['train_batch_size'] * num_devices
   config.training.pretrained = values['checkpoint']
+  config.training.allow_empty_classes = True  # As in the reference.
   config.training.profile = _profile(values['profile'])
   config.training.log_every_steps = 50
   config.training.keep_checkpoints = 5

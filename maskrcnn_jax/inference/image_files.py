@@ -22,6 +22,7 @@ from maskrcnn_jax.datasets import (
   survey,
   value_range,
 )
+from maskrcnn_jax.datasets.formats.source import folded
 from maskrcnn_jax.errors import UserError
 
 # TensorFlow decodes no larger ones (`jpeg_mem.cc`: fewer than 2 ** 29 bytes).
@@ -134,7 +135,7 @@ def _match(paths, dataset) -> list[coco_json.CocoImage]:
   for image in dataset.images:
     names = [*coco_files.readings(image.file_name)]
     by_name |= {x: by_name.get(x, image) for x in names[1:]}
-    for last in {pathlib.PurePath(name).name.lower() for name in names}:
+    for last in {folded(pathlib.PurePath(name).name) for name in names}:
       by_last[last].append(image)
   by_name |= {image.file_name: image for image in dataset.images}
   file, owners, unknown = dataset.annotations_file, {}, []
@@ -143,7 +144,7 @@ def _match(paths, dataset) -> list[coco_json.CocoImage]:
     tails = ['/'.join(parts[i:]) for i in range(1, len(parts))]
     known = [by_name[tail] for tail in tails if tail in by_name][:1]
     # The annotations may name folders that do not exist here.
-    known = known or by_last[path.name.lower()]
+    known = known or by_last[folded(path.name)]
     if len(known) != 1:
       unknown.append(path)
       continue

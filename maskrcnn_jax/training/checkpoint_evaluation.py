@@ -2,9 +2,10 @@
 
 import jax
 
-from maskrcnn_jax.checkpoints import store
+from maskrcnn_jax.checkpoints import retention, store
 from maskrcnn_jax.distributed import collectives
 from maskrcnn_jax.distributed.watchdog import config_watchdog
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.evaluation import scores
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import data_checks, metrics, pretrained
@@ -32,8 +33,8 @@ def evaluate(
 
   Raises:
     FileNotFoundError: the workdir holds no such checkpoint.
-    UserError: an input is wrong, or the checkpoint is of another model or of
-      other classes.
+    UserError: an input is wrong, the checkpoint is of another model or of other
+      classes, or the workdir has checkpoints and the source is none of them.
   """
   if source is None:
     store.check_workdir(workdir, config, step)
@@ -47,6 +48,7 @@ def evaluate(
       )
     step = wanted = store.step_of(workdir, step)
   else:
+    _check_not_mixed(workdir, source)
     model, wanted = MaskRCNN.from_config(config.model), None
     variables, step = pretrained.whole_model(source, model, config)
   path = source or workdir
@@ -57,6 +59,23 @@ def evaluate(
   if source is None:
     variables, _ = store.restore(workdir, step)
   return _evaluate(evaluator, config, workdir, step, variables)
+
+
+def _check_not_mixed(workdir, source) -> None:
+  """Raises if the results would stand among those of another model."""
+  folder = retention.directory(workdir).resolve()
+  if retention.latest_step(workdir) is None or (
+    retention.is_checkpoint(source)
+    and retention.find(source).resolve().parent == folder
+  ):
+    return
+  raise UserError(
+    f'{workdir} has checkpoints of its own, and the scores of {source} would '
+    'be taken for theirs: name another --workdir for the results.',
+    argument='--workdir',
+    path=workdir,
+    given=source,
+  )
 
 
 def evaluate_end(evaluator, config, workdir) -> dict[str, float]:

@@ -1,22 +1,20 @@
-"""Checks of the data of a run before its first step: classes and batch sizes.
+"""Checks of the data of a run before its first step: classes and annotations.
 
 The classes of a run are those of its training records. A validation set may
 have fewer of them, but never another name or number for one of them.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
 import os
 import pathlib
-from collections.abc import Mapping
-
-import numpy as np
 
 from maskrcnn_jax import files
 from maskrcnn_jax.checkpoints import store
-from maskrcnn_jax.datasets import coco_json, ground_truth, records
+from maskrcnn_jax.datasets import categories, coco_json, ground_truth, records
 from maskrcnn_jax.datasets.categories import (
   Category,
   Classes,
@@ -25,24 +23,56 @@ from maskrcnn_jax.datasets.categories import (
   known_name,
   read_from_records,
 )
-from maskrcnn_jax.errors import UserError, invalid
+from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.evaluation import coco_metrics
+
+_LISTED = 5  # Classes that an error lists.
 
 
 def run_classes(config, workdir) -> dict[int, Category]:
   """Classes of a run: those of its checkpoint, or else of its records.
 
   Raises:
-    UserError: the validation set contradicts them.
+    UserError: the validation set contradicts them, or has objects of a class
+      that a new run would not learn, unless `training.allow_empty_classes`.
   """
   classes = {}
   # A corrupt checkpoint is reported where it is restored.
   with contextlib.suppress(FileNotFoundError, store.CorruptCheckpointError):
     classes = checkpoint_classes(workdir)
   if not classes:
-    return training_classes(config)[0]
+    classes, validated = training_classes(config)
+    if not config.training.get('allow_empty_classes'):
+      _check_learnt(config, classes, validated)
+    return classes
   check_validation_classes(config, classes, workdir)
   return classes
+
+
+def _check_learnt(config, classes, validated) -> None:
+  """Raises if objects are scored of a class that has none to train on."""
+  untrained = _untrained(classes, validated)
+  if untrained:
+    names = categories.names_of(validated)
+    listed = ', '.join(f'{k} ({names[k]!r})' for k in untrained[:_LISTED])
+    listed += ', ..' if len(untrained) > _LISTED else ''
+    pattern = config.evaluation.file_pattern
+    raise UserError(
+      f'evaluation.file_pattern: {pattern} has objects of the classes '
+      f'{listed}, and {config.input.file_pattern} has none to train on: their '
+      'AP would be 0. Move some of their images to the training set, take the '
+      'classes out, or set --config.training.allow_empty_classes=true.',
+      argument='training.allow_empty_classes',
+      path=pattern,
+      item=untrained[0],
+      given=untrained,
+    )
+
+
+def _untrained(classes: Classes, validated: Classes) -> list[int]:
+  """Classes with objects in validation records and none in training records."""
+  learnt = {k for k, each in classes.items() if each.is_learnt}
+  return sorted({k for k, v in validated.items() if v.is_learnt} - learnt)
 
 
 def training_classes(
@@ -74,14 +104,17 @@ def training_classes(
       'The training records %s carry no names for the classes %s: %s.',
       *(pattern, unnamed, names if annotated else 'they are not known'),
     )
-  if untrained := sorted(recorded.keys() - classes.keys()):
+  if untrained := _untrained(classes, recorded):
     logging.warning(
       'The classes %s of %s have no object in the training records %s: their '
       'AP will be 0.',
       *(untrained, config.evaluation.file_pattern, pattern),
     )
   named = {k: v for k, v in classes.items() if k not in unnamed}
-  return dict(sorted((classes | annotated | named).items())), recorded
+  for k, v in (annotated | named).items():
+    is_learnt = k in classes and classes[k].is_learnt
+    classes[k] = dataclasses.replace(v, is_learnt=is_learnt)
+  return dict(sorted(classes.items())), recorded
 
 
 def annotated_classes(annotations_file: str | None) -> dict[int, Category]:
@@ -240,51 +273,3 @@ def _check_numbering(annotations_file, categories, file_pattern) -> None:
     'evaluation.annotations_file',
     annotations_file,
   )
-
-
-def check_batch_classes(batch: Mapping, num_classes: int) -> None:
-  """Raises for an instance whose class the model does not have."""
-  classes = batch['instances']['classes']
-  largest = np.max(classes, axis=1, initial=0)
-  rows = np.flatnonzero(largest >= num_classes)
-  if rows.size:
-    image_id, class_id = int(batch['image_ids'][rows[0]]), int(largest[rows[0]])
-    raise UserError(
-      f'Image {image_id} has class {class_id}; model.num_classes is '
-      f'{num_classes}, so classes may be 1 to {num_classes - 1}. Set it to the '
-      f'largest class id plus one, {np.max(classes) + 1} or more.',
-      argument='model.num_classes',
-      item=image_id,
-      given=num_classes,
-      wanted=int(np.max(classes)) + 1,
-    )
-
-
-def check_batch_size(
-  section: str, batch_size: int, mesh, accumulate_steps: int = 1
-) -> None:
-  """Raises if a batch, or a part of it, cannot be split over devices."""
-  parts = mesh.shape['data']
-  if batch_size < 1 or batch_size % (parts * accumulate_steps):
-    what = f'the {parts} devices'
-    if parts < mesh.size:
-      what = f'{parts}, the {mesh.size} devices by runtime.spatial'
-    if accumulate_steps > 1:
-      what += f', times optimizer.accumulate_steps={accumulate_steps}'
-    raise invalid(
-      f'{section}.batch_size', batch_size, f'a positive multiple of {what}'
-    )
-
-
-def padded_batch_size(batch_size: int, mesh) -> int:
-  """The next multiple of the devices; rows without an image fill a batch."""
-  if batch_size < 1:
-    raise invalid('evaluation.batch_size', batch_size, 'at least 1')
-  parts = mesh.shape['data']
-  padded = -(-batch_size // parts) * parts
-  if padded != batch_size:
-    logging.info(
-      'evaluation.batch_size %d becomes %d: %d devices share a batch evenly',
-      *(batch_size, padded, mesh.size),
-    )
-  return padded

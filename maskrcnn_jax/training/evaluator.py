@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from maskrcnn_jax import charts, files, visualize
+from maskrcnn_jax.checkpoints import checksums
 from maskrcnn_jax.datasets import categories, images
 from maskrcnn_jax.distributed import collectives, model_sharding
 from maskrcnn_jax.distributed import mesh as mesh_lib
@@ -29,6 +30,7 @@ from maskrcnn_jax.input_pipeline import single_images
 from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import (
+  batch_checks,
   data_checks,
   monitor,
   summary,
@@ -59,7 +61,7 @@ class Evaluator:
     model = model_sharding.shard_model(
       MaskRCNN.from_config(config.model), self._mesh
     )
-    self._batch_size = data_checks.padded_batch_size(
+    self._batch_size = batch_checks.padded_batch_size(
       options.batch_size, self._mesh
     )
     images.set_max_pixels(config.input.get('max_pixels'), 'input.max_pixels')
@@ -105,6 +107,7 @@ class Evaluator:
     def beat(status):
       heartbeat(f'evaluation of step {step}: {status}')
 
+    weights = checksums.model_digest(variables)
     variables = mesh_lib.put_replicated(variables, self._mesh)
     losses, values = {}, {}
     if self._losses:
@@ -131,7 +134,7 @@ class Evaluator:
         f'step {step}: {len(image_ids)} of {self._num_images} images evaluated '
         f'in {time.monotonic() - start:.0f} s{note}'
       )
-      self._write_values(step, values, classes, writer)
+      self._write_values(step, values, classes, weights, writer)
     # At the end of a run, a host that waits long for the last one gives up.
     collectives.barrier()
     return values
@@ -259,13 +262,13 @@ class Evaluator:
       name = f'step-{step}-image-{image_id}.png'
       visualize.save_png(self._workdir / 'pictures' / name, picture)
 
-  def _write_values(self, step, values, classes, writer) -> None:
+  def _write_values(self, step, values, classes, weights, writer) -> None:
     """Writes and prints the numbers, and warns if they collapsed."""
     folder = self._workdir / 'eval'
     path = folder / f'classes-{step}.md'
     text = class_report.document(classes, f'Step {step}, class by class')
     files.write_text(path, text)
-    text = class_report.to_json(classes)
+    text = class_report.to_json(classes, weights)
     files.write_text(path.with_suffix('.json'), text)
     figure = precision_recall.chart(classes)
     charts.save(figure, folder / f'precision-recall-{step}.png')

@@ -26,6 +26,7 @@ from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.optimization import epochs
 from maskrcnn_jax.training import (
+  batch_checks,
   checkpoint_evaluation,
   data_checks,
   metrics,
@@ -89,7 +90,7 @@ def _train(config, workdir, notes, evaluated: bool) -> dict[str, float]:
     model, config.optimizer, training.num_steps
   )
   num_parts = optimizer.options.accumulate_steps
-  data_checks.check_batch_size(
+  batch_checks.check_batch_size(
     'input', config.input.batch_size, mesh, num_parts
   )
   profile = summary.Profile(workdir, training.profile)
@@ -105,7 +106,7 @@ def _train(config, workdir, notes, evaluated: bool) -> dict[str, float]:
   # Restore the newest checkpoint, or make a state.
   batches = _batches(config, pretrained.START)
   first = next(batches)
-  data_checks.check_batch_classes(first, model.num_classes)
+  batch_checks.check_batch_classes(first, model.num_classes)
   init_key, key = jax.random.split(jax.random.key(training.seed))
   start = functools.partial(
     *(pretrained.start, config, workdir, model, first, init_key, mesh),
@@ -154,7 +155,7 @@ def _train(config, workdir, notes, evaluated: bool) -> dict[str, float]:
       step += 1
       watchdog.heartbeat(f'step {step}: reading')
       batch, first = first or next(batches), None
-      data_checks.check_batch_classes(batch, model.num_classes)
+      batch_checks.check_batch_classes(batch, model.num_classes)
       position = dict(batches.position)
       inputs = mesh_lib.put_batch(batch, mesh)
 

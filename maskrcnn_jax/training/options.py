@@ -37,6 +37,8 @@ class TrainingOptions:
       checkpoint, or a checkpoint of ours; None or '' for random values.
     finetune: parameters of `pretrained` that do not fit other classes start
       from random values, see `finetuning`.
+    allow_empty_classes: a class with objects in the validation records may have
+      none in the training records; else that is an error.
     summary_every_steps: TensorBoard also shows metrics of single steps under
       Habana's names, this often; None: not.
     log_file: JSON lines that sum up the run under Habana's names; None: none.
@@ -59,6 +61,7 @@ class TrainingOptions:
   pictures: int = 8
   pretrained: str | None = None
   finetune: bool = False
+  allow_empty_classes: bool = False
   summary_every_steps: int | None = None
   log_file: str | None = None
   profile: tuple[int, int] | None = None

@@ -19,7 +19,7 @@ from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.evaluation import scores
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.structures import Instances
-from maskrcnn_jax.training import data_checks, train_step
+from maskrcnn_jax.training import batch_checks, train_step
 
 
 class ValidationLosses:
@@ -62,7 +62,7 @@ class ValidationLosses:
     found, previous = {term: [] for term in scores.TERMS}, None
     for number, batch in enumerate(batches, start=1):
       heartbeat(number)
-      data_checks.check_batch_classes(batch, self._num_classes)
+      batch_checks.check_batch_classes(batch, self._num_classes)
       losses = self._losses(
         variables,
         mesh_lib.put_batch(batch, self._mesh),

@@ -27,7 +27,8 @@ def find(folder, names, **options):
 
 @pytest.fixture
 def folder(tmp_path):
-  for name in ('1.png', 'My 1.PNG', 'sub/2.png', 'x/3.png', 'y/3.png'):
+  names = ('1.png', 'My 1.PNG', 'sub/2.png', 'x/3.png', 'y/3.png')
+  for name in (*names, 'cafe\u0301.png'):  # As macOS writes é.
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
   return tmp_path
@@ -49,6 +50,8 @@ def folder(tmp_path):
     ('https://a.b/c/my%201.png?x=2', 'My 1.PNG'),
     ('file:///C:/photos/1.png', '1.png'),
     ('MY 1.png', 'My 1.PNG'),
+    ('caf\u00e9.png', 'cafe\u0301.png'),
+    ('CAF\u00c9.PNG', 'cafe\u0301.png'),
   ],
 )
 def test_names_of_other_systems_are_looked_up(folder, name, wanted):
@@ -79,6 +82,11 @@ def test_what_is_not_one_file_is_an_error(folder, names, kinds):
   assert [x.kind for x in dataset.findings] == kinds
   assert {x.severity for x in dataset.findings} <= {'error'}
   assert not find(folder, names, required=False).findings
+
+
+def test_all_files_that_a_name_may_mean_are_listed(folder):
+  (finding,) = find(folder, ['3.png']).findings
+  assert "['x/3.png', 'y/3.png']" in finding.message
 
 
 def test_missing_images_are_listed(tmp_path):

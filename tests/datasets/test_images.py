@@ -50,6 +50,19 @@ def test_other_formats_become_png(tmp_path, name):
   assert opened.format == 'PNG' and opened.size == (40, 30)
 
 
+@pytest.mark.parametrize('name', ['a.webp', 'a.gif', 'a.tif'])
+def test_first_frame_of_several_is_noted(tmp_path, name):
+  frames = [Image.new('RGB', (40, 30), colour) for colour in ('red', 'blue')]
+  options = {'lossless': True} if name == 'a.webp' else {}
+  frames[0].save(
+    tmp_path / name, save_all=True, append_images=frames[1:], **options
+  )
+  encoded, note = stored_images.read(tmp_path / name, 30, 40)
+  assert note == 'first_frame'
+  opened = Image.open(io.BytesIO(encoded)).convert('RGB')
+  assert opened.getpixel((20, 15)) == (255, 0, 0)
+
+
 def test_rotated_image_is_stored_upright_if_the_json_means_that(tmp_path):
   _save(tmp_path / 'a.jpg', orientation=6)  # Upright after a quarter turn.
   encoded, note = stored_images.read(tmp_path / 'a.jpg', 40, 30)

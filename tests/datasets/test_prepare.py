@@ -1,5 +1,6 @@
 """Records made of COCO files."""
 
+import glob
 import json
 import os
 import pathlib
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 from pycocotools import coco
 
-from maskrcnn_jax.datasets import prepare, records
+from maskrcnn_jax.datasets import categories, prepare, records
 from maskrcnn_jax.datasets.doctor import check
 from maskrcnn_jax.datasets.findings import InvalidDataError
 from maskrcnn_jax.errors import UserError
@@ -218,14 +219,54 @@ def test_a_class_without_objects_needs_an_option(tmp_path):
       allow_empty_classes=allow,
     )
     assert summary.counts()[kind] == 1
-  # As where all objects of a class are to be ignored.
-  content['annotations'].append(_object(2, category_id=5, ignore=1))
+
+
+@pytest.mark.parametrize(
+  'fields, kind',
+  [
+    ({'ignore': 1}, None),  # The labels say that it is not to be learnt.
+    ({'iscrowd': 1}, 'class_of_crowds'),
+    ({'segmentation': None}, 'class_without_objects'),
+    # Only the conversion finds out.
+    ({'segmentation': [[1, 1, 1, 9, 1, 4]]}, 'class_without_objects'),
+  ],
+)
+def test_objects_that_teach_nothing_of_a_class(tmp_path, fields, kind):
+  folder, annotations, output = _write_set(tmp_path)
+  content = json.loads(annotations.read_text())
+  content['categories'].append({'id': 5, 'name': 'dog'})
+  content['annotations'].append(_object(2, category_id=5, **fields))
   annotations.write_text(json.dumps(content))
-  summary = prepare.prepare(
-    folder, annotations, tmp_path / 'out' / 'crowds', num_workers=1
-  )
-  assert summary.counts()['class_of_crowds'] == 1
-  assert _counts(summary) == (5, 4, 2, 1)
+  report = check.check((folder, annotations), num_workers=1)
+  errors = [x.kind for x in report.findings if x.severity == 'error']
+  assert kind in errors if kind else not errors
+  if kind is None:
+    summary = prepare.prepare(folder, annotations, output, num_workers=1)
+    assert summary.counts()['class_of_crowds'] == 1
+    assert _counts(summary) == (5, 4, 2, 1)
+    assert list(categories.read_from_records(list(summary.files))) == [3, 5]
+    return
+  with pytest.raises(InvalidDataError) as error:
+    prepare.prepare(folder, annotations, output, num_workers=1)
+  assert [x.kind for x in error.value.findings] == [kind]
+  assert not glob.glob(f'{output}*')
+  for place, allow in ((output, True), (output.parent / 'my_val2', False)):
+    summary = prepare.prepare(
+      *(folder, annotations, place), num_workers=1, allow_empty_classes=allow
+    )
+    assert summary.counts()[kind] == 1
+
+
+@pytest.mark.parametrize(
+  'name, expected',
+  [
+    *(('val', True), ('Val-1', True), ('instances_val2017', True)),
+    *(('a/test', True), ('my_valid', True), ('train', False)),
+    *(('val/train', False), ('valves', False), ('train_test', False)),
+  ],
+)
+def test_names_of_held_out_sets(name, expected):
+  assert prepare.is_held_out(name) == expected
 
 
 def test_classes_of_a_project_may_be_without_objects(tmp_path):

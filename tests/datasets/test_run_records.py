@@ -18,6 +18,7 @@ from maskrcnn_jax.datasets import (
   record_index,
   run_records,
 )
+from maskrcnn_jax.datasets.doctor import check
 from maskrcnn_jax.datasets.findings import InvalidDataError
 from maskrcnn_jax.datasets.formats import writers
 from maskrcnn_jax.datasets.run_data import RunData
@@ -230,9 +231,35 @@ def test_validation_classes_are_numbered_as_those_of_training(tmp_path):
   ]
   assert names == [{1: 'cat', 2: 'dog'}, {2: 'dog'}]
   assert '1 unlisted_class (skipped)' in text
-  classes = tmp_path / 'run' / 'records' / 'classes.txt'
-  assert classes.read_text() == 'cat\ndog\n'
   run_records.check(tmp_path / 'run', data)
+  # `check` numbers them alike.
+  report = check.check(
+    (data.images, data.annotations), (photos, labels), num_workers=1
+  )
+  kinds = report.by_kind()
+  assert not {'class_name_differs', 'class_not_in_train'} & kinds.keys()
+  assert len(kinds['unlisted_class']) == 1
+  assert [x.dataset.class_names for x in report.splits] == [names[0]] * 2
+
+
+def test_numbers_in_validation_labels_stay(tmp_path):
+  """Those of YOLO mean the names of its own list, whatever was trained."""
+  photos, labels = labelme_set.write(tmp_path / 'val', 2)
+  yolo = tmp_path / 'val' / 'yolo'
+  writers.write(photos, labels, yolo, 'yolo', num_workers=1)
+  names = (yolo / 'classes.txt').read_text().split()
+  (yolo / 'classes.txt').write_text('\n'.join(reversed(names)))
+  data = make_data(
+    tmp_path / 'train', val_images=str(photos), val_annotations=str(yolo)
+  )
+  run_records.prepare_all(tmp_path / 'run', data)
+  found = [
+    categories.names_of(
+      categories.read_from_records(run_records.pattern(tmp_path / 'run', part))
+    )
+    for part in ('train', 'val')
+  ]
+  assert found == [{1: 'cat', 2: 'dog'}, {1: 'dog', 2: 'cat'}]
 
 
 def test_the_validation_set_may_have_another_format(tmp_path):

@@ -211,7 +211,7 @@ print(json.dumps({
   'canvas': refused(mesh_lib.config_mesh, config),
   'low': refused(mesh_lib.check_canvas, (64, 64), mesh_lib.make_mesh(2, 2)),
   'batch': refused(mesh_lib.put_batch, tiny_model.make_batch((1,)), mesh),
-  'batch_size': refused(data_checks.check_batch_size, 'input', 3, mesh),
+  'batch_size': refused(batch_checks.check_batch_size, 'input', 3, mesh),
 }))
 """
 

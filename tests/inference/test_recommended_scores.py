@@ -4,17 +4,24 @@ import json
 import shutil
 
 import drawn_checkpoint
+import jax
 import numpy as np
 import pytest
 import tiny_run
 from found import make_found
 from PIL import Image
 
-from maskrcnn_jax.checkpoints import score_thresholds
+from maskrcnn_jax.checkpoints import (
+  checksums,
+  retention,
+  score_thresholds,
+  store,
+)
 from maskrcnn_jax.cli import main as command
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.inference import views
 from maskrcnn_jax.inference.predictor import Predictor
+from maskrcnn_jax.training import checkpoint_evaluation
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
 
@@ -40,6 +47,7 @@ def evaluated(workdir):
   scores = np.unique(found.scores[found.classes == 2])
   middle = float(scores[len(scores) // 2])
   content = {
+    'weights': checksums.model_digest(store.restore(workdir)[0]),
     'all_classes': {'score': 0.0},
     'classes': [
       {'category_id': 0, 'threshold': {'score': 1.0}},
@@ -81,6 +89,51 @@ def test_a_link_that_leads_out_of_the_workdir_is_not_followed(
     score_thresholds.read(received)
   assert error.value.path == str(received / 'eval' / 'classes-4.json')
   assert str(tmp_path / 'elsewhere') in error.value.given
+
+
+@pytest.mark.parametrize('other', [None, 'f' * 64])
+def test_thresholds_of_other_weights_are_refused(evaluated, other):
+  workdir, file = evaluated[0], evaluated[0] / 'eval' / 'classes-4.json'
+  content = json.loads(file.read_text())
+  file.write_text(json.dumps({**content, 'weights': other}))
+  for call in (
+    lambda: score_thresholds.read(workdir),
+    lambda: Predictor(workdir, min_score='auto'),
+  ):
+    with pytest.raises(UserError) as error:
+      call()
+    assert error.value.path == str(file)
+    assert error.value.given == other
+    assert error.value.wanted == content['weights']
+
+
+def test_digest_of_a_saved_model_is_that_of_its_variables(workdir, tmp_path):
+  variables, config = store.restore(workdir)
+  saved = checksums.read(retention.find(workdir))
+  assert checksums.saved_model_digest(saved) == checksums.model_digest(
+    variables
+  )
+  # One bit of one number makes another model.
+  first, *rest = jax.tree.leaves(variables)
+  other = first.at[(0,) * first.ndim].set(
+    np.nextafter(first[(0,) * first.ndim], np.float32(np.inf))
+  )
+  changed = jax.tree.unflatten(jax.tree.structure(variables), [other, *rest])
+  copy = drawn_checkpoint.write(tmp_path / 'copy', config, variables=changed)
+  saved = checksums.read(retention.find(copy))
+  found = checksums.saved_model_digest(saved)
+  assert found == checksums.model_digest(changed)
+  assert found != checksums.model_digest(variables)
+
+
+def test_another_model_is_not_evaluated_among_results(workdir, tmp_path):
+  other = shutil.copytree(workdir, tmp_path / 'other')
+  config = store.restore(workdir)[1]
+  for source in (other, other / 'checkpoints' / '4', 'torchvision.pth'):
+    with pytest.raises(UserError) as error:
+      checkpoint_evaluation.evaluate(config, workdir, source=str(source))
+    assert error.value.argument == '--workdir'
+    assert error.value.given == str(source)
 
 
 def test_predictor_drops_detections_below(evaluated):

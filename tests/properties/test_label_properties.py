@@ -1,6 +1,7 @@
 """Objects of a COCO JSON: the same for check, prepare, training, evaluation."""
 
 import collections
+import itertools
 import json
 import random
 
@@ -95,6 +96,16 @@ def _content(rng):
   }
 
 
+def _count_instances(found, offset):
+  """Number of objects in batches of one image, by image and category."""
+  counts = collections.Counter()
+  for batch in found:
+    instances, image_id = batch['instances'], int(batch['image_ids'][0])
+    classes = instances['classes'][instances['valid']]
+    counts.update((image_id, x - offset) for x in classes.tolist())
+  return counts
+
+
 @pytest.mark.parametrize('seed', range(12))
 def test_what_one_skips_all_skip(seed, tmp_path):
   rng = random.Random(seed)
@@ -146,11 +157,11 @@ def test_what_one_skips_all_skip(seed, tmp_path):
   found = batches.eval_batches(
     list(summary.files), ((64, 64),), 1, with_instances=True
   )
-  learnt = collections.Counter()
-  for batch in found:
-    instances, image_id = batch['instances'], int(batch['image_ids'][0])
-    classes = instances['classes'][instances['valid']]
-    learnt.update((image_id, x - offset) for x in classes.tolist())
+  learnt = _count_instances(found, offset)
+  epoch = itertools.islice(
+    batches.train_batches(list(summary.files), ((64, 64),), 1), 3
+  )
+  assert _count_instances(epoch, offset) == learnt
   wanted = collections.Counter(
     (x['image_id'], x['category_id'])
     for x in scored['annotations']

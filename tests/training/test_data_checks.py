@@ -25,7 +25,7 @@ def write_annotations(path, names, image_ids=(7,)):
   return str(path)
 
 
-def write_records(path, classes, names, category_ids=None):
+def write_records(path, classes, names, category_ids=None, crowds=None):
   """One image whose objects have these classes."""
   count = len(classes)
   example = examples.ImageExample(
@@ -37,7 +37,7 @@ def write_records(path, classes, names, category_ids=None):
     boxes=np.tile([[1.0, 2.0, 9.0, 8.0]], (count, 1)),
     classes=np.array(classes),
     class_names=names,
-    is_crowd=np.zeros(count, bool),
+    is_crowd=np.array(crowds or [False] * count),
     areas=np.ones(count),
     masks=[b'mask'] * count,
     category_ids=category_ids and np.array(category_ids),
@@ -216,6 +216,33 @@ def test_classes_of_validation_alone_are_named(tmp_path, caplog):
   assert (list(found), list(recorded)) == ([1], [1, 3])
   (record,) = caplog.records
   assert record.args == ([3], val, own)
+
+
+@pytest.mark.parametrize('is_crowd', [None, False, True])
+def test_a_scored_class_must_be_learnt(tmp_path, is_crowd):
+  """Class 3 has nothing to train on, a crowd at most, unless it is scored."""
+  own, crowds = ([1], [False]) if is_crowd is None else ([1, 3], [False, True])
+  names = {1: 'red', 3: 'green'}
+  train = write_records(
+    tmp_path / 'train', own, [names[i] for i in own], crowds=crowds
+  )
+  scored = bool(is_crowd)  # As a crowd it is not.
+  val = write_records(
+    tmp_path / 'val', [1, 3], ['red', 'green'], crowds=[False, scored]
+  )
+  # A list of categories has no objects.
+  listed = write_annotations(tmp_path / 'a.json', {1: 'red', 3: 'green'})
+  config = run_config(train, val, listed)
+  if is_crowd:
+    assert list(data_checks.run_classes(config, tmp_path / 'run')) == [1, 3]
+    return
+  with pytest.raises(UserError) as error:
+    data_checks.run_classes(config, tmp_path / 'run')
+  assert error.value.argument == 'training.allow_empty_classes'
+  assert error.value.path == val
+  assert (error.value.item, error.value.given) == (3, [3])
+  config.training.allow_empty_classes = True
+  assert list(data_checks.run_classes(config, tmp_path / 'run')) == [1, 3]
 
 
 @pytest.fixture(params=['json', 'records'])

@@ -3,6 +3,8 @@
 Scores that decide something are made up, so that they are known.
 """
 
+import json
+
 import numpy as np
 import pytest
 import tiny_run
@@ -157,6 +159,10 @@ def test_a_run_leaves_tables_by_class_and_curves(run):
     assert '| disc  | 2       |' in text
     assert '| star  | 1       |' in text
     assert '| object     | disc | star | background |' in text
+    # The thresholds are known to be of this checkpoint, its average.
+    evaluated = json.loads((workdir / f'eval/classes-{step}.json').read_text())
+    saved = checksums.read(workdir / 'checkpoints' / str(step))
+    assert checksums.saved_model_digest(saved) == evaluated['weights']
   with Image.open(workdir / 'curves.png') as image:
     assert image.size == (900, 4 * 270)
 

@@ -66,7 +66,9 @@ def check(
   survey.check_options(exif, value_range)
   read = [split.read_split('train', *train, *options)]
   if val is not None:
-    read.append(split.read_split('val', *val, *options))
+    # As a run does, which prepares both.
+    numbers = read[0].dataset.category_names
+    read.append(split.read_split('val', *val, *options, numbers))
   findings = list(split_checks.check_listing(read))
   for each in read:
     findings += each.findings

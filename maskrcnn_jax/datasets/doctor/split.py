@@ -74,16 +74,17 @@ def read_split(
   classes: str | None = None,
   exif: str | None = None,
   value_range: tuple[float, float] | None = None,
+  numbers: Mapping[int, str] | None = None,
 ) -> Split:
   """Reads and checks all images and objects of a split.
 
-  See `check.check`.
+  See `check.check`; for `numbers`, see `Source`.
   """
   images_dir = os.fspath(images_dir)
   if not os.path.isdir(images_dir):
     raise FileNotFoundError(f'There is no folder of images {images_dir}.')
   file = os.fspath(annotations_file)
-  source = Source(images_dir, file, classes, num_workers)
+  source = Source(images_dir, file, classes, num_workers, numbers)
   data_format = convert.find_format(data_format, source)
   content, found = convert.read(data_format, source)
   dataset = coco_json.parse(content, file, found)

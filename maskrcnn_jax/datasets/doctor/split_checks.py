@@ -58,7 +58,7 @@ def _check_classes(split: Split, allow_empty) -> Iterator[Finding]:
   is_error = is_train and split.data_format == convert.COCO and bool(counts)
   yield from categories.find_empty(
     names if is_train else {k: names[k] for k in crowds},
-    *(counts, crowds, split.file),
+    *(counts, crowds, split.dataset.ignored_classes(), split.file),
     'error' if is_error and not allow_empty else 'warning',
   )
   for class_id, count in counts.items() if is_train else ():

@@ -181,7 +181,9 @@ def _passed_over(source, labels) -> Iterator[Finding]:
 
 def _number_labels(source, objects, declared, findings) -> dict[int, str]:
   """Class names by id; replaces labels by ids, except of unlisted classes."""
-  given = source.classes and class_names.read(source.classes)
+  given = source.numbers
+  if source.classes:
+    given = class_names.read(source.classes)
   # Tools do without a name if there is but one class.
   only = next(iter(given.values())) if given and len(given) == 1 else 'object'
   for each in objects:
@@ -195,7 +197,8 @@ def _number_labels(source, objects, declared, findings) -> dict[int, str]:
     if each['label'] in ids:
       each['category_id'] = ids[each.pop('label')]
       continue
-    message = f'an object is of class {each["label"]!r}, not among --classes.'
+    known = '--classes' if source.classes else 'the classes to train on'
+    message = f'an object is of class {each["label"]!r}, not among {known}.'
     findings.append(Finding('unlisted_class', str(source.labels), message))
   if not given:
     text = ','.join(names.values())

@@ -10,7 +10,8 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from maskrcnn_jax import files
@@ -26,6 +27,11 @@ Labels = tuple[dict[str, Any], list[Finding]]  # By image name, and findings.
 _TEXT_ENDINGS = ('.json', '.xml', '.txt', '.csv', '.yaml', '.yml', '.md')
 # Of an entry that is not built as its format says.
 MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError)
+
+
+def folded(name: str) -> str:
+  """A file name without case, in one normal form: that of macOS differs."""
+  return unicodedata.normalize('NFC', name).lower()
 
 
 def passed_over(path: pathlib.Path) -> Iterator[Finding]:
@@ -57,6 +63,8 @@ class Source:
     labels: folder or file of the labels.
     classes: see `class_names.read`.
     num_workers: processes; None: one per core.
+    numbers: class names by category id, as of a training set, for labels that
+      have names but no numbers; None: they are numbered from 1.
     used: files of the labels that a reader used or named in a finding.
   """
 
@@ -64,6 +72,7 @@ class Source:
   labels: str | os.PathLike
   classes: str | None = None
   num_workers: int | None = None
+  numbers: Mapping[int, str] | None = None
   used: set[str] = dataclasses.field(default_factory=set, compare=False)
 
   @functools.cached_property
@@ -137,29 +146,33 @@ class Source:
   def _names_by_stem(self) -> dict[str, list[str]]:
     found = collections.defaultdict(list)
     for name in self.image_names:
-      found[pathlib.PurePosixPath(name).stem.lower()].append(name)
+      found[pathlib.PurePosixPath(folded(name)).stem].append(name)
     return found
 
   def find_image(self, name: str) -> str | None:
     """The image of a name or path in a label; None: there is none or several.
 
-    One of both paths must end with the other. Without an image of that ending,
-    any other will do.
+    One of both paths must end with the other, without regard to case or to the
+    normal form of Unicode. Without an image of that ending, any other will do.
     """
-    wanted = pathlib.PurePosixPath(str(name).replace('\\', '/').lower())
+    found = self.find_images(name)
+    return found[0] if len(found) == 1 else None
+
+  def find_images(self, name: str) -> list[str]:
+    """All images that a name may mean, see `find_image`."""
+    wanted = pathlib.PurePosixPath(folded(str(name).replace('\\', '/')))
     found = []
     for candidate in self._names_by_stem.get(wanted.stem, ()):
       if candidate == name:
-        return name
-      parts = pathlib.PurePosixPath(candidate.lower()).parts
+        return [name]
+      parts = pathlib.PurePosixPath(folded(candidate)).parts
       shared = min(len(parts), len(wanted.parts))
       if parts[-shared:-1] == wanted.parts[-shared:-1]:
         found.append((parts[-1] == wanted.name, candidate))
     exact = [candidate for is_exact, candidate in found if is_exact]
     found = exact or [candidate for _, candidate in found]
-    if len(found) > 1:
-      found = [each for each in found if each.lower() == str(wanted)]
-    return found[0] if len(found) == 1 else None
+    same = [each for each in found if folded(each) == str(wanted)]
+    return same if len(found) > 1 and len(same) == 1 else found
 
   def match(self, named: Iterable[tuple[str, Any, str]]) -> Labels:
     """Labels by image name.
@@ -174,12 +187,14 @@ class Source:
     with parsed(self.labels):
       for name, label, file in named:
         self.used.add(str(file))
-        image = self.find_image(name)
+        found = self.find_images(name)
         kind, message = 'label_without_image', f'not in {self.images_dir}'
-        if image in labels:
+        if len(found) > 1:
+          message = f'one of {brief(found)} in {self.images_dir}'
+        elif found and found[0] in labels:
           kind, message = 'duplicate_label', 'labelled before'
-        elif image is not None:
-          labels[image] = label
+        elif found:
+          labels[found[0]] = label
           continue
         message = f'the image {brief(name)} is {message}: skipped.'
         findings.append(Finding(kind, str(file), message))
