@@ -8,7 +8,9 @@ from maskrcnn_jax.cli import command_line
 def add_verbs(add_verb) -> None:
   """Adds the verb, see `main`."""
   parser = add_verb(
-    'plan', _run, 'compile the training step ahead of time for other devices'
+    'plan',
+    _run,
+    'compile training or detection ahead of time for other devices',
   )
   command_line.add_config(parser)
   batches = command_line.flag_type(
@@ -25,6 +27,8 @@ def add_verbs(add_verb) -> None:
   add('--batch_per_device', type=batches, metavar='N,N,...',
       help='images per device, or largest: the most that fit (default: the '
       'batch of the config divided by the number of devices)')
+  add('--what', choices=('step', 'inference'), default='step',
+      help='the training step, or detection (default: step)')
   add('--output', help='folder for plan.json and plan.png')
   # fmt: on
 
@@ -49,4 +53,5 @@ def _run(args: argparse.Namespace) -> None:
     args.batch_per_device,
     args.output,
     'optimizer.learning_rate' in command_line.overridden(args),
+    args.what,
   )

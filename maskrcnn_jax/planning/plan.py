@@ -1,6 +1,6 @@
-"""Ahead-of-time compilation of the training step for other topologies.
+"""Ahead-of-time compilation of training or detection for other topologies.
 
-The compiler reports what the step needs of each device: memory, operations,
+The compiler reports what the program needs of each device: memory, operations,
 bytes, and the data that devices exchange. Nothing runs and no array is made.
 """
 
@@ -18,12 +18,14 @@ import jax
 from maskrcnn_jax import config as config_lib
 from maskrcnn_jax import files, input_pipeline
 from maskrcnn_jax.benchmarks import measure
-from maskrcnn_jax.distributed import mesh as mesh_lib
-from maskrcnn_jax.distributed import model_sharding
 from maskrcnn_jax.errors import invalid
-from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.planning import chips, program_text, report, topologies
-from maskrcnn_jax.training import train_step
+from maskrcnn_jax.planning import (
+  chips,
+  program_text,
+  programs,
+  report,
+  topologies,
+)
 
 # As in `Used 21.57G of 15.75G hbm`.
 _USED = re.compile(r'Used ([\d.]+)([KMGT]?)i?B? of ([\d.]+)([KMGT]?)i?B? hbm')
@@ -40,6 +42,7 @@ def plan(
   batches_per_device: Sequence[int] | str | None = None,
   output: str | None = None,
   rate_is_given: bool = False,
+  what: str = 'step',
 ) -> list[dict[str, Any]]:
   """Requirements of a step by topology and batch size; printed and written.
 
@@ -50,6 +53,7 @@ def plan(
       config's batch divided by the devices of a topology, at least 1.
     output: folder of `plan.json` and `plan.png`; None writes neither.
     rate_is_given: whether the learning rate stays, whatever the batch is.
+    what: of `programs.TRACED`.
 
   Returns:
     A row for each, see `plan_step`.
@@ -70,7 +74,7 @@ def plan(
 
   def add(topology, batch):
     logging.info('compiling for %s, %d images a device', topology.name, batch)
-    rows.append(plan_step(config, topology, batch, rate_is_given))
+    rows.append(plan_step(config, topology, batch, rate_is_given, what))
     if output:
       # Written at once: the next one may take minutes.
       text = json.dumps(rows, indent=2) + '\n'
@@ -124,8 +128,9 @@ def plan_step(
   topology: topologies.Topology,
   batch_per_device: int,
   rate_is_given: bool = False,
+  what: str = 'step',
 ) -> dict[str, Any]:
-  """Requirements of one step; see `plan` for the arguments.
+  """Requirements of one step or detection; see `plan` for the arguments.
 
   Returns:
     A row of JSON values. Bytes and operations are of one device and one step
@@ -140,11 +145,13 @@ def plan_step(
   options = {k: config.input[k] for k in shared if k in config.input}
 
   def make_spec(rows):
-    return input_pipeline.batch_spec(tuple(canvas), rows, **options)
+    spec = input_pipeline.batch_spec(tuple(canvas), rows, **options)
+    return {k: spec[k] for k in programs.INPUTS.get(what, spec)}
 
   spec = make_spec(batch_size)
   row = {
     'topology': topology.name,
+    'what': what,
     'devices': num_devices,
     'hosts': topology.num_hosts,
     'device_kind': topology.devices[0].device_kind,
@@ -152,54 +159,19 @@ def plan_step(
     'dtype': config.model.get('dtype', 'float32'),
     'batch_per_device': batch_per_device,
     'batch_size': batch_size,
-    'learning_rate': config.optimizer.learning_rate,
+    'learning_rate': None,
   }
-  if not rate_is_given:
-    row['learning_rate'] *= config_lib.linear_ratio(config, batch_size)
+  if what == 'step':
+    ratio = config_lib.linear_ratio(config, batch_size)
+    rate = config.optimizer.learning_rate
+    row['learning_rate'] = rate * (1.0 if rate_is_given else ratio)
+  trace = programs.TRACED[what]
   flops = None
   if isinstance(topology.chip, chips.Gpu):
-    flops = defined_flops(config, make_spec(batch_per_device))
-  lowered = trace_step(config, spec, topology).lower()
+    flops = programs.defined_flops(trace, config, make_spec(batch_per_device))
+  lowered = trace(config, spec, topology).lower()
   row |= compile_step(lowered, topology, batch_per_device, flops)
   return row | {'input': _input(spec, row)}
-
-
-def defined_flops(config, spec) -> float:
-  """Operations of a step on one device, counted before compilation.
-
-  The compiler for GPUs reports none. In the form for TPUs products are as they
-  are defined, see `measure.count_flops`.
-  """
-  one = topologies.find('cpu:1')
-  lowered = trace_step(config, spec, one).lower(lowering_platforms=('tpu',))
-  return lowered.cost_analysis()['flops']
-
-
-def trace_step(config, spec, topology: topologies.Topology):
-  """The training step of a config, traced for a topology; no array is made.
-
-  `spec` is that of the global batch, see `input_pipeline.batch_spec`.
-  """
-  model = MaskRCNN.from_config(config.model)
-  # The length is a number in the program, whatever it is.
-  optimizer = train_step.make_optimizer(model, config.optimizer, num_steps=1)
-  batch = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(tuple(x.shape), x.dtype.as_numpy_dtype),
-    {k: x for k, x in spec.items() if k not in mesh_lib.HOST_KEYS},
-  )
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  state = jax.eval_shape(
-    lambda key: train_step.init_state(model, optimizer, batch, key), key
-  )
-  mesh = mesh_lib.make_mesh(
-    spatial=config.get('runtime', {}).get('spatial', 1),
-    devices=topology.devices,
-  )
-  shard_state = mesh_lib.config_shard_state(config)
-  model = model_sharding.shard_model(model, mesh, shard_state)
-  shardings = mesh_lib.state_shardings(state, mesh, shard_state)
-  step = train_step.jit_train_step(model, optimizer, mesh, shardings)
-  return step.trace(state, batch, key)
 
 
 def compile_step(
@@ -211,7 +183,7 @@ def compile_step(
   """The fields of `plan_step` that depend on the program.
 
   Args:
-    lowered: of `trace_step`.
+    lowered: of a function of `programs.TRACED`.
     topology: that it was traced for.
     batch_per_device: images.
     flops: of one device, where the compiler reports none.

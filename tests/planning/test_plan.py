@@ -254,6 +254,18 @@ def test_largest_batch_needs_a_known_memory():
 
 
 @pytest.mark.slow
+def test_detection(capsys):
+  (row,) = plan.plan(_make_config(), ['cpu:1'], [2], what='inference')
+  gradients, _ = _gradient_bytes(_make_config())
+  # Parameters without momentum, and the images.
+  assert gradients < row['memory']['arguments'] < 2 * gradients
+  assert row['memory']['aliased'] == 0
+  assert row['learning_rate'] is None
+  assert row['input'] == {'bytes_per_image': 64 * 64 * 3 * 4 + 8}
+  assert '| cpu:1 ' in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_a_described_slice_of_tpus(tmp_path):
   pytest.importorskip('libtpu')
   rows, shown = _run(tmp_path, '--topology=v5e:2x2', '--batch_per_device=1')
