@@ -1,6 +1,7 @@
 """Errors that a user can correct, as opposed to bugs."""
 
 import difflib
+import importlib.util
 import os
 import reprlib
 from collections.abc import Iterable
@@ -82,3 +83,23 @@ def invalid(argument: str, given: Any, wanted: str) -> UserError:
     given=given,
     wanted=wanted,
   )
+
+
+def require(
+  extra: str, *packages: str, purpose: str, argument: str | None = None
+) -> None:
+  """Raises a `UserError` if a package that not everyone installs is missing.
+
+  Args:
+    extra: of `setup.py` that brings the packages.
+    *packages: their names in `import`.
+    purpose: what needs them, such as a flag, for the message.
+    argument: of the error.
+  """
+  for name in packages:
+    if importlib.util.find_spec(name) is None:
+      raise UserError(
+        f"{purpose} needs {name}: pip install 'maskrcnn-jax[{extra}]'.",
+        argument=argument,
+        wanted=name,
+      )

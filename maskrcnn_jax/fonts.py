@@ -1,8 +1,9 @@
 """Text of any script in pictures.
 
 ASCII is drawn in Pillow's own font, other characters in the first font that has
-them: DejaVu Sans, which matplotlib ships (Latin, Greek, Cyrillic, Hebrew,
-Arabic), then those in the folders of the system. No program is started.
+them: DejaVu Sans (Latin, Greek, Cyrillic, Hebrew, Arabic) where matplotlib,
+which ships it, is installed, then those in the folders of the system. No
+program is started.
 """
 
 import functools
@@ -24,6 +25,8 @@ FOLDERS = (
 )
 _ENDINGS = ('.ttf', '.otf', '.ttc')
 
+_UNKNOWN = '\uffff'  # No character: fonts draw their sign for a missing one.
+
 _default = functools.cache(ImageFont.load_default)
 _truetype = functools.cache(ImageFont.truetype)
 
@@ -42,7 +45,7 @@ def readable(name: str, class_id: int) -> str:
 
 def is_in_charts(text: str) -> bool:
   """Whether the font of matplotlib's charts has all characters of a text."""
-  return {*map(ord, text)} <= _characters(find_fonts()[0])
+  return all(c.isspace() or _draws(find_fonts()[0], c) for c in text)
 
 
 _warned = []
@@ -106,7 +109,7 @@ def _layout(text, size):
 
 def _find(char, previous):
   """Path of a font for a character; None: Pillow's, also if none has it."""
-  if char.isspace() or (previous and ord(char) in _characters(previous)):
+  if char.isspace() or (previous and _draws(previous, char)):
     return previous
   return None if char.isascii() else _search(char)
 
@@ -118,15 +121,17 @@ def _has_glyph(char):
 @functools.cache
 def _search(char):
   """Path of the first font that has a character; None if there is none."""
-  fonts = (path for path in find_fonts() if ord(char) in _characters(path))
+  fonts = (path for path in find_fonts() if _draws(path, char))
   return next(fonts, None)
 
 
 @functools.cache
 def find_fonts() -> tuple[str, ...]:
   """Paths of the fonts for other characters than ASCII, in their order."""
-  import matplotlib
-
+  try:
+    import matplotlib
+  except ImportError:  # Left out where only predictions are made.
+    return (*_of_system(),)
   folder = os.path.join(matplotlib.get_data_path(), 'fonts', 'ttf')
   return os.path.join(folder, 'DejaVuSans.ttf'), *_of_system()
 
@@ -138,13 +143,21 @@ def _of_system() -> Iterator[str]:
         yield str(path)
 
 
-@functools.cache
-def _characters(path):
-  """Code points of a font; none if it cannot be scaled or read."""
-  from matplotlib import ft2font
-
+@functools.lru_cache(maxsize=4096)
+def _draws(path, char):
+  """Whether a font has a character; no, if it cannot be scaled or read."""
   try:
-    _truetype(path, 16).getmetrics()
-    return frozenset(ft2font.FT2Font(path).get_charmap())
+    # The other layout composes characters of several that a font has.
+    basic = ImageFont.Layout.BASIC
+    font = ImageFont.truetype(path, 16, layout_engine=basic)
+    font.getmetrics()
+    shown, unknown = (_shape(font, text) for text in (char, _UNKNOWN))
+    return shown != unknown
   except (OSError, RuntimeError, ValueError):
-    return frozenset()
+    return False
+
+
+def _shape(font, text):
+  """Size, place and pixels of a text."""
+  mask, offset = font.getmask2(text, mode='L', anchor='ls')
+  return mask.size, offset, bytes(mask)

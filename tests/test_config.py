@@ -13,7 +13,7 @@ import pytest
 from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.checkpoints import saved_config
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.input_pipeline import augment, batches, transforms
+from maskrcnn_jax.input_pipeline import augment, batches, resizing
 from maskrcnn_jax.models import mask_rcnn
 from maskrcnn_jax.optimization import optimizer
 from maskrcnn_jax.training import loop, options
@@ -104,8 +104,8 @@ def test_habana_1x_is_the_default_of_input_and_optimizer():
   config = config_lib.load_config('coco:habana_1x')
   options = optimizer.OptimizerOptions(**config.optimizer)
   assert options == optimizer.OptimizerOptions(tuned_batch_size=4)
-  resize = transforms.ResizeOptions(**config.input.resize)
-  assert resize == transforms.ResizeOptions()
+  resize = resizing.ResizeOptions(**config.input.resize)
+  assert resize == resizing.ResizeOptions()
   augmented = augment.AugmentOptions(**config.input.augment)
   assert augmented == augment.AugmentOptions()
   defaults = inspect.signature(batches.train_batches).parameters

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from found import make_found
+from matplotlib import ft2font
 from PIL import Image
 from plain_evaluation import crop_mask
 
@@ -176,11 +177,21 @@ def test_a_name_that_no_font_has_is_drawn_with_its_id(monkeypatch, caplog):
   assert '自行车' in record.getMessage()
 
 
+def test_the_characters_of_a_font():
+  path = fonts.find_fonts()[0]
+  listed = ft2font.FT2Font(path).get_charmap()
+  # Some that the other layout composes, and marks without a width.
+  chars = [*map(chr, range(0x21, 0x400, 5)), *'自ĊאшῼḂ', '\u0350', '\u0301']
+  for char in filter(str.isprintable, chars):
+    assert fonts._draws(path, char) == (ord(char) in listed), char
+  assert not fonts._draws('no/font.ttf', 'a')
+
+
 def test_a_font_of_the_system_is_used(monkeypatch):
   """Where one has the characters; a label may need several."""
   searched = {'é': None, '自': '/fonts/cjk.otf'}
   monkeypatch.setattr(fonts, '_search', searched.get)
-  monkeypatch.setattr(fonts, '_characters', lambda path: {ord('自'), ord('1')})
+  monkeypatch.setattr(fonts, '_draws', lambda path, char: char in '自1')
   monkeypatch.setattr(fonts, '_truetype', lambda path, size: fonts._default(15))
   runs, _ = fonts._layout('a自1\nb', 15)
   assert [text for _, text, _ in runs] == ['a', '自1 ', 'b']

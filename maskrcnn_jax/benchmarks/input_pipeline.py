@@ -25,6 +25,7 @@ from maskrcnn_jax.input_pipeline import (
   decode,
   order,
   reader,
+  resizing,
   transforms,
 )
 
@@ -148,10 +149,10 @@ def _stages(index, inputs) -> dict[str, measure.Side]:
   names = ('max_instances', 'mask_size', 'flip', 'image_dtype')
   options = transforms.TransformOptions(
     **{name: inputs[name] for name in names if name in inputs},
-    resize=transforms.resize_options(inputs.get('resize')),
+    resize=resizing.resize_options(inputs.get('resize')),
     augment=augment.augment_options(inputs.get('augment')),
   )
-  fits = [transforms.fit_size(x, options.resize) for x in inputs['canvases']]
+  fits = [resizing.fit_size(x, options.resize) for x in inputs['canvases']]
   choices = order.assign_canvases(index.heights, index.widths, fits)
   # A batch has one canvas.
   choice = np.bincount(choices).argmax()

@@ -19,7 +19,7 @@ from maskrcnn_jax.datasets import images as image_files
 from maskrcnn_jax.datasets import value_range
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.export import program
-from maskrcnn_jax.input_pipeline import single_images, transforms
+from maskrcnn_jax.input_pipeline import resizing, single_images
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 
 # Largest differences: pixels of the canvas, scores, and probabilities of masks.
@@ -62,7 +62,7 @@ def read(
   canvas: tuple[int, int],
   fit: tuple[int, int],
   image_dtype: str,
-  resize: transforms.ResizeOptions,
+  resize: resizing.ResizeOptions,
 ) -> list[Batch]:
   """Images and image_sizes of the first files, and of those in folders."""
   found = []

@@ -58,7 +58,7 @@ def describe(
     options: `exporter.ExportOptions`, completed.
     programs: `canvas`, `fit` and `program` or `signature` of each canvas.
     shapes: (shape, dtype) of each output.
-    exact_sizes: see `transforms.ResizeOptions`.
+    exact_sizes: see `resizing.ResizeOptions`.
     mask_pasting: see `evaluation.mask_pasting`.
     class_names: by class id.
     min_scores: recommended score thresholds by class id, of others by None;

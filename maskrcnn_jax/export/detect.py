@@ -106,7 +106,8 @@ class Detector:
 def resize(image, size):
   """`[*size, 3]` float32: bilinear, half-pixel centers, no antialiasing."""
   image = image.astype(np.float32)
-  for axis, length in enumerate(size):
+  # In this order the bits are those of training.
+  for axis, length in (1, size[1]), (0, size[0]):
     step = np.float32(image.shape[axis]) / np.float32(length)
     positions = (np.arange(length, dtype=np.float32) + 0.5) * step - 0.5
     lower = np.floor(positions)

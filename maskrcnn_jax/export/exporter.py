@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import importlib.util
 import json
 import math
 import os
@@ -20,9 +19,9 @@ import tqdm
 from maskrcnn_jax import __version__, files
 from maskrcnn_jax.checkpoints import score_thresholds, store
 from maskrcnn_jax.datasets import images
-from maskrcnn_jax.errors import UserError, invalid
+from maskrcnn_jax.errors import UserError, invalid, require
 from maskrcnn_jax.export import check, description, program
-from maskrcnn_jax.input_pipeline import single_images, transforms
+from maskrcnn_jax.input_pipeline import resizing, single_images
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
@@ -58,8 +57,8 @@ class ExportOptions:
   def __post_init__(self):
     _check_names('platforms', self.platforms, PLATFORMS)
     _check_names('format', self.formats, FORMATS)
-    if self.image_dtype not in (None, *transforms.IMAGE_DTYPES):
-      _check_names('image_dtype', (self.image_dtype,), transforms.IMAGE_DTYPES)
+    if self.image_dtype not in (None, *resizing.IMAGE_DTYPES):
+      _check_names('image_dtype', (self.image_dtype,), resizing.IMAGE_DTYPES)
     if self.batch_size is not None and self.batch_size < 1:
       raise invalid('batch_size', self.batch_size, 'at least 1')
     canvases = self.canvases or ()
@@ -149,30 +148,27 @@ def export(
 def _check_installed(formats):
   """Raises `UserError` if a package of a format is missing."""
   if 'saved_model' in formats:
+    purpose = '--format saved_model'
+    require('train', 'tensorflow', purpose=purpose, argument='format')
     from maskrcnn_jax.export import saved_model
 
     saved_model.check()
-  for name in ('onnx', 'onnxruntime') if 'onnx' in formats else ():
-    if not importlib.util.find_spec(name):
-      raise UserError(
-        f"--format onnx needs {name}: pip install 'maskrcnn-jax[onnx]'.",
-        argument='format',
-        given='onnx',
-        wanted=name,
-      )
+  if 'onnx' in formats:
+    names = 'onnx', 'onnxruntime'
+    require('onnx', *names, purpose='--format onnx', argument='format')
 
 
 def _complete(options: ExportOptions, config: Mapping):
   """Options completed by the run's, image sizes per canvas, ResizeOptions."""
   sizes = single_images.detection_sizes(config)
-  resize = transforms.resize_options(sizes['resize'])
+  resize = resizing.resize_options(sizes['resize'])
   options = dataclasses.replace(
     options,
     canvases=options.canvases or sizes['canvases'],
     image_dtype=options.image_dtype
     or config['input'].get('image_dtype', 'uint8'),
   )
-  fits = [transforms.fit_size(canvas, resize) for canvas in options.canvases]
+  fits = [resizing.fit_size(canvas, resize) for canvas in options.canvases]
   return options, fits, resize
 
 

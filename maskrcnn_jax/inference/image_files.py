@@ -1,7 +1,7 @@
 """Image files: finding them, their ids and names, and reading their pixels.
 
-JPEG and PNG are decoded by TensorFlow, as records are; other formats by Pillow,
-as in `prepare`. EXIF orientation is applied.
+Pillow decodes them, to the pixels that training sees of the records that
+`prepare` makes of them. EXIF orientation is applied.
 """
 
 import collections
@@ -24,9 +24,6 @@ from maskrcnn_jax.datasets import (
 )
 from maskrcnn_jax.datasets.formats.source import folded
 from maskrcnn_jax.errors import UserError
-
-# TensorFlow decodes no larger ones (`jpeg_mem.cc`: fewer than 2 ** 29 bytes).
-_MAX_PIXELS_OF_TENSORFLOW = 2**29 // 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,15 +224,8 @@ def read(
 
 def _decode(encoded: bytes, ranges) -> tuple[np.ndarray, int]:
   """Pixels as they are stored, and the EXIF orientation."""
-  # It loads TensorFlow.
-  from maskrcnn_jax.input_pipeline import single_images
-
-  image = images.open_image(encoded)
-  by_tensorflow = stored_images.keeps_bytes(image, ranges)
-  if by_tensorflow and np.prod(image.size) <= _MAX_PIXELS_OF_TENSORFLOW:
-    pixels = single_images.decode_file(encoded)
-  else:
-    image = images.decode(encoded)
-    pixels = np.asarray(value_range.to_rgb(image, ranges))
+  image = images.decode(encoded)
+  image.info.pop('transparency', None)  # Pillow warns that it is lost.
+  pixels = np.asarray(value_range.to_rgb(image, ranges))
   # After decoding: Pillow turns a TIFF by itself, and then drops the flag.
   return pixels, images.orientation(image)

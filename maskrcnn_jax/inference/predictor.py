@@ -21,6 +21,7 @@ from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.errors import UserError, invalid
 from maskrcnn_jax.inference import views as views_lib
 from maskrcnn_jax.inference.views import TileOptions, View
+from maskrcnn_jax.input_pipeline import resizing, single_images
 from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.structures import Detections
@@ -91,9 +92,6 @@ class Predictor:
       CorruptCheckpointError: its checksums do not match.
       UserError: an argument is wrong, or the source is a file of weights.
     """
-    # It loads TensorFlow, which `maskrcnn_jax.Predictor` alone must not.
-    from maskrcnn_jax.input_pipeline import single_images, transforms
-
     if batch_size < 1:
       raise invalid('batch_size', batch_size, 'at least 1')
     if not scales or min(scales) <= 0:
@@ -121,10 +119,9 @@ class Predictor:
     self._tile, self._scales, self._mirror = tile, tuple(scales), mirror
     inputs = self.config.input
     sizes = single_images.detection_sizes(self.config)
-    resize = transforms.resize_options(sizes['resize'])
+    resize = resizing.resize_options(sizes['resize'])
     self._canvases = sizes['canvases']
-    self._fits = [transforms.fit_size(x, resize) for x in self._canvases]
-    self._choose_canvas = single_images.choose_canvas
+    self._fits = [resizing.fit_size(x, resize) for x in self._canvases]
     self._fit_image = functools.partial(
       single_images.fit_image,
       image_dtype=inputs.get('image_dtype', 'uint8'),
@@ -204,14 +201,14 @@ class Predictor:
   def _tiles(self, image) -> Iterable[View]:
     if self._tile is None:
       return [View(image)]
-    size = self._fits[self._choose_canvas(image.shape[:2], self._fits)]
+    size = self._fits[single_images.choose_canvas(image.shape[:2], self._fits)]
     if self._tile.size is not None:
       size = (self._tile.size, self._tile.size)
     return views_lib.cut_tiles(image, size, self._tile)
 
   def _fit(self, view: View) -> dict[str, np.ndarray]:
     """The view on its canvas."""
-    choice = self._choose_canvas(view.pixels.shape[:2], self._fits)
+    choice = single_images.choose_canvas(view.pixels.shape[:2], self._fits)
     canvas, fit = self._canvases[choice], self._fits[choice]
     if view.scale != 1:
       fit = tuple(max(1, round(side * view.scale)) for side in fit)

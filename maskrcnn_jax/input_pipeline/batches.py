@@ -13,7 +13,7 @@ from maskrcnn_jax.datasets import images, record_file, records
 from maskrcnn_jax.errors import invalid
 from maskrcnn_jax.input_pipeline import augment as augmentation
 from maskrcnn_jax.input_pipeline import cache as caches
-from maskrcnn_jax.input_pipeline import order, reader, transforms
+from maskrcnn_jax.input_pipeline import order, reader, resizing, transforms
 from maskrcnn_jax.input_pipeline.iterators import Batches
 
 CANVAS_MULTIPLE = 32  # The network halves its input five times.
@@ -63,7 +63,7 @@ def train_batches(
     host_index: this host.
     host_count: hosts that share a batch.
     image_dtype: 'uint8' (rounded) or 'float32', both 0..255.
-    resize: fields of `transforms.ResizeOptions`.
+    resize: fields of `resizing.ResizeOptions`.
     split: of a TFDS directory.
     block_size: neighboring records that stay together in the order.
     num_threads: readers; by default one per CPU, at most 16.
@@ -95,7 +95,7 @@ def train_batches(
     mask_size=mask_size,
     flip=flip,
     image_dtype=image_dtype,
-    resize=transforms.resize_options(resize),
+    resize=resizing.resize_options(resize),
     augment=augmentation.augment_options(augment),
   )
   if cache == 'rows' and options.augment.is_on:
@@ -179,7 +179,7 @@ def eval_batches(
     flip=False,
     image_dtype=image_dtype,
     with_instances=with_instances,
-    resize=transforms.resize_options(resize),
+    resize=resizing.resize_options(resize),
   )
 
   def make_plans(canvas_indices, unused_index):
@@ -256,11 +256,11 @@ def _read(
     raise invalid('input.canvases', canvases, wanted)
   if num_threads is not None and num_threads < 1:
     raise invalid('input.num_threads', num_threads, 'None, or 1 or more')
-  if options.image_dtype not in transforms.IMAGE_DTYPES:
-    wanted = f'one of {transforms.IMAGE_DTYPES}'
+  if options.image_dtype not in resizing.IMAGE_DTYPES:
+    wanted = f'one of {resizing.IMAGE_DTYPES}'
     raise invalid('input.image_dtype', options.image_dtype, wanted)
   images.set_max_pixels(max_pixels, 'input.max_pixels')
-  fits = [transforms.fit_size(x, options.resize) for x in canvases]
+  fits = [resizing.fit_size(x, options.resize) for x in canvases]
   reader.set_up_tensorflow(num_threads)
   index = records.index_records(file_pattern, split)
   canvas_indices = order.assign_canvases(index.heights, index.widths, fits)

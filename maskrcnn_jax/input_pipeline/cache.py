@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from maskrcnn_jax.datasets.records import RecordIndex
-from maskrcnn_jax.input_pipeline import transforms
+from maskrcnn_jax.input_pipeline import resizing
 
 MODES = ('rows', 'records', 'nothing')
 # Habana's rule: a machine with less memory caches nothing and reads little
@@ -40,7 +40,7 @@ def choose_mode(index: RecordIndex, fits: np.ndarray, options) -> str:
   """
   originals = np.stack([index.heights, index.widths], axis=-1)
   exact = options.resize.exact_sizes
-  sizes, _ = transforms.resized_size(originals, fits, exact)
+  sizes, _ = resizing.resized_size(originals, fits, exact)
   pixels = int(np.sum(np.prod(sizes, axis=-1, dtype=np.int64)))
   bytes_per_pixel = 3 * np.dtype(options.image_dtype).itemsize
   # The crops of masks add a few hundredths to the images.

@@ -15,8 +15,14 @@ from maskrcnn_jax.input_pipeline.faults import ObjectFault
 
 def decode_image(encoded):
   """RGB pixels, `[h, w, 3]` uint8, of a checked JPEG, PNG, GIF or BMP."""
-  # Grey is repeated and alpha dropped by the decoders.
-  return tf.io.decode_image(encoded, channels=3, expand_animations=False)
+  # Grey is repeated and alpha dropped by the decoders. Of a JPEG this method
+  # gives the pixels of Pillow, torchvision and Detectron2; TensorFlow's default
+  # is off by up to 25, and saves a fiftieth of the time.
+  return tf.cond(
+    tf.io.is_jpeg(encoded),
+    lambda: tf.io.decode_jpeg(encoded, 3, dct_method='INTEGER_ACCURATE'),
+    lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
+  )
 
 
 def check_image(encoded: bytes, height: int, width: int) -> bool:

@@ -1,33 +1,14 @@
-"""Canvases of detection, and single images on them.
+"""Canvases of detection, and single images on them, in NumPy.
 
-The batches of an evaluation hold the same rows.
-
-The steps are those of `transforms`, so the pixels are equal bit by bit.
+The batches of an evaluation hold the same rows, bit for bit.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
-from maskrcnn_jax.datasets import images
-from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.input_pipeline import decode, order, reader, transforms
-
-
-def decode_file(encoded: bytes) -> np.ndarray:
-  """RGB pixels, `[h, w, 3]` uint8, of a JPEG or PNG file, as it is stored.
-
-  Raises:
-    UserError: it is over the budget, or TensorFlow cannot decode it; says why.
-  """
-  images.check_encoded(encoded)
-  reader.set_up_tensorflow(None)
-  try:
-    return decode.decode_image(encoded).numpy()
-  except tf.errors.OpError as error:
-    raise UserError(reader.plain_message(error)) from error
+from maskrcnn_jax.input_pipeline import order, resizing
 
 
 def detection_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,8 +31,8 @@ def detection_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
   canvases = tuple(map(tuple, own['canvases']))
   resize['fit_size'] = own.get('fit_size')
   for canvas in canvases:
-    options = transforms.resize_options(resize)
-    transforms.fit_size(canvas, options, 'evaluation.fit_size')
+    options = resizing.resize_options(resize)
+    resizing.fit_size(canvas, options, 'evaluation.fit_size')
   return {'canvases': canvases, 'resize': resize}
 
 
@@ -73,7 +54,7 @@ def fit_image(
   canvas: tuple[int, int],
   fit: tuple[int, int],
   image_dtype: str,
-  options: transforms.ResizeOptions,
+  options: resizing.ResizeOptions,
 ) -> dict[str, np.ndarray]:
   """A row of a batch.
 
@@ -88,15 +69,17 @@ def fit_image(
     `images` `[height, width, 3]`, `image_sizes` `[2]` float32,
     `original_sizes` `[2]` int32 and `scales` `[2]` float32.
   """
-  reader.set_up_tensorflow(None)
-  canvas = tf.constant(canvas, tf.int32)
-  example = transforms.resize(
-    {'image': tf.constant(image)},
-    canvas,
-    tf.constant(fit, tf.int32),
-    tf.constant(False),
-    options,
-  )
-  image = transforms.finish_image(example.pop('image'), image_dtype)
-  image = transforms.pad_image(image, canvas)
-  return {k: v.numpy() for k, v in {'images': image, **example}.items()}
+  original = np.int32(image.shape[:2])
+  size, scales = resizing.resized_size(original, fit, options.exact_sizes)
+  height, width = size.tolist()
+  pixels = resizing.resize(image, (height, width))
+  if image_dtype == 'uint8':
+    pixels += np.float32(0.5)  # Rounds; the cast truncates.
+  images = np.zeros((*canvas, 3), image_dtype)
+  images[:height, :width] = pixels
+  return {
+    'images': images,
+    'image_sizes': size.astype(np.float32),
+    'original_sizes': original,
+    'scales': scales,
+  }

@@ -6,37 +6,15 @@ the crops that training needs are cut through these maps (`mask_crops`).
 """
 
 import dataclasses
-from collections.abc import Mapping
 
 import tensorflow as tf
 
-from maskrcnn_jax.errors import UserError, did_you_mean
 from maskrcnn_jax.input_pipeline import decode, mask_crops
 from maskrcnn_jax.input_pipeline.augment import AugmentOptions
 from maskrcnn_jax.input_pipeline.faults import ObjectFault
+from maskrcnn_jax.input_pipeline.resizing import ResizeOptions
 
 _MOST_FLOATS = 2**26
-IMAGE_DTYPES = ('uint8', 'float32')
-
-
-@dataclasses.dataclass(frozen=True)
-class ResizeOptions:
-  """Size of an image on its canvas.
-
-  Attributes:
-    fit_size: (shorter, longer) sides that the image must fit into, laid along
-      those of the canvas; None: the canvas itself. torchvision pads 800x1333 to
-      a multiple of 32.
-    exact_sizes: compute sizes in float64 and report one scale per axis
-      (torchvision) instead of truncating a float32 product and reporting the
-      common scale (Habana, NVIDIA), which loses a pixel at some sizes.
-    half_pixel_masks: nearest neighbours of pixel centres (TensorFlow) or of
-      pixel corners (torchvision).
-  """
-
-  fit_size: tuple[int, int] | None = None
-  exact_sizes: bool = False
-  half_pixel_masks: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,50 +30,8 @@ class TransformOptions:
   augment: AugmentOptions = AugmentOptions()
 
 
-def resize_options(fields: Mapping | None) -> ResizeOptions:
-  """Options of the config section `input.resize`; None: the defaults."""
-  fields = dict(fields or {})
-  known = [field.name for field in dataclasses.fields(ResizeOptions)]
-  for name in fields.keys() - set(known):
-    raise UserError(
-      f'input.resize has no field {name!r}{did_you_mean(name, known)}',
-      argument=f'input.resize.{name}',
-      given=name,
-      wanted=known,
-    )
-  return ResizeOptions(**fields)
-
-
-def fit_size(
-  canvas, options: ResizeOptions, name: str = 'input.resize.fit_size'
-) -> tuple[int, int]:
-  """(height, width) that an image may fill on a canvas; `name` for errors."""
-  if options.fit_size is None:
-    return tuple(canvas)
-  is_tall = bool(canvas[0] > canvas[1])
-  size = tuple(sorted(options.fit_size, reverse=is_tall))
-  if size[0] > canvas[0] or size[1] > canvas[1]:
-    raise UserError(
-      f'{name} must fit into the canvas {tuple(canvas)}, got {size}.',
-      argument=name,
-      given=size,
-      wanted=tuple(canvas),
-    )
-  return size
-
-
 def resized_size(image_size, fit, exact: bool = False):
-  """Size and scales of an image that is fitted into a rectangle.
-
-  Args:
-    image_size: `[..., 2]` int32, original (height, width).
-    fit: `[..., 2]` int32, the rectangle.
-    exact: see `ResizeOptions.exact_sizes`.
-
-  Returns:
-    `[..., 2]` int32 size, at least 1, and `[..., 2]` float32 scales,
-    input / original.
-  """
+  """`resizing.resized_size` of tensors."""
   dtype = tf.float64 if exact else tf.float32
   original = tf.cast(image_size, dtype)
   scale = tf.reduce_min(tf.cast(fit, dtype) / original, axis=-1, keepdims=True)

@@ -20,7 +20,7 @@ from maskrcnn_jax.datasets.run_data import RunData
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models import backbones, override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.training import data_checks, own_records
+from maskrcnn_jax.training import own_records
 from maskrcnn_jax.weights import external
 from maskrcnn_jax.weights.load_report import STRICT, LoadOptions
 
@@ -147,6 +147,9 @@ def _adopt(config, source: Mapping[str, Any]) -> list[str]:
 
 def _count_classes(config) -> int:
   """Classes, with background, of the records and the annotations."""
+  # It loads TensorFlow, which `import_weights` does without.
+  from maskrcnn_jax.training import data_checks
+
   classes, validated = data_checks.training_classes(config)
   classes = {**validated, **classes}
   if beyond := categories.ids_far_beyond(classes):

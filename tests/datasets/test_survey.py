@@ -13,6 +13,7 @@ from maskrcnn_jax.datasets.doctor import split
 from maskrcnn_jax.datasets.findings import InvalidDataError
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.inference import image_files
+from maskrcnn_jax.input_pipeline import decode
 
 BOX = (6, 4, 20, 16)  # x, y, width and height of a red object.
 # How a camera stores an upright picture, by EXIF orientation.
@@ -81,8 +82,7 @@ def read_pixels(pattern):
   for row in range(len(index)):
     record = tf.constant(records.read_record(index, row))
     encoded = records.parse_record(record)['encoded']
-    pixels = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    found.append(pixels.numpy())
+    found.append(decode.decode_image(encoded).numpy())
   return found
 
 

@@ -6,7 +6,7 @@ from PIL import Image
 
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.export import check
-from maskrcnn_jax.input_pipeline import transforms
+from maskrcnn_jax.input_pipeline import resizing
 
 
 def make_detections(rows, size=4):
@@ -108,7 +108,7 @@ def test_images_of_files_and_folders_are_read_in_order(tmp_path):
   for number, name in enumerate(('b.png', 'folder/c.png', 'folder/a.png')):
     Image.new('RGB', (96, 48), (number, 0, 0)).save(tmp_path / name)
   (tmp_path / 'folder/notes.txt').write_text('no image')
-  places = ((64, 96), (64, 96), 'uint8', transforms.ResizeOptions())
+  places = ((64, 96), (64, 96), 'uint8', resizing.ResizeOptions())
   rows = check.read([tmp_path / 'b.png', tmp_path / 'folder'], *places)
   assert [int(image[0, 0, 0]) for image, _ in rows] == [0, 2, 1]
   for image, size in rows:

@@ -12,6 +12,7 @@ from PIL import ExifTags, Image
 from maskrcnn_jax.datasets import stored_images
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.inference import image_files
+from maskrcnn_jax.input_pipeline import decode
 
 
 def photo(height=40, width=56, seed=0):
@@ -47,9 +48,7 @@ def test_files_have_the_pixels_of_records(tmp_path, ending, modes):
     encoded, _ = stored_images.read(path, 40, 56)
     pixels = image_files.read(path)
     assert pixels.dtype == np.uint8
-    np.testing.assert_array_equal(
-      pixels, tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    )
+    np.testing.assert_array_equal(pixels, decode.decode_image(encoded))
 
 
 @pytest.mark.parametrize('name', ['a.png', 'a.tif'])
@@ -62,6 +61,31 @@ def test_of_16_bits_the_upper_8_count(tmp_path, name, order):
   encoded, _ = stored_images.read(tmp_path / name, 30, 40)
   decoded = tf.io.decode_png(encoded, channels=3)
   np.testing.assert_array_equal(decoded, expected)
+
+
+def test_of_16_bit_colors_the_upper_8_count(tmp_path):
+  values = np.random.default_rng(0).integers(0, 65536, (30, 40, 3), np.uint16)
+  encoded = tf.io.encode_png(values).numpy()
+  (tmp_path / 'a.png').write_bytes(encoded)
+  pixels = image_files.read(tmp_path / 'a.png')
+  np.testing.assert_array_equal(pixels, values >> 8)
+  np.testing.assert_array_equal(pixels, decode.decode_image(encoded))
+
+
+@pytest.mark.parametrize('quality', [20, 95])
+@pytest.mark.parametrize('size', [(1, 1), (17, 9), (40, 56), (203, 301)])
+@pytest.mark.parametrize('subsampling', [0, 1, 2])
+def test_photos_have_the_pixels_of_records(
+  tmp_path, size, quality, subsampling
+):
+  options = {'quality': quality, 'subsampling': subsampling}
+  options['progressive'] = quality == 20
+  noise = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+  for pixels in (noise, photo(*size)):
+    encoded = save(tmp_path / 'a.jpg', pixels, **options)
+    np.testing.assert_array_equal(
+      image_files.read(tmp_path / 'a.jpg'), decode.decode_image(encoded)
+    )
 
 
 def corners(pixels):
@@ -124,13 +148,6 @@ def test_files_that_are_refused(tmp_path, content, size, given):
     image_files.read(path, size)
   assert error.value.path == str(path)
   assert (error.value.given, error.value.wanted) == (given, size)
-
-
-def test_images_too_large_for_tensorflow(tmp_path, monkeypatch):
-  save(tmp_path / 'a.png')
-  expected = image_files.read(tmp_path / 'a.png')
-  monkeypatch.setattr(image_files, '_MAX_PIXELS_OF_TENSORFLOW', 100)
-  np.testing.assert_array_equal(image_files.read(tmp_path / 'a.png'), expected)
 
 
 @pytest.mark.parametrize(

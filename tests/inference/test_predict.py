@@ -29,7 +29,7 @@ from maskrcnn_jax.evaluation import coco_results
 from maskrcnn_jax.inference import image_files, predict, writer
 from maskrcnn_jax.inference.image_files import ImageFile
 from maskrcnn_jax.inference.predictor import Predictor
-from maskrcnn_jax.input_pipeline import single_images, transforms
+from maskrcnn_jax.input_pipeline import resizing, single_images
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import train_step
 from maskrcnn_jax.weights import tensor_files, torchvision
@@ -295,7 +295,7 @@ def test_imported_weights_detect(photos, tmp_path):
     (64, 96),
     (64, 96),
     'uint8',
-    transforms.ResizeOptions(**config.input.resize),
+    resizing.ResizeOptions(**config.input.resize),
   )
   expected = to_results(
     quick.jit(functools.partial(train_step.detect, model))(
