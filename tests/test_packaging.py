@@ -1,7 +1,9 @@
 """The wheel: its files, its imports, and a run away from the checkout."""
 
 import itertools
+import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -33,8 +35,7 @@ def _run(*command, **kwargs):
   return done.stdout
 
 
-@pytest.fixture(scope='module')
-def wheel(tmp_path_factory):
+def _build(tmp_path_factory, install='all'):
   """A wheel of the checkout, built from a copy so that the tree stays clean."""
   source = tmp_path_factory.mktemp('source')
   ignore = shutil.ignore_patterns('__pycache__', '*.egg-info')
@@ -44,9 +45,35 @@ def wheel(tmp_path_factory):
     shutil.copy(ROOT / name, source)
   output = tmp_path_factory.mktemp('wheel')
   flags = ['--no-deps', '--no-build-isolation', '-w', output]
-  _run(sys.executable, '-m', 'pip', 'wheel', '-q', *flags, '.', cwd=source)
+  _run(
+    *(sys.executable, '-m', 'pip', 'wheel', '-q', *flags, '.'),
+    cwd=source,
+    env=os.environ | {'MASKRCNN_JAX_INSTALL': install},
+  )
   (path,) = output.glob('*.whl')
   return path
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+  return _build(tmp_path_factory)
+
+
+def _required(wheel):
+  """Names of the packages that a wheel requires without any extra."""
+  (name,) = (x for x in zipfile.ZipFile(wheel).namelist() if 'METADATA' in x)
+  text = zipfile.ZipFile(wheel).read(name).decode()
+  lines = re.findall(r'^Requires-Dist: ([\w-]+)(.*)$', text, re.MULTILINE)
+  return {name.lower() for name, rest in lines if 'extra ==' not in rest}
+
+
+@pytest.mark.slow
+def test_the_wheel_for_predictions_leaves_packages_out(wheel, tmp_path_factory):
+  required = _required(wheel)
+  left_out = required - _required(_build(tmp_path_factory, 'predict'))
+  tensorflow = {'tensorflow', 'tensorflow-cpu', 'tensorflow-datasets'}
+  assert left_out == {*tensorflow, 'matplotlib', 'tensorboardx'}
+  assert {'jax', 'numpy', 'pillow'} < required
 
 
 def test_the_files_of_the_wheel(wheel):
@@ -68,7 +95,7 @@ def test_the_files_of_the_wheel(wheel):
   }
   command = 'maskrcnn-jax = maskrcnn_jax.cli.main:main'
   assert command in texts['entry_points.txt']
-  assert '>=3.11' in texts['METADATA'] and '<3.14' in texts['METADATA']
+  assert '>=3.11' in texts['METADATA'] and '<3.15' in texts['METADATA']
   assert 'Apache License' in texts['LICENSE']
 
 

@@ -33,6 +33,7 @@ def add_verbs(add_verb) -> None:
 
 def _run(args: argparse.Namespace) -> None:
   """Runs `bench`: on real images if `input.file_pattern` is set."""
+  command_line.require_training(args)
   names = [field.name for field in dataclasses.fields(BenchOptions)]
   options = BenchOptions(**{name: getattr(args, name) for name in names})
   from maskrcnn_jax import config as config_lib

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from maskrcnn_jax.distributed import launcher
-from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.errors import UserError, require
 from maskrcnn_jax.terminal import escaped
 
 _OVERRIDE = re.compile(r'--config\.([^=]+)(=.*)?$', re.DOTALL)
@@ -73,6 +73,11 @@ def set_max_pixels(args: argparse.Namespace) -> None:
   from maskrcnn_jax.datasets import images
 
   images.set_max_pixels(args.max_pixels)
+
+
+def require_training(args: argparse.Namespace) -> None:
+  """Raises a `UserError` if the verb needs TensorFlow, which is left out."""
+  require('train', 'tensorflow', purpose=args.verb)
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -124,6 +124,7 @@ def _prepare(args: argparse.Namespace) -> None:
     *(args, 'num_shards', 'image_ids', 'drop_outside'), captions_file='captions'
   )
   if args.to == 'records':
+    command_line.require_training(args)
     print(prepare.prepare(*paths, **options))
     return
   shared = {'num_workers', 'classes', 'data_format'}
@@ -137,6 +138,7 @@ def _prepare(args: argparse.Namespace) -> None:
 
 def _check(args: argparse.Namespace) -> int:
   """Runs `check`; returns 1 if the data has errors."""
+  command_line.require_training(args)
   check_validation(args)
   if args.override and not args.config:
     message = f'--config.{args.override[0]} needs --config.'

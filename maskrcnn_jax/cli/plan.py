@@ -34,6 +34,7 @@ def add_verbs(add_verb) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
+  command_line.require_training(args)
   from maskrcnn_jax.planning import topologies
 
   topologies.check_names(args.topology)

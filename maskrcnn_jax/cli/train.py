@@ -76,6 +76,7 @@ def _step(text: str) -> int | str:
 
 
 def _run(args: argparse.Namespace) -> None:
+  command_line.require_training(args)
   run_data = None if args.verb == 'eval' else _run_data(args)
   from maskrcnn_jax import config as config_lib
   from maskrcnn_jax.distributed import processes
