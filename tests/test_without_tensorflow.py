@@ -72,13 +72,19 @@ def test_commands_that_need_tensorflow_say_so(tmp_path):
     f'check {labels}',
     'plan --config=shapes --topology=cpu:1',
     'bench --config=shapes',
+    'score --annotations=truth.json --results=found.json --output=scores',
   ]
   code = f"""{MAIN}
 import contextlib, io
 for line in {lines}:
+  package = 'matplotlib' if 'score' in line else 'tensorflow'
   with contextlib.redirect_stderr(io.StringIO()) as shown:
     assert main(line.split()) == 2, line
-  assert ' tensorflow: pip install ' in shown.getvalue(), shown.getvalue()
+  assert f' {{package}}: pip install ' in shown.getvalue(), shown.getvalue()
+from maskrcnn_jax.habana import command
+with contextlib.redirect_stderr(io.StringIO()) as shown:
+  assert command.main(['--mode=eval', '--model_dir=run']) == 2
+assert ' tensorflow: pip install ' in shown.getvalue(), shown.getvalue()
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.export import exporter
 try:

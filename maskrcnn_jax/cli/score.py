@@ -7,6 +7,7 @@ import sys
 
 from maskrcnn_jax import files
 from maskrcnn_jax.cli import command_line
+from maskrcnn_jax.errors import require
 
 
 def add_verbs(add_verb) -> None:
@@ -54,6 +55,8 @@ def _run(args: argparse.Namespace) -> None:
   if args.output and os.path.exists(args.output):
     message = f'--output {args.output} exists: choose another folder.'
     raise FileExistsError(message)
+  if args.output:
+    require('train', 'matplotlib', purpose='--output', argument='--output')
   options = command_line.given(args, 'scorer')
   scoring.check_scorer(options.get('scorer', scoring.SCORERS[0]))
   found = result_files.read(args.results, args.annotations)

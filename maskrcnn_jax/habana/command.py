@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from maskrcnn_jax.cli import command_line
-from maskrcnn_jax.errors import UserError, invalid
+from maskrcnn_jax.errors import UserError, invalid, require
 from maskrcnn_jax.habana import flags
 from maskrcnn_jax.terminal import escaped_streams
 
@@ -151,6 +151,7 @@ def _profile(text: str) -> tuple[int, int] | None:
 
 
 def _run(command: flags.Command) -> None:
+  require('train', 'tensorflow', purpose=flags.PROGRAM)
   config, num_devices = _start(command)
   from maskrcnn_jax.training import loop
 
