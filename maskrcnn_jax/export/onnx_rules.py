@@ -33,6 +33,13 @@ def _slice(graph, equation, x):
   return [slice_axes(graph, x, dict(enumerate(zip(starts, ends, strides))))]
 
 
+def _split(graph, equation, x):
+  axis, sizes = equation.params['axis'], equation.params['sizes']
+  ends = np.cumsum(sizes).tolist()
+  ranges = [(end - size, end, 1) for size, end in zip(sizes, ends)]
+  return [slice_axes(graph, x, {axis: part}) for part in ranges]
+
+
 def slice_axes(graph: Graph, x: Value, parts: dict) -> Value:
   """`x[start:end:step]` along some axes."""
   parts = {k: v for k, v in parts.items() if v != (0, x.shape[k], 1)}
@@ -187,6 +194,7 @@ RULES = {
   'rev': _reverse,
   'roi_align': onnx_layers.roi_align,
   'slice': _slice,
+  'split': _split,
   'squeeze': _reshape,
   'stack': _stack,
   'top_k': _top_k,

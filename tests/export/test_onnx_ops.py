@@ -219,6 +219,8 @@ def test_operations_around_an_open_batch_layout(runtime):
       'flags': jnp.where(y > x, y > 1, jnp.isfinite(1 / y)),
       'product': jnp.einsum('nhwc,nc->nhw', y, factor),
       'turned': y[:, ::-1, :, ::-1],
+      'part': jnp.split(y, [2, 5], axis=3)[1],
+      'first': jnp.split(y, [1], axis=1)[0] + 1,
       'padded': jnp.pad(y[..., 0], [(0, 0), (1, 2), (0, 0)]),
       'softmax': jax.nn.softmax(y),
     }
