@@ -145,7 +145,7 @@ class Block(nn.Module):
     x = DepthwiseConv(dtype=self.dtype, name='depthwise')(x)
     x = _norm(self.dtype, 'norm')(x)
     x = layers.Dense(4 * width, _normal, self.dtype, name='expand')(x)
-    x = nn.gelu(x, approximate=False)
+    x = layers.gelu(x)
     x = layers.Dense(width, _normal, self.dtype, name='project')(x)
     x = x * self.param('layer_scale', nn.initializers.constant(1e-6), (width,))
     if path is not None:

@@ -145,7 +145,7 @@ class Block(nn.Module):
     x = x + _scaled(branch, path, 0)
     branch = norms.Norm('layer', _EPSILON, dtype=self.dtype, name='norm2')(x)
     branch = self._dense(4 * x.shape[-1], 'expand')(branch)
-    branch = nn.gelu(branch, approximate=False)
+    branch = layers.gelu(branch)
     branch = self._dense(x.shape[-1], 'project')(branch)
     return x + _scaled(branch, path, 1)
 
@@ -208,7 +208,7 @@ class SimpleFeaturePyramid(nn.Module):
       'layer', _EPSILON, dtype=self.dtype, name='upsample2_norm'
     )
     fine = norm(self._upsample(x, width // 2, 'upsample2a'))
-    fine = nn.gelu(fine, approximate=False)
+    fine = layers.gelu(fine)
     maps = {
       2: self._upsample(fine, width // 4, 'upsample2b'),
       3: self._upsample(x, width // 2, 'upsample3'),

@@ -1,6 +1,7 @@
 """Convolution and normalisation layers."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -267,3 +268,22 @@ def test_errors_name_the_option():
   with pytest.raises(UserError) as error:
     norms.Norm('group').init(jax.random.key(0), x)
   assert (error.value.given, error.value.wanted) == (130, 32)
+
+
+@pytest.mark.parametrize(
+  'dtype, tolerance', [('float32', 2e-6), ('bfloat16', 2e-2)]
+)
+def test_gelu_and_its_gradient_by_the_definition(dtype, tolerance):
+  x = np.linspace(-9, 9, 181).astype(np.float32)
+  shares = np.array([0.5 + 0.5 * math.erf(v / math.sqrt(2)) for v in x])
+  density = np.exp(-(x.astype(np.float64) ** 2) / 2) / math.sqrt(2 * math.pi)
+  given = jnp.asarray(x, dtype)
+  values, vjp = jax.vjp(layers.gelu, given)
+  assert values.dtype == dtype
+  np.testing.assert_allclose(
+    np.float32(values), x * shares, rtol=tolerance, atol=tolerance
+  )
+  (gradient,) = vjp(jnp.ones_like(given))
+  np.testing.assert_allclose(
+    np.float32(gradient), shares + x * density, rtol=tolerance, atol=tolerance
+  )
