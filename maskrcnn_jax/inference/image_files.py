@@ -7,6 +7,7 @@ Pillow decodes them, to the pixels that training sees of the records that
 import collections
 import dataclasses
 import glob
+import logging
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from maskrcnn_jax.datasets import (
+  categories,
   coco_files,
   coco_json,
   images,
@@ -124,6 +126,32 @@ def picture_names(paths: Iterable[pathlib.Path]) -> list[str]:
     taken.add(stem.casefold())
     names.append(f'pictures/{stem}.png')
   return names
+
+
+def warn_of_other_names(
+  trained: Mapping[int, str], annotated: Mapping[int, str], source, annotations
+) -> None:
+  """Warns if annotations name or number classes otherwise than a checkpoint.
+
+  Args:
+    trained: names by class id in the checkpoint, which results have.
+    annotated: those of the annotations.
+    source: of the checkpoint.
+    annotations: their path.
+  """
+  sides = (
+    {k: categories.Category(name, k) for k, name in names.items()}
+    for names in (trained, annotated)
+  )
+  try:
+    where = source, '--annotations', annotations
+    categories.check_same_classes(*sides, *where)
+  except UserError as error:
+    logging.warning(
+      '%s has class %d as %r, and %s has not: results have the classes of the '
+      'checkpoint, and would score 0 with this file.',
+      *(annotations, error.item, error.given, source),
+    )
 
 
 def _match(paths, dataset) -> list[coco_json.CocoImage]:

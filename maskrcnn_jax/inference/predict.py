@@ -104,6 +104,9 @@ def predict(
       )
     processes.enable_compilation_cache(compilation_cache)
     predictor = Predictor(source, **options)
+    image_files.warn_of_other_names(
+      predictor.class_names, class_names, source, annotations
+    )
     class_names = predictor.class_names or class_names
     labels.check_names(class_names, save)
     folder.claim(summary)

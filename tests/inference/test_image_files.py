@@ -327,3 +327,21 @@ def test_two_images_with_one_id(photos, annotations, tmp_path):
     ids(photos, file, 'b.png', tmp_path / 'b.png')
   assert error.value.item == 70
   assert error.value.path == str(tmp_path / 'b.png')
+
+
+@pytest.mark.parametrize(
+  'annotated, item',
+  [
+    ({}, None),
+    ({1: 'Red'}, None),
+    ({3: 'green'}, None),  # The checkpoint does not have it.
+    ({1: 'blue', 2: 'red'}, 1),
+    ({2: 'green'}, 2),
+  ],
+)
+def test_annotations_of_other_classes_are_a_warning(caplog, annotated, item):
+  trained = {1: 'red', 2: 'blue'}
+  image_files.warn_of_other_names(trained, annotated, 'run', 'a.json')
+  assert [x.args for x in caplog.records] == (
+    [('a.json', item, annotated[item], 'run')] if item else []
+  )
