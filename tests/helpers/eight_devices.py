@@ -16,7 +16,7 @@ import quick
 import tiny_model
 from maskrcnn_jax.models import mask_rcnn
 from maskrcnn_jax.ops import cpu_convolution
-from maskrcnn_jax.training import data_checks
+from maskrcnn_jax.training import batch_checks
 from maskrcnn_jax.checkpoints import store
 from maskrcnn_jax.training import evaluator
 from maskrcnn_jax.distributed import mesh as mesh_lib
