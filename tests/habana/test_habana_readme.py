@@ -75,11 +75,6 @@ SMALL = [
 ]
 
 
-@pytest.fixture(scope='module')
-def env(tmp_path_factory):
-  return habana_runs.environment(tmp_path_factory.mktemp('programs'))
-
-
 @pytest.fixture
 def folder(tmp_path):
   """Weights, records and annotations at the paths of the README."""
