@@ -126,7 +126,7 @@ def flip(path, offset, bit):
 
 
 @pytest.mark.parametrize(
-  'flips_per_file', [1, pytest.param(10, marks=pytest.mark.slow)]
+  'flips_per_file', [1, pytest.param(4, marks=pytest.mark.slow)]
 )
 def test_no_flipped_bit_gives_wrong_values(saved, tmp_path, flips_per_file):
   """Flips bits of every file in turn, and restores."""
