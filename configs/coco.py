@@ -208,6 +208,8 @@ def _input():
     'flip': True,  # Horizontal flips of half of the images.
     'seed': 0,  # Random seed of order and augmentation.
     'image_dtype': 'uint8',  # Type of images: uint8 (rounded) or float32.
+    # JPEG pixels of Pillow, torchvision and Detectron2, not of TensorFlow.
+    'accurate_jpeg': False,
     'num_threads': placeholder(int),  # Threads; None: one per CPU, at most 16.
     # Cache in memory: rows, records or nothing; None: the first that fits.
     'cache': placeholder(str),
@@ -459,6 +461,7 @@ def _torchvision(config):
   # 800 x 1333 padded to multiples of 32, landscape and portrait.
   config.input.canvases = ((800, 1344), (1344, 800))
   config.input.resize.fit_size = (800, 1333)
+  config.input.accurate_jpeg = True
   config.input.resize.exact_sizes = True
   config.input.resize.half_pixel_masks = False
   config.training.pretrained = ''
@@ -758,6 +761,7 @@ def _finetune(config):
   config.model.detections.score_threshold = 0.05
   # Portrait images too.
   config.input.canvases = ((832, 1344), (1344, 832))
+  config.input.accurate_jpeg = True  # What the weights were trained on.
   config.input.file_pattern = 'local/own/train*.tfrecord'
   config.evaluation.file_pattern = 'local/own/val*.tfrecord'
   config.evaluation.annotations_file = ''

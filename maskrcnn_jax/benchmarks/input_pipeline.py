@@ -147,6 +147,7 @@ def _wait_for_threads() -> None:
 def _stages(index, inputs) -> dict[str, measure.Side]:
   """What each stage adds to the time of those before it, with one thread."""
   names = ('max_instances', 'mask_size', 'flip', 'image_dtype')
+  names += ('accurate_jpeg',)
   options = transforms.TransformOptions(
     **{name: inputs[name] for name in names if name in inputs},
     resize=resizing.resize_options(inputs.get('resize')),
@@ -165,7 +166,9 @@ def _stages(index, inputs) -> dict[str, measure.Side]:
 
   def decode_record(row, serialized):
     record = records.parse_record(serialized)
-    return row, decode.decode_record(record, options.max_instances)
+    return row, decode.decode_record(
+      record, options.max_instances, accurate_jpeg=options.accurate_jpeg
+    )
 
   def augment_example(row, example):
     location = {'seed': tf.stack([row, 0]), 'canvas': canvas, 'fit': fit}

@@ -29,7 +29,10 @@ def transform(record, location, options, careful: bool = False, source=None):
   Returns:
     As `transforms.transform`.
   """
-  example = decode.decode_record(record, options.max_instances, True, careful)
+  example = decode.decode_record(
+    *(record, options.max_instances, True, careful),
+    accurate_jpeg=options.accurate_jpeg,
+  )
   hidden = None if source is None else source['cover']
   row, found = augment_example(example, location, options, hidden)
   if source is not None:
@@ -54,7 +57,10 @@ def make_source(record, location, options, careful: bool = False):
     `images`, as large as the canvas, `cover`, `[height, width]` bool, pixels of
     the objects, and `instances`.
   """
-  example = decode.decode_record(record, options.max_instances, True, careful)
+  example = decode.decode_record(
+    *(record, options.max_instances, True, careful),
+    accurate_jpeg=options.accurate_jpeg,
+  )
   chosen = tf.numpy_function(
     copy_paste.choose_objects,
     [location['seed'], tf.size(example['classes'])],

@@ -42,6 +42,7 @@ def train_batches(
   max_pixels: int | None = None,
   augment: Mapping | None = None,
   repeat_factor_threshold: float = 0.0,
+  accurate_jpeg: bool = False,
 ) -> Batches:
   """Endless batches for training.
 
@@ -81,6 +82,7 @@ def train_batches(
     repeat_factor_threshold: classes in a smaller share of the images are shown
       more often, see `order.repeat_factors`; crowds do not count. 0 shows every
       image once in an epoch.
+    accurate_jpeg: see `decode.decode_image`.
 
   Returns:
     An iterator of dicts (the batch table of the README) with `position` and
@@ -97,6 +99,7 @@ def train_batches(
     image_dtype=image_dtype,
     resize=resizing.resize_options(resize),
     augment=augmentation.augment_options(augment),
+    accurate_jpeg=accurate_jpeg,
   )
   if cache == 'rows' and options.augment.is_on:
     wanted = "'records' or 'nothing': with input.augment every row is new"
@@ -160,6 +163,7 @@ def eval_batches(
   split: str | None = None,
   num_threads: int | None = None,
   max_pixels: int | None = None,
+  accurate_jpeg: bool = False,
 ) -> Batches:
   """Every image once, never mirrored; the last batches are filled up.
 
@@ -180,6 +184,7 @@ def eval_batches(
     image_dtype=image_dtype,
     with_instances=with_instances,
     resize=resizing.resize_options(resize),
+    accurate_jpeg=accurate_jpeg,
   )
 
   def make_plans(canvas_indices, unused_index):

@@ -25,6 +25,7 @@ class TransformOptions:
   mask_size: int = 112
   flip: bool = True
   image_dtype: str = 'uint8'
+  accurate_jpeg: bool = False
   with_instances: bool = True
   resize: ResizeOptions = ResizeOptions()
   augment: AugmentOptions = AugmentOptions()
@@ -156,7 +157,8 @@ def transform(
     and `faults`, `[num_objects]` int32 codes of the objects of the record.
   """
   example = decode.decode_record(
-    record, options.max_instances, options.with_instances, careful
+    *(record, options.max_instances, options.with_instances, careful),
+    accurate_jpeg=options.accurate_jpeg,
   )
   resized = resize(example, canvas, fit, flip, options.resize)
   row = {x: resized[x] for x in ('image_sizes', 'original_sizes', 'scales')}

@@ -223,6 +223,7 @@ class Evaluator:
   def _batches(self, with_instances=False):
     """This host's batches of the whole set, with the counts of bad records."""
     shared = ('canvases', 'image_dtype', 'resize', 'num_threads', 'max_pixels')
+    shared += ('accurate_jpeg',)
     if with_instances:
       shared += ('max_instances', 'mask_size')
     return input_batches.eval_batches(

@@ -7,10 +7,10 @@ import example_records
 import golden_files
 import numpy as np
 import pytest
-import tensorflow as tf
 from PIL import Image
 
 from maskrcnn_jax.datasets import prepare, records
+from maskrcnn_jax.input_pipeline import decode
 
 RECORDINGS = golden_files.files('13_tfrecord_*_expected.npz')
 
@@ -44,8 +44,15 @@ def test_parses_the_records_of_the_reference(recording):
     assert (index.heights[row], index.widths[row]) == (height, width)
     for name in ('boxes', 'classes', 'is_crowd', 'area'):
       np.testing.assert_array_equal(parsed[name], want[name])
-    image = tf.io.decode_image(parsed['encoded'], channels=3)
+    image = decode.decode_image(parsed['encoded'])
     np.testing.assert_array_equal(image, want['image'])
+    accurate = decode.decode_image(parsed['encoded'], accurate_jpeg=True)
+    encoded = io.BytesIO(parsed['encoded'].numpy())
+    pillow = np.asarray(Image.open(encoded).convert('RGB'))
+    np.testing.assert_array_equal(accurate, pillow)
+    # The largest difference that was recorded between the two decoders.
+    difference = np.abs(pillow.astype(int) - np.asarray(image, int))
+    assert difference.max() == want['jpeg_pil_maxdiff']
     masks = [
       np.asarray(Image.open(io.BytesIO(mask)))
       for mask in parsed['masks'].numpy()

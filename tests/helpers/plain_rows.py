@@ -98,7 +98,7 @@ def make_row(serialized, canvas, flip, mask_size, max_instances):
     What the batch holds for it, without `image_ids`; uint8 images.
   """
   record = records.parse_record(tf.constant(serialized))
-  image = np.asarray(Image.open(io.BytesIO(record['encoded'].numpy())))
+  image = tf.io.decode_image(record['encoded'], channels=3).numpy()
   masks = [
     np.asarray(Image.open(io.BytesIO(png))) for png in record['masks'].numpy()
   ]
