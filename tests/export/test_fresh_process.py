@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 CANVASES = ((64, 96), (96, 64))
 # (number of images, canvas) of the calls; the last image of each is padding,
 # which has no detections.
-CALLS = ((2, CANVASES[0]), (3, CANVASES[0]), (2, CANVASES[1]))
+CALLS = ((2, CANVASES[0]), (3, CANVASES[1]))
 OURS = ('maskrcnn_jax', 'flax', 'optax', 'orbax', 'ml_collections')
 JAX_ALONE = (*OURS, 'tensorflow', 'PIL', 'pycocotools')
 TENSORFLOW_ALONE = (*OURS, 'jax', 'jaxlib', 'PIL', 'pycocotools')

@@ -236,10 +236,11 @@ def kernel(workdir, step, *path):
 @pytest.mark.slow
 def test_a_new_run_starts_from_the_pretrained_backbone(dataset, env, tmp_path):
   tensors = habana_runs.write_backbone(tmp_path)
-  argv = [*data(dataset), *habana_runs.small(), *TRAIN]
-  # The first step has the learning rate 0. A resumed run does not even need the
-  # file.
-  later = ['--total_steps=2', '--init_learning_rate=5', '--checkpoint=none']
+  # The first step has the learning rate 0.
+  rate = '--init_learning_rate=5'
+  argv = [*data(dataset), *habana_runs.small(), *TRAIN, rate]
+  # A resumed run does not even need the file.
+  later = ['--total_steps=2', '--checkpoint=none']
   argvs = [*argv, '--total_steps=1'], [*argv, *later]
   (_, shown), (_, resumed) = execute_all(argvs, tmp_path, env)
   assert 'model.ckpt-112603 (backbone)' in shown
