@@ -44,13 +44,13 @@ def test_equals_what_prepare_writes(coco, made, tmp_path, split):
   prepare.prepare(
     coco / 'raw-data' / f'{split}2017',
     annotations / f'instances_{split}2017.json',
-    tmp_path / 'records',
+    tmp_path / split,
     num_workers=1,
     captions_file=annotations / f'captions_{split}2017.json',
   )
   expected, found = (
     example_records.features(pattern, decoded=False)
-    for pattern in (f'{tmp_path}/records-*', f'{made}:{split}')
+    for pattern in (f'{tmp_path}/{split}-*', f'{made}:{split}')
   )
   assert len(found) == coco_archives.NUM_IMAGES[split]
   assert found == expected

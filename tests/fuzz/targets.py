@@ -171,7 +171,7 @@ def make_coco(folder):
         {
           'id': len(truth['annotations']),
           'image_id': number,
-          'category_id': (1, 7)[kind],
+          'category_id': (1, 7)[kind ^ number],  # Each has an object.
           'bbox': [x1, y1, x2 - x1, y2 - y1],
           'area': (x2 - x1) * (y2 - y1),
           'iscrowd': kind,

@@ -77,7 +77,8 @@ def test_a_full_disk_is_named_and_costs_a_line(tmp_path, capsys):
         str(path),
       )
       # TensorBoard's thread has ended too: it does not block for ever.
-      for step in range(999):
+      # It writes in blocks, when it gets to it: more than the disk could hold.
+      for step in range(20_000):
         writer.board_scalars(step, {'train/mask': 0.5})
       assert str(disk) in capsys.readouterr().err
       with contextlib.suppress(OSError):
