@@ -45,6 +45,7 @@ def config(tmp_path_factory):
   config.model.detections.max_detections = 8
   config.input.canvases = ((96, 160), (160, 96))
   config.input.image_dtype = 'uint8'
+  config.input.accurate_jpeg = True  # The pixels that predict sees.
   config.evaluation.batch_size = 4
   return config
 
