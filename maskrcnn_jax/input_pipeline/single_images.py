@@ -1,6 +1,7 @@
 """Canvases of detection, and single images on them, in NumPy.
 
-The batches of an evaluation hold the same rows, bit for bit.
+The batches of an evaluation hold the same rows, bit for bit; of JPEG files with
+`input.accurate_jpeg`, whose pixels are those of Pillow.
 """
 
 from collections.abc import Mapping, Sequence
