@@ -54,6 +54,7 @@ class LossOptions:
         raise invalid(f'model.losses.{name}', value, wanted)
 
 
+@jax.named_scope('rpn_losses')
 def rpn_losses(
   outputs: RPNOutputs,
   targets: RPNTargets,
@@ -100,6 +101,7 @@ def rpn_losses(
   return {'rpn_objectness': _divide(objectness, num_sampled), 'rpn_box': box}
 
 
+@jax.named_scope('box_losses')
 def box_losses(
   outputs: BoxOutputs,
   classes: jax.Array,
@@ -138,6 +140,7 @@ def box_losses(
   }
 
 
+@jax.named_scope('mask_loss')
 def mask_loss(
   logits: jax.Array, masks: jax.Array, foreground: jax.Array
 ) -> jax.Array:

@@ -264,7 +264,8 @@ class MaskRCNN(nn.Module):
   def align(self, pyramid, boxes, size) -> jax.Array:
     """RoI features `[batch, num_rois, size, size, channels]`."""
     align = self.operations.roi_align
-    return align(pyramid, boxes, size, self.roi_align)
+    with jax.named_scope(f'align{size}'):  # Boxes and masks, in a profile.
+      return align(pyramid, boxes, size, self.roi_align)
 
   def anchor_boxes(self, canvas: tuple[int, int]) -> dict[int, np.ndarray]:
     """Anchors `[num_anchors, 4]` by level of a canvas (height, width)."""

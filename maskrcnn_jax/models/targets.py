@@ -261,6 +261,7 @@ def mask_rois(rois: SampledRois, options: SamplingOptions) -> SampledRois:
   return rois.replace(valid=rois.valid & (rois.classes > 0))
 
 
+@jax.named_scope('box_targets')
 def roi_box_targets(
   rois: SampledRois,
   instances: Instances,
@@ -274,6 +275,7 @@ def roi_box_targets(
   return jnp.where(foreground[..., None], deltas, 0.0)
 
 
+@jax.named_scope('mask_targets')
 def mask_targets(
   rois: SampledRois, instances: Instances, size: int, threshold: float | None
 ) -> jax.Array:

@@ -235,6 +235,7 @@ def _adamw(options, params):
   ]
 
 
+@jax.named_scope('weight_decay')
 def weight_decay_loss(
   params: Any, trainable: Any, factor: float, decayed: str = 'kernels'
 ) -> jax.Array:

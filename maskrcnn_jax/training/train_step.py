@@ -143,6 +143,7 @@ def training_losses(
   }
 
 
+@jax.named_scope('rpn_targets')
 def rpn_targets(
   model: MaskRCNN,
   canvas: tuple[int, int],
@@ -238,6 +239,20 @@ def train_step(
   )(state.params, state.batch_stats, batch)
   gradient_norm = optax.tree.norm(gradients)
   finite = jnp.isfinite(total) & jnp.isfinite(gradient_norm)
+  updated = _updated(optimizer, state, gradients, batch_stats, finite)
+  metrics = {
+    **losses,
+    'total_loss': total,
+    'learning_rate': schedule.learning_rate(optimizer.options)(state.step),
+    'gradient_norm': gradient_norm,
+    'finite': finite,
+  }
+  return updated.replace(step=state.step + 1), metrics
+
+
+@jax.named_scope('optimizer')
+def _updated(optimizer, state, gradients, batch_stats, finite):
+  """The state with new parameters where `finite`; of the same step."""
   updates, opt_state = optimizer.transformation(state.params).update(
     gradients, state.opt_state, state.params, step=state.step
   )
@@ -247,17 +262,9 @@ def train_step(
     opt_state=opt_state,
   )
   updated = train_state.advance_average(updated, optimizer.options.ema_decay)
-  kept = jax.tree.map(
+  return jax.tree.map(
     lambda new, old: jnp.where(finite, new, old), updated, state
   )
-  metrics = {
-    **losses,
-    'total_loss': total,
-    'learning_rate': schedule.learning_rate(optimizer.options)(state.step),
-    'gradient_norm': gradient_norm,
-    'finite': finite,
-  }
-  return kept.replace(step=state.step + 1), metrics
 
 
 def jit_train_step(
