@@ -9,18 +9,11 @@ import jax
 import numpy as np
 
 from maskrcnn_jax.errors import UserError, invalid
-from maskrcnn_jax.models import backbones, layers, norms, override
+from maskrcnn_jax.models import backbones, heads, layers, norms, override
 from maskrcnn_jax.models import detections as detections_lib
 from maskrcnn_jax.models import losses as losses_lib
 from maskrcnn_jax.models import proposals as proposals_lib
 from maskrcnn_jax.models import targets as targets_lib
-from maskrcnn_jax.models.heads import (
-  BoxHead,
-  BoxOutputs,
-  MaskHead,
-  RPNHead,
-  RPNOutputs,
-)
 from maskrcnn_jax.models.layout import Layout
 from maskrcnn_jax.models.operations import Operations
 from maskrcnn_jax.ops import anchors as anchor_ops
@@ -40,9 +33,9 @@ class TrainOutputs:
     mask_logits: `[batch, n, side, side]` of the RoIs of `targets.mask_rois`.
   """
 
-  rpn: RPNOutputs
+  rpn: heads.RPNOutputs
   rois: SampledRois
-  box: BoxOutputs
+  box: heads.BoxOutputs
   mask_logits: jax.Array
 
 
@@ -131,13 +124,13 @@ class MaskRCNN(nn.Module):
       self.layout,
       self.head_norm,
     )
-    self.rpn_head = RPNHead(
+    self.rpn_head = heads.RPNHead(
       anchor_ops.anchors_per_cell(self.anchors),
       self.pyramid_channels,
       self.rpn_convs,
       dtype=self.dtype,
     )
-    self.box_head = BoxHead(
+    self.box_head = heads.BoxHead(
       self.num_classes,
       self.box_channels,
       self.box_convs,
@@ -145,7 +138,7 @@ class MaskRCNN(nn.Module):
       self.head_norm,
       dtype=self.dtype,
     )
-    self.mask_head = MaskHead(
+    self.mask_head = heads.MaskHead(
       self.num_classes,
       self.mask_channels,
       self.mask_convs,
