@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ import tiny_model
 from golden_files import assert_near
 
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.models import fpn, layers, norms, resnet
+from maskrcnn_jax.models import backbones, fpn, layers, norms, resnet
 from maskrcnn_jax.models.backbones import BackboneOptions
 from maskrcnn_jax.models.convnext import ConvNeXt, ConvNeXtOptions
 from maskrcnn_jax.models.resnet import ResNet, ResNetOptions
@@ -367,6 +368,41 @@ def test_errors_name_the_field_of_a_backbone():
       make()
     assert error.value.argument == f'model.backbone.{field}'
     assert error.value.given == given
+
+
+class Patches(nn.Module):
+  """A backbone of this test: maps of one convolution each."""
+
+  options: BackboneOptions
+  dtype: str
+
+  @nn.compact
+  def __call__(self, images, valid=None, train=False):
+    return {
+      level: layers.PatchConv(8, 2**level, dtype=self.dtype)(images)
+      for level in range(2, 6)
+    }
+
+
+def test_another_kind_is_a_module_and_a_row(monkeypatch):
+  row = backbones.Kind(lambda options: options, Patches, fpn.FPN)
+  monkeypatch.setitem(backbones.KINDS, 'patches', row)
+  model = tiny_model.make_model(backbone={'kind': 'patches'})
+  batch = tiny_model.make_batch()
+
+  def run(key):
+    variables = train_step.init_variables(model, key)
+    return variables['params'], model.apply(
+      variables, batch['images'], batch['image_sizes'], method='detect'
+    )
+
+  params, detections = jax.eval_shape(run, jax.random.key(0))
+  assert detections.masks.shape == (2, 100, 28, 28)
+  sides = {x.shape[0] for x in jax.tree.leaves(params['backbone'])}
+  assert sides == {8, 4, 16, 32}  # Of biases, and of the patches of a level.
+  # None of its parameters has a layer, or is frozen.
+  assert model.backbone.num_layers is None
+  assert model.backbone.num_frozen == 0
 
 
 # Sections of `model.backbone`.
