@@ -59,9 +59,10 @@ def test_invalid_objects_are_not_drawn(drawn):
 
 
 def test_pictures_of_batches_show_the_inputs_of_the_step(drawn):
-  """The same images, mirrored alike, with the same masks on the canvas."""
+  """The same images, augmented alike, with the same masks on the canvas."""
   for number in (1, 2, 3):  # Smooth, so that JPEG changes little.
     ramp = np.linspace(60, 200, 200)[None, :, None] + np.zeros((150, 1, 3))
+    ramp += np.linspace(-40, 40, 150)[:, None, None]
     Image.fromarray(ramp.astype(np.uint8)).save(
       drawn.folder / 'train' / f'{number}.jpg', quality=95
     )
@@ -74,6 +75,7 @@ def test_pictures_of_batches_show_the_inputs_of_the_step(drawn):
     'mask_size': 28,
     'seed': 5,
     'num_threads': 1,
+    'augment': {'vertical_flip': True},
   }
   drawn_pictures = list(page.draw_batches({'input': options}, NAMES))
   assert len(drawn_pictures) == 12
@@ -95,5 +97,11 @@ def test_pictures_of_batches_show_the_inputs_of_the_step(drawn):
     assert np.mean(np.abs(shown - expected)) < 4
     assert f'image {batch["image_ids"][row]}, 150 x 200' in caption
     assert caption.endswith('on a canvas of 96 x 128, objects: 2')
-    slopes.add(np.sign(int(shown[350, 470, 0]) - int(shown[350, 10, 0])))
-  assert slopes == {-1, 1}  # Some are mirrored.
+    slopes.add(
+      (
+        np.sign(shown[350, 470, 0] - shown[350, 10, 0]),
+        np.sign(shown[370, 10, 0] - shown[10, 10, 0]),
+      )
+    )
+  # Some are mirrored, some are upside down.
+  assert [{*signs} for signs in zip(*slopes)] == [{-1, 1}] * 2
