@@ -1,6 +1,9 @@
 """Adaptive sampling of RoIAlign against its definition in loops."""
 
 import dataclasses
+import json
+import os
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +14,7 @@ from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.ops import roi_align as op
 from maskrcnn_jax.ops.roi_align import RoiAlignOptions
 
+DATA = pathlib.Path(os.environ.get('MASKRCNN_TEST_DATA', 'missing'))
 OPTIONS = RoiAlignOptions(
   adaptive_side=35, half_pixel=True, max_level=5, zero_outside=True
 )
@@ -130,6 +134,40 @@ def test_larger_boxes_take_fewer_samples():
   np.testing.assert_allclose(out[..., 0], 1.0, atol=1e-5)
   # A sample is taken at the nearest cell.
   np.testing.assert_allclose(out, expected, atol=0.5)
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason='MASKRCNN_TEST_DATA is not set.')
+def test_boxes_of_coco_that_take_fewer_samples():
+  """No object at 800 x 1333, and few of 20 boxes around each.
+
+  Every side of these is moved at random by up to a fifth of the box.
+  """
+  sides = []
+  for path in DATA.glob('coco-mini/annotations/instances_*.json'):
+    content = json.loads(path.read_text())
+    sizes = {x['id']: (x['height'], x['width']) for x in content['images']}
+    for x in content['annotations']:
+      size = sizes[x['image_id']]
+      scale = min(800 / min(size), 1333 / max(size))
+      if not x['iscrowd']:
+        sides.append(np.array(x['bbox'][2:]) * scale)
+  sides = np.array(sides)
+  assert len(sides) == 1405
+  rng = np.random.default_rng(0)
+  first, last = rng.uniform(-0.2, 0.2, (2, 20, *sides.shape))
+  around = sides * (1 + last - first)
+  assert share_of_large(sides, 7) == share_of_large(sides, 14) == 0
+  assert share_of_large(around, 7) == pytest.approx(0.0021, abs=5e-5)
+  assert share_of_large(around, 14) == pytest.approx(0.0002, abs=5e-5)
+
+
+def share_of_large(sides, bins):
+  """Share of boxes whose bins cover more cells than `OPTIONS` allow."""
+  level = 4 + np.log2(np.sqrt(np.prod(sides, axis=-1)) / 224)
+  strides = 2.0 ** np.clip(np.floor(level), 2, 5)
+  cells = np.ceil(sides / strides[..., None] / bins) + 1
+  most = (np.ceil(OPTIONS.adaptive_side / bins) + 1) ** 2
+  return np.mean(np.prod(cells, axis=-1) > most)
 
 
 def test_pyramid_takes_every_box_from_its_level():
