@@ -29,6 +29,9 @@ def add_verbs(add_verb) -> None:
       'batch of the config divided by the number of devices)')
   add('--what', choices=('step', 'inference'), default='step',
       help='the training step, or detection (default: step)')
+  add('--breakdown', action='store_true',
+      help='also print the work of every stage of the model, forward and '
+      'backward, and the number of copies, gathers, scatters and loops')
   add('--output', help='folder for plan.json and plan.png')
   # fmt: on
 
@@ -55,4 +58,5 @@ def _run(args: argparse.Namespace) -> None:
     args.output,
     'optimizer.learning_rate' in command_line.overridden(args),
     args.what,
+    args.breakdown,
   )

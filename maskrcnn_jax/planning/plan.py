@@ -20,6 +20,7 @@ from maskrcnn_jax import files, input_pipeline
 from maskrcnn_jax.benchmarks import measure
 from maskrcnn_jax.errors import invalid
 from maskrcnn_jax.planning import (
+  breakdown,
   chips,
   program_text,
   programs,
@@ -43,6 +44,7 @@ def plan(
   output: str | None = None,
   rate_is_given: bool = False,
   what: str = 'step',
+  has_breakdown: bool = False,
 ) -> list[dict[str, Any]]:
   """Requirements of a step by topology and batch size; printed and written.
 
@@ -54,6 +56,7 @@ def plan(
     output: folder of `plan.json` and `plan.png`; None writes neither.
     rate_is_given: whether the learning rate stays, whatever the batch is.
     what: of `programs.TRACED`.
+    has_breakdown: whether the stages of each program are printed too.
 
   Returns:
     A row for each, see `plan_step`.
@@ -88,7 +91,7 @@ def plan(
     default = max(1, config.input.batch_size // len(topology.devices))
     for batch in batches_per_device or [default]:
       add(topology, batch)
-  print(report.text(rows))
+  print(report.text(rows, has_breakdown))
   if output:
     report.draw(rows, pathlib.Path(output, 'plan.png'))
     logging.info('wrote plan.json and plan.png to %s', output)
@@ -136,7 +139,8 @@ def plan_step(
     A row of JSON values. Bytes and operations are of one device and one step
     unless the name says otherwise. `memory` is that of `measure.program_memory`
     with `capacity` of the device, the `usable` part of it, and `fits`. Where
-    the step does not fit, what only a compiled program has is None.
+    the step does not fit, what only a compiled program has is None. `breakdown`
+    is that of `breakdown.breakdown`.
   """
   num_devices = len(topology.devices)
   batch_size = batch_per_device * num_devices
@@ -203,7 +207,8 @@ def compile_step(
     return {
       'memory': {'needed': needed, **limits, 'fits': False},
       'compile_seconds': time.monotonic() - start,
-      **dict.fromkeys(('flops', 'bytes_accessed', 'collectives', 'time')),
+      **dict.fromkeys(('flops', 'bytes_accessed', 'collectives', 'breakdown')),
+      'time': None,
     }
   seconds = time.monotonic() - start
   text = compiled.as_text()
@@ -222,6 +227,7 @@ def compile_step(
     'flops_per_image': costs.get('flops', 0) / batch_per_device or None,
     'bytes_accessed': costs.get('bytes accessed'),
     'collectives': program_text.summary(found),
+    'breakdown': breakdown.breakdown(text, chip),
     'compile_seconds': seconds,
   }
   return values | {'time': _time(values, costs, topology, batch_per_device)}

@@ -8,6 +8,7 @@ skipped.
 import dataclasses
 import math
 import re
+from collections.abc import Iterator
 
 KINDS = (
   'all-gather',
@@ -57,11 +58,47 @@ class Collective:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Instruction:
+class Instruction:
+  """A line of a computation.
+
+  Attributes:
+    opcode: its operation.
+    type: of its result, without layouts.
+    operands: names of instructions of the same computation.
+    line: as printed.
+  """
+
   opcode: str
   type: str
   operands: list[str]
   line: str
+
+  @property
+  def source(self) -> str:
+    """`op_name`: the scopes that it comes from; '' if there is none."""
+    found = _OP_NAME.search(self.line)
+    return found[1] if found else ''
+
+
+# Instructions by name, for every computation.
+Computations = dict[str, dict[str, Instruction]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+  """An instruction that reads and writes memory.
+
+  Attributes:
+    instruction: of the program.
+    types: of its operands.
+    times: runs in a step; the body of a loop of unknown length counts once.
+    bytes: of one run, see `accessed_bytes`.
+  """
+
+  instruction: Instruction
+  types: list[str]
+  times: int
+  bytes: int
 
 
 def find_collectives(text: str) -> list[Collective]:
@@ -73,7 +110,7 @@ def find_collectives(text: str) -> list[Collective]:
   Raises:
     ValueError: the text has no entry computation.
   """
-  entry, computations = _read(text)
+  entry, computations = read(text)
   if entry is None:
     raise ValueError('The text has no line `ENTRY ... {`.')
   found = []
@@ -91,25 +128,32 @@ def accessed_bytes(text: str) -> int:
   Args:
     text: of `jax.stages.Compiled.as_text`.
   """
-  entry, computations = _read(text)
-  return _accessed(entry, computations) if entry else 0
+  entry, computations = read(text)
+  return sum(x.bytes * x.times for x in kernels(entry, computations))
 
 
-def _accessed(name, computations) -> int:
-  total = 0
+def kernels(
+  name: str | None, computations: Computations, times: int = 1
+) -> Iterator[Kernel]:
+  """The kernels of a computation and of those that it calls; see `read`."""
   instructions = computations.get(name, {})
   for instruction in instructions.values():
     if instruction.opcode in ('while', 'conditional', 'call'):
       trips = _TRIPS.search(instruction.line)
-      for called in _CALLED.findall(instruction.line):
-        for callee in re.findall(r'[\w.-]+', called):
-          times = int(trips[1]) if trips else 1
-          total += times * _accessed(callee, computations)
+      inner = times * int(trips[1]) if trips else times
+      for callee in called(instruction):
+        yield from kernels(callee, computations, inner)
     elif not _FREE.fullmatch(instruction.opcode):
       operands = [x for x in instruction.operands if x in instructions]
-      total += _size(instruction.type)
-      total += sum(_size(instructions[x].type) for x in operands)
-  return total
+      types = [instructions[x].type for x in operands]
+      total = size(instruction.type) + sum(map(size, types))
+      yield Kernel(instruction, types, times, total)
+
+
+def called(instruction: Instruction) -> list[str]:
+  """Names of the computations that an instruction calls."""
+  found = _CALLED.findall(instruction.line)
+  return [name for names in found for name in re.findall(r'[\w.-]+', names)]
 
 
 def _visit(name, times, computations, found) -> None:
@@ -119,44 +163,50 @@ def _visit(name, times, computations, found) -> None:
     kind = instruction.opcode.removesuffix('-start')
     is_start = kind != instruction.opcode
     if kind in KINDS:
-      size = _payload(kind, instruction, instructions, is_start)
-      source = _OP_NAME.search(instruction.line)
-      found.append(Collective(kind, size, source[1] if source else '', times))
+      payload = _payload(kind, instruction, instructions, is_start)
+      found.append(Collective(kind, payload, instruction.source, times))
       continue  # The computation that it applies adds two numbers.
     inner = times
     if kind == 'while':
       trips = _TRIPS.search(instruction.line)
       known = trips is not None and times is not None
       inner = times * int(trips[1]) if known else None
-    for called in _CALLED.findall(instruction.line):
-      for callee in re.findall(r'[\w.-]+', called):
-        _visit(callee, inner, computations, found)
+    for callee in called(instruction):
+      _visit(callee, inner, computations, found)
 
 
 def _payload(kind, instruction, instructions, is_start) -> int:
   operands = sum(
-    _size(instructions[x].type)
+    size(instructions[x].type)
     for x in instruction.operands
     if x in instructions
   )
   if kind == 'all-gather':
     # The asynchronous form also returns its operands.
-    return _size(instruction.type) - (operands if is_start else 0)
-  return operands or _size(instruction.type)
+    return size(instruction.type) - (operands if is_start else 0)
+  return operands or size(instruction.type)
 
 
-def _size(type_: str) -> int:
+def size(type_: str) -> int:
   """Bytes of the arrays in the text of a type, without padding of layouts."""
   total = 0
-  for dtype, sides in _ARRAY.findall(type_):
+  for dtype, sides in arrays(type_):
     number = re.match(r'[a-z]+(\d+)', dtype)  # As in f32, bf16, u8, f8e4m3fn.
     bits = int(number[1]) if number else 8 * (dtype == 'pred')
-    sides = sides.replace('<=', '').split(',')
-    total += -(-bits * math.prod(int(x) for x in sides if x) // 8)
+    total += -(-bits * math.prod(sides) // 8)
   return total
 
 
-def _read(text: str):
+def arrays(type_: str) -> list[tuple[str, list[int]]]:
+  """Data type and sides of every array in the text of a type."""
+  found = [
+    (dtype, sides.replace('<=', '').split(','))
+    for dtype, sides in _ARRAY.findall(type_)
+  ]
+  return [(dtype, [int(x) for x in sides if x]) for dtype, sides in found]
+
+
+def read(text: str) -> tuple[str | None, Computations]:
   """Name of the entry, and the instructions of each computation, by name."""
   entry, computations, current = None, {}, {}
   for line in text.splitlines():
@@ -170,7 +220,7 @@ def _read(text: str):
     if found:
       name, type_, opcode, operands = found.groups()
       names = re.findall(r'%([\w.-]+)', operands)
-      current[name] = _Instruction(opcode, type_, names, line)
+      current[name] = Instruction(opcode, type_, names, line)
   return entry, computations
 
 

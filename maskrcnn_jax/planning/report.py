@@ -44,10 +44,27 @@ _INPUT = (
   ('images/s per host', 'input.images_per_second_per_host', 1),
   ('GB/s per host', 'input.bytes_per_second_per_host', 1e9),
 )
+_STAGES = (
+  ('stage', 'stage', str),
+  ('pass', 'pass', str),
+  ('kernels', 'kernels', str),
+  ('GB', 'bytes', 1e9),
+  ('GFLOP of products', 'flops', 1e9),
+  ('M cycles', 'cycles', 1e6),
+  ('without cycles', 'without_cycles', str),
+  ('ms', 'seconds', 1e-3),
+  ('floor ms', 'floor_seconds', 1e-3),
+  ('gap ms', 'gap_seconds', 1e-3),
+)
 
 
-def text(rows: Sequence[dict]) -> str:
-  """Markdown tables of rows of `plan.plan_step`."""
+def text(rows: Sequence[dict], has_breakdown: bool = False) -> str:
+  """Markdown tables of rows of `plan.plan_step`.
+
+  Args:
+    rows: of the plan.
+    has_breakdown: whether the stages of each program are shown.
+  """
   titles = {
     'Memory of one device, in GiB:': _MEMORY,
     'Work of one device, and the time of a step:': _WORK,
@@ -61,6 +78,8 @@ def text(rows: Sequence[dict]) -> str:
     'Data that devices exchange in a step, largest first:',
     table(found),
   ]
+  if has_breakdown:
+    parts += map(breakdown_text, rows)
   return '\n\n'.join(part for part in parts if part)
 
 
@@ -120,6 +139,29 @@ def _collective_cells(row) -> list[dict[str, str]]:
     }
     for (kind, in_loop), group in groups.items()
   ]
+
+
+def breakdown_text(row: dict) -> str:
+  """Tables of the stages and instructions of a program; '' without one."""
+  found = row['breakdown']
+  if not found:
+    return ''
+  stages = found['stages']
+  total = {'stage': 'all', 'pass': ''}
+  for name in stages[0]:
+    values = [stage[name] for stage in stages]
+    if name not in total:
+      total[name] = None if None in values else sum(values)
+  known = [x for x in _STAGES if total[x[1]] is not None]
+  name = f'{row["topology"]}, {row["batch_per_device"]} per device'
+  counts = {k: str(x) for k, x in found['instructions'].items()}
+  parts = [
+    f'Stages of the program for {name}:',
+    table([cells(stage, known) for stage in [*stages, total]]),
+    f'Instructions of the program for {name}:',
+    table([counts]),
+  ]
+  return '\n\n'.join(parts)
 
 
 def _short(source: str, length: int = 60) -> str:

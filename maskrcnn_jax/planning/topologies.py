@@ -95,6 +95,8 @@ def prepare(names: Sequence[str]) -> None:
   """Sets up JAX for names that passed `check_names`; before it is used."""
   for variable, value in _QUIET.items():
     os.environ.setdefault(variable, value)
+  # A program of other code from the cache would have other names of scopes.
+  jax.config.update('jax_compilation_cache_include_metadata_in_key', True)
   if _HERE in names:
     return
   # Leaves an accelerator free for training.

@@ -130,6 +130,32 @@ def test_work_and_input(planned):
 
 
 @pytest.mark.slow
+def test_nearly_all_work_is_of_named_stages(planned):
+  one, two = (row['breakdown'] for row in planned[1])
+  found = {(x['stage'], x['pass']) for x in one['stages']}
+  both = 'backbone stem', 'backbone stage2', 'FPN', 'RPN head', 'RoIAlign 7x7'
+  both += 'RoIAlign 14x14', 'box head', 'mask head', 'mask loss'
+  once = 'images', 'RPN targets', 'proposals', 'sampling', 'mask targets'
+  once += 'RPN losses', 'box losses'
+  assert {(x, 'backward') for x in both} <= found
+  assert {(x, 'forward') for x in both + once} <= found
+  assert ('optimizer', '') in found
+  for row in planned[1]:
+    named = sums = 0
+    for stage in row['breakdown']['stages']:
+      sums += stage['bytes']
+      named += stage['bytes'] * (' name' not in stage['stage'])
+    assert named > 0.9 * sums
+    # The compiler knows which part of an array is read.
+    assert row['bytes_accessed'] < 1.01 * sums
+    flops = sum(stage['flops'] for stage in row['breakdown']['stages'])
+    assert 0.5 * row['flops'] < flops < 1.01 * row['flops']
+  assert one['instructions']['all-reduce'] == 0
+  counted = sum(x['count'] for x in planned[1][1]['collectives'])
+  assert two['instructions']['all-reduce'] == counted > 0
+
+
+@pytest.mark.slow
 def test_tables_and_chart(planned):
   folder, rows, shown = planned
   lines = [line for line in shown.splitlines() if line.startswith('|')]

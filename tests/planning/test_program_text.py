@@ -104,7 +104,7 @@ def test_summary_counts_known_loops_and_names_others():
   ],
 )
 def test_size_of_a_type(type_, size):
-  assert program_text._size(type_) == size
+  assert program_text.size(type_) == size
 
 
 def test_accessed_bytes_by_hand():
