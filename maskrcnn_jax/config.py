@@ -18,6 +18,7 @@ from typing import Any
 import ml_collections
 
 from maskrcnn_jax.errors import UserError, did_you_mean
+from maskrcnn_jax.override import unknown_field
 
 # Names of the types in error messages.
 _WANTED = {
@@ -256,13 +257,8 @@ def _check_field(section, name: str, field: str, depth: int) -> None:
   if field in RENAMED_FIELDS:
     wanted = RENAMED_FIELDS[field]
     message = f'{field} is now {wanted}.'
-  else:
-    wanted = tuple(sorted(f'{where}.{each}'.lstrip('.') for each in section))
-    message = (
-      f'There is no field {name!r} in {where or "the config"}'
-      f'{did_you_mean(name, section)} Fields: {", ".join(wanted)}.'
-    )
-  raise UserError(message, argument=field, wanted=wanted)
+    raise UserError(message, argument=field, wanted=wanted)
+  raise unknown_field(where, name, section)
 
 
 def _parse(text: str, current: Any, kind: type, field: str):

@@ -255,19 +255,19 @@ def test_a_wrong_value_names_the_field_and_its_type(
 
 
 @pytest.mark.parametrize(
-  'text, hint',
+  'argument, text, hint',
   [
-    ('input.batchsize=8', "did you mean 'batch_size'"),
-    ('inputs.batch_size=8', "did you mean 'input'"),
-    ('input.batch_size.x=8', 'input.batch_size is a value'),
-    ('input=8', 'input.batch_size'),
-    ('input.batch_size', 'section.field=value'),
+    ('input.batchsize', 'input.batchsize=8', "did you mean 'batch_size'"),
+    ('inputs', 'inputs.batch_size=8', "did you mean 'input'"),
+    ('input.batch_size.x', 'input.batch_size.x=8', 'batch_size is a value'),
+    ('input', 'input=8', 'input.batch_size'),
+    ('input.batch_size', 'input.batch_size', 'section.field=value'),
   ],
 )
-def test_a_wrong_field_gets_a_hint(config, text, hint):
+def test_a_wrong_field_gets_a_hint(config, argument, text, hint):
   with pytest.raises(UserError, match=hint) as error:
     config_lib.apply_overrides(config, [text])
-  assert error.value.argument == text.partition('=')[0]
+  assert error.value.argument == argument
 
 
 @pytest.mark.parametrize('former, present', config_lib.RENAMED_FIELDS.items())

@@ -8,9 +8,9 @@ from typing import Any
 import flax
 import ml_collections
 
+from maskrcnn_jax import override
 from maskrcnn_jax.checkpoints import checksums
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 
 # Differences that an error lists.

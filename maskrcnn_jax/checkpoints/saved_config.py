@@ -11,9 +11,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from maskrcnn_jax import override
 from maskrcnn_jax.config import RENAMED_FIELDS
 from maskrcnn_jax.errors import UserError, brief
-from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 
 _MAX_DEPTH = 12

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from flax.traverse_util import flatten_dict
 
 from maskrcnn_jax import config as config_lib
+from maskrcnn_jax import override
 from maskrcnn_jax.checkpoints import store
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.weights import tensor_files, torchvision
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from maskrcnn_jax import override
 from maskrcnn_jax.checkpoints import (
   compatibility,
   score_thresholds,
@@ -22,7 +23,6 @@ from maskrcnn_jax.errors import UserError, invalid
 from maskrcnn_jax.inference import views as views_lib
 from maskrcnn_jax.inference.views import TileOptions, View
 from maskrcnn_jax.input_pipeline import resizing, single_images
-from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.structures import Detections
 from maskrcnn_jax.training import train_step

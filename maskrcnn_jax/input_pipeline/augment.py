@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from maskrcnn_jax.errors import UserError, did_you_mean, invalid
+from maskrcnn_jax import override
+from maskrcnn_jax.errors import invalid
 
 # Streams of random numbers of an example; 1 is that of `order.example_seed`.
 _STREAM_OF_DRAWS = 2
@@ -119,16 +120,7 @@ def augment_options(fields: Mapping | None) -> AugmentOptions:
   Raises:
     UserError: there is no such field, or a value is out of its range.
   """
-  fields = dict(fields or {})
-  known = [field.name for field in dataclasses.fields(AugmentOptions)]
-  for name in fields.keys() - set(known):
-    raise UserError(
-      f'input.augment has no field {name!r}{did_you_mean(name, known)}',
-      argument=f'input.augment.{name}',
-      given=name,
-      wanted=known,
-    )
-  return AugmentOptions(**fields)
+  return override.make(AugmentOptions, fields or {}, 'input.augment')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from maskrcnn_jax.errors import UserError, did_you_mean
+from maskrcnn_jax import override
+from maskrcnn_jax.errors import UserError
 
 IMAGE_DTYPES = ('uint8', 'float32')
 _ROWS = 32  # Resized at a time: they stay in the processor's cache.
@@ -36,16 +37,7 @@ class ResizeOptions:
 
 def resize_options(fields: Mapping | None) -> ResizeOptions:
   """Options of the config section `input.resize`; None: the defaults."""
-  fields = dict(fields or {})
-  known = [field.name for field in dataclasses.fields(ResizeOptions)]
-  for name in fields.keys() - set(known):
-    raise UserError(
-      f'input.resize has no field {name!r}{did_you_mean(name, known)}',
-      argument=f'input.resize.{name}',
-      given=name,
-      wanted=known,
-    )
-  return ResizeOptions(**fields)
+  return override.make(ResizeOptions, fields or {}, 'input.resize')
 
 
 def fit_size(

@@ -8,8 +8,9 @@ import flax.struct
 import jax
 import numpy as np
 
+from maskrcnn_jax import override
 from maskrcnn_jax.errors import UserError, invalid
-from maskrcnn_jax.models import backbones, heads, layers, norms, override
+from maskrcnn_jax.models import backbones, heads, layers, norms
 from maskrcnn_jax.models import detections as detections_lib
 from maskrcnn_jax.models import losses as losses_lib
 from maskrcnn_jax.models import proposals as proposals_lib

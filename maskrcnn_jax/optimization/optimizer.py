@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from maskrcnn_jax import override
 from maskrcnn_jax.errors import invalid
-from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.optimization import parameters, schedule
 

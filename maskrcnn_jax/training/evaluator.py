@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from maskrcnn_jax import charts, files, visualize
+from maskrcnn_jax import charts, files, override, visualize
 from maskrcnn_jax.checkpoints import checksums
 from maskrcnn_jax.datasets import categories, images
 from maskrcnn_jax.distributed import collectives, model_sharding
@@ -27,7 +27,6 @@ from maskrcnn_jax.evaluation.workers import Workers, default_count
 from maskrcnn_jax.habana import metric_names
 from maskrcnn_jax.input_pipeline import batches as input_batches
 from maskrcnn_jax.input_pipeline import single_images
-from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import (
   batch_checks,

@@ -14,11 +14,12 @@ from typing import Any
 import ml_collections
 
 from maskrcnn_jax import config as config_lib
+from maskrcnn_jax import override
 from maskrcnn_jax.checkpoints import compatibility, store
 from maskrcnn_jax.datasets import categories
 from maskrcnn_jax.datasets.run_data import RunData
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.models import backbones, override
+from maskrcnn_jax.models import backbones
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import own_records
 from maskrcnn_jax.weights import external

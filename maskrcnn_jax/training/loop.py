@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import jax
 
-from maskrcnn_jax import charts
+from maskrcnn_jax import charts, override
 from maskrcnn_jax.checkpoints import store, workdir_lock
 from maskrcnn_jax.datasets import categories
 from maskrcnn_jax.distributed import collectives, model_sharding
@@ -22,7 +22,6 @@ from maskrcnn_jax.distributed.termination import Stopped, Termination
 from maskrcnn_jax.distributed.watchdog import config_watchdog
 from maskrcnn_jax.habana import metric_names
 from maskrcnn_jax.input_pipeline import batches as input_batches
-from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.optimization import epochs
 from maskrcnn_jax.training import (

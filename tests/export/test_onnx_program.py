@@ -8,9 +8,9 @@ import tiny_model
 from drawn_checkpoint import draw_variables
 
 from maskrcnn_jax import config as config_lib
+from maskrcnn_jax import override
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.export import check, program
-from maskrcnn_jax.models import override
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 
 pytest.importorskip('onnx', reason="onnx is missing: pip install '.[test]'")

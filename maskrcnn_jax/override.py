@@ -1,7 +1,7 @@
 """Option dataclasses from sections of a config."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from maskrcnn_jax.errors import UserError, did_you_mean
@@ -32,7 +32,7 @@ def changes(
   result = {}
   for name, value in section.items():
     if name not in names:
-      raise _unknown(name, names, path)
+      raise unknown_field(path, name, names)
     current = getattr(options, name)
     if dataclasses.is_dataclass(current):
       inner = changes(current, value, f'{path}.{name}')
@@ -68,7 +68,7 @@ def make(kind: type, section: Mapping[str, Any], path: str) -> Any:
   names = [field.name for field in fields]
   for name in section:
     if name not in names:
-      raise _unknown(name, names, path)
+      raise unknown_field(path, name, names)
   for field in fields:
     if field.name not in section and field.default is dataclasses.MISSING:
       raise UserError(
@@ -78,12 +78,21 @@ def make(kind: type, section: Mapping[str, Any], path: str) -> Any:
   return kind(**section)
 
 
-def _unknown(name, names, path) -> UserError:
+def unknown_field(path: str, name: str, known: Iterable[str]) -> UserError:
+  """Error of a field that a section does not have.
+
+  Args:
+    path: path of the section, '' for the whole config.
+    name: of the field.
+    known: names of the section's fields.
+  """
+  known = sorted(known)
   return UserError(
-    f'{path} has no field {name!r}{did_you_mean(name, names)} Its fields are '
-    f'{", ".join(sorted(names))}.',
-    argument=f'{path}.{name}',
-    wanted=sorted(names),
+    f'{path or "The config"} has no field {name!r}{did_you_mean(name, known)} '
+    f'Its fields are {", ".join(known)}.',
+    argument=f'{path}.{name}'.lstrip('.'),
+    given=name,
+    wanted=known,
   )
 
 
