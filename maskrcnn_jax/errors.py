@@ -4,6 +4,7 @@ import difflib
 import importlib.util
 import os
 import reprlib
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +12,8 @@ from maskrcnn_jax.terminal import escaped
 
 _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 80
+# The newest Python that has TensorFlow; setup.py says the same.
+_TENSORFLOW_PYTHON = (3, 13)
 
 
 class UserError(ValueError):
@@ -98,8 +101,11 @@ def require(
   """
   for name in packages:
     if importlib.util.find_spec(name) is None:
+      remedy = f": pip install 'maskrcnn-jax[{extra}]'."
+      if name == 'tensorflow' and sys.version_info[:2] > _TENSORFLOW_PYTHON:
+        remedy = ', which has no release for this Python: take 3.11 to 3.13.'
       raise UserError(
-        f"{purpose} needs {name}: pip install 'maskrcnn-jax[{extra}]'.",
+        f'{purpose} needs {name}{remedy}',
         argument=argument,
         wanted=name,
       )

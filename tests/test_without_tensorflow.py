@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 
 import drawn_checkpoint
 import export_process
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maskrcnn_jax import errors
 from maskrcnn_jax.weights import tensor_files, torchvision
 
 # Of the extra `train`, and what they would bring.
@@ -55,6 +57,13 @@ def test_weights_become_detections_and_programs(tmp_path):
   assert 'torchvision/maskrcnn_resnet50_fpn_coco' in shown
   results = json.loads((tmp_path / 'found/detections.json').read_text())
   assert {result['image_id'] for result in results} == {1, 2}
+  # Where TensorFlow is installed, the same.
+  again = [x.replace('output=found', 'output=again') for x in argv[1]]
+  code = f'import tensorflow\n{MAIN}assert main({again}) == 0\n'
+  export_process.run(code, (), tmp_path)
+  for name in ('detections.json', 'images.json', 'labels.json'):
+    texts = [(tmp_path / x / name).read_text() for x in ('found', 'again')]
+    assert texts[0] == texts[1], name
   again = tensor_files.read(tmp_path / 'again.safetensors').arrays
   for name, value in weights.items():
     np.testing.assert_array_equal(again[name], value, name)
@@ -80,11 +89,11 @@ for line in {lines}:
   package = 'matplotlib' if 'score' in line else 'tensorflow'
   with contextlib.redirect_stderr(io.StringIO()) as shown:
     assert main(line.split()) == 2, line
-  assert f' {{package}}: pip install ' in shown.getvalue(), shown.getvalue()
+  assert f' needs {{package}}' in shown.getvalue(), shown.getvalue()
 from maskrcnn_jax.habana import command
 with contextlib.redirect_stderr(io.StringIO()) as shown:
   assert command.main(['--mode=eval', '--model_dir=run']) == 2
-assert ' tensorflow: pip install ' in shown.getvalue(), shown.getvalue()
+assert ' needs tensorflow' in shown.getvalue(), shown.getvalue()
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.export import exporter
 try:
@@ -95,3 +104,13 @@ except UserError as error:
   shown = export_process.run(code, LEFT_OUT, tmp_path)
   assert 'caught format tensorflow' in shown
   assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('version, is_to_be_had', [(13, True), (14, False)])
+def test_an_extra_is_advised_where_it_helps(monkeypatch, version, is_to_be_had):
+  monkeypatch.setattr(sys, 'version_info', (3, version, 0))
+  monkeypatch.setattr('importlib.util.find_spec', lambda _: None)
+  with pytest.raises(errors.UserError) as caught:
+    errors.require('train', 'tensorflow', purpose='eval')
+  assert caught.value.wanted == 'tensorflow'
+  assert ('pip install' in str(caught.value)) == is_to_be_had
