@@ -12,6 +12,9 @@ from typing import Any
 
 from maskrcnn_jax.errors import UserError, brief
 
+# Not that of pathlib: since Python 3.12 any character is a drive of Windows.
+_ANCHOR = re.compile(r'[A-Za-z]:|[/\\]')
+
 
 def inside(folder, name: str) -> pathlib.Path:
   """Path of a file that untrusted content, such as a json, names in a folder.
@@ -23,9 +26,9 @@ def inside(folder, name: str) -> pathlib.Path:
   Raises:
     UserError: the name leads out of the folder, or cannot be a name.
   """
-  windows = pathlib.PureWindowsPath(name)  # Of both kinds of slashes.
-  is_name = windows.parts and '\0' not in name
-  if not is_name or windows.anchor or '..' in windows.parts:
+  parts = re.split(r'[/\\]', name)  # Windows has both kinds of slashes.
+  is_name = not {'', '.'}.issuperset(parts) and '\0' not in name
+  if not is_name or _ANCHOR.match(name) or '..' in parts:
     raise UserError(
       f'the name {brief(name)} leads out of the folder {folder}',
       path=folder,

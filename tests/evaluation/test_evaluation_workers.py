@@ -137,7 +137,8 @@ def test_workers_end_with_their_parent(script, number):
     text=True,
     start_new_session=True,
   )
-  assert parent.stdout.readline() == 'asleep\n'
+  # Two workers may have written before the first line ends.
+  assert parent.stdout.readline().startswith('asleep')
   spawned = _spawned(parent.pid)
   assert spawned
   if number == signal.SIGINT:

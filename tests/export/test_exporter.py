@@ -10,7 +10,7 @@ import tiny_run
 
 from maskrcnn_jax.cli import main as command
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.export import exporter, saved_model
+from maskrcnn_jax.export import exporter
 
 
 @pytest.fixture(scope='module')
@@ -153,6 +153,9 @@ def test_an_export_that_is_interrupted_leaves_nothing(
 
 
 def test_a_jax_without_jax2tf(workdir, tmp_path, capsys, monkeypatch):
+  pytest.importorskip('tensorflow', reason='this Python has no TensorFlow')
+  from maskrcnn_jax.export import saved_model
+
   monkeypatch.setitem(sys.modules, 'jax.experimental.jax2tf', None)
   monkeypatch.delattr('jax.experimental.jax2tf', raising=False)
   with pytest.raises(UserError) as error:

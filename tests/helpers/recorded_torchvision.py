@@ -10,11 +10,10 @@ import golden_files
 import jax
 import narrow_models
 import numpy as np
-import tensorflow as tf
 from PIL import Image
 
 from maskrcnn_jax.config import load_config
-from maskrcnn_jax.input_pipeline import resizing, transforms
+from maskrcnn_jax.input_pipeline import resizing
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.weights import torchvision
 
@@ -114,6 +113,10 @@ def make_input(pixels, sides, canvas=None):
   Returns:
     `[height, width, 3]` float32 in 0..255, `[2]` size and `[2]` scales.
   """
+  import tensorflow as tf
+
+  from maskrcnn_jax.input_pipeline import transforms
+
   options = resizing.ResizeOptions(sides, True, False)
   tall = pixels.shape[0] > pixels.shape[1]
   fit = sides[::-1] if tall else sides

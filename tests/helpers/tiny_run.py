@@ -4,20 +4,23 @@ import copy
 import json
 import pathlib
 
-import example_records
 import jax
 import ml_collections
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from maskrcnn_jax.checkpoints import store
-from maskrcnn_jax.datasets import records
 
 SIZES = ((48, 64), (64, 40), (32, 32))
 
 
 def write_dataset(folder, num_images=3):
   """Writes images with 1, 2, 0 objects; returns record pattern, COCO json."""
+  # With TensorFlow, which tests of predictions and exports do without.
+  import example_records
+
+  from maskrcnn_jax.datasets import records
+
   images, annotations, contents = [], [], []
   for index in range(num_images):
     size = SIZES[index % len(SIZES)]
