@@ -10,6 +10,7 @@ import golden_files
 import jax
 import jax.numpy as jnp
 import numpy as np
+import recorded_detectron2
 from golden_files import assert_near
 
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
@@ -68,28 +69,13 @@ def vit_formula(spec):
   result = {}
   for tensor in spec['tensors']:
     name, shape = tensor['name'], tensor['shape']
-    scope, _, leaf = name.rpartition('.')
-    seed = zlib.crc32(name.encode())
-    values = np.random.RandomState(seed).standard_normal(shape)
+    leaf = name.rpartition('.')[2]
     if leaf in _FACTORS:
-      values *= _FACTORS[leaf]
-    elif len(shape) >= 2:
-      # The recorded sums tell that the blocks are not centred.
-      centred = name.endswith(tuple(spec['centred'])) and '.mlp.' not in name
-      if centred:
-        axes = tuple(range(1, len(shape)))
-        values -= values.mean(axis=axes, keepdims=True)
-      is_transposed = name.endswith(tuple(spec['transposed']))
-      fan_in = shape[0] if is_transposed else np.prod(shape[1:])
-      gains = (gain for part, gain in spec['gains'] if part in name)
-      values *= next(gains, 1.0) * np.sqrt(2 / fan_in)
-    elif scope in norms:
-      values = 1 + 0.05 * values if leaf == 'weight' else 0.05 * values
+      seed = zlib.crc32(name.encode())
+      values = np.random.RandomState(seed).standard_normal(shape)
+      result[name] = (values * _FACTORS[leaf]).astype(np.float32)
     else:
-      values *= 0.01
-      if name == 'roi_heads.box_predictor.cls_score.bias':
-        values[-1] += spec['background']
-    result[name] = values.astype(np.float32)
+      result[name] = recorded_detectron2.formula(name, shape, norms, spec)
   return result
 
 

@@ -56,7 +56,8 @@ def formula(name, shape, norms, recorded):
   seed = zlib.crc32(name.encode())
   values = np.random.RandomState(seed).standard_normal(shape)
   if len(shape) >= 2:
-    if name.endswith(tuple(recorded['centred'])):
+    # The recorded sums tell that ViTDet's blocks are not centred.
+    if name.endswith(tuple(recorded['centred'])) and '.mlp.' not in name:
       axes = tuple(range(1, len(shape)))
       values -= values.mean(axis=axes, keepdims=True)
     is_transposed = name.endswith(tuple(recorded['transposed']))

@@ -3,48 +3,18 @@
 `python test_long_video.py` prints it after every 100 of 1,000 frames.
 """
 
-import json
-import os
-import subprocess
-import sys
-
-import drawn_checkpoint
 import numpy as np
 import pytest
-import quick
-import tiny_run
+import resident_memory
 
-# Prints the resident memory, in bytes, each time 100 frames are stored.
-_SCRIPT = """
-import json, os, sys
-workdir, video, output = sys.argv[1:]
-from maskrcnn_jax.inference.track_files import TrackStore
-add, seen = TrackStore.add, []
-
-def add_and_measure(self, frame):
-  add(self, frame)
-  if frame.entry['id'] % 100 == 0:
-    with open('/proc/self/statm') as file:
-      seen.append(int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE'))
-
-TrackStore.add = add_and_measure
-from maskrcnn_jax.cli import main
-flags = [f'--workdir={workdir}', f'--output={output}', '--batch_size=4']
-flags += ['--track', '--min_score=0.2', '--save=mots,youtube_vis']
-assert main.main(['predict', *flags, '--images', video]) == 0
-print(json.dumps(seen))
-"""
+STORED = ('maskrcnn_jax.inference.track_files', 'TrackStore', 'add')
 
 
-def resident(folder, num_frames):
-  """Resident memory each time 100 more frames are done."""
+def resident(folder, num_frames, every=100):
+  """Resident memory each time `every` more frames are done."""
   av = pytest.importorskip('av')
-  config = tiny_run.make_config('none', 'none')
-  config.input.canvases, config.input.image_dtype = ((64, 96),), 'uint8'
-  config.model.detections.max_detections = 20
-  workdir = drawn_checkpoint.write(folder / 'run', config)
-  rng = np.random.default_rng(0)
-  with av.open(str(folder / 'long.mp4'), 'w') as container:
+  rng, path = np.random.default_rng(0), folder / 'long.mp4'
+  with av.open(str(path), 'w') as container:
     stream = container.add_stream('mpeg4', rate=30)
     stream.height, stream.width, stream.pix_fmt = 64, 96, 'yuv420p'
     for _ in range(num_frames):
@@ -53,15 +23,10 @@ def resident(folder, num_frames):
       frame = av.VideoFrame.from_ndarray(pixels, format='rgb24')
       container.mux(stream.encode(frame))
     container.mux(stream.encode())
-  done = subprocess.run(
-    [sys.executable, '-c', _SCRIPT]
-    + [str(folder / name) for name in (workdir, 'long.mp4', 'out')],
-    env={**os.environ, 'XLA_FLAGS': quick.xla_flags()},
-    stdout=subprocess.PIPE,
-    text=True,
-    check=True,
+  flags = ['--batch_size=4', '--track', '--min_score=0.2']
+  return resident_memory.after_every(
+    every, STORED, folder, path, *flags, '--save=mots,youtube_vis'
   )
-  return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.long

@@ -22,7 +22,6 @@ from golden_files import assert_near
 from golden_files import swap_axes as swap
 
 from maskrcnn_jax.config import load_config
-from maskrcnn_jax.models import losses as losses_lib
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.optimization import optimizer as optimizer_lib
 from maskrcnn_jax.structures import Instances, SampledRois
@@ -92,19 +91,6 @@ def make_rois(golden, num_foreground):
     valid=np.ones(classes.shape, bool),
   )
   return rois, deltas, masks
-
-
-def make_rpn_targets(golden, anchors):
-  """The recorded samples, by level."""
-  samples = [
-    (
-      golden[f'{image}/rpn_sampled_neg'],
-      golden[f'{image}/rpn_sampled_pos'],
-      swap(golden[f'{image}/rpn_deltas_of_sampled_pos']),
-    )
-    for image in range(2)
-  ]
-  return recorded_detections.rpn_targets(anchors, samples)
 
 
 # No RoI is sampled, so that nothing of the instances is used.
@@ -180,29 +166,24 @@ def fixture_trained(case):
   images, sizes = case.canvases()
   rois, deltas, masks = make_rois(golden, model.sampling.num_foreground)
   anchors = model.anchor_boxes(images.shape[1:3])
-  rpn_targets = make_rpn_targets(golden, anchors)
+  rpn_targets = recorded_detections.rpn_targets(
+    golden, anchors, 'rpn_deltas_of_sampled_pos'
+  )
   inputs = (images, sizes, rois, rpn_targets, deltas, masks)
 
   @jax.jit
   @functools.partial(jax.grad, has_aux=True)
   def gradients_of(params, batch_stats, inputs):
-    images, sizes, rois, rpn_targets, deltas, masks = inputs
+    images, sizes, rois, *targets = inputs
     outputs, updated = model.apply(
       {'params': params, 'batch_stats': batch_stats},
       *(images, sizes, NO_INSTANCES),
       rois=rois,
       mutable=['batch_stats'],
     )
-    foreground = rois.classes[:, : masks.shape[1]] > 0
-    losses = {
-      **losses_lib.rpn_losses(
-        outputs.rpn, rpn_targets, np.ones(2, bool), model.losses
-      ),
-      **losses_lib.box_losses(
-        outputs.box, rois.classes, deltas, rois.valid, model.losses
-      ),
-      'mask': losses_lib.mask_loss(outputs.mask_logits, masks, foreground),
-    }
+    losses = recorded_detections.losses_of_samples(
+      model, outputs, rois, *targets
+    )
     return sum(losses.values()), (losses, updated)
 
   gradients, (losses, updated) = gradients_of(

@@ -19,7 +19,6 @@ from golden_files import assert_near
 from golden_files import swap_axes as swap
 
 from maskrcnn_jax.config import load_config
-from maskrcnn_jax.models import losses as losses_lib
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.structures import Instances, SampledRois
 from maskrcnn_jax.weights import load_report, tensor_files, torchvision
@@ -121,19 +120,6 @@ def make_targets(golden, sizes, num_foreground):
   return rois, np.stack(deltas), np.stack(masks)
 
 
-def make_rpn_targets(golden, anchors):
-  """The recorded samples, by level."""
-  samples = [
-    (
-      golden[f'{image}/rpn_sampled_neg'],
-      golden[f'{image}/rpn_sampled_pos'],
-      swap(golden[f'{image}/rpn_regression_targets_of_sampled_pos']),
-    )
-    for image in range(2)
-  ]
-  return recorded_detections.rpn_targets(anchors, samples)
-
-
 def make_instances(golden):
   """Ground truth boxes; nothing else of it is used."""
   count = max(len(golden[f'{image}/gt_labels']) for image in range(2))
@@ -176,11 +162,15 @@ def fixture_trained(case):
   rois, deltas, masks = make_targets(
     golden, sizes.astype(int), model.sampling.num_foreground
   )
-  rpn_targets = make_rpn_targets(golden, model.anchor_boxes(canvas))
+  rpn_targets = recorded_detections.rpn_targets(
+    golden,
+    model.anchor_boxes(canvas),
+    'rpn_regression_targets_of_sampled_pos',
+  )
 
   @functools.partial(jax.grad, has_aux=True)
   def gradients_of(params, batch_stats, inputs):
-    images, sizes, instances, rois, rpn_targets, deltas, masks = inputs
+    images, sizes, instances, rois, *targets = inputs
     outputs = model.apply(
       {'params': params, 'batch_stats': batch_stats},
       images,
@@ -188,16 +178,9 @@ def fixture_trained(case):
       instances,
       rois=rois,
     )
-    foreground = rois.classes[:, : masks.shape[1]] > 0
-    losses = {
-      **losses_lib.rpn_losses(
-        outputs.rpn, rpn_targets, np.ones(2, bool), model.losses
-      ),
-      **losses_lib.box_losses(
-        outputs.box, rois.classes, deltas, rois.valid, model.losses
-      ),
-      'mask': losses_lib.mask_loss(outputs.mask_logits, masks, foreground),
-    }
+    losses = recorded_detections.losses_of_samples(
+      model, outputs, rois, *targets
+    )
     return sum(losses.values()), losses
 
   inputs = images, sizes, make_instances(golden), rois, rpn_targets, deltas
