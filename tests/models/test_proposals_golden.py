@@ -25,12 +25,15 @@ run_propose = jax.jit(
 
 
 def nvidia_cases():
-  """Every recording with every setting; the small one covers all of them."""
+  """Every recording with every setting; the small one covers all of them.
+
+  The larger ones have only that of training outside the long tests.
+  """
   cases = []
   for path in golden_files.files('04_proposals*.npz'):
     for setting in golden_files.params(golden_files.load(path))['settings']:
       is_fast = setting == 'train' or path.stem == '04_proposals_b'
-      marks = [] if is_fast else [pytest.mark.slow]
+      marks = [] if is_fast else [pytest.mark.long]
       name = f'{path.stem}-{setting}'
       cases.append(pytest.param(path, setting, id=name, marks=marks))
   return cases

@@ -1,7 +1,8 @@
 """Properties from the heads' outputs to the losses, on random cases.
 
 The shapes are fixed, so that each family is compiled once. Every property is
-checked with few examples, and with many in the slow tests.
+checked with few examples, and with many in the long tests: their draws are the
+same every time, and the few are of the same kinds.
 """
 
 import hypothesis
@@ -17,7 +18,7 @@ TERMS = {'rpn_objectness', 'rpn_box', 'class', 'box', 'mask'}
 
 
 @pytest.fixture(
-  params=['few', pytest.param('many', marks=pytest.mark.slow)],
+  params=['few', pytest.param('many', marks=pytest.mark.long)],
 )
 def check(request):
   """Runs a property on random cases and values of further strategies."""
