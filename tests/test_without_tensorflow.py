@@ -81,7 +81,7 @@ def test_commands_that_need_tensorflow_say_so(tmp_path):
     f'prepare {labels} --output=records/train',
     f'check {labels}',
     'plan --config=shapes --topology=cpu:1',
-    'bench --config=shapes',
+    'bench --config=shapes --what=input',
     'score --annotations=truth.json --results=found.json --output=scores',
   ]
   code = f"""{MAIN}

@@ -6,6 +6,7 @@ import os
 
 from maskrcnn_jax.benchmarks.options import SUBJECTS, BenchOptions
 from maskrcnn_jax.cli import command_line
+from maskrcnn_jax.errors import require
 
 
 def add_verbs(add_verb) -> None:
@@ -33,7 +34,11 @@ def add_verbs(add_verb) -> None:
 
 def _run(args: argparse.Namespace) -> None:
   """Runs `bench`: on real images if `input.file_pattern` is set."""
-  command_line.require_training(args)
+  is_real = 'input.file_pattern' in command_line.overridden(args)
+  if is_real or 'input' in args.what:
+    command_line.require_training(args)
+  if args.output:
+    require('train', 'matplotlib', purpose='--output', argument='--output')
   names = [field.name for field in dataclasses.fields(BenchOptions)]
   options = BenchOptions(**{name: getattr(args, name) for name in names})
   from maskrcnn_jax import config as config_lib
@@ -49,5 +54,4 @@ def _run(args: argparse.Namespace) -> None:
   processes.start(config.get('runtime', {}))
   from maskrcnn_jax.benchmarks import bench
 
-  is_real = 'input.file_pattern' in command_line.overridden(args)
   bench.bench(config, options, args.output, is_real=is_real)
