@@ -12,6 +12,7 @@ from maskrcnn_jax import files
 from maskrcnn_jax.benchmarks import (
   machine,
   measure,
+  profile,
   programs,
   report,
   stages,
@@ -57,6 +58,8 @@ def bench(
   subject = make_subject(config, is_real, min(options.rounds, _MAX_BATCHES))
   result = {
     'machine': machine.describe() | {'other_cpus': {}},
+    # That of the products above; a smaller program does not show in the peak.
+    'memory': {'before': machine.peak_memory()},
     'subject': subject.describe(),
     'tables': {},
   }
@@ -74,11 +77,13 @@ def bench(
     for name in [x for x in SUBJECTS if x in options.what]:
       logging.info('measuring %s', name)
       load.read()
-      result['tables'] |= _measure(name, config, subject, other, options)
+      result['tables'] |= _measure(
+        name, config, subject, other, options, output
+      )
       result['machine']['other_cpus'][name] = load.read()
       # Written at once: the next one may take minutes, or fail.
       _write(result, output)
-    result['memory'] = {'maskrcnn_jax': machine.peak_memory()}
+    result['memory']['maskrcnn_jax'] = machine.peak_memory()
     if other:
       result['memory']['torchvision'] = other.ask('usage')['peak_memory']
   again = machine.measure_peaks()
@@ -94,7 +99,7 @@ def bench(
   return result
 
 
-def _measure(name, config, subject, other, options):
+def _measure(name, config, subject, other, options, output):
   """Rows by title of one of `SUBJECTS`."""
   match name:
     case 'step':
@@ -108,6 +113,10 @@ def _measure(name, config, subject, other, options):
       return {'compilation': programs.compilation(subject)}
     case 'stages':
       return stages.run(subject, options)
+    case 'profile':
+      folder = output and f'{output}/trace'
+      rows = profile.run(subject, options.rounds, options.warmup, folder)
+      return {'kernels of a step, from a trace': rows}
     case 'growth':
       title = 'a step, one size changed at a time'
       return {title: programs.growth(config, options)}

@@ -25,12 +25,14 @@ class Side:
     images: of a call; None: it has no rate.
     program: what the compiler reports, see `compile_program`; None: unknown.
     facts: further fields of the row; `seconds` may change them.
+    compiled: the `jax.stages.Compiled` that it runs; None: unknown.
   """
 
   seconds: Callable[[int], float]
   images: int | None = None
   program: Row | None = None
   facts: Row = dataclasses.field(default_factory=dict)
+  compiled: Any = None
 
 
 def run(

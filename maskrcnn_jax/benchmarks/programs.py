@@ -59,7 +59,9 @@ def step_side(subject: Subject) -> measure.Side:
     return seconds
 
   side = measure.Side(
-    seconds, subject.batch_size, program, {'foreground': foreground}
+    *(seconds, subject.batch_size, program),
+    facts={'foreground': foreground},
+    compiled=run,
   )
   return side
 

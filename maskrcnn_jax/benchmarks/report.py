@@ -35,11 +35,16 @@ _COLUMNS = (
   ('GB', 'program.bytes_accessed', 1e9),
   ('traffic ms', 'traffic_seconds', 1e-3),
   ('needs GiB', 'program.memory.needed', 2**30),
+  ('peak GiB', 'peak_memory', str),
+  ('kernels', 'kernels', 1),
   ('Python s', 'trace_seconds', 1),
   ('compiler s', 'compile_seconds', 1),
   ('kept MB', 'cache_bytes', 1e6),
 )
-_SUMMARY = ('images/s', 'our time / theirs', 'of peak')
+_SUMMARY = (
+  *('ms', 'images/s', 'our time / theirs', 'of peak'),
+  *('needs GiB', 'peak GiB'),
+)
 # Tables whose rows add up.
 _SHARED = 'stages '
 # CPUs that a quiet machine uses by itself.
@@ -89,7 +94,9 @@ def _heading(result) -> str:
       f'{layout}, {other["threads"]} threads'
     )
   memory = ', '.join(
-    f'{side} {number(x, 2**30)} GiB' for side, x in result['memory'].items()
+    f'{side} {number(x, 2**30)} GiB'
+    for side, x in result['memory'].items()
+    if side != 'before'
   )
   return (
     f'{machine["devices"]} x {machine["device"]}, {machine["cpus"]} CPUs, jax '
@@ -138,13 +145,22 @@ def summary(folder: str) -> str:
         'dtype': result['subject']['dtype'],
         'images': result['subject']['images'],
         'side': row['name'],
-        **tables.cells(row, columns),
+        **tables.cells(row | _peak(result['memory'], row['name']), columns),
       }
       for result in results
       for title in ('train step', 'inference', 'backbone, forward and backward')
       for row in result['tables'].get(title, ())
     ]
   )
+
+
+def _peak(memory, side) -> dict[str, str]:
+  """The largest memory in use by a side in its whole run, as a cell."""
+  bytes_, before = memory.get(side.partition(',')[0]), memory.get('before', 0)
+  if bytes_ is None:
+    return {}
+  sign = '<= ' if side == 'maskrcnn_jax' and bytes_ <= before else ''
+  return {'peak_memory': f'{sign}{number(bytes_, 2**30)}'}
 
 
 def draw(result: dict[str, Any], path: Any) -> None:

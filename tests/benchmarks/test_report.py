@@ -150,6 +150,7 @@ def test_several_runs_in_one_table(result, tmp_path):
   other['subject'] |= {'batch_size': 8}
   records = copy.deepcopy(result)
   records['subject'] |= {'images': 'records/*'}
+  records['memory']['before'] = 3 * 2**30
   interrupted = copy.deepcopy(other)
   del interrupted['machine']['load_after']
   for number, values in enumerate((other, result, records, interrupted)):
@@ -164,6 +165,14 @@ def test_several_runs_in_one_table(result, tmp_path):
     ('8', 'synthetic'),
   ]
   assert len(_rows(shown, '512x640')) == 9
+  # What is in use beside what the compiler plans.
+  assert [(x['needs GiB'], x['peak GiB']) for x in rows] == [
+    ('1', '<= 3'),
+    ('1', '3'),
+    ('1', '3'),
+  ]
+  theirs = _rows(shown, 'torchvision')[1]
+  assert (theirs['needs GiB'], theirs['peak GiB']) == ('-', '1')
 
 
 def test_the_chart_has_a_bar_for_each(result, tmp_path):

@@ -47,7 +47,7 @@ def fixture_done(tmp_path_factory):
   }
   words = [
     f'--config={folder}/tiny.py',
-    '--what=step,inference,backbone',
+    '--what=step,inference,backbone,profile',
     f'--against={stand_in_torchvision.install(folder)}',
     '--rounds=2',
     '--warmup=1',
@@ -84,6 +84,7 @@ def test_bench_json(done):
   )
   assert result['subject']['images'] == 'synthetic'
   assert result['memory']['torchvision'] == 2**30
+  assert result['memory']['maskrcnn_jax'] >= result['memory']['before'] > 0
 
 
 @pytest.mark.slow
@@ -91,6 +92,15 @@ def test_tables_and_chart(done):
   folder, shown = done
   assert 'Train step:' in shown and 'Backbone, forward' in shown
   assert shown.count('\n| torchvision ') == 3
+  (trace,) = folder.glob('trace/**/*.xplane.pb')
+  kernels = shown.partition('Kernels of a step')[2]
+  for stage in (
+    'backbone, forward',
+    'backbone, backward',
+    'mask head, forward',
+  ):
+    assert f'| {stage} ' in kernels
+  assert trace.stat().st_size > 0
   assert (folder / 'bench.png').read_bytes()[:4] == b'\x89PNG'
 
 

@@ -1,0 +1,137 @@
+"""Time of the kernels of a training step by stage, from a profiler trace.
+
+Unlike `stages`, which compiles every stage alone, this is of the whole step, as
+the compiler fused it: a kernel belongs to the stage that the compiler's
+metadata names for it.
+"""
+
+import collections
+import contextlib
+import pathlib
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+
+import jax
+
+from maskrcnn_jax.benchmarks import measure, programs
+from maskrcnn_jax.benchmarks.subject import Subject
+
+# Parts of the path of an operation, and the stage; of several the last.
+_STAGES = {
+  'backbone': 'backbone',
+  'fpn': 'FPN',
+  'rpn_head': 'RPN',
+  'MaskRCNN.sample': 'proposals and RoI sampling',
+  'MaskRCNN.align': 'RoIAlign',
+  'box_head': 'box head',
+  'mask_head': 'mask head',
+}
+_REST = 'targets, losses and optimizer'
+_UNNAMED = 'kernels without a name'
+_INSTRUCTION = re.compile(
+  r'\s+(?:ROOT )?%?([\w.-]+) = \S.*? ([a-z][\w-]*)\((?:.*op_name="([^"]*)")?'
+)
+# What these run has events of its own.
+_OUTER = ('call', 'conditional', 'while')
+# Backward in time, of the forward pass's operations.
+_BACKWARD = 'transpose('
+
+
+def run(
+  subject: Subject, steps: int, warmup: int, folder: str | None = None
+) -> list[measure.Row]:
+  """Traces steps; rows of `stage_rows`, whose times are of one step.
+
+  Args:
+    subject: of the benchmark.
+    steps: to trace.
+    warmup: steps before them.
+    folder: for the trace, which TensorBoard's profiler shows; None: not kept.
+  """
+  side = programs.step_side(subject)
+  for number in range(warmup):
+    side.seconds(number)
+  with contextlib.ExitStack() as stack:
+    if folder is None:
+      folder = stack.enter_context(tempfile.TemporaryDirectory())
+    with jax.profiler.trace(folder):
+      for number in range(steps):
+        side.seconds(number)
+    stages = stages_of(side.compiled.as_text())
+    return stage_rows(stages, events(folder), steps)
+
+
+def stages_of(text: str) -> dict[str, str | None]:
+  """Stage and direction of the instructions of a program, by their name.
+
+  Args:
+    text: of `jax.stages.Compiled.as_text`.
+
+  Returns:
+    Such as `backbone, backward`; None for loops and calls, whose bodies count.
+    Names with dots are there with underscores too, as kernels are named.
+  """
+  found = {}
+  for line in text.splitlines():
+    match = _INSTRUCTION.match(line)
+    if match:
+      name, opcode, path = match.groups()
+      stage = None if opcode in _OUTER else _stage(path or '')
+      found[name] = stage
+      found.setdefault(name.replace('.', '_'), stage)
+  return found
+
+
+def _stage(path: str) -> str:
+  direction = 'backward' if _BACKWARD in path else 'forward'
+  # Such as `jit(step)/transpose(jvp(MaskRCNN))/MaskRCNN.pyramid/fpn/add`.
+  known = [_STAGES[x] for x in re.split(r'[/()]+', path) if x in _STAGES]
+  return f'{known[-1]}, {direction}' if known else _REST
+
+
+def events(folder: str) -> Iterable[tuple[str, float, bool]]:
+  """Name, seconds and whether it ran on an accelerator, of traced events."""
+  (path,) = pathlib.Path(folder).rglob('*.xplane.pb')
+  for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
+    on_device = plane.name.startswith('/device:')
+    lines = list(plane.lines)
+    # The same events in other groups are beside them.
+    operations = [line for line in lines if line.name == 'XLA Ops']
+    for line in operations or lines:
+      for event in line.events:
+        name = dict(event.stats).get('hlo_op')
+        if name or on_device:
+          yield name or event.name, event.duration_ns / 1e9, on_device
+
+
+def stage_rows(
+  stages: Mapping[str, str | None],
+  traced: Iterable[tuple[str, float, bool]],
+  steps: int,
+) -> list[measure.Row]:
+  """Rows by stage, the longest first.
+
+  Args:
+    stages: see `stages_of`.
+    traced: see `events`.
+    steps: number of traced steps.
+
+  Returns:
+    Rows with the `seconds` of a step, their `share` of all and the number of
+    `kernels`. On a CPU kernels run side by side, and work that one hands to
+    other threads counts once.
+  """
+  seconds, kernels = collections.Counter(), collections.Counter()
+  for name, duration, on_device in traced:
+    # Those of the host that are no instruction are Python's or the runtime's.
+    stage = stages.get(name, _UNNAMED if on_device else None)
+    if stage is not None:
+      seconds[stage] += duration / steps
+      kernels[stage] += 1 / steps
+  total = sum(seconds.values())
+  return [
+    {'name': stage, **measure.timing([value])}
+    | {'share': value / total, 'kernels': round(kernels[stage])}
+    for stage, value in seconds.most_common()
+  ]
