@@ -265,6 +265,101 @@ def test_gaudi_trains_where_a_plugin_registers_hpu(tmp_path):
   assert steps == ['2']
 
 
+# Stands in for Python: a benchmark is parsed, logged and answered at once, but
+# for batches of $FAILING images.
+BENCH = """
+import json, os, pathlib, sys
+argv = sys.argv[1:]
+if argv[:3] != ['-m', 'maskrcnn_jax', 'bench']:
+  os.execv(sys.executable, [sys.executable, *argv])
+from maskrcnn_jax import config as config_lib
+from maskrcnn_jax.cli import main
+args = main._parse(argv[2:])
+config = config_lib.load_config(args.config, args.override)
+batch, (what,) = config.input.batch_size, args.what
+with open(os.environ['LOG'], 'a') as log:
+  print(what, batch, args.against is not None, file=log)
+if str(batch) == os.environ.get('FAILING'):
+  sys.exit('no memory')
+title = {'step': 'train step'}.get(what, what)
+row = {'name': 'maskrcnn_jax', 'seconds': {'median': 2.0}}
+row['program'] = {'memory': {'needed': 3 * 2**30}}
+result = {
+  'machine': {'load_after': 0.0},
+  'memory': {'before': 2**30, 'maskrcnn_jax': 4 * 2**30},
+  'subject': {'batch_size': batch, 'canvas': config.input.canvases[0]}
+  | {'dtype': config.model.dtype, 'images': 'synthetic'},
+  'tables': {title: [row | {'images_per_second': batch / 2}]},
+}
+path = pathlib.Path(args.output, 'bench.json')
+path.parent.mkdir()
+path.write_text(json.dumps(result))
+print('tables of', what, batch)
+"""
+
+
+@pytest.mark.slow
+def test_a_gpu_is_measured_part_by_part(tmp_path):
+  python = tmp_path / 'python'
+  python.write_text(f'#!{sys.executable}{BENCH}')
+  python.chmod(0o755)
+  log, output = tmp_path / 'log', tmp_path / 'out'
+  variables = {
+    'BACKEND': 'cpu',
+    'BATCHES': '2 1 3',
+    'DETECTION_BATCHES': '1',
+    'PROFILE_BATCH': '2',
+    'STAGES_BATCH': '2',
+    'TESTS': 'tests/ops/test_anchors_golden.py',
+    'DEMO_SECONDS': '',
+    'PYTHON': str(python),
+    'TORCH_PYTHON': '',
+    'LOG': str(log),
+  }
+  done = bash(LAUNCH / 'bench_gpu.sh', output, LIMIT='0', **variables)
+  parts = 'step_2 detection_1 recordings profile_2 step_1 step_3 stages_2'
+  assert f'Not started within 0 s: {parts}.' in done.stderr
+  assert done.returncode == 1 and not log.exists()
+  done = bash(LAUNCH / 'bench_gpu.sh', output, FAILING='3', **variables)
+  assert done.returncode == 1, done.stderr
+  assert 'Failed: step_3 (1).' in done.stderr
+  first = ['step 2', 'inference 1', 'profile 2', 'step 1', 'step 3', 'stages 2']
+  assert log.read_text().splitlines() == [f'{x} False' for x in first]
+  report = (output / 'report.md').read_text()
+  assert 'tables of inference 1' in report and ' passed in ' in report
+  cells = [
+    line.split('|') for line in report.splitlines() if 'train step' in line
+  ]
+  assert [(x[2].strip(), x[-2].strip()) for x in cells] == [
+    ('1', '4'),
+    ('2', '4'),
+  ]
+  # Again, with torchvision: only what is missing.
+  variables['TORCH_PYTHON'] = 'true'
+  done = bash(LAUNCH / 'bench_gpu.sh', output, **variables)
+  assert done.returncode == 0, done.stderr
+  assert log.read_text().splitlines()[len(first) :] == ['step 3 True']
+
+
+def test_a_gpu_is_not_kept_waiting_for_packages(tmp_path):
+  """What is missing is said at once: packages that pip cannot have either."""
+  python = tmp_path / 'python'
+  python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+  python.chmod(0o755)
+  script = (LAUNCH / 'bench_gpu.sh', tmp_path / 'out')
+  variables = {'PYTHON': str(python), 'PYTHONPATH': ''}
+  done = bash(*script, **variables)
+  assert (done.returncode, done.stdout) == (2, '')
+  assert 'lacks jax jaxlib numpy;' in done.stderr
+  for name in ('jax', 'jaxlib', 'numpy'):
+    (tmp_path / 'site' / name).mkdir(parents=True)
+    (tmp_path / 'site' / name / '__init__.py').touch()
+  variables['PYTHONPATH'] = str(tmp_path / 'site')
+  done = bash(*script, **variables)
+  assert done.returncode == 2
+  assert 'ml-collections' in done.stderr and 'pyyaml' in done.stderr
+
+
 @pytest.mark.parametrize(
   'path', sorted((ROOT / '.github/workflows').iterdir()), ids=lambda x: x.name
 )
