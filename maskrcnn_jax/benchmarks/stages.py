@@ -7,6 +7,7 @@ ones. The sum of the stages lacks what the compiler fuses or overlaps across
 them.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,6 +22,7 @@ from maskrcnn_jax.benchmarks.options import BenchOptions
 from maskrcnn_jax.benchmarks.subject import Subject
 from maskrcnn_jax.models import detections as detections_lib
 from maskrcnn_jax.models import targets as targets_lib
+from maskrcnn_jax.models.layout import Layout
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.structures import Instances
 from maskrcnn_jax.training import train_step
@@ -146,8 +148,11 @@ def record_training(
 ) -> tuple[Stages, Any]:
   """`record_calls` of a step, forward and backward, of the first batch."""
   batch = subject.batches()[0]
+  # Stages are submodules as they are called on one device.
+  layout = dataclasses.replace(subject.model.layout, share=Layout.share)
+  model = subject.model.clone(layout=layout)
   calls, outputs = record_calls(
-    *(_TRAINING, subject.model, state.variables(), '__call__'),
+    *(_TRAINING, model, state.variables(), '__call__'),
     *(batch['images'], batch['image_sizes']),
     *(Instances(**batch['instances']), batch['valid']),
     only=only,

@@ -31,6 +31,8 @@ def shard_model(
     hooks['parameters'] = _ForEachArray(_gather_parameter, mesh, smallest)
   if mesh.shape['data'] > 1:
     hooks['per_device'] = _PerDevice(mesh)
+    if mesh.shape['spatial'] == 1:
+      hooks['share'] = _Share(mesh)
   return model.clone(layout=Layout(**hooks))
 
 
@@ -69,6 +71,32 @@ class _PerDevice:
       return sharded(*args) if even else function(*args)
 
     return run
+
+
+@dataclasses.dataclass(frozen=True)
+class _Share:
+  """Runs a module without state on every device for its rows; hashable.
+
+  The compiler alone would sum the gradient of each call over the devices.
+  """
+
+  mesh: Mesh
+
+  def __call__(self, module, maps):
+    batch = jax.tree.leaves(maps)[0].shape[0]
+    if module.is_initializing() or batch % self.mesh.shape['data']:
+      return module(maps)
+    rows = PartitionSpec('data')
+    alone, variables = module.unbind()
+    sharded = jax.shard_map(
+      jax.named_scope(module.name)(alone.apply),
+      mesh=self.mesh,
+      in_specs=(PartitionSpec(), rows),
+      out_specs=rows,
+      axis_names={'data'},  # Else a sum over the other axis, of size 1.
+      check_vma=False,
+    )
+    return sharded(variables, maps)
 
 
 def _split_height(x, hook):

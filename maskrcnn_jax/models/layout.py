@@ -12,6 +12,10 @@ def _as_it_is(value: Any) -> Any:
   return value
 
 
+def _call(module: Callable, maps: Any) -> Any:
+  return module(maps)
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
   """Functions that reshard a tree of arrays; the identity by default.
@@ -24,9 +28,13 @@ class Layout:
     per_device: for functions of trees of arrays `[batch, ...]` that look at
       each image alone; a device then runs them on its images, and neither their
       sorts nor their loops ask other devices.
+    share: calls a module with a tree of maps `[batch, ...]` that share its
+      parameters. A device then sums their gradients over the maps first, so
+      that the sum over devices is one.
   """
 
   split: Callable[[Any], Any] = _as_it_is
   whole: Callable[[Any], Any] = _as_it_is
   parameters: Callable[[Any], Any] = _as_it_is
   per_device: Callable[[Callable], Callable] = _as_it_is
+  share: Callable[[Callable, Any], Any] = _call

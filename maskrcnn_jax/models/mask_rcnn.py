@@ -173,7 +173,7 @@ class MaskRCNN(nn.Module):
       part: see `targets.draw_priorities`.
     """
     pyramid = self.pyramid(images, image_sizes, valid, train)
-    rpn = self.layout.whole(self.rpn_head(pyramid))
+    rpn = self.layout.whole(self.layout.share(self.rpn_head, pyramid))
     # RoIAlign may need any part of the maps.
     pyramid = self.layout.whole(pyramid)
     if rois is None:
