@@ -60,10 +60,11 @@ def make_model(folder, weights, variant):
     source = narrow_models.shapes(MaskRCNN.from_config(config.model))
     config = config_lib.load_config(variant) if variant else config
   config.model.detections.max_detections = MAX_DETECTIONS
-  config.model.detections.score_threshold = 0.02
+  # A drawn model gives each of five classes of no image the same score.
+  config.model.detections.score_threshold = 0.02 if weights else 0.25
   model = MaskRCNN.from_config(config.model)
   if weights is None:
-    return model, drawn_checkpoint.draw_variables(model)
+    return model, drawn_checkpoint.draw_calm_variables(model)
   loaded = load_report.flatten(external.load(file, source)[0])
   # Group norm has no statistics, and a trainable norm is a parameter.
   return model, jax.tree_util.tree_map_with_path(

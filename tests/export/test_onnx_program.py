@@ -5,7 +5,7 @@ import numpy as np
 import onnx_runtimes
 import pytest
 import tiny_model
-from drawn_checkpoint import draw_variables
+from drawn_checkpoint import draw_calm_variables
 
 from maskrcnn_jax import config as config_lib
 from maskrcnn_jax import override
@@ -48,19 +48,6 @@ def make_model(variant, norm, padding, pooling, nms='class', **options):
   return MaskRCNN.from_config(config)
 
 
-def make_variables(model):
-  """Random variables; residual branches and heads do not amplify rounding."""
-
-  def calm(path, x):
-    *_, layer, leaf = (key.key for key in path)
-    factors = {'norm2': 0.4, 'class_logits': 0.1, 'box_deltas': 0.5}
-    return x * np.float32(
-      factors.get(layer, 1.0) if leaf in ('scale', 'kernel') else 1.0
-    )
-
-  return jax.tree_util.tree_map_with_path(calm, draw_variables(model))
-
-
 def make_batch(count):
   """Noise with discs, faint noise, and a row that is no image."""
   rows = check.draw(CANVAS, (60, 90), 'uint8')
@@ -89,7 +76,7 @@ def make_batch(count):
 )
 def test_detections_are_those_of_jax(variant, norm, padding, pooling, options):
   model = make_model(variant, norm, padding, pooling, **options)
-  variables = make_variables(model)
+  variables = draw_calm_variables(model)
   weights = program.flatten_weights(variables)
   detect = jax.jit(program.detect_function(model))
   for batch_size, count in ((1, 1), (None, 3)):
@@ -131,7 +118,7 @@ def test_without_nms_without_a_limit_and_in_bfloat16():
     dtype='bfloat16',
     roi_align={'max_level': 5, 'dtype': 'bfloat16'},
   )
-  weights = program.flatten_weights(make_variables(model))
+  weights = program.flatten_weights(draw_calm_variables(model))
   converted = onnx_program.detection(model, weights, CANVAS, 2, 'float32', {})
   images, image_sizes = make_batch(2)
   inputs = {'images': images.astype(np.float32), 'image_sizes': image_sizes}
@@ -145,7 +132,7 @@ def test_without_nms_without_a_limit_and_in_bfloat16():
 
 def test_the_check_refuses_another_model(tmp_path):
   model = tiny_model.make_model()
-  weights = program.flatten_weights(make_variables(model))
+  weights = program.flatten_weights(draw_calm_variables(model))
   about = {
     'canvases': [{'canvas': list(CANVAS), 'onnx': 'detect.onnx'}],
     'batch_size': None,
