@@ -36,10 +36,12 @@ def create_train_state(
   """
   optimizer = make_optimizer(model, optimizer_config)
   init = functools.partial(init_state, model, optimizer, batch)
-  # The program runs once, so optimizing it does not pay on the CPU.
-  is_cpu = jax.default_backend() == 'cpu'
-  quick = {'xla_backend_optimization_level': 1} if is_cpu else None
-  return jax.jit(init, compiler_options=quick)(key), optimizer
+  # The program runs once, so optimizing it does not pay on the CPU, and less
+  # may be asked for.
+  is_least = jax.config.read('jax_disable_most_optimizations')
+  is_quick = jax.default_backend() == 'cpu' and not is_least
+  options = {'xla_backend_optimization_level': 1} if is_quick else None
+  return jax.jit(init, compiler_options=options)(key), optimizer
 
 
 def init_state(

@@ -25,6 +25,8 @@ def environment(**variables):
     **kept,
     'JAX_PLATFORMS': 'cpu',
     'XLA_FLAGS': quick.xla_flags(),
+    # `create_train_state` asks for more than these flags.
+    'JAX_DISABLE_MOST_OPTIMIZATIONS': str('XLA_FLAGS' not in variables),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
     'TF_CPP_MIN_LOG_LEVEL': '2',
     'PYTHONPATH': os.pathsep.join(paths),

@@ -1,7 +1,10 @@
 """Tiny Mask R-CNN that compiles in seconds, and batches for it."""
 
+import functools
+
 import jax
 import numpy as np
+import quick
 
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import train_step
@@ -55,9 +58,9 @@ def make_model(
 
 def make_state(model, batch, seed=0, **optimizer):
   """Initial state and its optimizer."""
-  return train_step.create_train_state(
-    model, {**OPTIMIZER, **optimizer}, batch, jax.random.key(seed)
-  )
+  made = train_step.make_optimizer(model, {**OPTIMIZER, **optimizer})
+  init = functools.partial(train_step.init_state, model, made, batch)
+  return quick.jit(init)(jax.random.key(seed)), made
 
 
 def make_batch(

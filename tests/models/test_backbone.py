@@ -88,7 +88,7 @@ def small_resnet(**options):
   model = ResNet(ResNetOptions(18, width=4, **options))
   images = np.random.default_rng(0).normal(size=(3, 32, 32, 3))
   images = images.astype(np.float32)
-  variables = jax.jit(model.init)(jax.random.key(0), images)
+  variables = quick.jit(model.init)(jax.random.key(0), images)
   variables['params'] = jax.tree.map(lambda x: x + 0.1, variables['params'])
   return model, variables, images
 
@@ -97,7 +97,7 @@ def small_resnet(**options):
 def test_frozen_stages_do_not_learn():
   model, variables, images = small_resnet(frozen_stages=2)
 
-  @jax.jit
+  @quick.jit
   @jax.grad
   def gradient(params):
     features = model.apply({**variables, 'params': params}, images)
@@ -112,7 +112,7 @@ def test_frozen_stages_do_not_learn():
 @pytest.mark.slow
 def test_images_that_are_not_valid_change_no_feature():
   model, variables, images = small_resnet(norm='batch', frozen_stages=0)
-  run = jax.jit(
+  run = quick.jit(
     functools.partial(model.apply, train=True, mutable=['batch_stats'])
   )
   valid = np.array([True, True, False])
@@ -153,7 +153,7 @@ def test_pyramid_matches_its_definition():
     for level, size in sizes.items()
   }
   model = fpn.FPN(channels=4, max_level=6)
-  run = jax.jit(model.init_with_output)
+  run = quick.jit(model.init_with_output)
   pyramid, variables = run(jax.random.key(0), features)
   params = variables['params']
 

@@ -177,10 +177,10 @@ def test_detections_of_an_image_are_its_own():
   model = tiny_model.make_model()
   batch = tiny_model.make_batch()
   images, sizes = batch['images'], batch['image_sizes']
-  variables = jax.jit(functools.partial(model.init, method='detect'))(
+  variables = quick.jit(functools.partial(model.init, method='detect'))(
     jax.random.key(0), images, sizes
   )
-  run = jax.jit(functools.partial(model.apply, method='detect'))
+  run = quick.jit(functools.partial(model.apply, method='detect'))
   expected = run(variables, images, sizes)
   assert np.all(np.sum(expected.valid, axis=1) > 0)
   assert np.all(np.isfinite(expected.masks))

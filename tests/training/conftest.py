@@ -45,6 +45,8 @@ def fast_compilation(programs):
   compilation_cache.reset_cache()
   with quick.compilation(), pytest.MonkeyPatch.context() as patch:
     patch.setattr(loop, '_compile', compile_once)
+    # Without the fusion emitters too.
+    patch.setattr(jax, 'jit', quick.jit)
     yield
   for name, value in before.items():
     jax.config.update(name, value)

@@ -41,9 +41,10 @@ def fixture_recipe(tmp_path_factory):
   )
   batch = tiny_model.make_batch()
   config = load_config('coco:habana_1x').optimizer
-  state, optimizer = train_step.create_train_state(
-    model, config, batch, jax.random.key(0)
-  )
+  with quick.compilation():
+    state, optimizer = train_step.create_train_state(
+      model, config, batch, jax.random.key(0)
+    )
   prefix = tmp_path_factory.mktemp('weights') / 'model.ckpt-112603'
   tensorflow_checkpoint.write_named(
     prefix, tensorflow_checkpoint.google_backbone(50, WIDTH)

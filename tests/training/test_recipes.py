@@ -133,9 +133,10 @@ def test_a_few_steps(name, dataset):
   batches = input_batches.train_batches(**config.input)
   batch = next(batches)
   model = MaskRCNN.from_config(config.model)
-  state, optimizer = train_step.create_train_state(
-    model, {**config.optimizer, 'num_steps': 10}, batch, jax.random.key(0)
-  )
+  with quick.compilation():
+    state, optimizer = train_step.create_train_state(
+      model, {**config.optimizer, 'num_steps': 10}, batch, jax.random.key(0)
+    )
   step = quick.jit(functools.partial(train_step.train_step, model, optimizer))
   before = state.params
   for _ in range(3):
