@@ -56,12 +56,15 @@ class _PerDevice:
 
   def __call__(self, function):
     rows = PartitionSpec('data')
-    # The devices that share an image compute the same.
+    # The devices that share an image compute the same. The compiler sees that,
+    # since the function is manual for the other axis only: a gradient is not
+    # summed over them.
     sharded = jax.shard_map(
       function,
       mesh=self.mesh,
       in_specs=rows,
       out_specs=rows,
+      axis_names={'data'},
       check_vma=False,
     )
 

@@ -259,7 +259,9 @@ class MaskRCNN(nn.Module):
     """RoI features `[batch, num_rois, size, size, channels]`."""
     align = self.operations.roi_align
     with jax.named_scope(f'align{size}'):  # Boxes and masks, in a profile.
-      return align(pyramid, boxes, size, self.roi_align)
+      return self.layout.per_device(
+        lambda pyramid, boxes: align(pyramid, boxes, size, self.roi_align)
+      )(pyramid, boxes)
 
   def anchor_boxes(self, canvas: tuple[int, int]) -> dict[int, np.ndarray]:
     """Anchors `[num_anchors, 4]` by level of a canvas (height, width)."""

@@ -290,11 +290,8 @@ def mask_targets(
   Returns:
     `[batch, n, size, size]` in [0, 1].
   """
-  masks = instances.masks.astype(jnp.float32)
-  if jnp.issubdtype(instances.masks.dtype, jnp.integer):
-    masks = masks / 255.0
   cut = jax.vmap(lambda *x: mask_ops.crop_masks(*x, size=size))(
-    masks, instances.boxes, rois.boxes, rois.instance_indices
+    instances.masks, instances.boxes, rois.boxes, rois.instance_indices
   )
   if threshold is None:
     return jnp.clip(cut, 0.0, 1.0)

@@ -25,8 +25,8 @@ def crop_masks(
   coordinate i as in Habana's system; outside its own box a mask is zero.
 
   Args:
-    masks: `[num_instances, mask_size, mask_size]`, each cropped to its box,
-      of any dtype; the result has their unit.
+    masks: `[num_instances, mask_size, mask_size]`, each cropped to its box, in
+      [0, 1]; as integers in 0..255.
     instance_boxes: `[num_instances, 4]`.
     rois: `[n, 4]` in the same pixels.
     instance_indices: `[n]` int, the instance of each RoI.
@@ -57,7 +57,10 @@ def crop_masks(
   centres = (np.arange(size, dtype=np.float32) + 0.5) / size
   positions = starts[..., None] + sides[..., None] * centres  # [n, 2, size]
   weights = _hat(positions, mask_size)
+  # As floats only where a RoI needs them: most instances are padding.
   own_masks = masks[instance_indices].astype(jnp.float32)
+  if jnp.issubdtype(masks.dtype, jnp.integer):
+    own_masks = own_masks / 255.0
   return _resample(own_masks, weights[:, 0], weights[:, 1])
 
 

@@ -137,21 +137,24 @@ def pyramid_roi_align(
         f'pyramid[{level}] must be [batch, h, w, c] with the batch of boxes '
         f'{boxes.shape}, got {features.shape}.'
       )
+  batch, n = boxes.shape[:2]
   sizes = np.array([x.shape[1:3] for x in maps])
-  starts = np.cumsum([0, *np.prod(sizes, axis=1)[:-1]])
-
-  # vmap keeps the batch a separate axis, so that it can be sharded.
-  @jax.vmap
-  def align(maps, boxes):
-    flat = jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in maps])
-    flat = flat.astype(options.dtype or flat.dtype)
-    levels = assign_levels(boxes, options)
-    own = levels - options.min_level
-    maps = (jnp.asarray(x, jnp.int32)[own] for x in (*sizes.T, starts))
-    cells = boxes * jnp.exp2(-levels.astype(jnp.float32))[:, None]
-    return _sample(flat, cells, size, options, maps)
-
-  return align(maps, jax.lax.stop_gradient(boxes))
+  cells = np.prod(sizes, axis=1)
+  # One table of all images: no index has a batch axis beside it, and no map is
+  # laid out anew. Within a level the cells of an image follow each other.
+  flat = jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in maps])
+  flat = flat.astype(options.dtype or flat.dtype)
+  firsts = batch * np.cumsum([0, *cells[:-1]])
+  firsts = firsts + np.arange(batch)[:, None] * cells  # [batch, levels]
+  boxes = jax.lax.stop_gradient(boxes).reshape(-1, 4)
+  levels = assign_levels(boxes, options)
+  own = levels - options.min_level
+  height, width = (jnp.asarray(x, jnp.int32)[own] for x in sizes.T)
+  images = np.repeat(np.arange(batch), n)
+  first = jnp.asarray(firsts, jnp.int32)[images, own]
+  boxes = boxes * jnp.exp2(-levels.astype(jnp.float32))[:, None]
+  bins = _sample(flat, boxes, size, options, (height, width, first))
+  return bins.reshape(batch, n, *bins.shape[1:])
 
 
 def assign_levels(
