@@ -144,14 +144,16 @@ def pyramid_roi_align(
   # laid out anew. Within a level the cells of an image follow each other.
   flat = jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in maps])
   flat = flat.astype(options.dtype or flat.dtype)
-  firsts = batch * np.cumsum([0, *cells[:-1]])
-  firsts = firsts + np.arange(batch)[:, None] * cells  # [batch, levels]
   boxes = jax.lax.stop_gradient(boxes).reshape(-1, 4)
   levels = assign_levels(boxes, options)
   own = levels - options.min_level
-  height, width = (jnp.asarray(x, jnp.int32)[own] for x in sizes.T)
-  images = np.repeat(np.arange(batch), n)
-  first = jnp.asarray(firsts, jnp.int32)[images, own]
+  starts = np.cumsum([0, *cells[:-1]])  # Of an image alone.
+  height, width, cells, starts = (
+    jnp.asarray(x, jnp.int32)[own] for x in (*sizes.T, cells, starts)
+  )
+  # The number of images is symbolic in an export for any batch size.
+  images = jax.lax.broadcasted_iota(jnp.int32, (batch, n), 0).reshape(-1)
+  first = jnp.asarray(batch, jnp.int32) * starts + images * cells
   boxes = boxes * jnp.exp2(-levels.astype(jnp.float32))[:, None]
   bins = _sample(flat, boxes, size, options, (height, width, first))
   return bins.reshape(batch, n, *bins.shape[1:])

@@ -4,6 +4,7 @@ import functools
 import itertools
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -226,6 +227,20 @@ def test_pyramid_takes_every_box_from_its_level(options):
       pyramid[level][image], boxes[image, n][None] / 2**level, 3, options
     )
     np.testing.assert_allclose(out[image, n], expected[0], atol=2e-3)
+
+
+def test_an_export_for_any_number_of_images_changes_nothing():
+  pyramid, boxes = random_pyramid(), random_boxes((2, 5))
+  (batch,) = jax.export.symbolic_shape('batch')
+  shapes = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype),
+    (pyramid, boxes),
+  )
+  align = jax.jit(lambda *x: op.pyramid_roi_align(*x, 3))
+  exported = jax.export.export(align)(*shapes)
+  for first in (0, 1):
+    some = {level: x[first:] for level, x in pyramid.items()}, boxes[first:]
+    np.testing.assert_array_equal(exported.call(*some), align(*some))
 
 
 def test_padded_boxes_are_finite_and_change_nothing():
