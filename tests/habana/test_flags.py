@@ -252,7 +252,7 @@ def test_a_wrong_flag_exits_with_2(argv, known, capsys):
     (['--learning_rate_steps=a,b'], '--learning_rate_steps', 'a,b'),
     (['--profile=1,2,3'], '--profile', '1,2,3'),
     (['--profile=x'], '--profile', 'x'),
-    (['--config.input.flips=true'], 'input.flips', None),
+    (['--config.input.flips=true'], 'input.flips', 'flips'),
     ([], 'TF_BF16_CONVERSION', 'ops.json'),  # A list of operations.
   ],
 )
