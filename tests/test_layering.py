@@ -70,17 +70,16 @@ ALLOWED = {
     ' .config .datasets.images .datasets.value_range .input_pipeline .models'
     ' .ops .weights'
   ),
-  # They run without this package.
-  'maskrcnn_jax/export/detect': 'jax numpy PIL',
-  'maskrcnn_jax/export/detect_onnx': 'numpy onnxruntime PIL',
+  # It runs without this package.
+  'maskrcnn_jax/export/detect': 'jax numpy onnxruntime PIL',
   'maskrcnn_jax/planning': (
-    'jax .benchmarks.measure .charts .config .distributed .input_pipeline'
-    ' .models.mask_rcnn .tables .training.train_step'
+    'jax .charts .config .distributed .input_pipeline .models.mask_rcnn'
+    ' .tables .training.train_step'
   ),
   'maskrcnn_jax/benchmarks': (
     'jax numpy flax optax PIL tensorflow tqdm .charts .datasets .distributed'
-    ' .evaluation .input_pipeline .models .structures .tables .training'
-    ' .visualize .weights'
+    ' .evaluation .input_pipeline .models .planning .structures .tables'
+    ' .training .visualize .weights'
   ),
   'maskrcnn_jax/benchmarks/torchvision_side': 'numpy timm torch torchvision',
   'maskrcnn_jax/habana': (

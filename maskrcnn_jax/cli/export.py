@@ -31,7 +31,7 @@ def add_verbs(add_verb) -> None:
   # fmt: off
   add('--output', required=True, metavar='DIR',
       help='folder to create, with programs, weights.npz, export.json and '
-      'detect.py or detect_onnx.py')
+      'detect.py')
   add('--canvas', type=canvases, metavar='HEIGHTxWIDTH,...',
       help='input sizes in pixels, one program each (default: those of the '
       'run)')

@@ -28,8 +28,8 @@ PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 FORMATS = ('stablehlo', 'saved_model', 'onnx')
 # Files beside the programs.
 _DESCRIPTION, _WEIGHTS = 'export.json', 'weights.npz'
-# Examples by format, in this folder.
-_EXAMPLES = {'stablehlo': 'detect.py', 'onnx': 'detect_onnx.py'}
+# Copied from this folder.
+_EXAMPLE = 'detect.py'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,8 +220,8 @@ def _write(folder, kind, programs, weights):
       (folder / f'{name}.jax_export').write_bytes(each.serialize())
   if kind == 'stablehlo':
     np.savez(folder / _WEIGHTS, **weights)
-  example = _EXAMPLES[kind]
-  shutil.copyfile(pathlib.Path(__file__).with_name(example), folder / example)
+  example = pathlib.Path(__file__).with_name(_EXAMPLE)
+  shutil.copyfile(example, folder / _EXAMPLE)
 
 
 def _entry(canvas, fit, formats):

@@ -127,7 +127,7 @@ def test_the_example_reads_image_files(exported):
     folder / 'noise.png'
   )
   shown = export_process.run(
-    "import detect; detect.main(['../noise.png'], min_score=0.25)",
+    "import detect; detect.main(['../noise.png', '--min_score=0.25'])",
     tuple(name for name in JAX_ALONE if name != 'PIL'),
     folder / 'exported',
   )
@@ -136,6 +136,7 @@ def test_the_example_reads_image_files(exported):
   assert line['objects']
   for found in line['objects']:
     assert found['class'] in ('', 'disc') and found['score'] >= 0.25
-    y1, x1, y2, x2 = found['box']
+    x1, y1, width, height = found['bbox']
+    y2, x2 = y1 + height, x1 + width
     assert min(y1, y2) >= 0 and max(y1, y2) <= 80
     assert min(x1, x2) >= 0 and max(x1, x2) <= 120
