@@ -85,7 +85,7 @@ def bench(
       _write(result, output)
     result['memory']['maskrcnn_jax'] = machine.peak_memory()
     if other:
-      result['memory']['torchvision'] = other.ask('usage')['peak_memory']
+      result['memory'][subject.peer] = other.ask('usage')['peak_memory']
   again = machine.measure_peaks()
   result['peaks'] = {name: max(x, again[name]) for name, x in peaks.items()}
   result['machine']['load_after'] = os.getloadavg()[0]

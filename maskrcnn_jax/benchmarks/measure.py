@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import tqdm
 
+from maskrcnn_jax.planning import program_text
+
 Row = dict[str, Any]
 
 
@@ -138,7 +140,7 @@ def compile_program(
     The compiled function, and what the compiler reports: `flops`, see
     `count_flops`, 0 if it reports none; `bytes_accessed`, read and written as
     if there were no caches, without what libraries do on a GPU; `memory`, see
-    `program_memory`; `compile_seconds` of tracing and compiling.
+    `program_text.memory`; `compile_seconds` of tracing and compiling.
   """
   jitted = function if hasattr(function, 'lower') else jax.jit(function)
   start = time.perf_counter()
@@ -149,7 +151,7 @@ def compile_program(
   return compiled, {
     'flops': count_flops(traced, compiled),
     'bytes_accessed': max(costs.get('bytes accessed', 0.0), 0.0),
-    'memory': program_memory(compiled),
+    'memory': program_text.memory(compiled),
     'compile_seconds': seconds,
   }
 
@@ -175,27 +177,3 @@ def count_flops(traced: Any, compiled: Any) -> float:
   shardings = jax.tree.leaves(compiled.input_shardings)
   num_devices = max((len(x.device_set) for x in shardings), default=1)
   return max(whole / num_devices, part, 0.0)
-
-
-def program_memory(compiled: Any) -> dict[str, int]:
-  """Bytes of a `jax.stages.Compiled` on one device, by what they hold.
-
-  Returns:
-    `arguments`, `outputs`, `aliased` (outputs in the memory of arguments),
-    `temporaries`, `program`; `needed`, all that is allocated while it runs;
-    `least_moved`, arguments and outputs, which must be read and written;
-    `peak`, in use at once without the program, or None.
-  """
-  analysis = compiled.memory_analysis()
-  memory = {
-    'arguments': analysis.argument_size_in_bytes,
-    'outputs': analysis.output_size_in_bytes,
-    'aliased': analysis.alias_size_in_bytes,
-    'temporaries': analysis.temp_size_in_bytes,
-    'program': analysis.generated_code_size_in_bytes,
-  }
-  return memory | {
-    'needed': sum(memory.values()) - 2 * memory['aliased'],
-    'least_moved': memory['arguments'] + memory['outputs'],
-    'peak': getattr(analysis, 'peak_memory_in_bytes', None),
-  }

@@ -8,7 +8,6 @@ metadata names for it.
 import collections
 import contextlib
 import pathlib
-import re
 import tempfile
 from collections.abc import Iterable, Mapping
 
@@ -16,26 +15,11 @@ import jax
 
 from maskrcnn_jax.benchmarks import measure, programs
 from maskrcnn_jax.benchmarks.subject import Subject
+from maskrcnn_jax.planning import breakdown, program_text
 
-# Parts of the path of an operation, and the stage; of several the last.
-_STAGES = {
-  'backbone': 'backbone',
-  'fpn': 'FPN',
-  'rpn_head': 'RPN',
-  'MaskRCNN.sample': 'proposals and RoI sampling',
-  'MaskRCNN.align': 'RoIAlign',
-  'box_head': 'box head',
-  'mask_head': 'mask head',
-}
-_REST = 'targets, losses and optimizer'
 _UNNAMED = 'kernels without a name'
-_INSTRUCTION = re.compile(
-  r'\s+(?:ROOT )?%?([\w.-]+) = \S.*? ([a-z][\w-]*)\((?:.*op_name="([^"]*)")?'
-)
 # What these run has events of its own.
 _OUTER = ('call', 'conditional', 'while')
-# Backward in time, of the forward pass's operations.
-_BACKWARD = 'transpose('
 
 
 def run(
@@ -69,25 +53,22 @@ def stages_of(text: str) -> dict[str, str | None]:
     text: of `jax.stages.Compiled.as_text`.
 
   Returns:
-    Such as `backbone, backward`; None for loops and calls, whose bodies count.
-    Names with dots are there with underscores too, as kernels are named.
+    Such as `FPN, backward`, see `breakdown.stage_of`; None for loops and calls,
+    whose bodies count. Names with dots are there with underscores too, as
+    kernels are named.
   """
+  _, computations = program_text.read(text)
   found = {}
-  for line in text.splitlines():
-    match = _INSTRUCTION.match(line)
-    if match:
-      name, opcode, path = match.groups()
-      stage = None if opcode in _OUTER else _stage(path or '')
+  for instructions in computations.values():
+    for name, instruction in instructions.items():
+      stage = None
+      if instruction.opcode not in _OUTER:
+        stage = ', '.join(
+          filter(None, breakdown.stage_of(instruction, computations))
+        )
       found[name] = stage
       found.setdefault(name.replace('.', '_'), stage)
   return found
-
-
-def _stage(path: str) -> str:
-  direction = 'backward' if _BACKWARD in path else 'forward'
-  # Such as `jit(step)/transpose(jvp(MaskRCNN))/MaskRCNN.pyramid/fpn/add`.
-  known = [_STAGES[x] for x in re.split(r'[/()]+', path) if x in _STAGES]
-  return f'{known[-1]}, {direction}' if known else _REST
 
 
 def events(folder: str) -> Iterable[tuple[str, float, bool]]:

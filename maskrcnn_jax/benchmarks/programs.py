@@ -149,7 +149,7 @@ def backbone(
   if other:
     if subject.model.backbone.kind == 'resnet':
       other.load_weights(state.variables())
-    sides['torchvision'] = other.side('backbone', subject.batch_size)
+    sides[subject.peer] = other.side('backbone', subject.batch_size)
   return _compare(sides, options, 'backbone')
 
 

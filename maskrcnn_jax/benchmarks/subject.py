@@ -41,6 +41,11 @@ class Subject:
     """Height and width of the images."""
     return self.host_batches[0]['images'].shape[1:3]
 
+  @property
+  def peer(self) -> str:
+    """Library that the model is measured beside; torchvision has no ViT."""
+    return 'timm' if self.model.backbone.kind == 'vit' else 'torchvision'
+
   def describe(self) -> dict[str, Any]:
     """Sizes of the model and of the batches, for the record."""
     return {

@@ -17,7 +17,6 @@ import jax
 
 from maskrcnn_jax import config as config_lib
 from maskrcnn_jax import files, input_pipeline
-from maskrcnn_jax.benchmarks import measure
 from maskrcnn_jax.errors import invalid
 from maskrcnn_jax.planning import (
   breakdown,
@@ -56,7 +55,7 @@ def plan(
     output: folder of `plan.json` and `plan.png`; None writes neither.
     rate_is_given: whether the learning rate stays, whatever the batch is.
     what: of `programs.TRACED`.
-    has_breakdown: whether the stages of each program are printed too.
+    has_breakdown: whether the work of each program is divided by stage.
 
   Returns:
     A row for each, see `plan_step`.
@@ -77,7 +76,8 @@ def plan(
 
   def add(topology, batch):
     logging.info('compiling for %s, %d images a device', topology.name, batch)
-    rows.append(plan_step(config, topology, batch, rate_is_given, what))
+    options = rate_is_given, what, has_breakdown
+    rows.append(plan_step(config, topology, batch, *options))
     if output:
       # Written at once: the next one may take minutes.
       text = json.dumps(rows, indent=2) + '\n'
@@ -91,7 +91,7 @@ def plan(
     default = max(1, config.input.batch_size // len(topology.devices))
     for batch in batches_per_device or [default]:
       add(topology, batch)
-  print(report.text(rows, has_breakdown))
+  print(report.text(rows))
   if output:
     report.draw(rows, pathlib.Path(output, 'plan.png'))
     logging.info('wrote plan.json and plan.png to %s', output)
@@ -132,15 +132,16 @@ def plan_step(
   batch_per_device: int,
   rate_is_given: bool = False,
   what: str = 'step',
+  has_breakdown: bool = False,
 ) -> dict[str, Any]:
   """Requirements of one step or detection; see `plan` for the arguments.
 
   Returns:
     A row of JSON values. Bytes and operations are of one device and one step
-    unless the name says otherwise. `memory` is that of `measure.program_memory`
+    unless the name says otherwise. `memory` is that of `program_text.memory`
     with `capacity` of the device, the `usable` part of it, and `fits`. Where
     the step does not fit, what only a compiled program has is None. `breakdown`
-    is that of `breakdown.breakdown`.
+    is that of `breakdown.breakdown`, None without `has_breakdown`.
   """
   num_devices = len(topology.devices)
   batch_size = batch_per_device * num_devices
@@ -174,7 +175,8 @@ def plan_step(
   if isinstance(topology.chip, chips.Gpu):
     flops = programs.defined_flops(trace, config, make_spec(batch_per_device))
   lowered = trace(config, spec, topology).lower()
-  row |= compile_step(lowered, topology, batch_per_device, flops)
+  options = flops, has_breakdown
+  row |= compile_step(lowered, topology, batch_per_device, *options)
   return row | {'input': _input(spec, row)}
 
 
@@ -183,6 +185,7 @@ def compile_step(
   topology: topologies.Topology,
   batch_per_device: int,
   flops: float | None = None,
+  has_breakdown: bool = False,
 ) -> dict[str, Any]:
   """The fields of `plan_step` that depend on the program.
 
@@ -191,6 +194,7 @@ def compile_step(
     topology: that it was traced for.
     batch_per_device: images.
     flops: of one device, where the compiler reports none.
+    has_breakdown: see `plan_step`.
   """
   chip = topology.chip
   capacity = int(chip.memory / chip.devices) if chip else None
@@ -218,7 +222,7 @@ def compile_step(
       'flops': flops,
       'bytes accessed': program_text.accessed_bytes(text),
     }
-  memory = measure.program_memory(compiled)
+  memory = program_text.memory(compiled)
   fits = capacity is None or memory['needed'] <= limits['usable']
   found = program_text.find_collectives(text)
   values = {
@@ -227,7 +231,7 @@ def compile_step(
     'flops_per_image': costs.get('flops', 0) / batch_per_device or None,
     'bytes_accessed': costs.get('bytes accessed'),
     'collectives': program_text.summary(found),
-    'breakdown': breakdown.breakdown(text, chip),
+    'breakdown': breakdown.breakdown(text, chip) if has_breakdown else None,
     'compile_seconds': seconds,
   }
   return values | {'time': _time(values, costs, topology, batch_per_device)}

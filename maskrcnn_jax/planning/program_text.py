@@ -1,4 +1,4 @@
-"""Collectives and bytes of a compiled program, from its optimised HLO text.
+"""Collectives and bytes of a compiled program, from its HLO text; its memory.
 
 The text has computations of one instruction a line,
 `%name = type opcode(%operand, ...), attribute=...`. Lines of another form are
@@ -9,6 +9,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 KINDS = (
   'all-gather',
@@ -257,3 +258,27 @@ def sent_bytes(rows: list[dict], num_devices: int) -> float:
     if row['times'] is not None
   )
   return rounds * (num_devices - 1) / num_devices
+
+
+def memory(compiled: Any) -> dict[str, int]:
+  """Bytes of a `jax.stages.Compiled` on one device, by what they hold.
+
+  Returns:
+    `arguments`, `outputs`, `aliased` (outputs in the memory of arguments),
+    `temporaries`, `program`; `needed`, all that is allocated while it runs;
+    `least_moved`, arguments and outputs, which must be read and written;
+    `peak`, in use at once without the program, or None.
+  """
+  analysis = compiled.memory_analysis()
+  memory = {
+    'arguments': analysis.argument_size_in_bytes,
+    'outputs': analysis.output_size_in_bytes,
+    'aliased': analysis.alias_size_in_bytes,
+    'temporaries': analysis.temp_size_in_bytes,
+    'program': analysis.generated_code_size_in_bytes,
+  }
+  return memory | {
+    'needed': sum(memory.values()) - 2 * memory['aliased'],
+    'least_moved': memory['arguments'] + memory['outputs'],
+    'peak': getattr(analysis, 'peak_memory_in_bytes', None),
+  }

@@ -58,13 +58,8 @@ _STAGES = (
 )
 
 
-def text(rows: Sequence[dict], has_breakdown: bool = False) -> str:
-  """Markdown tables of rows of `plan.plan_step`.
-
-  Args:
-    rows: of the plan.
-    has_breakdown: whether the stages of each program are shown.
-  """
+def text(rows: Sequence[dict]) -> str:
+  """Markdown tables of rows of `plan.plan_step`."""
   titles = {
     'Memory of one device, in GiB:': _MEMORY,
     'Work of one device, and the time of a step:': _WORK,
@@ -78,8 +73,7 @@ def text(rows: Sequence[dict], has_breakdown: bool = False) -> str:
     'Data that devices exchange in a step, largest first:',
     table(found),
   ]
-  if has_breakdown:
-    parts += map(breakdown_text, rows)
+  parts += map(breakdown_text, rows)
   return '\n\n'.join(part for part in parts if part)
 
 

@@ -21,22 +21,22 @@ BACKWARD = 'transpose(jvp(MaskRCNN))'
 TEXT = (
   'HloModule jit_step\n\n%region_0 (a: f32[]) -> f32[] {\n'
   '  ROOT %add.1 = f32[] add(%a, %b)\n}\n\nENTRY %main () -> f32[4] {\n'
-  + _line('fusion.3', 'fusion', 'MaskRCNN.pyramid/backbone/stage3/conv1/dot')
+  + _line('fusion.3', 'fusion', 'jvp(M)/MaskRCNN.pyramid/backbone/stage3/dot')
   + _line('fusion.4', 'fusion', f'{BACKWARD}/MaskRCNN.pyramid/fpn/add')
   + _line('while.5', 'while', 'MaskRCNN.sample/while')
   + '  %copy.6 = f32[4]{0} copy(%while.5)\n'
-  + _line('call.7', 'scatter', f'{BACKWARD}/MaskRCNN.align/add', 'ROOT ')
+  + _line('call.7', 'scatter', f'{BACKWARD}/MaskRCNN.align/align7/add', 'ROOT ')
   + '}\n'
 )
 
 
 def test_stages_of_instructions():
   stages = profile.stages_of(TEXT)
-  assert stages['fusion.3'] == stages['fusion_3'] == 'backbone, forward'
+  assert stages['fusion.3'] == stages['fusion_3'] == 'backbone stage3, forward'
   assert stages['fusion.4'] == 'FPN, backward'
   assert stages['while.5'] is None  # Its body counts.
-  assert stages['copy.6'] == 'targets, losses and optimizer'
-  assert stages['call.7'] == 'RoIAlign, backward'
+  assert stages['copy.6'] == 'copies without a name'
+  assert stages['call.7'] == 'RoIAlign 7x7, backward'
 
 
 def test_rows_by_stage():
@@ -55,7 +55,7 @@ def test_rows_by_stage():
   ]
   assert found == [
     ('FPN, backward', 0.5, 0.5, 0),
-    ('backbone, forward', 0.375, 0.375, 1),
+    ('backbone stage3, forward', 0.375, 0.375, 1),
     ('kernels without a name', 0.125, 0.125, 0),
   ]
 
@@ -77,6 +77,6 @@ def test_a_trace_of_jax(tmp_path):
   stages = profile.stages_of(compiled.as_text())
   rows = profile.stage_rows(stages, profile.events(str(tmp_path)), steps=3)
   seconds = {row['name']: row['seconds']['median'] for row in rows}
-  assert {'backbone, forward', 'backbone, backward'} <= seconds.keys()
+  assert {'backbone stem, forward', 'backbone stem, backward'} <= seconds.keys()
   assert all(0 < value < 1 for value in seconds.values())
   assert sum(row['share'] for row in rows) == pytest.approx(1)

@@ -61,7 +61,8 @@ def _gradient_bytes(config):
 @pytest.fixture(scope='module')
 def planned(tmp_path_factory):
   folder = tmp_path_factory.mktemp('plan')
-  return folder, *_run(folder, '--topology=cpu:1,cpu:2', '--batch_per_device=2')
+  flags = '--topology=cpu:1,cpu:2', '--batch_per_device=2', '--breakdown'
+  return folder, *_run(folder, *flags)
 
 
 @pytest.mark.slow
