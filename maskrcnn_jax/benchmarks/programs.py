@@ -83,7 +83,8 @@ def _jitted_detect(subject):
   def detect(variables, images, image_sizes):
     return train_step.detect(subject.model, variables, images, image_sizes)
 
-  return jax.jit(detect)
+  options = mesh_lib.compiler_options(subject.mesh)
+  return jax.jit(detect, compiler_options=options)
 
 
 def training(

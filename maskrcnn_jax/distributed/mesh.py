@@ -6,6 +6,7 @@ these shardings. The mesh has two axes: `data` splits the rows of a batch,
 """
 
 import functools
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,15 @@ SMALLEST_HEIGHT = 3
 # Arrays with fewer entries are not split: with ResNet-50 they are a quarter of
 # the arrays and a thousandth of the bytes, and each would be its own message.
 SMALLEST_SPLIT = 2**14
+# By default XLA splits the width of few images into more images before it
+# convolves them, and joins it again. That costs a TPU (v5e, libtpu 0.0.42)
+# more than the convolutions, which get no faster; see docs/plan.md.
+_COMPILER_OPTIONS = {
+  'tpu': {
+    'xla_tpu_run_space_to_batch': 'false',
+    'xla_tpu_run_space_to_batch_on_new_platforms': 'false',
+  }
+}
 
 
 def make_mesh(
@@ -165,6 +175,40 @@ def split_largest(shape, mesh: Mesh, smallest: int) -> NamedSharding:
     return replicated(mesh)
   axis = max(axes, key=lambda i: (shape[i], i))
   return NamedSharding(mesh, PartitionSpec(*[None] * axis, 'data'))
+
+
+def compiler_options(mesh: Mesh) -> dict[str, str] | None:
+  """XLA's options for the model's programs on the platform of a mesh.
+
+  Without those that its compiler does not know: another version of libtpu has
+  other ones.
+
+  Args:
+    mesh: of `make_mesh`, possibly of devices that are only described.
+
+  Returns:
+    `compiler_options` of `jax.jit`; None where there are none.
+  """
+  options = _COMPILER_OPTIONS.get(mesh.devices.flat[0].platform, {})
+  return {k: x for k, x in options.items() if _is_known(mesh, k, x)} or None
+
+
+@functools.cache
+def _is_known(mesh, name, value) -> bool:
+  """Whether a small program compiles with an option."""
+  increment = jax.jit(
+    lambda x: x + 1,
+    in_shardings=replicated(mesh),
+    compiler_options={name: value},
+  )
+  try:
+    increment.lower(jax.ShapeDtypeStruct((), np.float32)).compile()
+  except jax.errors.JaxRuntimeError as error:
+    if not str(error).startswith('INVALID_ARGUMENT'):
+      raise
+    logging.warning('compiling without %s=%s: %s', name, value, error)
+    return False
+  return True
 
 
 def put_replicated(tree: Any, mesh: Mesh) -> Any:

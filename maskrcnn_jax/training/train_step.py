@@ -289,6 +289,7 @@ def jit_train_step(
     in_shardings=(state, mesh_lib.input_shardings(mesh), replicated),
     out_shardings=(state, replicated),
     donate_argnums=0,
+    compiler_options=mesh_lib.compiler_options(mesh),
   )
 
 

@@ -116,3 +116,32 @@ def test_a_mesh_has_all_devices_or_the_first_ones():
       mesh_lib.make_mesh(num_devices)
     assert error.value.argument == 'num_devices'
     assert error.value.given == num_devices
+
+
+def test_options_that_the_compiler_does_not_know_are_left_out(
+  monkeypatch, caplog
+):
+  """The compiler for CPUs refuses those of TPUs, as another libtpu may."""
+  mesh = mesh_lib.make_mesh(1)
+  assert mesh_lib.compiler_options(mesh) is None
+  unknown = mesh_lib._COMPILER_OPTIONS['tpu']
+  known = {'xla_backend_optimization_level': '1'}
+  table = {'cpu': {**unknown, **known}}
+  monkeypatch.setattr(mesh_lib, '_COMPILER_OPTIONS', table)
+  assert mesh_lib.compiler_options(mesh) == known
+  assert all(name in caplog.text for name in unknown)
+  assert not any(name in caplog.text for name in known)
+  monkeypatch.setattr(mesh_lib, '_COMPILER_OPTIONS', {'cpu': unknown})
+  assert mesh_lib.compiler_options(mesh) is None
+  jax.jit(abs, compiler_options=mesh_lib.compiler_options(mesh))(-1.0)
+
+
+def test_other_errors_of_the_compiler_are_not_hidden(monkeypatch):
+  def fail(*unused, **unused_options):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: no memory')
+
+  options = {'xla_backend_optimization_level': '0'}
+  monkeypatch.setattr(mesh_lib, '_COMPILER_OPTIONS', {'cpu': options})
+  monkeypatch.setattr(jax.stages.Lowered, 'compile', fail)
+  with pytest.raises(jax.errors.JaxRuntimeError, match='RESOURCE_EXHAUSTED'):
+    mesh_lib.compiler_options(mesh_lib.make_mesh(1))
