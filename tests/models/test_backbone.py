@@ -182,6 +182,40 @@ def test_upsampling_cuts_odd_sizes():
   )
 
 
+def test_upsampling_by_products_is_repetition():
+  """The form for TPUs: each cell is one product by 1, plus zeros."""
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, 3, 5, 16)) * 10.0 ** rng.integers(-30, 30, 16)
+  x = jnp.bfloat16(x)
+  products, repeated = fpn._double_by_products(x), fpn._repeat(x)
+  assert products.dtype == x.dtype
+  np.testing.assert_array_equal(products, repeated)
+  wide = jnp.float32(rng.normal(size=x.shape))
+  gradient = jnp.float32(rng.normal(size=repeated.shape))
+  actual, expected = (
+    jax.vjp(double, wide)[1](gradient)[0]
+    for double in (fpn._double_by_products, fpn._repeat)
+  )
+  np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  'platform, dtype, has_products',
+  [
+    ('tpu', 'bfloat16', True),
+    ('tpu', 'float32', False),
+    ('cpu', 'bfloat16', False),
+  ],
+)
+def test_upsampling_by_products_is_for_tpus(platform, dtype, has_products):
+  def gradient(x):
+    return jax.grad(lambda x: jnp.sum(fpn.upsample(x, (1, 5, 8, 16)) ** 2))(x)
+
+  traced = jax.jit(gradient).trace(jnp.zeros((1, 3, 4, 16), dtype))
+  text = traced.lower(lowering_platforms=(platform,)).as_text()
+  assert text.count('stablehlo.convolution') == 2 * has_products
+
+
 @pytest.mark.parametrize('stride_in_1x1', [False, True])
 def test_the_stride_of_a_bottleneck(stride_in_1x1):
   """On the first 1x1, every second row and column is unused."""
