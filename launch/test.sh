@@ -30,8 +30,20 @@ export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
 start=$SECONDS
 status=0
 # Warnings of our own modules are errors; those of other packages are hidden.
-.venv/bin/python -m pytest --disable-warnings --durations=15 -n 2 \
-  --dist loadfile --no-loadscope-reorder \
-  ${select[@]+"${select[@]}"} "$@" || status=$?
+run() {
+  .venv/bin/python -m pytest --disable-warnings --durations=15 -n 2 \
+    --dist loadfile --no-loadscope-reorder \
+    ${select[@]+"${select[@]}"} "$@" || status=$?
+}
+if [[ $# -gt 0 ]]; then
+  run "$@"
+else
+  # Most of the time goes into compiling programs that run once, so all but the
+  # recorded numbers are computed by programs that are not optimised.
+  run tests/*/*_golden.py
+  XLA_FLAGS="${XLA_FLAGS:-} $(.venv/bin/python tests/helpers/quick.py)"
+  export XLA_FLAGS JAX_DISABLE_MOST_OPTIMIZATIONS=true
+  run --ignore-glob='*_golden.py' tests
+fi
 echo "Tests took $((SECONDS - start)) s; exit status $status."
 exit $status

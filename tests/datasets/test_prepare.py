@@ -137,6 +137,7 @@ def test_an_object_without_a_box_gets_that_of_its_mask(tmp_path):
   np.testing.assert_array_equal(parsed['area'], [64, 64])
 
 
+@pytest.mark.slow
 def test_files_do_not_depend_on_the_number_of_workers(tmp_path):
   objects = [_object(k, image_id=k % 20 + 1) for k in range(1, 40)]
   folder, annotations, _ = _write_set(tmp_path, objects, num_images=20)

@@ -133,6 +133,7 @@ print(json.dumps(report))
 """
 
 
+@pytest.mark.slow
 def test_parts_are_restored_bit_by_bit_on_other_devices(tmp_path):
   layouts = [(1, 'none'), (4, 'none'), (4, 'all'), (8, 'optimizer')]
   specs = run_on_eight(SAVE, str(tmp_path), layouts)

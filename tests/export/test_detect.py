@@ -81,6 +81,7 @@ def test_pasting_is_that_of_evaluation(box):
   np.testing.assert_array_equal(detect.paste(mask, box, (40, 60)), wanted)
 
 
+@pytest.mark.slow
 def test_detections_are_those_of_the_predictor(workdir, tmp_path):
   options = exporter.ExportOptions(batch_size=2, platforms=('cpu',))
   exporter.export(workdir, tmp_path / 'exported', options)

@@ -26,6 +26,7 @@ def run(workdir, output, *flags):
   return command.main(['export', *source, f'--output={output}', *flags])
 
 
+@pytest.mark.slow
 def test_files_of_an_export(workdir, tmp_path, capsys):
   output = tmp_path / 'new' / 'exported'
   assert run(workdir, output, '--batch_size=2', '--platforms=cpu,tpu') == 0

@@ -55,3 +55,7 @@ def xla_flags(num_devices=None):
   if num_devices:
     flags.append(f'--xla_force_host_platform_device_count={num_devices}')
   return ' '.join(flags)
+
+
+if __name__ == '__main__':
+  print(xla_flags())

@@ -61,6 +61,7 @@ def rows_of(batch, rows):
 
 
 # It takes seconds to set up a pipeline.
+@pytest.mark.slow
 @pytest.mark.parametrize('host, hosts', [(1, 2), (2, 4)])
 def test_batches_do_not_depend_on_the_number_of_hosts(
   pattern, whole, host, hosts
@@ -72,6 +73,7 @@ def test_batches_do_not_depend_on_the_number_of_hosts(
     assert_equal(batch, rows_of(expected, rows))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_an_epoch_with_other_threads_and_a_cache(
   pattern, whole
 ):

@@ -99,6 +99,7 @@ def path(tmp_path):
   return path
 
 
+@pytest.mark.slow
 def test_batches_do_not_depend_on_the_cache(path):
   iterators = {
     cache: input_pipeline.train_batches(

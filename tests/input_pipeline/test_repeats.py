@@ -150,6 +150,7 @@ def test_rare_classes_come_up_more_often(pattern):
   assert counts[7] / counts[0] == pytest.approx(math.sqrt(8), abs=0.25)
 
 
+@pytest.mark.slow
 def test_hosts_and_resumed_runs_see_the_same(pattern):
   expected = train(pattern, 9)
   for hosts in (2, 4):

@@ -248,6 +248,7 @@ def take_all_gradients(run):
   return functools.partial(compiled, run.state.params)
 
 
+@pytest.mark.slow
 def test_padding_changes_nothing(batch, take_all_gradients):
   """Three more rows of instances and one more image."""
   padded = tiny_model.make_batch((2, 3, 4), max_instances=7)
