@@ -1,6 +1,7 @@
 """Initial state of a run: a checkpoint, pretrained weights or random values."""
 
 import dataclasses
+import functools
 import logging
 import os
 import pathlib
@@ -110,21 +111,30 @@ def start(
     mesh: of the devices.
     classes: names of the run's classes by id.
   """
-  fresh, _ = train_step.create_train_state(model, config.optimizer, batch, key)
+  optimizer = train_step.make_optimizer(model, config.optimizer)
+  init = functools.partial(train_step.init_state, model, optimizer, batch)
+  shapes = jax.eval_shape(init, key)
   shardings = mesh_lib.state_shardings(
-    fresh, mesh, mesh_lib.config_shard_state(config)
+    shapes, mesh, mesh_lib.config_shard_state(config)
   )
-  state = mesh_lib.put(fresh, shardings)
-  restored = store.restore_latest(workdir, state, config)
+  target = jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=sharding
+    ),
+    *(shapes, shardings),
+  )
+  restored = store.restore_latest(workdir, target, config)
   if restored:
     return restored, ''
+  state, _ = train_step.create_train_state(model, config.optimizer, batch, key)
   report, source = '', config.training.get('pretrained')
   if source:
     options = finetuning.load_options(
       source, config.training.get('finetune', False), classes
     )
-    state, report = start_from(source, fresh, options)
-    state = mesh_lib.put(train_state.restart_average(state), shardings)
+    state, report = start_from(source, state, options)
+    state = train_state.restart_average(state)
+  state = mesh_lib.put(state, shardings)
   return store.Restored(0, state, START, dict(classes)), report
 
 
