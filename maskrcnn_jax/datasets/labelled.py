@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import os
 from collections.abc import Collection, Mapping, Sequence
 
 from maskrcnn_jax.datasets import (
@@ -16,6 +17,44 @@ from maskrcnn_jax.datasets.findings import Finding, raise_errors
 from maskrcnn_jax.datasets.formats import convert
 from maskrcnn_jax.datasets.formats.source import Source
 from maskrcnn_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelOptions:
+  """Options of labels and their images, for `prepare`, `check` and a run.
+
+  Attributes:
+    data_format: one of `convert.FORMATS`; by default it is found.
+    classes: names of other formats' classes, see `class_names.read`.
+    num_workers: processes; None: one per core.
+    allow_outside: see `coco_files.check_file`.
+    allow_empty_classes: a category of a COCO JSON may have no objects to learn
+      from.
+    exif: 'upright' or 'stored', what the labels mean of photos that EXIF
+      rotates where their size does not tell; None: see `survey`.
+    value_range: values of more than 8 bits that become 0 and 255; None: see
+      `survey`.
+  """
+
+  data_format: str = convert.AUTO
+  classes: str | None = None
+  num_workers: int | None = None
+  allow_outside: bool = False
+  allow_empty_classes: bool = False
+  exif: str | None = None
+  value_range: tuple[float, float] | None = None
+
+  def __post_init__(self):
+    survey.check_options(self.exif, self.value_range)
+
+  def source(
+    self,
+    images_dir: str | os.PathLike,
+    labels: str | os.PathLike,
+    numbers: Mapping[int, str] | None = None,
+  ) -> Source:
+    """The images and labels with these options; see `Source`."""
+    return Source(images_dir, labels, self.classes, self.num_workers, numbers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,43 +114,36 @@ class LabelledImages:
 
 def read(
   source: Source,
-  data_format: str,
+  options: LabelOptions,
   file: str,
   image_ids: Collection[int] | None = None,
-  allow_outside: bool = False,
-  exif: str | None = None,
-  wanted: value_range.Range | None = None,
   known: Mapping[str, value_range.Range] | None = None,
-  allow_empty_classes: bool = False,
 ) -> LabelledImages:
   """Reads the labels of a data set and looks at its images.
 
   Args:
     source: images and labels.
-    data_format: one of `convert.FORMATS` but `auto`.
+    options: of a format other than `auto`.
     file: path of the COCO JSON, for findings.
     image_ids: of the images to take; None: all.
-    allow_outside: see `coco_files.check_file`.
-    exif: see `survey.read`.
-    wanted: see `survey.read`.
     known: see `survey.read`.
-    allow_empty_classes: see `prepare.prepare`.
 
   Raises:
     InvalidDataError: there is an error in the labels.
     UserError: an argument is wrong, or there is no image.
   """
-  survey.check_options(exif, wanted)
+  data_format = options.data_format
   content, found = convert.read(data_format, source)
   dataset = coco_json.parse(content, file, found)
-  dataset = coco_files.find(dataset, source.images_dir, allow_outside)
+  dataset = coco_files.find(dataset, source.images_dir, options.allow_outside)
   raise_errors(dataset.findings)
   if image_ids is not None:
     dataset = _select(dataset, image_ids)
   if not dataset.images:
     raise UserError(f'{source.labels} lists no images.', path=source.labels)
   dataset, seen = survey.of_dataset(
-    dataset, source.images_dir, exif, wanted, allow_outside, known
+    *(dataset, source.images_dir, options.exif, options.value_range),
+    *(options.allow_outside, known),
   )
   findings = [*dataset.findings, *seen.findings]
   if data_format in convert.OF_COCO and image_ids is None:
@@ -119,7 +151,7 @@ def read(
     findings += coco_files.find_unlisted(source.images_dir, listed, file)
   found = LabelledImages(
     *(source, data_format, content, dataset, seen.ranges, findings),
-    allow_empty_classes,
+    options.allow_empty_classes,
   )
   # Before images are converted, some of whose objects may turn out unusable.
   raise_errors(_empty_classes(found))

@@ -27,7 +27,6 @@ from maskrcnn_jax.datasets import (
 )
 from maskrcnn_jax.datasets.findings import Finding, raise_errors
 from maskrcnn_jax.datasets.formats import convert
-from maskrcnn_jax.datasets.formats.source import Source
 from maskrcnn_jax.errors import UserError, invalid
 
 _IMAGES_PER_FILE = 500
@@ -85,16 +84,11 @@ def prepare(
   annotations_file: str | os.PathLike,
   output_pattern: str | os.PathLike,
   num_shards: int | None = None,
-  num_workers: int | None = None,
+  *,
   captions_file: str | os.PathLike | None = None,
   image_ids: Sequence[int] | None = None,
-  data_format: str = convert.AUTO,
-  classes: str | None = None,
-  allow_outside: bool = False,
   drop_outside: bool = False,
-  exif: str | None = None,
-  value_range: tuple[float, float] | None = None,
-  allow_empty_classes: bool = False,
+  **options,
 ) -> Summary:
   """Writes the record files of a data set, all or none.
 
@@ -107,21 +101,12 @@ def prepare(
     output_pattern: `DIR/train`, `DIR/train.tfrecord` or `DIR/train-*.tfrecord`;
       the files become `DIR/train-00000-of-00008.tfrecord` and so on.
     num_shards: number of files; by default one for every 500 images.
-    num_workers: processes; by default one per core.
     captions_file: COCO captions JSON.
     image_ids: ids of the images to write, in the order of the JSON; None: all.
-    data_format: one of `convert.FORMATS`; by default it is found.
-    classes: names of other formats' classes, see `class_names.read`.
-    allow_outside: see `coco_files.check_file`.
     drop_outside: skip objects whose box ends outside the image, as the
       reference converter does; by default such a box is clipped.
-    exif: 'upright' or 'stored', what the labels mean of photos that EXIF
-      rotates where their size does not tell; None: see `survey`.
-    value_range: values of more than 8 bits that become 0 and 255; None: see
-      `survey`.
-    allow_empty_classes: a category of a COCO JSON may have no objects to learn
-      from, as it may where the output is called val or test, see
-      `is_held_out`.
+    **options: of `labelled.LabelOptions`. Where the output is called val or
+      test, see `is_held_out`, classes may be empty anyway.
 
   Raises:
     FileExistsError: there are files of that name.
@@ -131,17 +116,19 @@ def prepare(
   """
   start = time.monotonic()
   stem = _stem(output_pattern)
-  source = Source(images_dir, annotations_file, classes, num_workers)
-  data_format = convert.find_format(data_format, source)
+  options = labelled.LabelOptions(**options)
+  source = options.source(images_dir, annotations_file)
+  options = dataclasses.replace(
+    options,
+    data_format=convert.find_format(options.data_format, source),
+    allow_empty_classes=options.allow_empty_classes or is_held_out(stem),
+  )
   json_file = None
-  if data_format != convert.COCO:
+  if options.data_format != convert.COCO:
     json_file = json_beside(stem)
     _require_absent([json_file])
-  found = labelled.read(
-    *(source, data_format, json_file or os.fspath(annotations_file)),
-    *(image_ids, allow_outside, exif, value_range),
-    allow_empty_classes=allow_empty_classes or is_held_out(stem),
-  )
+  file = json_file or os.fspath(annotations_file)
+  found = labelled.read(source, options, file, image_ids)
   dataset = coco_json.add_captions(found.dataset, captions_file)
   found = dataclasses.replace(found, dataset=dataset)
   summary = write(found, stem, num_shards, drop_outside)
@@ -160,8 +147,7 @@ def write(
   Args:
     images: the data set.
     stem: path that the file numbers are appended to.
-    num_shards: see `prepare`.
-    drop_outside: see `prepare`.
+    num_shards, drop_outside: see `prepare`.
 
   Raises:
     FileExistsError: there are files of that name.

@@ -4,15 +4,16 @@ import dataclasses
 import json
 from typing import Any
 
-from maskrcnn_jax.datasets.formats import class_names, convert
+from maskrcnn_jax.datasets.formats import class_names
 from maskrcnn_jax.datasets.formats.source import Source
+from maskrcnn_jax.datasets.labelled import LabelOptions
 
 TRAIN, VAL = 'train', 'val'
 
 
 @dataclasses.dataclass(frozen=True)
-class RunData:
-  """Images and labels of a run; see `prepare.prepare` for the other options.
+class RunData(LabelOptions):
+  """Images and labels of a run.
 
   Attributes:
     images: folder of the images.
@@ -21,6 +22,7 @@ class RunData:
     val_annotations: their labels; None: images are held out.
     val_share: of the images to hold out; 0: none.
     val_seed: see `holdout.hold_out`.
+    drop_outside: see `prepare.prepare`.
   """
 
   images: str
@@ -29,22 +31,14 @@ class RunData:
   val_annotations: str | None = None
   val_share: float = 0.2
   val_seed: int = 0
-  data_format: str = convert.AUTO
-  classes: str | None = None
-  allow_outside: bool = False
-  allow_empty_classes: bool = False
   drop_outside: bool = False
-  exif: str | None = None
-  value_range: tuple[float, float] | None = None
-  num_workers: int | None = None
 
   def sources(self) -> dict[str, Source]:
     """Images and labels by the name of their part."""
-    options = self.classes, self.num_workers
-    found = {TRAIN: Source(self.images, self.annotations, *options)}
+    found = {TRAIN: self.source(self.images, self.annotations)}
     if self.val_annotations:
       val_images = self.val_images or self.images
-      found[VAL] = Source(val_images, self.val_annotations, *options)
+      found[VAL] = self.source(val_images, self.val_annotations)
     return found
 
   def options(self) -> dict[str, Any]:

@@ -109,7 +109,8 @@ def prepare_all(workdir: str | os.PathLike, data: RunData) -> str:
     content = {'version': _VERSION, **dataclasses.asdict(description)}
     files.write_text(new / _DESCRIPTION, json.dumps(content))
   return '\n'.join(
-    f'{part} records:\n{_placed(summary, final)}'
+    # With the paths that files have in the end.
+    f'{part} records:\n{summary}'.replace(str(new), str(final))
     for part, summary in summaries.items()
   )
 
@@ -208,27 +209,17 @@ def _read_part(
   fingerprints.check_outside(source, data_format, workdir)
   # Before they are read: a change meanwhile is noticed by the next command.
   labels = fingerprints.of_labels(source, data_format)
-  found = labelled.read(
-    *(source, data_format, os.fspath(source.labels), None),
-    *(data.allow_outside, data.exif, data.value_range, ranges),
+  options = dataclasses.replace(
+    data,
+    data_format=data_format,
     # Those of validation images come with ranges.
-    data.allow_empty_classes or ranges is not None,
+    allow_empty_classes=data.allow_empty_classes or ranges is not None,
   )
+  file = os.fspath(source.labels)
+  found = labelled.read(source, options, file, known=ranges)
   names = [image.file_name for image in found.dataset.images]
   images = fingerprints.of_images(source, data_format, names)
   return found, Inputs(data_format, labels, images)
-
-
-def _placed(summary, final):
-  """A summary with the paths that files have in the end."""
-  paths = [*summary.files, *filter(None, [summary.annotations_file])]
-  paths = [str(final / os.path.basename(path)) for path in paths]
-  count = len(summary.files)
-  return dataclasses.replace(
-    summary,
-    files=tuple(paths[:count]),
-    annotations_file=paths[-1] if paths[count:] else None,
-  )
 
 
 def _record_sizes(place) -> dict[str, int]:

@@ -16,6 +16,7 @@ from PIL import Image
 from maskrcnn_jax.cli import command_line
 from maskrcnn_jax.cli import main as command
 from maskrcnn_jax.datasets import prepare
+from maskrcnn_jax.datasets.labelled import LabelOptions
 from maskrcnn_jax.distributed import processes
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.export.exporter import ExportOptions
@@ -79,7 +80,7 @@ def _default(function, name):
     ('predict', 'min_score', _default(predict.predict, 'min_score')),
     ('predict', 'tile_overlap', TileOptions.overlap),
     ('predict', 'compilation_cache', processes.COMPILATION_CACHE),
-    ('prepare', 'format', _default(prepare.prepare, 'data_format')),
+    ('prepare', 'format', LabelOptions.data_format),
     ('export', 'platforms', ','.join(ExportOptions.platforms)),
     ('export', 'format', ','.join(ExportOptions.formats)),
   ],

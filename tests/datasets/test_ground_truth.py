@@ -70,7 +70,9 @@ def test_real_objects_keep_their_pixels(tmp_path):
   content = json.loads(original.read_text())
   image_ids = [image['id'] for image in content['images'][:6]]
   prepare.prepare(
-    coco / 'val2017', original, tmp_path / 'val', 1, 1, image_ids=image_ids
+    *(coco / 'val2017', original, tmp_path / 'val', 1),
+    num_workers=1,
+    image_ids=image_ids,
   )
   index = records.index_records(str(tmp_path / 'val*'))
   truth = ground_truth.coco_from_records(index)

@@ -144,7 +144,9 @@ def test_files_do_not_depend_on_the_number_of_workers(tmp_path):
   contents = []
   for num_workers in (1, 2):
     output = tmp_path / f'out{num_workers}'
-    summary = prepare.prepare(folder, annotations, output, 3, num_workers)
+    summary = prepare.prepare(
+      folder, annotations, output, 3, num_workers=num_workers
+    )
     assert [os.path.basename(path) for path in summary.files] == [
       f'out{num_workers}-{k:05d}-of-00003.tfrecord' for k in range(3)
     ]
@@ -319,7 +321,9 @@ def test_captions_are_stored(tmp_path):
   captions = [{'image_id': 2, 'caption': text} for text in ('a', 'b')]
   (tmp_path / 'c.json').write_text(json.dumps({'annotations': captions}))
   summary = prepare.prepare(
-    folder, annotations, output, 1, 1, tmp_path / 'c.json'
+    *(folder, annotations, output, 1),
+    num_workers=1,
+    captions_file=tmp_path / 'c.json',
   )
   index = records.index_records(summary.files[0])
   found = records.tf.train.Example.FromString(records.read_record(index, 1))

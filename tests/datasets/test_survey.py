@@ -11,6 +11,7 @@ from PIL import Image
 from maskrcnn_jax.datasets import prepare, records, survey, value_range
 from maskrcnn_jax.datasets.doctor import split
 from maskrcnn_jax.datasets.findings import InvalidDataError
+from maskrcnn_jax.datasets.labelled import LabelOptions
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.inference import image_files
 from maskrcnn_jax.input_pipeline import decode
@@ -124,7 +125,9 @@ def test_images_whose_size_tells_decide_for_others(
   assert found.get(kind) == severity
   if exif:
     assert not {'rotation_decided', 'rotation_unclear'} & found.keys()
-  checked = split.read_split('train', *paths, num_workers=1, exif=exif)
+  checked = split.read_split(
+    'train', *paths, LabelOptions(num_workers=1, exif=exif)
+  )
   assert kinds(checked.findings).get(kind) == severity
   # The same in predict.
   files, _ = image_files.list_images([paths[0]], tmp_path / 'out', paths[1])
@@ -259,7 +262,8 @@ def test_a_given_range_and_what_it_clips(tmp_path):
   check_pixels(pixels[0].astype(int), scaled(values, *given))
   check_pixels(pixels[1].astype(int), scaled(values.astype(np.uint16), *given))
   checked = split.read_split(
-    'train', images, labels, num_workers=1, value_range=given
+    *('train', images, labels),
+    LabelOptions(num_workers=1, value_range=given),
   )
   assert kinds(checked.findings)['values_clipped'] == 'warning'
 
@@ -309,7 +313,9 @@ def test_files_that_training_refuses_are_errors(tmp_path):
     prepare.prepare(images, labels, tmp_path / 'rec' / 'x', num_workers=1)
   refused = {(x.kind, x.image_id) for x in error.value.findings}
   assert refused == {('unusable_image', 2), ('unusable_image', 3)}
-  checked = split.read_split('train', images, labels, num_workers=1)
+  checked = split.read_split(
+    'train', images, labels, LabelOptions(num_workers=1)
+  )
   assert {
     (x.kind, x.image_id) for x in checked.findings if x.severity == 'error'
   } == refused
@@ -323,5 +329,5 @@ def test_files_outside_of_the_folder_are_not_opened(tmp_path, monkeypatch):
   monkeypatch.setattr(
     survey, '_look', lambda row: opened.append(row) or (None, None)
   )
-  split.read_split('train', images, labels, num_workers=1)
+  split.read_split('train', images, labels, LabelOptions(num_workers=1))
   assert opened == []

@@ -5,11 +5,10 @@ import itertools
 import os
 from collections.abc import Mapping, Sequence
 
-from maskrcnn_jax.datasets import survey
 from maskrcnn_jax.datasets.doctor import config_checks, split, split_checks
 from maskrcnn_jax.datasets.doctor.split import Split
 from maskrcnn_jax.datasets.findings import SEVERITIES, Finding
-from maskrcnn_jax.datasets.formats import convert
+from maskrcnn_jax.datasets.labelled import LabelOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +34,7 @@ def check(
   train: tuple[str | os.PathLike, str | os.PathLike],
   val: tuple[str | os.PathLike, str | os.PathLike] | None = None,
   config: Mapping | None = None,
-  num_workers: int | None = None,
-  allow_outside: bool = False,
-  data_format: str = convert.AUTO,
-  classes: str | None = None,
-  exif: str | None = None,
-  value_range: tuple[float, float] | None = None,
-  allow_empty_classes: bool = False,
+  **options,
 ) -> Report:
   """Reads and checks a data set; changes nothing.
 
@@ -49,30 +42,22 @@ def check(
     train: folder of the images and labels of the training split.
     val: the same of the validation split.
     config: of a run on the data.
-    num_workers: processes that read images; by default one per core.
-    allow_outside: see `coco_files.check_file`.
-    data_format: of the labels, see `prepare.prepare`.
-    classes: see `prepare.prepare`.
-    exif: see `prepare.prepare`.
-    value_range: see `prepare.prepare`.
-    allow_empty_classes: see `prepare.prepare`.
+    **options: of `LabelOptions`.
 
   Raises:
     FileNotFoundError: there is no such folder.
     UserError: labels cannot be read at all.
   """
-  options = num_workers, allow_outside, data_format, classes
-  options += exif, value_range
-  survey.check_options(exif, value_range)
-  read = [split.read_split('train', *train, *options)]
+  options = LabelOptions(**options)
+  read = [split.read_split('train', *train, options)]
   if val is not None:
     # As a run does, which prepares both.
     numbers = read[0].dataset.category_names
-    read.append(split.read_split('val', *val, *options, numbers))
+    read.append(split.read_split('val', *val, options, numbers))
   findings = list(split_checks.check_listing(read))
   for each in read:
     findings += each.findings
-    findings += split_checks.check_split(each, allow_empty_classes)
+    findings += split_checks.check_split(each, options.allow_empty_classes)
   counted = split_checks.COUNTED_DETECTIONS
   if config is not None:
     counted = config.get('evaluation', {}).get('max_detections', counted)

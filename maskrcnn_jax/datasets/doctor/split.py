@@ -19,7 +19,7 @@ from maskrcnn_jax.datasets.doctor import objects
 from maskrcnn_jax.datasets.doctor.objects import CheckedObject
 from maskrcnn_jax.datasets.findings import Finding, collected
 from maskrcnn_jax.datasets.formats import convert
-from maskrcnn_jax.datasets.formats.source import Source
+from maskrcnn_jax.datasets.labelled import LabelOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,29 +68,25 @@ def read_split(
   name: str,
   images_dir: str | os.PathLike,
   annotations_file: str | os.PathLike,
-  num_workers: int | None = None,
-  allow_outside: bool = False,
-  data_format: str = convert.AUTO,
-  classes: str | None = None,
-  exif: str | None = None,
-  value_range: tuple[float, float] | None = None,
+  options: LabelOptions,
   numbers: Mapping[int, str] | None = None,
 ) -> Split:
   """Reads and checks all images and objects of a split.
 
   See `check.check`; for `numbers`, see `Source`.
   """
+  allow_outside, num_workers = options.allow_outside, options.num_workers
   images_dir = os.fspath(images_dir)
   if not os.path.isdir(images_dir):
     raise FileNotFoundError(f'There is no folder of images {images_dir}.')
   file = os.fspath(annotations_file)
-  source = Source(images_dir, file, classes, num_workers, numbers)
-  data_format = convert.find_format(data_format, source)
+  source = options.source(images_dir, file, numbers)
+  data_format = convert.find_format(options.data_format, source)
   content, found = convert.read(data_format, source)
   dataset = coco_json.parse(content, file, found)
   dataset = coco_files.find(dataset, images_dir, allow_outside, required=False)
   dataset, seen = survey.of_dataset(
-    dataset, images_dir, exif, value_range, allow_outside
+    *(dataset, images_dir, options.exif, options.value_range, allow_outside)
   )
   findings = [*dataset.findings, *seen.findings]
   found, digests = [], {}

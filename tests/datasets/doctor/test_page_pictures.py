@@ -11,6 +11,7 @@ from PIL import Image
 from maskrcnn_jax import input_pipeline, visualize
 from maskrcnn_jax.datasets import prepare
 from maskrcnn_jax.datasets.doctor import page, split
+from maskrcnn_jax.datasets.labelled import LabelOptions
 from maskrcnn_jax.structures import Instances
 
 NAMES = {1: 'cat', 2: 'dog'}
@@ -24,7 +25,8 @@ def drawn(tmp_path):
 
 
 def _read(data):
-  return split.read_split('train', *data.paths('train'), num_workers=1)
+  options = LabelOptions(num_workers=1)
+  return split.read_split('train', *data.paths('train'), options)
 
 
 def test_large_images_are_reduced_with_their_objects(drawn):
