@@ -104,8 +104,7 @@ def read_from_records(
   Reads every record, but neither images nor masks; needs no TensorFlow.
 
   Args:
-    file_pattern: see `record_index.index_records`.
-    split: see `record_index.index_records`.
+    file_pattern, split: see `record_index.index_records`.
     to_train: one object at least must not be a crowd.
 
   Raises:

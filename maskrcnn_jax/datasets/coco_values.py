@@ -125,18 +125,11 @@ def is_ignored(entry: dict) -> bool:
   return type(flag) in (int, float) and flag != 0
 
 
-def _read_numbers(values):
+def _read_numbers(values, read=read_number, kinds=frozenset((int, float))):
   """A list with its texts read as numbers; itself if it has none."""
-  if not isinstance(values, list) or set(map(type, values)) <= {int, float}:
+  if not isinstance(values, list) or set(map(type, values)) <= kinds:
     return values
-  return _if_changed(values, map(read_number, values))
-
-
-def _read_integers(values):
-  """A list with its numbers read as integers; itself if all are."""
-  if not isinstance(values, list) or set(map(type, values)) <= {int}:
-    return values
-  return _if_changed(values, map(read_integer, values))
+  return _if_changed(values, map(read, values))
 
 
 def _if_changed(values, read) -> list:
@@ -148,7 +141,7 @@ def _read_segmentation(value):
   """Polygons as flat lists, run lengths as integers; else the value itself."""
   if isinstance(value, dict):
     keys = [key for key in ('size', 'counts') if key in value]
-    parts = {key: _read_integers(value[key]) for key in keys}
+    parts = {k: _read_numbers(value[k], read_integer, {int}) for k in keys}
     same = all(parts[key] is value[key] for key in keys)
     return value if same else {**value, **parts}
   if not isinstance(value, list) or not value:

@@ -13,8 +13,6 @@ from maskrcnn_jax.datasets.formats import class_names, convert, voc
 from maskrcnn_jax.datasets.formats.source import META, Source
 from maskrcnn_jax.errors import UserError
 
-# Formats whose JSON lists its images; others take all of a folder.
-LISTED = (convert.COCO, 'cvat_coco', 'roboflow')
 Fingerprint = Sequence[int | str]
 Files = Mapping[str, Fingerprint]  # By name.
 
@@ -43,10 +41,10 @@ def of_images(
   Args:
     source: images and labels.
     data_format: one of `convert.FORMATS` but `auto`.
-    listed: names of the images, for one of `LISTED`.
+    listed: names of the images, for one of `convert.OF_COCO`.
     known: earlier ones.
   """
-  names = listed if data_format in LISTED else source.image_names
+  names = listed if data_format in convert.OF_COCO else source.image_names
   root = pathlib.Path(source.images_dir)
   return _of_files(((name, root / name) for name in names), known)
 
@@ -85,7 +83,7 @@ def check_outside(source: Source, data_format: str, folder) -> None:
   """
   folder = pathlib.Path(folder).resolve()
   searched = {'--annotations': source.labels}
-  if data_format not in LISTED:
+  if data_format not in convert.OF_COCO:
     searched['--images'] = source.images_dir
   for argument, path in searched.items():
     path = pathlib.Path(path)
@@ -111,7 +109,7 @@ def _differences(folder, before, now) -> list[str]:
 
 def _label_files(source, data_format) -> Iterator[tuple[str, pathlib.Path]]:
   """Names and paths of the files that a reader of a format opens."""
-  if data_format in LISTED:
+  if data_format in convert.OF_COCO:
     is_file = os.path.isfile(source.labels)
     for name, path in source.files.items():
       if is_file or path.suffix.lower() == '.json':

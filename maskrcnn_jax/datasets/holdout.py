@@ -31,7 +31,10 @@ def hold_out(dataset: CocoDataset, share: float, seed: int = 0) -> list[int]:
   left = collections.Counter(each for some in classes.values() for each in some)
   wanted = max(1, min(round(share * len(classes)), len(classes) - 1))
   held = set()
-  for image in sorted(dataset.images, key=lambda x: _hash(seed, x.file_name)):
+  for image in sorted(
+    dataset.images,
+    key=lambda x: hashlib.sha256(f'{seed}/{x.file_name}'.encode()).digest(),
+  ):
     own = classes[image.image_id]
     if len(held) < wanted and all(left[each] > 1 for each in own):
       held.add(image.image_id)
@@ -53,7 +56,3 @@ def _classes(image, dataset) -> set[int]:
   """Category ids of the objects of an image that are no crowds."""
   entries = dataset.annotations.get(image.image_id, ())
   return {x['category_id'] for x in entries if not x.get('iscrowd')}
-
-
-def _hash(seed, name) -> bytes:
-  return hashlib.sha256(f'{seed}/{name}'.encode()).digest()

@@ -12,9 +12,9 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import itertools
 import os
 import pathlib
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -74,7 +74,11 @@ def read(
   """
   check_options(exif, wanted)
   rows = list(rows)
-  looks = _look_at(rows)
+  parts = [rows[i : i + _PART] for i in range(0, len(rows), _PART)]
+  # Most of the time is spent waiting.
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    looks = pool.map(lambda part: [_look(row) for row in part], parts)
+    looks = list(itertools.chain.from_iterable(looks))
   paths = collections.defaultdict(list)
   for (path, _), (_, kind) in zip(rows, looks):
     paths[kind].append(path)
@@ -123,8 +127,7 @@ def of_dataset(
     dataset: images of which the format says `upright` keep it, unless `exif`
       is given.
     images_dir: folder of the images.
-    exif: see `read`.
-    wanted: see `read`.
+    exif, wanted: see `read`.
     allow_outside: see `coco_files.check_file`.
     known: see `read`.
   """
@@ -145,14 +148,6 @@ def of_dataset(
   return dataclasses.replace(dataset, images=decided), survey
 
 
-def _look_at(rows):
-  """What `_look` returns of every row; most of the time is spent waiting."""
-  parts = [rows[i : i + _PART] for i in range(0, len(rows), _PART)]
-  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    looks = pool.map(lambda part: [_look(row) for row in part], parts)
-    return [look for part in looks for look in part]
-
-
 def _look(row) -> tuple[str | None, str | None]:
   """What the size of an image tells of its rotation, and its kind of values."""
   path, size = row
@@ -165,7 +160,8 @@ def _look(row) -> tuple[str | None, str | None]:
         file.seek(max(len(head), os.path.getsize(path) - _HEAD))
         tail = file.read(_HEAD)
     kind = None
-    if head.startswith(_WIDE_HEADS) or _is_wide_png(head):
+    is_wide = head.startswith(_PNG) and head[24:26] == b'\x10\0'  # Grey of 16.
+    if head.startswith(_WIDE_HEADS) or is_wide:
       kind = value_range.kind(_open(path, head))
     in_head = stored_images.mentions_exif(head)
     is_plain = head.startswith((_JPEG, _PNG)) and not in_head
@@ -175,10 +171,6 @@ def _look(row) -> tuple[str | None, str | None]:
     is_short = in_head and head.startswith((_JPEG, _PNG))
     return _rotation(_open(path, head if is_short else b''), size), kind
   return None, None
-
-
-def _is_wide_png(head):
-  return head.startswith(_PNG) and head[24:26] == struct.pack('BB', 16, 0)
 
 
 def _open(path, head):

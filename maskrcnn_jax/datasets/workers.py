@@ -113,13 +113,13 @@ def uninterrupted() -> Iterator[None]:
 
 def end_with_parent() -> None:
   """Makes this worker process end with the main one, even if that is killed."""
-  threading.Thread(target=_await_end_of_parent, daemon=True).start()
 
+  def watch():
+    # No queue would report it.
+    connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
-def _await_end_of_parent():
-  # No queue would report it.
-  connection.wait([multiprocessing.parent_process().sentinel])
-  os._exit(1)
+  threading.Thread(target=watch, daemon=True).start()
 
 
 def _find_killer(function, tasks) -> UserError:

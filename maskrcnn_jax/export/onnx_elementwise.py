@@ -16,30 +16,17 @@ from maskrcnn_jax.export.onnx_graph import (
 )
 
 # Operators with the operands of the primitive.
-_OPERATORS = {
-  'abs': 'Abs',
-  'add': 'Add',
-  'and': 'And',
-  'ceil': 'Ceil',
-  'div': 'Div',
+_SAME_NAMES = (
+  *('abs', 'add', 'and', 'ceil', 'div', 'erf', 'exp', 'floor', 'log', 'max'),
+  *('min', 'mul', 'neg', 'not', 'or', 'sqrt', 'sub'),
+)
+_OPERATORS = {name: name.capitalize() for name in _SAME_NAMES} | {
   'eq': 'Equal',
-  'erf': 'Erf',
-  'exp': 'Exp',
-  'floor': 'Floor',
   'ge': 'GreaterOrEqual',
   'gt': 'Greater',
   'le': 'LessOrEqual',
-  'log': 'Log',
   'logistic': 'Sigmoid',
   'lt': 'Less',
-  'max': 'Max',
-  'min': 'Min',
-  'mul': 'Mul',
-  'neg': 'Neg',
-  'not': 'Not',
-  'or': 'Or',
-  'sqrt': 'Sqrt',
-  'sub': 'Sub',
 }
 # Operators made of several.
 _FORMS = {
@@ -80,7 +67,8 @@ def elementwise(graph: Graph, equation, inputs: list[Tensor]) -> Tensor:
   def emit(operator, *operands):
     return graph.emit(operator, operands, lengths, kind, first)
 
-  if name == 'max' and kind == 'float32' and _is_zero(inputs[1]):
+  is_zero = isinstance(inputs[-1], np.ndarray) and not inputs[-1].any()
+  if name == 'max' and kind == 'float32' and is_zero:
     return emit('Relu', inputs[0])
   if name in _OPERATORS:
     return emit(_OPERATORS[name], *inputs)
@@ -93,10 +81,6 @@ def _select(emit, which, no, yes):
   # Not every runtime has Where for truth values.
   no = emit('And', emit('Not', which), no)
   return emit('Or', emit('And', which, yes), no)
-
-
-def _is_zero(x):
-  return isinstance(x, np.ndarray) and not x.any()
 
 
 def _broadcast_shape(shapes):

@@ -56,8 +56,7 @@ def find(
       of which those in one folder are a clip, in the order of the numbers in
       their names.
     output: see `image_files.list_images`.
-    exif: see `datasets.prepare.prepare`, for images.
-    value_range: see `datasets.prepare.prepare`, for images.
+    exif, value_range: see `datasets.prepare.prepare`, for images.
 
   Raises:
     FileNotFoundError: there are no such files.

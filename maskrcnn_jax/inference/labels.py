@@ -131,7 +131,10 @@ def write_image(
   names = [class_names[int(found.classes[row])] for row in rows]
   parts = [outlines.of_run_lengths(runs[row], _TOLERANCE) for row in rows]
   segmentations = [
-    _segmentation(runs[row], each) for row, each in zip(rows, parts)
+    runs[row]
+    if any(part.holes for part in each)
+    else [_flat(part.outline) for part in each]
+    for row, each in zip(rows, parts)
   ]
   about = coco_json.CocoImage(file.image_id, file.name, *image.shape[:2])
   if 'labelme' in save:
@@ -158,12 +161,6 @@ def write_image(
     }
     for row, segmentation in zip(rows, segmentations)
   ]
-
-
-def _segmentation(runs, parts):
-  if any(part.holes for part in parts):
-    return runs
-  return [_flat(part.outline) for part in parts]
 
 
 def _flat(outline) -> list[float]:

@@ -62,8 +62,7 @@ def predict(
     strict: raise in the end if a file could not be read.
     compilation_cache: folder of compiled programs; '' for none. Never that of
       the checkpoint's config, which may come from a stranger.
-    exif: see `datasets.prepare.prepare`.
-    value_range: see `datasets.prepare.prepare`.
+    exif, value_range: see `datasets.prepare.prepare`.
     save: further files to write of the drawn detections, see `labels`.
     **options: of `Predictor`.
 

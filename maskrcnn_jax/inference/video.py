@@ -81,7 +81,9 @@ def survey(path: str | os.PathLike) -> tuple[int, fractions.Fraction]:
       if not packet.size:
         continue
       if packet.stream_index == stream.index:
-        _check_whole(packet, path, count)
+        if packet.is_corrupt:
+          message = f'{path} is cut or corrupt at frame {count}.'
+          raise UserError(message, path=path, item=count)
         count += 1
       if packet.pts is not None:
         end = packet.pts + (packet.duration or 0)
@@ -99,13 +101,6 @@ def survey(path: str | os.PathLike) -> tuple[int, fractions.Fraction]:
       wanted=stated,
     )
   return count, rate
-
-
-def _check_whole(packet, path, count):
-  if packet.is_corrupt:
-    raise UserError(
-      f'{path} is cut or corrupt at frame {count}.', path=path, item=count
-    )
 
 
 def read(path: str | os.PathLike, every: int = 1) -> Iterator[Frame]:

@@ -93,8 +93,7 @@ def augment_example(example, location, options, hidden=None, with_cover=False):
     example: see `decode.decode_record`.
     location: see `transform`.
     options: `transforms.TransformOptions`.
-    hidden: see `cutting.cut_objects`.
-    with_cover: see `cutting.cut_objects`.
+    hidden, with_cover: see `cutting.cut_objects`.
 
   Returns:
     A row without `faults`, and the result of `cutting.cut_objects` with the

@@ -133,8 +133,7 @@ def source_pixels(placed: Placement, half_pixel: bool = True) -> np.ndarray:
   """The nearest pixel of the stored image for every pixel that is shown.
 
   Args:
-    placed: see `nearest_pixels`.
-    half_pixel: see `nearest_pixels`.
+    placed, half_pixel: see `nearest_pixels`.
 
   Returns:
     `[height, width]` int32, y * width + x in the stored image, or, in the

@@ -61,7 +61,10 @@ def find_format(names: Collection[str]) -> Format | None:
           ('features.', 'stem.', 'stages.', 'downsample_layers.')
         ),
         backbone_sizes=_sizes,
-        lacks=_no_output_norm if 'norm0.weight' not in names else _has_all,
+        lacks=lambda name: (
+          'norm0.weight' not in names
+          and bool(re.fullmatch(r'backbone/norm\d/.*', name))
+        ),
       )
   return None
 
@@ -107,12 +110,3 @@ def _sizes(shapes: state_dicts.FileShapes) -> Mapping[str, Any]:
       shapes.width(f'{x}1/project') for x in stages
     ),
   }
-
-
-def _no_output_norm(name: str) -> bool:
-  return re.fullmatch(r'backbone/norm\d/.*', name) is not None
-
-
-def _has_all(name: str) -> bool:
-  del name
-  return False

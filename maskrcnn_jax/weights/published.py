@@ -13,6 +13,7 @@ facebookresearch/ConvNeXt, of facebookresearch/mae and of Detectron2's
 """
 
 import dataclasses
+import re
 
 SCRIPT = 'data/download_pretrained_weights.sh'
 BUCKET = 'https://storage.googleapis.com/cloud-tpu-checkpoints'
@@ -23,6 +24,10 @@ _MAE = 'https://dl.fbaipublicfiles.com/mae/pretrain'
 _CONVNEXT = 'https://dl.fbaipublicfiles.com/convnext'
 _TIMM = 'https://github.com/huggingface/pytorch-image-models/releases/download'
 _HUGGING_FACE = 'https://huggingface.co/timm/{}/resolve/main/model.safetensors'
+
+# Those of Detectron2 that were trained from random values divide by ImageNet's
+# deviation; the others have 1.
+_STD = ('model.pixel_std=(0.229,0.224,0.225)',)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,25 +61,27 @@ class Weights:
     return self.url.rpartition('/')[2]
 
 
-def _torchvision(name, digest, megabytes, score, file=None):
+def _torchvision(name, digest, megabytes, score):
+  file = re.sub(r'_imagenet1k_v\d$', '', name)
   return Weights(
     f'torchvision/{name}',
-    f'{_PYTORCH}/{file or name}-{digest}.pth',
+    f'{_PYTORCH}/{file}-{digest}.pth',
     'BSD-3-Clause',
     f'sha256:{digest}',
-    megabytes,
+    float(megabytes),
     score,
   )
 
 
-def _detectron2(name, number, digest, score, overrides=()):
+def _detectron2(folder, name, number, digest, score):
+  name = f'{folder}/{name}'
   return Weights(
     f'detectron2/{name}',
     f'{_DETECTRON2}/{name}/{number}/model_final_{digest}.pkl',
     'CC BY-SA 3.0',
     f'md5:{digest}',
     score=score,
-    overrides=overrides,
+    overrides=_STD if '/scratch_' in name else (),
   )
 
 
@@ -93,13 +100,8 @@ def _detectron_backbone(name, number):
 
 
 def _timm(name, file):
-  digest = file.rpartition('-')[2]
-  return Weights(
-    f'timm/{name}',
-    f'{_TIMM}/{file}.pth',
-    'Apache-2.0',
-    f'sha256:{digest}',
-  )
+  checksum = f'sha256:{file.rpartition("-")[2]}'
+  return Weights(f'timm/{name}', f'{_TIMM}/{file}.pth', 'Apache-2.0', checksum)
 
 
 def _hugging_face(name, licence):
@@ -117,73 +119,73 @@ def _mae(name, digest):
   )
 
 
-def _by_script(name, url, licence=''):
-  return Weights(name, url, licence, by_script=True)
+def _by_script(name, url):
+  return Weights(name, url, '', by_script=True)
 
 
-# Those of Detectron2 that were trained from random values divide by ImageNet's
-# deviation; the others have 1.
-_STD = ('model.pixel_std=(0.229,0.224,0.225)',)
+# Name, first digits of the checksum, megabytes and score.
+_TORCHVISION = """
+maskrcnn_resnet50_fpn_coco bf2d0c1e 169.84 37.9 / 34.6
+maskrcnn_resnet50_fpn_v2_coco 73cbd019 177.219 47.4 / 41.8
+resnet18_imagenet1k_v1 f37072fd 44.661 top-1 69.76
+resnet34_imagenet1k_v1 b627a593 83.275 top-1 73.31
+resnet50_imagenet1k_v1 0676ba61 97.781 top-1 76.13
+resnet50_imagenet1k_v2 11ad3fa6 97.79 top-1 80.86
+resnet101_imagenet1k_v1 63fe2227 170.511 top-1 77.37
+resnet101_imagenet1k_v2 cd907fc2 170.53 top-1 81.89
+resnet152_imagenet1k_v1 394f9c45 230.434 top-1 78.31
+resnet152_imagenet1k_v2 f82ba261 230.474 top-1 82.28
+resnext101_32x8d_imagenet1k_v1 8ba56ff5 339.586 top-1 79.31
+resnext101_32x8d_imagenet1k_v2 110c445d 339.673 top-1 82.83
+convnext_tiny_imagenet1k_v1 983f1562 109.119 top-1 82.52
+convnext_small_imagenet1k_v1 0c510722 191.703 top-1 83.62
+convnext_base_imagenet1k_v1 6075fbad 338.064 top-1 84.06
+convnext_large_imagenet1k_v1 ea097f82 754.537 top-1 84.41
+"""
+# Folder -> name, number, first digits of the checksum and score.
+_DETECTRON2_MODELS = {
+  'COCO-InstanceSegmentation': """
+    mask_rcnn_R_50_FPN_1x 137260431 a54504 38.6 / 35.2
+    mask_rcnn_R_50_FPN_3x 137849600 f10217 41.0 / 37.2
+    mask_rcnn_R_101_FPN_3x 138205316 a3ec72 42.9 / 38.6
+    mask_rcnn_X_101_32x8d_FPN_3x 139653917 2d9806 44.3 / 39.5
+  """,
+  'new_baselines': """
+    mask_rcnn_R_50_FPN_100ep_LSJ 42047764 bb69de 44.6 / 40.3
+    mask_rcnn_R_50_FPN_200ep_LSJ 42047638 89a8d3 46.3 / 41.7
+    mask_rcnn_R_50_FPN_400ep_LSJ 42019571 14d201 47.4 / 42.5
+    mask_rcnn_R_101_FPN_100ep_LSJ 42025812 4f7b58 46.4 / 41.6
+    mask_rcnn_R_101_FPN_200ep_LSJ 42131867 0bb7ae 48.0 / 43.1
+    mask_rcnn_R_101_FPN_400ep_LSJ 42073830 f96b26 48.9 / 43.7
+  """,
+  'Misc': """
+    mask_rcnn_R_50_FPN_3x_gn 138602888 dc5d9e 42.6 / 38.6
+    mask_rcnn_R_50_FPN_3x_syncbn 169527823 3b3c51 41.9 / 37.8
+    scratch_mask_rcnn_R_50_FPN_3x_gn 138602908 01ca85 39.9 / 36.6
+    scratch_mask_rcnn_R_50_FPN_9x_gn 183808979 da7b4c 43.7 / 39.6
+    scratch_mask_rcnn_R_50_FPN_9x_syncbn 184226666 5ce33e 43.6 / 39.3
+  """,
+  'Cityscapes': 'mask_rcnn_R_50_FPN 142423278 af9cf5 Cityscapes - / 36.5',
+  'LVISv0.5-InstanceSegmentation': """
+    mask_rcnn_R_50_FPN_1x 144219072 571f7c LVIS v0.5 23.6 / 24.4
+  """,
+  'ViTDet/COCO': """
+    mask_rcnn_vitdet_b f325346929 61ccd1 51.6 / 45.9
+    mask_rcnn_vitdet_l f325599698 6146ed 55.5 / 49.2
+    mask_rcnn_vitdet_h f329145471 7224f1 56.7 / 50.2
+  """,
+}
+
+
+def _lines(text):
+  return text.strip().splitlines()
+
 
 # fmt: off
 _ALL = (
-  _torchvision('maskrcnn_resnet50_fpn_coco', 'bf2d0c1e', 169.84, '37.9 / 34.6'),
-  _torchvision('maskrcnn_resnet50_fpn_v2_coco', '73cbd019', 177.219,
-               '47.4 / 41.8'),
-  _torchvision('resnet18_imagenet1k_v1', 'f37072fd', 44.661, 'top-1 69.76',
-               'resnet18'),
-  _torchvision('resnet34_imagenet1k_v1', 'b627a593', 83.275, 'top-1 73.31',
-               'resnet34'),
-  _torchvision('resnet50_imagenet1k_v1', '0676ba61', 97.781, 'top-1 76.13',
-               'resnet50'),
-  _torchvision('resnet50_imagenet1k_v2', '11ad3fa6', 97.79, 'top-1 80.86',
-               'resnet50'),
-  _torchvision('resnet101_imagenet1k_v1', '63fe2227', 170.511, 'top-1 77.37',
-               'resnet101'),
-  _torchvision('resnet101_imagenet1k_v2', 'cd907fc2', 170.53, 'top-1 81.89',
-               'resnet101'),
-  _torchvision('resnet152_imagenet1k_v1', '394f9c45', 230.434, 'top-1 78.31',
-               'resnet152'),
-  _torchvision('resnet152_imagenet1k_v2', 'f82ba261', 230.474, 'top-1 82.28',
-               'resnet152'),
-  _torchvision('resnext101_32x8d_imagenet1k_v1', '8ba56ff5', 339.586,
-               'top-1 79.31', 'resnext101_32x8d'),
-  _torchvision('resnext101_32x8d_imagenet1k_v2', '110c445d', 339.673,
-               'top-1 82.83', 'resnext101_32x8d'),
-  _detectron2('COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x', 137260431,
-              'a54504', '38.6 / 35.2'),
-  _detectron2('COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x', 137849600,
-              'f10217', '41.0 / 37.2'),
-  _detectron2('COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x', 138205316,
-              'a3ec72', '42.9 / 38.6'),
-  _detectron2('COCO-InstanceSegmentation/mask_rcnn_X_101_32x8d_FPN_3x',
-              139653917, '2d9806', '44.3 / 39.5'),
-  _detectron2('new_baselines/mask_rcnn_R_50_FPN_100ep_LSJ', 42047764,
-              'bb69de', '44.6 / 40.3'),
-  _detectron2('new_baselines/mask_rcnn_R_50_FPN_200ep_LSJ', 42047638,
-              '89a8d3', '46.3 / 41.7'),
-  _detectron2('new_baselines/mask_rcnn_R_50_FPN_400ep_LSJ', 42019571,
-              '14d201', '47.4 / 42.5'),
-  _detectron2('new_baselines/mask_rcnn_R_101_FPN_100ep_LSJ', 42025812,
-              '4f7b58', '46.4 / 41.6'),
-  _detectron2('new_baselines/mask_rcnn_R_101_FPN_200ep_LSJ', 42131867,
-              '0bb7ae', '48.0 / 43.1'),
-  _detectron2('new_baselines/mask_rcnn_R_101_FPN_400ep_LSJ', 42073830,
-              'f96b26', '48.9 / 43.7'),
-  _detectron2('Misc/mask_rcnn_R_50_FPN_3x_gn', 138602888, 'dc5d9e',
-              '42.6 / 38.6'),
-  _detectron2('Misc/mask_rcnn_R_50_FPN_3x_syncbn', 169527823, '3b3c51',
-              '41.9 / 37.8'),
-  _detectron2('Misc/scratch_mask_rcnn_R_50_FPN_3x_gn', 138602908, '01ca85',
-              '39.9 / 36.6', _STD),
-  _detectron2('Misc/scratch_mask_rcnn_R_50_FPN_9x_gn', 183808979, 'da7b4c',
-              '43.7 / 39.6', _STD),
-  _detectron2('Misc/scratch_mask_rcnn_R_50_FPN_9x_syncbn', 184226666, '5ce33e',
-              '43.6 / 39.3', _STD),
-  _detectron2('Cityscapes/mask_rcnn_R_50_FPN', 142423278, 'af9cf5',
-              'Cityscapes - / 36.5'),
-  _detectron2('LVISv0.5-InstanceSegmentation/mask_rcnn_R_50_FPN_1x', 144219072,
-              '571f7c', 'LVIS v0.5 23.6 / 24.4'),
+  *(_torchvision(*line.split(maxsplit=3)) for line in _lines(_TORCHVISION)),
+  *(_detectron2(folder, *line.split(maxsplit=3))
+    for folder, lines in _DETECTRON2_MODELS.items() for line in _lines(lines)),
   _detectron2_backbone('MSRA/R-50'),
   _detectron2_backbone('MSRA/R-101'),
   _detectron2_backbone('FAIR/X-101-32x8d'),
@@ -202,14 +204,6 @@ _ALL = (
   _timm('resnet101.a1_in1k', 'v0.1-rsb-weights/resnet101_a1_0-cdcb52a9'),
   _hugging_face('resnet50.tv_in1k', 'BSD-3-Clause'),
   _hugging_face('resnet50.tv2_in1k', 'BSD-3-Clause'),
-  *(_torchvision(f'convnext_{size}_imagenet1k_v1', digest, megabytes,
-                 f'top-1 {accuracy}', f'convnext_{size}')
-    for size, digest, megabytes, accuracy in (
-      ('tiny', '983f1562', 109.119, '82.52'),
-      ('small', '0c510722', 191.703, '83.62'),
-      ('base', '6075fbad', 338.064, '84.06'),
-      ('large', 'ea097f82', 754.537, '84.41'),
-    )),
   _convnext('convnext_tiny_1k_224'),
   *(_convnext(f'convnext_{size}_{kind}')
     for size in ('tiny', 'small', 'base', 'large')
@@ -217,12 +211,6 @@ _ALL = (
   *(_hugging_face(f'convnext_{size}.{tag}', '')
     for size in ('tiny', 'small', 'base', 'large')
     for tag in ('fb_in1k', 'fb_in22k', 'fb_in22k_ft_in1k')),
-  _detectron2('ViTDet/COCO/mask_rcnn_vitdet_b', 'f325346929', '61ccd1',
-              '51.6 / 45.9'),
-  _detectron2('ViTDet/COCO/mask_rcnn_vitdet_l', 'f325599698', '6146ed',
-              '55.5 / 49.2'),
-  _detectron2('ViTDet/COCO/mask_rcnn_vitdet_h', 'f329145471', '7224f1',
-              '56.7 / 50.2'),
   _mae('mae_pretrain_vit_base', '8cad7c'),
   _mae('mae_pretrain_vit_large', 'b8b06e'),
   _hugging_face('vit_base_patch16_224.mae', 'CC BY-NC 4.0'),

@@ -69,7 +69,7 @@ def test_a_new_image_counts_unless_a_json_lists_them(name, tmp_path):
   _, labels, images = take(name, tmp_path)
   label_sets.make_image(tmp_path / 'images' / 'b.png')
   found = changes(name, tmp_path, labels, images)['images']
-  expected = [] if name in fingerprints.LISTED else ['b.png is new']
+  expected = [] if name in convert.OF_COCO else ['b.png is new']
   assert [os.path.basename(x) for x in found] == expected
 
 

@@ -23,7 +23,7 @@ from maskrcnn_jax.datasets.formats.source import Content, Source
 from maskrcnn_jax.errors import UserError, invalid
 
 AUTO, COCO = 'auto', 'coco'
-# Formats of one JSON with the names of all images.
+# Formats of one JSON that lists its images; others take all of a folder.
 OF_COCO = (COCO, 'cvat_coco', 'roboflow')
 _FORMATS = {
   COCO: coco,

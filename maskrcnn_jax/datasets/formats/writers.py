@@ -44,12 +44,10 @@ def write(
   """Writes labels in another format; nothing that exists is overwritten.
 
   Args:
-    images_dir: see `prepare.prepare`.
-    annotations_file: see `prepare.prepare`.
+    images_dir, annotations_file: see `prepare.prepare`.
     output: the JSON, or a folder of LabelMe's or YOLO's files.
     to: one of `FORMATS`.
-    data_format: see `prepare.prepare`.
-    classes: see `prepare.prepare`.
+    data_format, classes: see `prepare.prepare`.
     num_workers: processes; by default one per core.
 
   Raises:
