@@ -2,13 +2,12 @@
 
 import pathlib
 import re
-import subprocess
-import sys
 
 import drawn_checkpoint
 import numpy as np
 import pytest
 import quick
+import shapes
 from PIL import Image
 
 from maskrcnn_jax.config import load_config
@@ -64,9 +63,8 @@ def test_notebook_example(tmp_path, monkeypatch):
   _, code = EXAMPLES
   assert 'range(200)' in code
   monkeypatch.chdir(tmp_path)
-  command = [sys.executable, ROOT / 'data/shapes/shapes.py']
   sizes = ['--output=local/shapes', '--train=16', '--val=4', '--workers=1']
-  subprocess.run([*command, *sizes], check=True, capture_output=True)
+  assert shapes.main(sizes) == 0
   names = {}
   *steps, picture = code.replace('range(200)', 'range(2)').strip().split('\n')
   with quick.compilation():

@@ -9,11 +9,14 @@ import jax
 import labelme_set
 import numpy as np
 import pytest
+import quick
 import tiny_run
 from job_process import command, execute
 
+from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.checkpoints import store
 from maskrcnn_jax.input_pipeline import batches as input_batches
+from maskrcnn_jax.training import loop
 
 # More processes than cores, and each may take any of them.
 MPIRUN = ('mpirun', '--allow-run-as-root', '--oversubscribe', '--bind-to')
@@ -46,25 +49,25 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def one(config, tmp_path_factory):
-  """Workdir and output of a run of four steps in one process."""
-  return run_to_end(config, tmp_path_factory.mktemp('one'))
+  """Workdir of a run of four steps in this process."""
+  workdir = tmp_path_factory.mktemp('one')
+  with quick.compilation():
+    loop.train_and_evaluate(config_lib.load_config(str(config)), workdir)
+  return workdir
 
 
 @pytest.fixture(scope='module')
 def two(config, tmp_path_factory):
-  """The same in two processes."""
-  return run_to_end(config, tmp_path_factory.mktemp('two'), MPIRUN)
-
-
-def run_to_end(config, workdir, prefix=()):
-  done = execute([*prefix, *command('train_and_eval', config, workdir)])
+  """Workdir and output of the same run in two processes."""
+  workdir = tmp_path_factory.mktemp('two')
+  done = execute([*MPIRUN, *command('train_and_eval', config, workdir)])
   assert done.returncode == 0, done.stderr
   return workdir, done
 
 
 def test_losses_are_those_of_one_process(one, two):
   expected, actual = (
-    tiny_run.lines(w, 'train/total_loss') for w, _ in (one, two)
+    tiny_run.lines(w, 'train/total_loss') for w in (one, two[0])
   )
   assert sorted(actual) == sorted(expected) == [1, 2, 3, 4]
   for step, line in expected.items():
@@ -78,7 +81,7 @@ def test_losses_are_those_of_one_process(one, two):
 
 
 def test_results_are_those_of_one_process(one, two):
-  expected, actual = (tiny_run.lines(w, 'eval/AP') for w, _ in (one, two))
+  expected, actual = (tiny_run.lines(w, 'eval/AP') for w in (one, two[0]))
   assert sorted(actual) == sorted(expected) == [3, 4]
   assert actual == expected
   # The files list the images of one process after those of the other.
@@ -88,7 +91,7 @@ def test_results_are_those_of_one_process(one, two):
         json.loads((w / f'eval/detections-{step}.json').read_text()),
         key=lambda result: result['image_id'],
       )
-      for w, _ in (one, two)
+      for w in (one, two[0])
     ]
     assert len(pair[0]) == len(pair[1]) == 12
     for single, several in zip(*pair):
@@ -119,7 +122,7 @@ def test_process_0_alone_prints_and_writes(two):
 
 
 def test_one_process_reads_the_checkpoint_of_two(one, two):
-  states = [store.restore(workdir)[0] for workdir, _ in (one, two)]
+  states = [store.restore(workdir)[0] for workdir in (one, two[0])]
   close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
   jax.tree.map(close, *states)
 
@@ -135,12 +138,63 @@ def test_resume_gives_the_same_losses_bit_by_bit(config, two, tmp_path):
   assert tiny_run.lines(tmp_path, key) == tiny_run.lines(two[0], key)
 
 
-def test_the_global_batch_is_that_of_one_process(tmp_path):
-  pattern, _ = tiny_run.write_dataset(tmp_path)
-  program = [sys.executable, '-c', BATCHES, pattern, str(tmp_path / 'ids')]
-  done = execute([*MPIRUN, *program])
+@pytest.fixture(scope='module')
+def joined(tmp_path_factory):
+  """Folder that two processes wrote to, without a model, and their output."""
+  folder = tmp_path_factory.mktemp('joined')
+  pattern, _ = tiny_run.write_dataset(folder)
+  paths = labelme_set.write(folder / 'data', 5)
+  program = [sys.executable, '-c', JOINED, folder, pattern, *paths]
+  done = execute([*MPIRUN, *map(str, program)])
   assert done.returncode == 0, done.stderr
-  parts = [json.loads(p.read_text()) for p in sorted(tmp_path.glob('ids-*'))]
+  return folder, pattern, done.stdout
+
+
+JOINED = """
+import json, pathlib, sys
+from maskrcnn_jax.distributed import processes
+processes.start_distributed()
+import jax, tiny_run
+import numpy as np
+from maskrcnn_jax.datasets import record_index
+from maskrcnn_jax.datasets.run_data import RunData
+from maskrcnn_jax.distributed import mesh as mesh_lib
+from maskrcnn_jax.input_pipeline import batches
+from maskrcnn_jax.training import own_records
+folder, pattern, *paths = sys.argv[1:]
+mesh = mesh_lib.make_mesh()
+total = jax.jit(
+  lambda x: x.astype('int32').sum((1, 2, 3)),
+  out_shardings=mesh_lib.replicated(mesh),
+)
+found = batches.train_batches(
+  pattern,
+  ((64, 64),),
+  host_index=jax.process_index(),
+  host_count=jax.process_count(),
+)
+ids, sums = [], []
+for _, batch in zip(range(6), found):
+  ids.append(batch['image_ids'].tolist())
+  images = mesh_lib.put_batch(batch, mesh)['images']
+  sums.append(np.asarray(total(images)).tolist())
+config = tiny_run.make_config('none', 'none')
+own_records.complete(config, f'{folder}/run', RunData(*paths, num_workers=1))
+patterns = config.input.file_pattern, config.evaluation.file_pattern
+counts = [len(record_index.index_records(x)) for x in patterns]
+path = pathlib.Path(f'{folder}/of-{jax.process_index()}.json')
+path.write_text(json.dumps({'ids': ids, 'sums': sums, 'counts': counts}))
+"""
+
+
+def read_parts(folder):
+  """Of each process, in order."""
+  return [json.loads(p.read_text()) for p in sorted(folder.glob('of-*.json'))]
+
+
+def test_the_global_batch_is_that_of_one_process(joined):
+  folder, pattern, _ = joined
+  parts = read_parts(folder)
   assert len(parts) == 2
   batches = input_batches.train_batches(pattern, ((64, 64),))
   whole = [batch for batch, _ in zip(batches, range(6))]
@@ -151,70 +205,21 @@ def test_the_global_batch_is_that_of_one_process(tmp_path):
     np.testing.assert_array_equal(part['sums'], sums)
 
 
-BATCHES = """
-import json, pathlib, sys
-from maskrcnn_jax.distributed import processes
-processes.start_distributed()
-import jax
-import numpy as np
-from maskrcnn_jax.input_pipeline import batches
-from maskrcnn_jax.distributed import mesh as mesh_lib
-mesh = mesh_lib.make_mesh()
-total = jax.jit(
-  lambda x: x.astype('int32').sum((1, 2, 3)),
-  out_shardings=mesh_lib.replicated(mesh),
-)
-found = batches.train_batches(
-  sys.argv[1],
-  ((64, 64),),
-  host_index=jax.process_index(),
-  host_count=jax.process_count(),
-)
-ids, sums = [], []
-for _, batch in zip(range(6), found):
-  ids.append(batch['image_ids'].tolist())
-  images = mesh_lib.put_batch(batch, mesh)['images']
-  sums.append(np.asarray(total(images)).tolist())
-path = pathlib.Path(f'{sys.argv[2]}-{jax.process_index()}')
-path.write_text(json.dumps({'ids': ids, 'sums': sums}))
-"""
+def test_one_process_prepares_the_records(joined):
+  folder, _, shown = joined
+  assert shown.count('read as labelme') == 2  # To train, to validate.
+  assert [part['counts'] for part in read_parts(folder)] == [[4, 1], [4, 1]]
 
 
-def test_one_process_prepares_the_records(config, tmp_path):
+def test_an_error_in_the_labels_is_printed_once(config, tmp_path):
   photos, labels = labelme_set.write(tmp_path / 'data', 5)
-  workdir, text = tmp_path / 'run', (labels / '03.json').read_text()
   (labels / '03.json').write_text('{')
   flags = (f'--images={photos}', f'--annotations={labels}', '--num_workers=1')
+  workdir = tmp_path / 'run'
   done = execute([*MPIRUN, *command('train', config, workdir, *flags)])
   assert done.returncode == 2
   assert done.stderr.count('03.json is not a JSON file') == 1, done.stderr
   assert not workdir.exists()
-
-  (labels / '03.json').write_text(text)
-  program = [sys.executable, '-c', OWN_RECORDS, *(workdir, photos, labels)]
-  done = execute([*MPIRUN, *map(str, program)])
-  assert done.returncode == 0, done.stderr
-  assert done.stdout.count('read as labelme') == 2  # To train, to validate.
-  for rank in range(2):
-    assert (tmp_path / f'run-{rank}').read_text() == '4 1'
-
-
-OWN_RECORDS = """
-import pathlib, sys
-from maskrcnn_jax.distributed import processes
-processes.start_distributed()
-import jax, tiny_run
-from maskrcnn_jax.datasets import record_index
-from maskrcnn_jax.datasets.run_data import RunData
-from maskrcnn_jax.training import own_records
-config = tiny_run.make_config('none', 'none')
-workdir, *paths = sys.argv[1:]
-own_records.complete(config, workdir, RunData(*paths, num_workers=1))
-patterns = config.input.file_pattern, config.evaluation.file_pattern
-counts = [str(len(record_index.index_records(x))) for x in patterns]
-path = pathlib.Path(f'{workdir}-{jax.process_index()}')
-path.write_text(' '.join(counts))
-"""
 
 
 def test_processes_bound_to_cores_find_a_finished_run(config, two):

@@ -46,6 +46,7 @@ def test_momentum_is_on_one_device_or_another(compared):
 
 SIZES = """
 from maskrcnn_jax.optimization import optimizer as optimizer_lib
+from maskrcnn_jax.training import train_state
 model = mask_rcnn.MaskRCNN()
 
 
@@ -56,8 +57,10 @@ def make_state(key):
     optimizer_lib.OptimizerOptions(), model.backbone.frozen_stages
   )
   opt_state = optimizer.transformation(params).init(params)
-  return train_step.TrainState(
-    jax.numpy.int32(0), params, variables['batch_stats'], opt_state
+  return train_state.start_average(
+    train_step.TrainState(
+      jax.numpy.int32(0), params, variables['batch_stats'], opt_state
+    )
   )
 
 
@@ -74,6 +77,7 @@ def megabytes(tree, shardings):
 sizes = {}
 for kind in mesh_lib.SHARD_STATE:
   shardings = mesh_lib.state_shardings(state, mesh_lib.make_mesh(), kind)
+  assert shardings.ema == shardings.params, kind
   sizes[kind] = [
     megabytes(state.params, shardings.params),
     megabytes(state.opt_state, shardings.opt_state),

@@ -19,23 +19,20 @@ from maskrcnn_jax.training import train_step
 pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parents[2]
-CANVASES = ((64, 96), (96, 64))
-# (number of images, canvas) of the calls; the last image of each is padding,
-# which has no detections.
-CALLS = ((2, CANVASES[0]), (3, CANVASES[1]))
+CANVAS = (64, 96)
+# Images of the call; the last one is padding, which has no detections.
+BATCH = 3
 OURS = ('maskrcnn_jax', 'flax', 'optax', 'orbax', 'ml_collections')
 JAX_ALONE = (*OURS, 'tensorflow', 'PIL', 'pycocotools')
 TENSORFLOW_ALONE = (*OURS, 'jax', 'jaxlib', 'PIL', 'pycocotools')
-# Runs the code of the page for every call and saves its detections.
-_RUN_CALLS = """
-import json, numpy as np
-code = open('page.py').read()
-for number, (height, width) in enumerate(json.load(open('canvases.json'))):
-  with np.load(f'input{number}.npz') as inputs:
-    names = dict(inputs)
-  exec(code.replace('832x1344', f'{height}x{width}'), names)
-  found = {k: np.asarray(v) for k, v in names['found'].items()}
-  np.savez(f'found{number}.npz', **found)
+# Runs the code of the page and saves its detections.
+_RUN = """
+import numpy as np
+with np.load('input.npz') as inputs:
+  names = dict(inputs)
+exec(open('page.py').read(), names)
+found = {k: np.asarray(v) for k, v in names['found'].items()}
+np.savez('found.npz', **found)
 """
 
 
@@ -44,7 +41,7 @@ def exported(tmp_path_factory):
   """A folder with an export and inputs, and the detections of `detect`."""
   folder = tmp_path_factory.mktemp('fresh')
   config = config_lib.load_config('shapes')
-  config.input.canvases = CANVASES
+  config.input.canvases = (CANVAS,)
   # A random model gives every class of an empty image the same score.
   config.model.detections.score_threshold = 0.25
   model = MaskRCNN.from_config(config.model)
@@ -63,18 +60,12 @@ def exported(tmp_path_factory):
   )
   options = exporter.ExportOptions(formats=('stablehlo', 'saved_model'))
   exporter.export(folder / 'run', folder / 'exported', options)
-  wanted = []
-  for number, (batch, canvas) in enumerate(CALLS):
-    rng = np.random.default_rng(number)
-    images = rng.integers(0, 256, (batch, *canvas, 3), np.uint8)
-    image_sizes = np.float32([canvas] * batch) - 3 * number
-    images[-1], image_sizes[-1] = 0, 0
-    np.savez(
-      folder / f'input{number}.npz', images=images, image_sizes=image_sizes
-    )
-    wanted.append(train_step.detect(model, variables, images, image_sizes))
-  canvases = [canvas for _, canvas in CALLS]
-  (folder / 'canvases.json').write_text(json.dumps(canvases))
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (BATCH, *CANVAS, 3), np.uint8)
+  image_sizes = np.float32([CANVAS] * BATCH) - 3
+  images[-1], image_sizes[-1] = 0, 0
+  np.savez(folder / 'input.npz', images=images, image_sizes=image_sizes)
+  wanted = train_step.detect(model, variables, images, image_sizes)
   return folder, jax.tree.map(np.asarray, wanted)
 
 
@@ -84,39 +75,37 @@ def example(word):
   codes = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
   (code,) = [code for code in codes if word in code]
   assert '832x1344' in code
-  return code
+  return code.replace('832x1344', f'{CANVAS[0]}x{CANVAS[1]}')
 
 
-def assert_detections(folder, wanted):
-  for number, (batch, _) in enumerate(CALLS):
-    with np.load(folder / f'found{number}.npz') as found:
-      found = dict(found)
-    expected = wanted[number]
-    assert expected.valid[:-1].any(axis=1).all()
-    assert not expected.valid[-1].any()
-    np.testing.assert_array_equal(found['valid'], expected.valid)
-    np.testing.assert_array_equal(found['classes'], expected.classes)
-    np.testing.assert_allclose(found['scores'], expected.scores, atol=1e-5)
-    np.testing.assert_allclose(found['masks'], expected.masks, atol=1e-5)
-    # Of the side of the canvas.
-    boxes, wanted_boxes = found['boxes'] / 96, expected.boxes / 96
-    np.testing.assert_allclose(boxes, wanted_boxes, atol=1e-5)
-    assert found['boxes'].shape == (batch, 20, 4)
-    for name in ('boxes', 'scores', 'classes'):
-      assert not found[name][-1].any()
+def assert_detections(folder, expected):
+  with np.load(folder / 'found.npz') as found:
+    found = dict(found)
+  assert expected.valid[:-1].any(axis=1).all()
+  assert not expected.valid[-1].any()
+  np.testing.assert_array_equal(found['valid'], expected.valid)
+  np.testing.assert_array_equal(found['classes'], expected.classes)
+  np.testing.assert_allclose(found['scores'], expected.scores, atol=1e-5)
+  np.testing.assert_allclose(found['masks'], expected.masks, atol=1e-5)
+  # Of the side of the canvas.
+  boxes, wanted_boxes = found['boxes'] / 96, expected.boxes / 96
+  np.testing.assert_allclose(boxes, wanted_boxes, atol=1e-5)
+  assert found['boxes'].shape == (BATCH, 20, 4)
+  for name in ('boxes', 'scores', 'classes'):
+    assert not found[name][-1].any()
 
 
 def test_jax_alone_gives_the_detections_of_detect(exported):
   folder, wanted = exported
   (folder / 'page.py').write_text(example('export.deserialize'))
-  export_process.run(_RUN_CALLS, JAX_ALONE, folder)
+  export_process.run(_RUN, JAX_ALONE, folder)
   assert_detections(folder, wanted)
 
 
 def test_tensorflow_alone_gives_the_detections_of_detect(exported):
   folder, wanted = exported
   (folder / 'page.py').write_text(example('tf.saved_model'))
-  export_process.run(_RUN_CALLS, TENSORFLOW_ALONE, folder)
+  export_process.run(_RUN, TENSORFLOW_ALONE, folder)
   assert_detections(folder, wanted)
 
 

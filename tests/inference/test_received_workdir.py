@@ -54,7 +54,7 @@ def test_no_verb_follows_a_path_of_the_config(tmp_path):
   (planted / 'bait').touch()
   config = tiny_run.make_config(*tiny_run.write_dataset(tmp_path)).unlock()
   config.input.canvases = ((64, 96),)
-  config.training.num_steps = 5
+  config.training.num_steps = 1
   config.runtime = {}
   own = tiny_run.write_config(config, tmp_path / 'own.py')
   config.training.pretrained = str(tmp_path / 'run')
@@ -74,7 +74,12 @@ def test_no_verb_follows_a_path_of_the_config(tmp_path):
   argv += [f'--config={own}', f'--config={tuning}']
   done = subprocess.run(
     [sys.executable, '-c', _SCRIPT, *argv],
-    env={**environment, 'XLA_FLAGS': quick.xla_flags()},
+    env={
+      **environment,
+      'XLA_FLAGS': quick.xla_flags(),
+      'JAX_DISABLE_MOST_OPTIMIZATIONS': 'True',
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
+    },
     capture_output=True,
     text=True,
     check=False,

@@ -29,18 +29,22 @@ def rows(batch, indices):
 
 
 @functools.cache
+def initial_state(model):
+  return tiny_model.make_state(model, tiny_model.make_batch(), momentum=0.0)[0]
+
+
+@functools.cache
 def compiled_step(model, num_parts):
   """An initial state and a step whose update is the gradient."""
-  state, optimizer = tiny_model.make_state(
-    model,
-    tiny_model.make_batch(),
-    accumulate_steps=num_parts,
-    momentum=0.0,
-    learning_rate=1.0,
-    bias_gradient_factor=1.0,
-  )
+  options = tiny_model.OPTIMIZER | {
+    'accumulate_steps': num_parts,
+    'momentum': 0.0,
+    'learning_rate': 1.0,
+    'bias_gradient_factor': 1.0,
+  }
+  optimizer = train_step.make_optimizer(model, options)
   step = functools.partial(train_step.train_step, model, optimizer)
-  return state, quick.jit(step)
+  return initial_state(model), quick.jit(step)
 
 
 def step_in_parts(model, batch, num_parts, key=3):
@@ -116,9 +120,10 @@ def test_the_bad_part_is_named(model):
   batch = tiny_model.make_batch((2, 3, 1, 4))
   batch['images'][3, 20, 20] = np.nan  # Row 1 of part 1.
   state, _ = compiled_step(model, 2)
-  text = monitor.find_nonfinite(
-    model, jax.random.key(0), state, 1, batch, num_parts=2
-  )
+  with quick.compilation():
+    text = monitor.find_nonfinite(
+      model, jax.random.key(0), state, 1, batch, num_parts=2
+    )
   assert 'images[1], of the rows 1, 3' in text
 
 

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from eight_devices import run_on_eight
 from tiny_checkpoint import CLASSES, POSITION, assert_same, make_config
 from tiny_checkpoint import make_state as make_plain_state
 
@@ -100,23 +99,3 @@ def test_a_run_without_an_average_does_not_resume_with_one(tmp_path):
     store.restore_latest(tmp_path, make_state(), given)
   assert 'ema/fpn/kernel' in str(error.value)
   assert 'optimizer' in str(error.value)
-
-
-SHARDINGS = """
-from maskrcnn_jax.training import train_state
-params = {'kernel': jax.numpy.ones((3, 3, 8, 16)), 'bias': jax.numpy.ones(16)}
-state = train_state.start_average(
-  train_state.TrainState(jax.numpy.int32(0), params, {}, {'trace': params})
-)
-mesh = mesh_lib.make_mesh()
-for kind in mesh_lib.SHARD_STATE:
-  shardings = mesh_lib.state_shardings(state, mesh, kind, smallest=64)
-  assert shardings.ema == shardings.params, kind
-assert shardings.ema['kernel'].spec[3] == 'data'
-print(0)
-"""
-
-
-@pytest.mark.slow
-def test_an_average_is_sharded_like_the_parameters():
-  run_on_eight(SHARDINGS)

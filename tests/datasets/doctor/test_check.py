@@ -166,12 +166,14 @@ def test_what_coco_counts_is_counted_by_class(tmp_path):
       {'crossing_polygon': 2, 'image_without_objects': 2},
     ),
     *(
-      (
+      pytest.param(
         *('nuclei-dsb2018', '{}', f'instances_{{}}{form}'),
         [(80, 3294, 0), (20, 728, 0)],
         {'more_objects_than_counted': 2, 'empty_area_range': 1},
+        marks=marks,
       )
-      for form in ('', '_rle')
+      # The first set has polygons too.
+      for form, marks in (('', pytest.mark.long), ('_rle', ()))
     ),
   ],
 )
