@@ -47,6 +47,8 @@ def convolve(
   pads = _pads(padding, kernel.shape[:2])
   if groups > 1:
     return _convolve(inputs, kernel, stride, pads, groups)
+  if stride == 2 and _has_few_channels(inputs, kernel):
+    return _convolve_images(inputs, kernel, pads)
   if kernel.shape[:2] == (1, 1):
     # A matrix product: on the CPU 3 to 7 times faster than the convolution,
     # elsewhere the same.
@@ -74,6 +76,51 @@ def _convolve(inputs, kernel, stride, pads, groups=1):
     dimension_numbers=_LAYOUT,
     feature_group_count=groups,
   )
+
+
+def _has_few_channels(inputs, kernel):
+  """Whether `_convolve_by_parity` is possible and fills more of a tile."""
+  _, height, width, channels = inputs.shape
+  has_halves = height % 2 == 0 and width % 2 == 0
+  return channels <= 4 and has_halves and kernel.shape[0] % 2 == 1
+
+
+def _convolve_images(inputs, kernel, pads):
+  """The first convolution of a ResNet, with stride 2."""
+  before = (kernel.shape[0] - 2) // 2 if pads == 'SAME' else pads[0][0]
+  return lax.platform_dependent(
+    inputs,
+    kernel,
+    tpu=lambda x, k: _convolve_by_parity(x, k, before),
+    default=lambda x, k: _convolve(x, k, 2, pads),
+  )
+
+
+def _convolve_by_parity(inputs, kernel, before):
+  """Convolution with stride 2 as one with stride 1 and four times the channels.
+
+  TPUs keep channels in tiles of 128: three of them take 43 times their memory.
+  Here a cell has the channels of a block of 2x2, which are taken from planes of
+  one channel.
+
+  Args:
+    inputs: `[batch, height, width, channels]`, of even sides.
+    kernel: of odd size.
+    before: zeros before the first row and column; as many as give half the
+      size follow the last.
+  """
+  shift = before % 2
+  kernel = jnp.pad(kernel, [(shift, 1 - shift)] * 2 + [(0, 0)] * 2)
+  size = kernel.shape[0] // 2
+  kernel = kernel.reshape(size, 2, size, 2, *kernel.shape[2:])
+  kernel = jnp.swapaxes(kernel, 1, 2).reshape(size, size, -1, kernel.shape[-1])
+  planes = jnp.transpose(inputs, (0, 3, 1, 2))
+  parts = [
+    planes[..., row::2, column::2] for row in (0, 1) for column in (0, 1)
+  ]
+  blocks = jnp.transpose(jnp.concatenate(parts, axis=1), (0, 2, 3, 1))
+  first = (before + 1) // 2
+  return _convolve(blocks, kernel, 1, [(first, size - 1 - first)] * 2)
 
 
 def _cpu_forms(inputs, kernel):

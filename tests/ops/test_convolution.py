@@ -106,6 +106,45 @@ def test_what_is_not_asked_for_is_not_computed(argument):
   assert flops([index]) < 0.7 * flops([0, 1])
 
 
+@pytest.mark.parametrize('padding', ['symmetric', 'same'])
+@pytest.mark.parametrize('size', [3, 5, 7])
+def test_the_form_for_images_on_tpus_is_the_convolution(size, padding):
+  inputs, kernel = random_arrays((2, 8, 14, 3), (size, size, 3, 5))
+  before = (size - 2) // 2 if padding == 'same' else (size - 1) // 2
+
+  def by_parity(inputs, kernel):
+    return convolution._convolve_by_parity(inputs, kernel, before)
+
+  def plain(inputs, kernel):
+    return convolution.convolve(inputs, kernel, 2, padding)
+
+  outputs, vjp = jax.vjp(by_parity, inputs, kernel)
+  expected, plain_vjp = jax.vjp(plain, inputs, kernel)
+  assert outputs.shape == (2, 4, 7, 5)
+  np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5)
+  for actual, wanted in zip(vjp(expected), plain_vjp(expected)):
+    np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  'platform, shape, channels',
+  [
+    ('tpu', (1, 32, 32, 3), 12),
+    ('tpu', (1, 33, 32, 3), 3),
+    ('tpu', (1, 32, 32, 8), 8),
+    ('cpu', (1, 32, 32, 3), 3),
+  ],
+)
+def test_images_have_a_form_of_their_own_on_tpus(platform, shape, channels):
+  kernel = jnp.zeros((7, 7, shape[-1], 16))
+  traced = jax.jit(lambda x: convolution.convolve(x, kernel, 2)).trace(
+    jnp.zeros(shape)
+  )
+  text = traced.lower(lowering_platforms=(platform,)).as_text()
+  (line,) = [x for x in text.splitlines() if 'stablehlo.convolution' in x]
+  assert f'x{channels}x16xf32>) -> ' in line
+
+
 @pytest.mark.parametrize('size', [2, 3])
 def test_upsampling_is_the_transposed_convolution(size):
   inputs, kernel = random_arrays((2, 4, 5, 6), (size, size, 6, 3))
