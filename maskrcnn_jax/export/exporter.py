@@ -114,9 +114,7 @@ def export(
   about = description.describe(
     options,
     [_entry(*x, options.formats) for x in zip(options.canvases, fits)],
-    program.output_shapes(
-      *(model, weights, options.canvases[0], options.batch_size)
-    ),
+    program.output_shapes(model, _shapes(options, weights)[0]),
     resize.exact_sizes,
     model.detections.mask_pasting,
     store.read_classes(source),
@@ -180,6 +178,12 @@ def _examples(options, fits, resize):
   return [check.draw(*x) for x in places]
 
 
+def _shapes(options, weights):
+  """Inputs of the program of every canvas."""
+  more = options.batch_size, options.image_dtype
+  return [program.input_shapes(weights, x, *more) for x in options.canvases]
+
+
 def _programs(model, weights, options, about) -> Iterator[tuple[str, dict]]:
   """(format, programs by name) of every format."""
   with tqdm.tqdm(
@@ -189,16 +193,16 @@ def _programs(model, weights, options, about) -> Iterator[tuple[str, dict]]:
   ) as bar:
     for kind in options.formats:
       made = {}
-      for canvas, entry in zip(options.canvases, about['canvases']):
-        shapes = canvas, options.batch_size, options.image_dtype
+      every = options.canvases, about['canvases'], _shapes(options, weights)
+      for canvas, entry, shapes in zip(*every):
         if kind == 'onnx':
           from maskrcnn_jax.export import onnx_program
 
           metadata = description.metadata(about, entry)
-          one = onnx_program.detection(model, weights, *shapes, metadata)
+          one = onnx_program.detection(model, weights, shapes, metadata)
         else:
           one = program.export_detection(
-            *(model, weights, *shapes, options.platforms),
+            *(model, shapes, options.platforms),
             for_tensorflow=kind == 'saved_model',
           )
         made[_name(canvas)] = one

@@ -1,6 +1,6 @@
 """Detection as an ONNX file."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,9 +22,7 @@ _INT32 = onnx.TensorProto.INT32
 def detection(
   model: MaskRCNN,
   weights: Mapping[str, np.ndarray],
-  canvas: tuple[int, int],
-  batch_size: int | None,
-  image_dtype: str,
+  shapes: Sequence[Any],
   metadata: Mapping[str, str],
 ) -> onnx.ModelProto:
   """Detection on one canvas, with the weights inside.
@@ -32,9 +30,7 @@ def detection(
   Args:
     model: to be exported; computed in float32 whatever its precision.
     weights: of `program.flatten_weights`.
-    canvas: (height, width).
-    batch_size: None: any.
-    image_dtype: 'uint8' or 'float32'.
+    shapes: of `program.input_shapes`.
     metadata: texts to store in the file.
 
   Returns:
@@ -44,12 +40,11 @@ def detection(
     UserError: an option of the model has no form in ONNX.
   """
   model = program.in_float32(model).clone(operations=onnx_ops.OPERATIONS)
-  shapes = program.input_shapes(weights, canvas, batch_size, image_dtype)
   return convert(
     program.detect_function(model),
     weights,
     dict(zip(('images', 'image_sizes'), shapes[1:])),
-    'detect_{}x{}'.format(*canvas),
+    'detect_{}x{}'.format(*shapes[1].shape[1:3]),
     metadata,
   )
 

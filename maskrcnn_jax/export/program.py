@@ -59,13 +59,9 @@ def input_shapes(
 
 
 def output_shapes(
-  model: MaskRCNN,
-  weights: Mapping[str, np.ndarray],
-  canvas: tuple[int, int],
-  batch_size: int | None,
+  model: MaskRCNN, shapes: Sequence[Any]
 ) -> dict[str, tuple[list[int | str], str]]:
-  """Shape and dtype of every output; the canvas does not matter."""
-  shapes = input_shapes(weights, canvas, batch_size, 'uint8')
+  """Shape and dtype of every output, for `input_shapes` of any canvas."""
   outputs = jax.eval_shape(detect_function(model), *shapes)
   return {
     name: (
@@ -78,10 +74,7 @@ def output_shapes(
 
 def export_detection(
   model: MaskRCNN,
-  weights: Mapping[str, np.ndarray],
-  canvas: tuple[int, int],
-  batch_size: int | None,
-  image_dtype: str,
+  shapes: Sequence[Any],
   platforms: Sequence[str],
   for_tensorflow: bool = False,
 ) -> export.Exported:
@@ -93,11 +86,8 @@ def export_detection(
 
   Args:
     model: to be exported.
-    weights: of `flatten_weights`; only shapes and dtypes count.
-    canvas: (height, width).
-    batch_size: None: any; the program is then compiled for each batch size
-      that it is called with.
-    image_dtype: 'uint8' or 'float32'.
+    shapes: of `input_shapes`. With any batch size the program is compiled for
+      each that it is called with.
     platforms: names known to `jax.export`.
     for_tensorflow: lower `top_k` to a sort, with the same results: TensorFlow
       2.21 cannot read the `top_k` of jax 0.10.
@@ -109,7 +99,7 @@ def export_detection(
     jax.jit(detect_function(model)),
     platforms=tuple(platforms),
     _override_lowering_rules=rules,
-  )(*input_shapes(weights, canvas, batch_size, image_dtype))
+  )(*shapes)
 
 
 def _sorted_top_k(x, *, k, **_):

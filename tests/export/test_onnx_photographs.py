@@ -100,7 +100,8 @@ def test_detections_are_those_of_jax(weights, variant, tmp_path):
   model, variables = make_model(tmp_path, weights, variant)
   stored = program.flatten_weights(variables)
   detect = jax.jit(program.detect_function(model))
-  converted = onnx_program.detection(model, stored, CANVAS, None, 'uint8', {})
+  shapes = program.input_shapes(stored, CANVAS, None, 'uint8')
+  converted = onnx_program.detection(model, stored, shapes, {})
   for count in (1, 3):
     images, image_sizes = make_batch(count)
     wanted = jax.tree.map(np.asarray, detect(stored, images, image_sizes))

@@ -81,9 +81,8 @@ def test_detections_are_those_of_jax(variant, norm, padding, pooling, options):
   detect = jax.jit(program.detect_function(model))
   for batch_size, count in ((1, 1), (None, 3)):
     images, image_sizes = make_batch(count)
-    converted = onnx_program.detection(
-      *(model, weights, CANVAS, batch_size, 'uint8', {'note': 'é'})
-    )
+    shapes = program.input_shapes(weights, CANVAS, batch_size, 'uint8')
+    converted = onnx_program.detection(model, weights, shapes, {'note': 'é'})
     wanted = jax.tree.map(np.asarray, detect(weights, images, image_sizes))
     # Exactly the largest number, and, without an image, none or only points.
     assert wanted['valid'][0].sum() == MAX_DETECTIONS
@@ -119,7 +118,8 @@ def test_without_nms_without_a_limit_and_in_bfloat16():
     roi_align={'max_level': 5, 'dtype': 'bfloat16'},
   )
   weights = program.flatten_weights(draw_calm_variables(model))
-  converted = onnx_program.detection(model, weights, CANVAS, 2, 'float32', {})
+  shapes = program.input_shapes(weights, CANVAS, 2, 'float32')
+  converted = onnx_program.detection(model, weights, shapes, {})
   images, image_sizes = make_batch(2)
   inputs = {'images': images.astype(np.float32), 'image_sizes': image_sizes}
   detect = jax.jit(program.detect_function(program.in_float32(model)))
@@ -137,7 +137,8 @@ def test_the_check_refuses_another_model(tmp_path):
     'canvases': [{'canvas': list(CANVAS), 'onnx': 'detect.onnx'}],
     'batch_size': None,
   }
-  converted = onnx_program.detection(model, weights, CANVAS, None, 'uint8', {})
+  shapes = program.input_shapes(weights, CANVAS, None, 'uint8')
+  converted = onnx_program.detection(model, weights, shapes, {})
   (tmp_path / 'detect.onnx').write_bytes(converted.SerializeToString())
   rows = [check.draw(CANVAS, (60, 90), 'uint8')]
 

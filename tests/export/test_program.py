@@ -55,6 +55,11 @@ def assert_is_detect(exported, model, variables, weights, batch):
     )
 
 
+def _exported(model, weights, batch_size, image_dtype, platforms, **options):
+  shapes = program.input_shapes(weights, CANVAS, batch_size, image_dtype)
+  return program.export_detection(model, shapes, platforms, **options)
+
+
 def test_weights_are_named_by_their_path(weights, variables):
   assert len(weights) == len(jax.tree.leaves(variables))
   assert list(weights) == sorted(weights)
@@ -66,9 +71,7 @@ def test_weights_are_named_by_their_path(weights, variables):
 
 @pytest.mark.slow
 def test_one_program_takes_any_number_of_images(model, variables, weights):
-  exported = program.export_detection(
-    model, weights, CANVAS, None, 'uint8', ('cpu',)
-  )
+  exported = _exported(model, weights, None, 'uint8', ('cpu',))
   exported = export.deserialize(exported.serialize())
   for batch_size in (1, 3):
     batch = draw_batch(batch_size)
@@ -76,8 +79,8 @@ def test_one_program_takes_any_number_of_images(model, variables, weights):
 
 
 def test_a_program_of_two_float_images(model, variables, weights):
-  exported = program.export_detection(
-    model, weights, CANVAS, 2, 'float32', ('cpu',), for_tensorflow=True
+  exported = _exported(
+    model, weights, 2, 'float32', ('cpu',), for_tensorflow=True
   )
   batch = draw_batch(2, np.float32)
   assert_is_detect(exported, model, variables, weights, batch)
@@ -86,17 +89,15 @@ def test_a_program_of_two_float_images(model, variables, weights):
 
 
 def test_a_program_for_three_platforms_has_no_platform_calls(model, weights):
-  exported = program.export_detection(
-    model, weights, CANVAS, None, 'uint8', ('cpu', 'cuda', 'tpu')
-  )
+  exported = _exported(model, weights, None, 'uint8', ('cpu', 'cuda', 'tpu'))
   assert exported.platforms == ('cpu', 'cuda', 'tpu')
   # Asserts a batch of at least 1; known to every compiler of StableHLO.
   assert custom_calls(exported) == {'shape_assertion'}
 
 
 def test_a_program_for_tensorflow_has_no_top_k(model, weights):
-  exported = program.export_detection(
-    model, weights, CANVAS, 1, 'uint8', ('cpu', 'tpu'), for_tensorflow=True
+  exported = _exported(
+    model, weights, 1, 'uint8', ('cpu', 'tpu'), for_tensorflow=True
   )
   assert custom_calls(exported) == set()
   text = re.sub(r'loc\(.*', '', exported.mlir_module())  # Names its sources.
