@@ -2,9 +2,7 @@
 
 import dataclasses
 import functools
-import pathlib
 
-import export_process
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -343,27 +341,3 @@ def test_frozen_stages_have_no_gradient(batch):
 
 def size(tree):
   return sum(x.size for x in jax.tree.leaves(tree))
-
-
-ONE_STEP = """
-import quick
-import tiny_model
-from maskrcnn_jax.training import train_step
-
-batch = tiny_model.make_batch()
-model = tiny_model.make_model()
-state, optimizer = tiny_model.make_state(model, batch)
-step = quick.jit(train_step.train_step, static_argnums=(0, 1))
-state, metrics = step(model, optimizer, state, batch)
-assert metrics['finite'] and int(state.step) == 1
-"""
-
-
-@pytest.mark.slow
-def test_the_step_runs_without_tensorflow_and_pycocotools(tmp_path):
-  helpers = str(pathlib.Path(tiny_model.__file__).parent)
-  export_process.run(
-    f'sys.path.insert(0, {helpers!r})\n{ONE_STEP}',
-    ('tensorflow', 'tensorflow_datasets', 'pycocotools', 'torch', 'matplotlib'),
-    tmp_path,
-  )
