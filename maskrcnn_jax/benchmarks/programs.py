@@ -92,19 +92,25 @@ def training(
 ) -> list[measure.Row]:
   """Rows of a training step.
 
-  The mask head of `torchvision` sees as many foreground RoIs as ours, that of
-  `torchvision, free-running` those that the model found. `other` has the same
-  model and batches; None: it is not measured.
+  The mask head of `torchvision` sees as many foreground RoIs as ours, which
+  skips none; that of `torchvision, free-running` those that the model found,
+  beside ours as it trains. `other` has the same model and batches; None: it is
+  not measured.
   """
-  sides = {_OURS: step_side(subject)}
-  if other:
-    other.load_weights(subject.state().variables())
-    count = subject.model.sampling.num_mask_rows
-    for name, foreground in (('', count), (', free-running', None)):
-      sides[f'torchvision{name}'] = other.side(
-        'train_step', subject.batch_size, foreground=foreground
-      )
-  return _compare(sides, options, 'train step')
+  if not other:
+    return _compare({_OURS: step_side(subject)}, options, 'train step')
+  other.load_weights(subject.state().variables())
+  whole, rows = subject.skipping_nothing(), []
+  for name, own, foreground in (
+    ('', whole, subject.model.sampling.num_mask_rows),
+    (', free-running', subject, None),
+  ):
+    if not rows or whole.model != subject.model:
+      ours = step_side(own)
+    theirs = other.side('train_step', subject.batch_size, foreground=foreground)
+    sides = {f'{_OURS}{name}': ours, f'torchvision{name}': theirs}
+    rows += _compare(sides, options, 'train step')
+  return rows
 
 
 def inference(

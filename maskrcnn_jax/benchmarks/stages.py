@@ -149,8 +149,9 @@ def record_training(
   """`record_calls` of a step, forward and backward, of the first batch."""
   batch = subject.batches()[0]
   # Stages are submodules as they are called on one device.
-  layout = dataclasses.replace(subject.model.layout, share=Layout.share)
-  model = subject.model.clone(layout=layout)
+  model = subject.skipping_nothing().model
+  layout = dataclasses.replace(model.layout, share=Layout.share)
+  model = model.clone(layout=layout)
   calls, outputs = record_calls(
     *(_TRAINING, model, state.variables(), '__call__'),
     *(batch['images'], batch['image_sizes']),

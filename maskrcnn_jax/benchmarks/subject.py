@@ -9,6 +9,7 @@ import jax
 from maskrcnn_jax.benchmarks import examples
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.distributed import model_sharding
+from maskrcnn_jax.models.layout import Layout
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import train_step
 
@@ -60,6 +61,11 @@ class Subject:
         for batch in self.host_batches
       ],
     }
+
+  def skipping_nothing(self) -> 'Subject':
+    """The same, whose mask head computes RoIs that are padding too."""
+    layout = dataclasses.replace(self.model.layout, mask_head=Layout.mask_head)
+    return dataclasses.replace(self, model=self.model.clone(layout=layout))
 
   def batches(self) -> list[dict[str, Any]]:
     """The batches on the devices."""

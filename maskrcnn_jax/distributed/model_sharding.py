@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from maskrcnn_jax.distributed import mesh as mesh_lib
+from maskrcnn_jax.models import heads
 from maskrcnn_jax.models.layout import Layout
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 
@@ -19,6 +20,8 @@ def shard_model(
   smallest: int = mesh_lib.SMALLEST_SPLIT,
 ) -> MaskRCNN:
   """The model with sharding constraints on its arrays; its values are the same.
+
+  On one CPU device its mask head skips RoIs that are padding.
 
   Args:
     shard_state: the `kind` of `mesh.state_shardings`.
@@ -33,6 +36,8 @@ def shard_model(
     hooks['per_device'] = _PerDevice(mesh)
     if mesh.shape['spatial'] == 1:
       hooks['share'] = _Share(mesh)
+  if mesh.size == 1 and mesh.devices.flat[0].platform == 'cpu':
+    hooks['mask_head'] = heads.skip_padding
   return model.clone(layout=Layout(**hooks))
 
 

@@ -12,8 +12,8 @@ def _as_it_is(value: Any) -> Any:
   return value
 
 
-def _call(module: Callable, maps: Any) -> Any:
-  return module(maps)
+def _call(module: Callable, *arrays: Any) -> Any:
+  return module(*arrays)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Layout:
     share: calls a module with a tree of maps `[batch, ...]` that share its
       parameters. A device then sums their gradients over the maps first, so
       that the sum over devices is one.
+    mask_head: calls the mask head with its arguments in training; results of
+      RoIs that are not valid are of no account.
   """
 
   split: Callable[[Any], Any] = _as_it_is
@@ -38,3 +40,4 @@ class Layout:
   parameters: Callable[[Any], Any] = _as_it_is
   per_device: Callable[[Callable], Callable] = _as_it_is
   share: Callable[[Callable, Any], Any] = _call
+  mask_head: Callable[..., Any] = _call

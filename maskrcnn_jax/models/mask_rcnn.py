@@ -184,8 +184,8 @@ class MaskRCNN(nn.Module):
     box = self.box_head(features, counted, train)
     foreground = targets_lib.mask_rois(rois, self.sampling)
     features = self.align(pyramid, foreground.boxes, self.mask_size)
-    mask_logits = self.mask_head(
-      features, foreground.classes, foreground.valid, train
+    mask_logits = self.layout.mask_head(
+      self.mask_head, features, foreground.classes, foreground.valid, train
     )
     return TrainOutputs(rpn, rois, box, mask_logits)
 

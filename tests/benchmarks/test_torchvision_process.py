@@ -197,8 +197,9 @@ def test_both_sides_compute_the_same():
     # Sums in another order; boxes at the brink of an NMS may differ.
     differences = np.abs(np.sort(scores) - np.sort(theirs['scores'][row]))
     assert np.median(differences) < 1e-3
-  ours, forced, free = steps
+  ours, forced, skipping, free = steps
   assert ours['foreground'] == forced['foreground']
+  assert 'ratio' not in skipping and free['ratio']['median'] > 0
   losses, others = ours['losses'], free['losses']
   for name, other_name in (
     ('rpn_objectness', 'loss_objectness'),

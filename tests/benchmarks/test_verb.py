@@ -73,7 +73,8 @@ def fixture_done(tmp_path_factory):
 def test_bench_json(done):
   folder, _ = done
   result = json.loads((folder / 'bench.json').read_text())
-  ours, theirs, _ = result['tables']['train step']
+  ours, theirs, free, _ = result['tables']['train step']
+  assert free['name'] == 'maskrcnn_jax, free-running'
   assert len(ours['seconds']['all']) == 2
   assert ours['foreground'] == theirs['foreground'] == [2]
   assert theirs['ratio']['median'] == pytest.approx(
