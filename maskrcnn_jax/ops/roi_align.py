@@ -148,8 +148,10 @@ def pyramid_roi_align(
   levels = assign_levels(boxes, options)
   own = levels - options.min_level
   starts = np.cumsum([0, *cells[:-1]])  # Of an image alone.
+  # Selected, not gathered: there are few levels.
   height, width, cells, starts = (
-    jnp.asarray(x, jnp.int32)[own] for x in (*sizes.T, cells, starts)
+    jax.lax.select_n(own, *(jnp.full_like(own, level) for level in values))
+    for values in (*sizes.T, cells, starts)
   )
   # The number of images is symbolic in an export for any batch size.
   images = jax.lax.broadcasted_iota(jnp.int32, (batch, n), 0).reshape(-1)

@@ -44,12 +44,11 @@ def _forward(table, indices, weights, like):
 
 
 def _backward(like, residuals, gradient):
+  # Stacked, the taps are a single scatter: one pass over the table.
+  indices, weights = (jnp.stack(x) for x in residuals)
+  added = (weights[..., None] * gradient.astype(jnp.float32)).astype(like.dtype)
   total = jnp.zeros(like.shape, like.dtype)
-  gradient = gradient.astype(jnp.float32)
-  for index, weight in zip(*residuals):
-    added = (weight[..., None] * gradient).astype(like.dtype)
-    total = total.at[index].add(added, mode='promise_in_bounds')
-  return total, None, None
+  return total.at[indices].add(added, mode='promise_in_bounds'), None, None
 
 
 _weighted_sum.defvjp(_forward, _backward)
