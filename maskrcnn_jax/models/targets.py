@@ -12,7 +12,12 @@ from maskrcnn_jax.errors import invalid
 from maskrcnn_jax.models.proposals import take_rows
 from maskrcnn_jax.ops import boxes as box_ops
 from maskrcnn_jax.ops import masks as mask_ops
-from maskrcnn_jax.ops.matching import MatchingOptions, match, select_balanced
+from maskrcnn_jax.ops.matching import (
+  MatchingOptions,
+  match,
+  select_balanced,
+  select_top,
+)
 from maskrcnn_jax.structures import Instances, Proposals, SampledRois
 
 
@@ -111,30 +116,23 @@ def rpn_targets(
   both families, though Habana decodes its proposals with it.
   """
   levels = sorted(anchors)
-  boxes = [jnp.asarray(anchors[level]) for level in levels]
-  ends = np.cumsum([len(level_boxes) for level_boxes in boxes])
+  ends = np.cumsum([len(anchors[level]) for level in levels])
+  boxes = jnp.concatenate([jnp.asarray(anchors[level]) for level in levels])
   keys = key if key.shape else jax.random.split(key, len(instances.boxes))
 
   def one_image(instance_boxes, instance_valid, image_valid, key):
     matches = match(boxes, instance_boxes, instance_valid, options.matching)
-    labels = jnp.concatenate([found.labels for found in matches])
-    priorities = jax.random.uniform(key, labels.shape)
-    sampled = sample_labels(labels, priorities, options)
+    priorities = jax.random.uniform(key, matches.labels.shape)
+    sampled = sample_labels(matches.labels, priorities, options)
     sampled = jnp.where(image_valid, sampled, -1)
-    deltas = [
-      jnp.where(
-        found.labels[:, None] == 1,
-        box_ops.encode(instance_boxes[found.indices], level_boxes),
-        0.0,
-      )
-      for found, level_boxes in zip(matches, boxes)
-    ]
-    matched = [(found.labels == 1) & image_valid for found in matches]
-    return jnp.split(sampled, ends[:-1]), matched, deltas
+    matched = matches.labels == 1
+    deltas = box_ops.encode(instance_boxes[matches.indices], boxes)
+    deltas = jnp.where(matched[:, None], deltas, 0.0)
+    return sampled, matched & image_valid, deltas
 
-  parts = jax.vmap(one_image)(instances.boxes, instances.valid, valid, keys)
-  targets = RPNTargets(*(dict(zip(levels, part)) for part in parts))
-  return jax.lax.stop_gradient(targets)
+  found = jax.vmap(one_image)(instances.boxes, instances.valid, valid, keys)
+  parts = [dict(zip(levels, jnp.split(x, ends[:-1], axis=1))) for x in found]
+  return jax.lax.stop_gradient(RPNTargets(*parts))
 
 
 def draw_priorities(
@@ -201,9 +199,7 @@ def sample_rois(
   valid = jnp.concatenate([proposals.valid, instances.valid], axis=1)
 
   def one_image(boxes, valid, instance_boxes, instance_valid, priorities):
-    (matches,) = match(
-      [boxes], instance_boxes, instance_valid, options.matching
-    )
+    matches = match(boxes, instance_boxes, instance_valid, options.matching)
     foreground, background = select_balanced(
       (matches.labels == 1) & valid,
       (matches.labels == 0) & valid,
@@ -214,9 +210,8 @@ def sample_rois(
     rank = jnp.where(foreground, 3, jnp.where(background, 1, 0))
     if options.fill_up:
       left = valid & (rank == 0) & (matches.labels != 0)
-      _, filler = select_balanced(
-        rank > 0, left, priorities, options.num_rois, options.num_rois
-      )
+      missing = options.num_rois - jnp.sum(rank > 0, dtype=jnp.int32)
+      filler = select_top(left, priorities, options.num_rois, missing)
       rank = jnp.where(filler, 2, rank)
     # top_k takes the lower index first among equals: the proposals' order.
     rank, rows = jax.lax.top_k(rank, min(options.num_rois, rank.shape[0]))

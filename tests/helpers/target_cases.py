@@ -235,8 +235,8 @@ def _labels(levels, instances, options):
   """Labels `[batch, n]` of matching alone, over all levels."""
 
   def one_image(boxes, valid):
-    matches = matching.match(levels, boxes, valid, options)
-    return jnp.concatenate([found.labels for found in matches])
+    anchors = jnp.concatenate(levels)
+    return matching.match(anchors, boxes, valid, options).labels
 
   return jax.vmap(one_image)(instances.boxes, instances.valid)
 

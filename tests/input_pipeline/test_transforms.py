@@ -136,23 +136,18 @@ def test_golden_rpn_targets_of_our_boxes(path):
     instances = np.zeros([5, 4], np.float32)
     count = len(made['boxes'])
     instances[:count] = made['boxes']
-    deltas = np.concatenate(rpn_deltas(levels, instances, np.arange(5) < count))
+    joined = np.concatenate(levels)
+    deltas = rpn_deltas(joined, instances, np.arange(5) < count)
     expected = golden[f'{mode}_box_targets']
     assert golden_files.relative_error(deltas, expected) < 1e-5
 
 
 @jax.jit
-def rpn_deltas(levels, instances, valid):
+def rpn_deltas(boxes, instances, valid):
   options = matching.MatchingOptions(low_quality_matches='one')
-  matches = matching.match(levels, instances, valid, options)
-  return [
-    jnp.where(
-      match.labels[:, None] == 1,
-      box_ops.encode(instances[match.indices], level),
-      0.0,
-    )
-    for match, level in zip(matches, levels)
-  ]
+  matches = matching.match(boxes, instances, valid, options)
+  deltas = box_ops.encode(instances[matches.indices], boxes)
+  return jnp.where(matches.labels[:, None] == 1, deltas, 0.0)
 
 
 @pytest.mark.parametrize('path', golden_files.files('07_mask*.npz'), ids=name)

@@ -50,8 +50,8 @@ def test_labels_of_nvidia(recorded):
       recorded['gt_boxes'][image], recorded['gt_classes'][image]
     )
     candidates = np.concatenate([boxes, instances.boxes])
-    (matches,) = run_match(
-      [candidates],
+    matches = run_match(
+      candidates,
       instances.boxes,
       instances.valid,
       options=SamplingOptions().matching,

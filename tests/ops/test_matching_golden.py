@@ -45,9 +45,8 @@ def fixture_matched(recorded):
       params['unmatched_threshold'],
       low_quality_matches='one',
     )
-    matches = matching.match(list(anchors.values()), boxes, valid, options)
-    matches = jax.tree.map(lambda *x: jnp.concatenate(x), *matches)
     joined = np.concatenate(list(anchors.values()))
+    matches = matching.match(joined, boxes, valid, options)
     targets = box_ops.encode(boxes[matches.indices], joined)
     positive = matches.labels[:, None] == 1
     return matches, jnp.where(positive, targets, 0.0)
@@ -150,7 +149,7 @@ def test_matchers_of_torchvision(recorded, name, options):
   iou = box_ops.pairwise_iou(instances, boxes)
   assert_near(iou, recorded['iou'], 1e-5)
   valid = np.ones(len(instances), bool)
-  (matches,) = matching.match([boxes], instances, valid, options)
+  matches = matching.match(boxes, instances, valid, options)
   np.testing.assert_array_equal(marks_of(matches), recorded[name])
 
 
@@ -162,15 +161,15 @@ def test_matchers_of_detectron2(recorded):
   valid = np.ones(len(instances), bool)
   for name in ('rpn', 'rpn_no_low', 'roi'):
     options = matcher_options(recorded, name)
-    (matches,) = matching.match([boxes], instances, valid, options)
+    matches = matching.match(boxes, instances, valid, options)
     np.testing.assert_array_equal(
       matches.labels, recorded[f'{name}/iou/labels'], name
     )
     np.testing.assert_array_equal(
       matches.indices, recorded[f'{name}/iou/matches'], name
     )
-  (matches,) = matching.match(
-    [boxes], instances, ~valid, matcher_options(recorded, 'rpn')
+  matches = matching.match(
+    boxes, instances, ~valid, matcher_options(recorded, 'rpn')
   )
   assert not np.any(recorded['empty/labels']) and not np.any(matches.labels)
 
