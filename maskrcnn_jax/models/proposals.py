@@ -1,7 +1,6 @@
 """Proposals from the outputs of the region proposal network."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -63,29 +62,36 @@ def propose(
   """
   merged = _candidates(outputs, anchors, image_sizes, options, plus_one, keep)
   k = min(options.post_nms_top_k, merged.scores.shape[1])
-  _, best = jax.lax.top_k(jnp.where(merged.valid, merged.scores, -jnp.inf), k)
-  proposals = jax.tree.map(functools.partial(take_rows, indices=best), merged)
-  scores = jnp.where(proposals.valid, jax.nn.sigmoid(proposals.scores), 0.0)
+  logits, best = jax.lax.top_k(
+    jnp.where(merged.valid, merged.scores, -jnp.inf), k
+  )
+  proposals = Proposals(
+    boxes=take_rows(merged.boxes, best),
+    scores=jax.nn.sigmoid(logits),  # 0 where not valid.
+    valid=logits > -jnp.inf,
+  )
   # Approximate joint training: no gradient through the coordinates of proposals
   # (Faster R-CNN, Sec. 3.2).
-  return jax.lax.stop_gradient(proposals.replace(scores=scores))
+  return jax.lax.stop_gradient(proposals)
 
 
 def _candidates(outputs, anchors, image_sizes, options, plus_one, keep):
   """The best anchors, level after level; scores are logits, valid is NMS's."""
-  logits, deltas, boxes = [], [], []
+  logits, deltas, rows, start = [], [], [], 0
   for level in sorted(anchors):
     scores = outputs.objectness_logits[level]
     most = min(options.pre_nms_top_k or scores.shape[1], scores.shape[1])
     scores, best = jax.lax.top_k(scores, most)
     logits.append(scores)
     deltas.append(take_rows(outputs.box_deltas[level], best))
-    boxes.append(jnp.asarray(anchors[level])[best])
+    rows.append(best + start)
+    start += len(anchors[level])
   lengths = [x.shape[1] for x in logits]
-  logits, deltas, boxes = (
-    jnp.concatenate(x, axis=1) for x in (logits, deltas, boxes)
+  logits, deltas, rows = (
+    jnp.concatenate(x, axis=1) for x in (logits, deltas, rows)
   )
-  boxes = box_ops.decode(deltas, boxes, plus_one=plus_one)
+  boxes = jnp.concatenate([jnp.asarray(anchors[x]) for x in sorted(anchors)])
+  boxes = box_ops.decode(deltas, boxes[rows], plus_one=plus_one)
   # Before clipping, which would make infinite coordinates finite.
   valid = jnp.isfinite(logits) & jnp.all(jnp.isfinite(boxes), axis=-1)
   boxes = box_ops.clip(boxes, image_sizes, plus_one)
