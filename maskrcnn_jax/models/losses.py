@@ -121,13 +121,14 @@ def box_losses(
   Returns:
     Scalars `class` and `box`. Fast R-CNN, Eq. 1 and 2.
   """
-  entropy = optax.softmax_cross_entropy_with_integer_labels(
-    outputs.class_logits, classes
-  )
+  logits = outputs.class_logits
+  # Sums over few classes: a gather would have a scatter as its gradient.
+  own = classes[..., None] == jnp.arange(logits.shape[-1])
+  entropy = jax.nn.logsumexp(logits, axis=-1)
+  entropy -= jnp.sum(logits, axis=-1, where=own)
   num_rois = jnp.sum(valid)
   foreground = valid & (classes > 0)
-  index = classes[..., None, None]
-  deltas = jnp.take_along_axis(outputs.box_deltas, index, axis=2)[:, :, 0]
+  deltas = jnp.sum(outputs.box_deltas, axis=2, where=own[..., None])
   huber = _huber(deltas, box_deltas, options.box_delta, options)
   total = jnp.sum(huber, where=foreground[..., None])
   if options.box_normalizer == 'foreground':
