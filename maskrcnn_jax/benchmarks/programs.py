@@ -83,8 +83,7 @@ def _jitted_detect(subject):
   def detect(variables, images, image_sizes):
     return train_step.detect(subject.model, variables, images, image_sizes)
 
-  options = mesh_lib.compiler_options(subject.mesh)
-  return jax.jit(detect, compiler_options=options)
+  return jax.jit(detect)
 
 
 def training(

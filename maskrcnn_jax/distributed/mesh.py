@@ -178,7 +178,7 @@ def split_largest(shape, mesh: Mesh, smallest: int) -> NamedSharding:
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str] | None:
-  """XLA's options for the model's programs on the platform of a mesh.
+  """XLA's options for the training step on the platform of a mesh.
 
   Without those that its compiler does not know: another version of libtpu has
   other ones.

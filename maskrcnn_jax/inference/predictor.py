@@ -137,7 +137,6 @@ class Predictor:
       functools.partial(train_step.detect, self._model),
       in_shardings=(replicated, shardings['images'], shardings['image_sizes']),
       out_shardings=replicated,
-      compiler_options=mesh_lib.compiler_options(self._mesh),
     )
 
   def __call__(self, images) -> Any:

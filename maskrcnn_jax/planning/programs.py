@@ -51,7 +51,6 @@ def trace_inference(config, spec, topology: topologies.Topology):
     functools.partial(train_step.detect, model),
     in_shardings=(replicated, *(shardings[x] for x in names)),
     out_shardings=replicated,
-    compiler_options=mesh_lib.compiler_options(mesh),
   )
   return detect.trace(variables, *(batch[x] for x in names))
 

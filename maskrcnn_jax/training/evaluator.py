@@ -87,7 +87,6 @@ class Evaluator:
       functools.partial(train_step.detect, model),
       in_shardings=(replicated, inputs['images'], inputs['image_sizes']),
       out_shardings=replicated,
-      compiler_options=mesh_lib.compiler_options(self._mesh),
     )
 
   def __call__(

@@ -38,7 +38,6 @@ class ValidationLosses:
         mesh_lib.batch_sharding(mesh),
       ),
       out_shardings=replicated,
-      compiler_options=mesh_lib.compiler_options(mesh),
     )
 
   def __call__(
