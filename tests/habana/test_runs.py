@@ -1,4 +1,4 @@
-"""Runs of Habana's script; they share compiled programs."""
+"""Runs of Habana's script; most of them in one process."""
 
 import json
 import re
@@ -14,7 +14,7 @@ import pytest
 import quick
 import tiny_run
 import yaml
-from habana_runs import data, execute, execute_all
+from habana_runs import data
 from tiny_run import lines
 
 from maskrcnn_jax.checkpoints import store
@@ -38,11 +38,18 @@ RUN_FLAGS = [
 
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory, dataset, env):
+def execute(env):
+  """Runs a command line, in a process that has run others."""
+  with habana_runs.session(env) as execute:
+    yield execute
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory, dataset, execute):
   """The folder of a run with cycles, and what it printed."""
   folder = tmp_path_factory.mktemp('run')
   argv = [*data(dataset), *habana_runs.scratch(), *RUN_FLAGS]
-  return folder, execute(argv, folder, env)
+  return folder, execute(argv, folder)
 
 
 def entries(path):
@@ -121,7 +128,7 @@ def test_the_log_summarizes_the_run(run):
 
 
 @pytest.mark.slow
-def test_both_commands_give_the_same_metrics(run, dataset, env, tmp_path):
+def test_both_commands_give_the_same_metrics(run, execute, tmp_path):
   folder, _ = run
   config = store.restore(folder / 'run')[1]
   # A restored config has neither a runtime nor paths.
@@ -131,17 +138,8 @@ def test_both_commands_give_the_same_metrics(run, dataset, env, tmp_path):
     texts = {k: x for k, x in saved[name].items() if isinstance(x, str)}
     config[name].update(texts)
   path = tiny_run.write_config(config, tmp_path / 'same.py')
-  subprocess.run(
-    [
-      *(sys.executable, '-m', 'maskrcnn_jax.cli.main', 'train_and_eval'),
-      f'--config={path}',
-      f'--workdir={tmp_path}/run',
-    ],
-    env=env,
-    cwd=tmp_path,
-    check=True,
-    capture_output=True,
-  )
+  argv = ['train_and_eval', f'--config={path}', f'--workdir={tmp_path}/run']
+  execute(argv, tmp_path, program='maskrcnn-jax')
   for key in ('train/total_loss', 'eval/AP'):
     ours, theirs = lines(tmp_path / 'run', key), lines(folder / 'run', key)
     assert ours == theirs
@@ -149,21 +147,21 @@ def test_both_commands_give_the_same_metrics(run, dataset, env, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_left_alone(run, dataset, env):
+def test_a_finished_run_is_left_alone(run, dataset, execute):
   folder, _ = run
   before = {p: p.stat().st_mtime_ns for p in (folder / 'run').rglob('*')}
   argv = [*data(dataset), *habana_runs.scratch(), '--model_dir=run', *TRAIN]
   wide = '--config.model.backbone.width=8'
-  argvs = [*argv, '--total_steps=5'], [*argv, '--total_steps=9', wide]
-  (done, _), (refused, shown) = execute_all(argvs, folder, env)
-  assert (done, refused) == (0, 2) and 'model.backbone.width' in shown
+  execute([*argv, '--total_steps=5'], folder)
+  shown = execute([*argv, '--total_steps=9', wide], folder, code=2)
+  assert 'model.backbone.width' in shown
   assert {
     p: p.stat().st_mtime_ns for p in (folder / 'run').rglob('*')
   } == before
 
 
 @pytest.fixture(scope='module')
-def evaluated(run, dataset, env):
+def evaluated(run, dataset, execute):
   """Folder of the run and of copies, each evaluated in its own way."""
   folder, _ = run
   ways = {
@@ -172,13 +170,11 @@ def evaluated(run, dataset, env):
     'two': ['--eval_samples=2'],
     'records': ['--val_json_file=no', '--include_groundtruth_in_features'],
   }
-  argvs = []
   for name, more in ways.items():
     shutil.copytree(folder / 'run', folder / name)
     argv = [*data(dataset), *habana_runs.scratch(), '--mode=eval', *more]
-    argvs.append([*argv, f'--model_dir={name}', f'--log_path={name}.json'])
-  codes = [code for code, _ in execute_all(argvs, folder, env)]
-  assert codes == [0] * len(ways)
+    argv += [f'--model_dir={name}', f'--log_path={name}.json']
+    execute(argv, folder)
   return folder
 
 
@@ -211,14 +207,14 @@ def test_ground_truth_of_the_records(evaluated):
 
 
 @pytest.mark.slow
-def test_train_with_and_without_evaluation(dataset, env, tmp_path):
+def test_train_with_and_without_evaluation(dataset, execute, tmp_path):
   argv = [*data(dataset), *habana_runs.scratch(), '--mode=train']
   argv += ['--total_steps=2', '--train_batch_size=2', '--eval_batch_size=2']
   leftover = tmp_path / 'results' / 'model.ckpt-360000.index'
   leftover.parent.mkdir()
   leftover.write_text('of an older run')
-  argvs = [*argv, '--noeval_after_training'], argv
-  (_, without), (_, after) = execute_all(argvs, tmp_path, env)
+  without = execute([*argv, '--noeval_after_training'], tmp_path)
+  after = execute(argv, tmp_path)
   assert 'results/model.ckpt-360000' in without
   assert leftover.read_text() == 'of an older run'
   assert [' images evaluated ' in x for x in (without, after)] == [False, True]
@@ -234,15 +230,17 @@ def kernel(workdir, step, *path):
 
 
 @pytest.mark.slow
-def test_a_new_run_starts_from_the_pretrained_backbone(dataset, env, tmp_path):
+def test_a_new_run_starts_from_the_pretrained_backbone(
+  dataset, execute, tmp_path
+):
   tensors = habana_runs.write_backbone(tmp_path)
   # The first step has the learning rate 0.
   rate = '--init_learning_rate=5'
   argv = [*data(dataset), *habana_runs.small(), *TRAIN, rate]
   # A resumed run does not even need the file.
   later = ['--total_steps=2', '--checkpoint=none']
-  argvs = [*argv, '--total_steps=1'], [*argv, *later]
-  (_, shown), (_, resumed) = execute_all(argvs, tmp_path, env)
+  shown = execute([*argv, '--total_steps=1'], tmp_path)
+  resumed = execute([*argv, *later], tmp_path)
   assert 'model.ckpt-112603 (backbone)' in shown
   assert '(backbone)' not in resumed
   workdir, stage3 = tmp_path / 'results', ('stage3', 'block1', 'conv1')
@@ -256,7 +254,7 @@ def test_a_new_run_starts_from_the_pretrained_backbone(dataset, env, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize('num_steps', [10, 50])
-def test_seed_and_determinism(num_steps, dataset, env, tmp_path):
+def test_seed_and_determinism(num_steps, dataset, env, execute, tmp_path):
   argv = [*data(dataset), *habana_runs.scratch(), *TRAIN, '--amp']
   argv += ['--warmup_steps=5', '--deterministic']
   argv += ['--config.training.log_every_steps=10']
@@ -268,8 +266,9 @@ def test_seed_and_determinism(num_steps, dataset, env, tmp_path):
       ('c', 1, 10),
     )
   )
-  execute(first, tmp_path, env)  # A process of its own.
-  execute_all([other, again], tmp_path, env)
+  habana_runs.execute(first, tmp_path, env)  # A process of its own.
+  execute(other, tmp_path)
+  execute(again, tmp_path)
   tiny_run.assert_same_end(tmp_path / 'a', tmp_path / 'b')
   ours, again, other = (
     lines(tmp_path / name, 'train/total_loss') for name in ('a', 'b', 'c')

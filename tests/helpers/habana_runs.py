@@ -1,5 +1,6 @@
 """Runs of launch/mask_rcnn_main.py as processes, on a model of seconds."""
 
+import contextlib
 import json
 import pathlib
 import re
@@ -99,29 +100,49 @@ def start(argv, cwd, env, launcher=()):
   )
 
 
-# Runs command lines one after the other, and shows their exit codes.
-_SERIES = """
-import json, sys
+# Runs the command lines that it reads, and shows their exit codes.
+_SESSION = """
+import json, os, sys
+from maskrcnn_jax.cli import main
 from maskrcnn_jax.habana import command
-for argv in json.loads(sys.argv[1]):
-  print(f'CODE {command.main(argv)}', flush=True)
+mains = {'habana': command.main, 'maskrcnn-jax': main.main}
+for line in sys.stdin:
+  program, argv, folder = json.loads(line)
+  os.chdir(folder)
+  print(f'\\nCODE {mains[program](argv)}', flush=True)
 """
 
 
-def execute_all(argvs, cwd, env):
-  """Exit code and output of several command lines in one process."""
-  done = subprocess.run(
-    [sys.executable, '-c', _SERIES, json.dumps(argvs)],
-    cwd=cwd,
+@contextlib.contextmanager
+def session(env):
+  """A function like `execute` that runs all command lines in one process."""
+  process = subprocess.Popen(
+    [sys.executable, '-c', _SESSION],
     env=env,
+    stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
-    check=False,
   )
-  *shown, _ = re.split(r'^CODE (.*)\n', done.stdout, flags=re.MULTILINE)
-  assert len(shown) == 2 * len(argvs), done.stdout[-4000:]
-  return list(zip(map(int, shown[1::2]), shown[::2]))
+
+  def execute(argv, cwd, code=0, program='habana'):
+    words = [program, [str(x) for x in argv], str(cwd)]
+    process.stdin.write(json.dumps(words) + '\n')
+    process.stdin.flush()
+    shown = ''
+    while not (end := re.search(r'^CODE (\d+)\n', shown, re.MULTILINE)):
+      line = process.stdout.readline()
+      assert line, shown[-4000:]  # It ended.
+      shown += line
+    assert int(end[1]) == code, shown[-4000:]
+    return shown
+
+  try:
+    yield execute
+  finally:
+    process.stdin.close()
+    process.stdout.close()
+    process.wait(60)
 
 
 def execute(argv, cwd, env, code=0, launcher=()):
