@@ -248,9 +248,9 @@ def skip_padding(
 ) -> jax.Array:
   """Mask logits of the groups of 16 RoIs that have a valid one, of others 0.
 
-  For one CPU device: accelerators prefer one large product to a few small ones.
-  All RoIs are computed where batch norm needs them at once, and where 16 does
-  not divide their number.
+  On a CPU: accelerators prefer one large product to a few small ones, and
+  compute all RoIs. So does a CPU where batch norm needs all at once, and where
+  16 does not divide their number.
 
   Args:
     head: a submodule of a model that is being applied.
@@ -265,12 +265,23 @@ def skip_padding(
   alone, variables = head.unbind()
 
   @jax.named_scope(head.name)
-  def of_group(features, classes):
-    return alone.apply(variables, features[None], classes[None], train=train)[0]
+  def of_rois(features, classes):
+    return alone.apply(variables, features, classes, train=train)
 
-  rows = [x.reshape(-1, *x.shape[2:]) for x in (features, classes)]
-  logits = valid_groups.map_groups(of_group, rows, valid.reshape(-1), _GROUP)
-  return logits.reshape(*valid.shape, *logits.shape[1:])
+  def by_groups(features, classes, valid):
+    rows = [x.reshape(-1, *x.shape[2:]) for x in (features, classes)]
+    logits = valid_groups.map_groups(
+      lambda *group: of_rois(*(x[None] for x in group))[0],
+      *(rows, valid.reshape(-1), _GROUP),
+    )
+    return logits.reshape(*valid.shape, *logits.shape[1:])
+
+  # Operations are counted in the form of other platforms, which computes all.
+  return jax.lax.platform_dependent(
+    *(features, classes, valid),
+    cpu=by_groups,
+    default=lambda features, classes, _: of_rois(features, classes),
+  )
 
 
 def _hidden_conv(head, x, features, index, valid, train):

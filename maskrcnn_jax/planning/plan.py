@@ -172,7 +172,7 @@ def plan_step(
     row['learning_rate'] = rate * (1.0 if rate_is_given else ratio)
   trace = programs.TRACED[what]
   flops = None
-  if isinstance(topology.chip, chips.Gpu):
+  if topology.devices[0].platform != 'tpu':
     flops = programs.defined_flops(trace, config, make_spec(batch_per_device))
   lowered = trace(config, spec, topology).lower()
   options = flops, has_breakdown
@@ -193,7 +193,7 @@ def compile_step(
     lowered: of a function of `programs.TRACED`.
     topology: that it was traced for.
     batch_per_device: images.
-    flops: of one device, where the compiler reports none.
+    flops: of one device, where the compiler does not report all.
     has_breakdown: see `plan_step`.
   """
   chip = topology.chip
@@ -218,10 +218,8 @@ def compile_step(
   text = compiled.as_text()
   costs = compiled.cost_analysis() or {}
   if flops is not None:
-    costs = {
-      'flops': flops,
-      'bytes accessed': program_text.accessed_bytes(text),
-    }
+    costs['flops'] = flops
+    costs.setdefault('bytes accessed', program_text.accessed_bytes(text))
   memory = program_text.memory(compiled)
   fits = capacity is None or memory['needed'] <= limits['usable']
   found = program_text.find_collectives(text)

@@ -63,8 +63,9 @@ INPUTS = {'inference': ('images', 'image_sizes')}
 def defined_flops(trace: Callable, config, spec) -> float:
   """Operations of a program on one device, counted before compilation.
 
-  The compiler for GPUs reports none. In the form for TPUs products are as they
-  are defined, see `measure.count_flops`.
+  The compiler for GPUs reports none, and that for CPUs one group of those of
+  `heads.skip_padding`. In the form for TPUs products are as they are defined,
+  see `measure.count_flops`.
 
   Args:
     trace: of `TRACED`.

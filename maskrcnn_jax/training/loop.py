@@ -286,16 +286,11 @@ def _stops_early(training, evaluator, workdir, step: int, writer) -> bool:
 def _compile(model, optimizer, mesh, state, inputs, key, writer):
   """The training step for the shapes of the inputs; it donates the state."""
   start = time.monotonic()
-  batch_size, height, width, _ = inputs['images'].shape
+  _, height, width, _ = inputs['images'].shape
   writer.say(f'compiling the step for {height}x{width}, once per canvas')
   shardings = jax.tree.map(lambda x: x.sharding, state)
   step = train_step.jit_train_step(model, optimizer, mesh, shardings)
   compiled = step.lower(state, inputs, key).compile()
-  # The compiler counts the operations of one device, and of one part.
-  flops = (compiled.cost_analysis() or {}).get('flops', 0) * mesh.size
-  gflops = flops / batch_size / 1e9
-  known = gflops > 0 and optimizer.options.accumulate_steps == 1
-  note = f', {gflops:.3g} GFLOP an image' if known else ''
-  writer.say(f'compiled in {time.monotonic() - start:.0f} s{note}')
+  writer.say(f'compiled in {time.monotonic() - start:.0f} s')
   collectives.barrier()
   return compiled

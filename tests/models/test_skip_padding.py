@@ -42,12 +42,17 @@ def test_padding_is_skipped(norm):
     squares = jnp.sum(jnp.square(logits), where=valid[..., None, None])
     return squares, logits
 
-  results = []
+  results, operations = [], []
   for one in (model, laid_out):
     run = quick.jit(
       jax.value_and_grad(lambda *x, m=one: loss(m, *x), (0, 1), has_aux=True)
     )
     results.append(run(variables['params'], features))
+    traced = run.trace(variables['params'], features)
+    lowered = traced.lower(lowering_platforms=('tpu',))
+    operations.append(lowered.cost_analysis()['flops'])
+  # All are counted, as `plan` and `bench` state them.
+  assert operations[1] == pytest.approx(operations[0], rel=1e-3)
   ((expected, plain), gradients), ((actual, logits), found) = results
   np.testing.assert_allclose(actual, expected, rtol=1e-5)
   np.testing.assert_allclose(logits[valid], plain[valid], atol=1e-5)
