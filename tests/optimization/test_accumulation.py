@@ -28,20 +28,19 @@ def rows(batch, indices):
   return jax.tree.map(lambda x: x[np.array(indices)], batch)
 
 
+# The update is the gradient.
+PLAIN = {'momentum': 0.0, 'learning_rate': 1.0, 'bias_gradient_factor': 1.0}
+
+
 @functools.cache
 def initial_state(model):
-  return tiny_model.make_state(model, tiny_model.make_batch(), momentum=0.0)[0]
+  return tiny_model.make_state(model, tiny_model.make_batch(), **PLAIN)[0]
 
 
 @functools.cache
 def compiled_step(model, num_parts):
   """An initial state and a step whose update is the gradient."""
-  options = tiny_model.OPTIMIZER | {
-    'accumulate_steps': num_parts,
-    'momentum': 0.0,
-    'learning_rate': 1.0,
-    'bias_gradient_factor': 1.0,
-  }
+  options = {**tiny_model.OPTIMIZER, **PLAIN, 'accumulate_steps': num_parts}
   optimizer = train_step.make_optimizer(model, options)
   step = functools.partial(train_step.train_step, model, optimizer)
   return initial_state(model), quick.jit(step)
