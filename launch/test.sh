@@ -4,7 +4,7 @@
 #   bash launch/test.sh --all   also the slow ones, and the wheel in a clean
 #                               environment
 #   bash launch/test.sh --long  all tests, also those that take minutes each
-# Three files are tested in parallel; `-n 0` tests one at a time. More arguments
+# Two files are tested in parallel; `-n 0` tests one at a time. More arguments
 # go to pytest. Exits 0 only if everything passed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -31,7 +31,7 @@ start=$SECONDS
 status=0
 # Warnings of our own modules are errors; those of other packages are hidden.
 run() {
-  .venv/bin/python -m pytest --disable-warnings --durations=15 -n 3 \
+  .venv/bin/python -m pytest --disable-warnings --durations=15 -n 2 \
     --dist loadfile --no-loadscope-reorder \
     ${select[@]+"${select[@]}"} "$@" || status=$?
 }

@@ -9,6 +9,7 @@ import pytest
 from maskrcnn_jax.benchmarks import input_pipeline
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_every_stage_is_measured_on_one_core(tmp_path):
   path = example_records.write(tmp_path / 'a.tfrecord', [(40, 60)] * 6)

@@ -194,6 +194,7 @@ def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path):
   assert (tmp_path / 'mine').read_text() == 'mine'
 
 
+@pytest.mark.slow
 def test_a_run_that_lost_its_lock_ends(tmp_path):
   """It stood still for so long that another run took its place."""
   with holders(tmp_path, 'flock') as (process,):

@@ -103,6 +103,7 @@ def pick(python, name, behaviour='healthy', path='', seconds=60, **variables):
   return run(python, *arguments, behaviour=behaviour, **variables)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['auto', 'hpu'])
 def test_a_plugin_that_registers_hpu_is_used(with_plugin, name):
   done = pick(with_plugin, name)

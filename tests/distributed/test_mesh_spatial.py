@@ -222,6 +222,7 @@ def placed():
   return run_on_eight(PLACE)
 
 
+@pytest.mark.slow
 def test_each_device_gets_its_part_of_the_height(placed):
   assert placed['axes'] == {'data': 2, 'spatial': 4}
   assert placed['parts'] == [

@@ -83,6 +83,7 @@ def test_a_run_goes_on_in_an_epoch_with_other_threads_and_a_cache(
     assert_equal(batch, expected)
 
 
+@pytest.mark.slow
 def test_every_epoch_and_salt_is_drawn_anew(pattern, whole):
   seen = {}
   for batch in whole:

@@ -172,6 +172,7 @@ def test_evaluation_sees_every_image_once(pattern):
   assert 'instances' not in last
 
 
+@pytest.mark.slow
 def test_evaluation_on_hosts_and_with_fewer_images(pattern):
   options = {'batch_size': 4, 'max_images': 5, 'with_instances': True}
   (whole, rest) = input_pipeline.eval_batches(pattern, CANVASES, **options)

@@ -206,6 +206,7 @@ OBJECTS = [
 ]
 
 
+@pytest.mark.slow
 def test_only_the_unusable_object_is_skipped(tmp_path, monkeypatch, caplog):
   monkeypatch.setattr(faults, 'LOGGED_PER_KIND', len(OBJECTS))
   good = write(tmp_path / 'good.tfrecord', [None] * len(OBJECTS))
@@ -284,6 +285,7 @@ def test_only_the_first_of_a_kind_are_logged(tmp_path, caplog):
   assert 'unusable_image' in more
 
 
+@pytest.mark.slow
 def test_faults_do_not_move_other_rows(tmp_path):
   good = write(tmp_path / 'good.tfrecord', [None] * 6)
   bad = write(

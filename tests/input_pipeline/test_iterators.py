@@ -51,6 +51,7 @@ def test_a_script_ends_wherever_its_open_iterators_are(path, seconds):
   assert 'Traceback' not in done.stderr
 
 
+@pytest.mark.slow
 def test_closed_iterators_end(path):
   options = {'canvases': ((64, 96),), 'batch_size': 2}
   train = input_pipeline.train_batches(path, **options)

@@ -109,6 +109,7 @@ def make_case(batch, seed):
   }
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_records_become_finite_losses_and_gradients(tmp_path):
   @hypothesis.settings(hypothesis.settings.get_profile('many'), max_examples=8)

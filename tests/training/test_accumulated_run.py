@@ -17,6 +17,7 @@ def stop(*step):
   raise Stopped(*step)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_resumes_bit_by_bit_and_with_other_parts(
   config, fast_compilation, tmp_path, monkeypatch

@@ -56,6 +56,7 @@ def with_patience(config, patience=1, num_steps=8):
 TABLE = {1: 0.1, 2: 0.3, 3: 0.2, 4: 0.4, 5: 0.1}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_without_improvement_stops_early_and_keeps_its_best(
   config, tmp_path, monkeypatch, capsys

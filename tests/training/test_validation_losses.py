@@ -33,6 +33,7 @@ def rows(batch, order):
   return jax.tree.map(lambda x: x[list(order)], batch)
 
 
+@pytest.mark.slow
 def test_an_image_has_its_losses_whatever_is_beside_it(sampled):
   _, variables, batch, program = sampled
   losses = program(variables, batch, SEEDS)

@@ -39,13 +39,10 @@ CASES = [
   pytest.param(
     (path, sampling),
     id=f'{path.stem}-{sampling}',
-    marks=[pytest.mark.long] * (number > 0 or sampling == 's0'),
+    marks=pytest.mark.long,
   )
-  for number, path in enumerate(
-    path
-    for source in FORMATS
-    for path in golden_files.files('train_*_*.npz', source)
-  )
+  for source in FORMATS
+  for path in golden_files.files('train_*_*.npz', source)
   for sampling in ('s0', 's2')
   if f'{sampling}/loss_total' in golden_files.load(path)
 ]

@@ -32,6 +32,7 @@ def results(tmp_path_factory):
   return {path: result for path, *result in lines}
 
 
+@pytest.mark.slow
 def test_each_is_refused_by_a_short_line_that_names_it(results):
   for path, (kind, text, *_) in results.items():
     assert kind == 'refused', (path, text)

@@ -60,6 +60,7 @@ def test_invalid_objects_are_not_drawn(drawn):
     assert np.mean(picture == empty) > 0.99
 
 
+@pytest.mark.slow
 def test_pictures_of_batches_show_the_inputs_of_the_step(drawn):
   """The same images, augmented alike, with the same masks on the canvas."""
   for number in (1, 2, 3):  # Smooth, so that JPEG changes little.
