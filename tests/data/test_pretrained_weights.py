@@ -156,6 +156,7 @@ def test_script_does_nothing_a_second_time(server, tmp_path):
   assert not server.requests
 
 
+@pytest.mark.slow
 def test_default_folder_and_usage(server, tmp_path):
   done = subprocess.run(
     ['bash', str(SCRIPT)], cwd=tmp_path, capture_output=True, text=True

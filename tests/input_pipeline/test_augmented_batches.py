@@ -145,6 +145,7 @@ def test_that_holds_for_ten_thousand_examples(pattern):
   assert iterator.counts == {}
 
 
+@pytest.mark.slow
 def test_faults_are_of_the_example_and_a_broken_partner_is_left_out(tmp_path):
   image, boxes, masks = example_records.rectangles(50, 50, 3)
   masks[1] = 0
@@ -175,6 +176,7 @@ def test_faults_are_of_the_example_and_a_broken_partner_is_left_out(tmp_path):
   assert max(numbers) > 2
 
 
+@pytest.mark.slow
 def test_float_images_and_one_canvas(pattern):
   augment = {'crop': 0.5, 'photometric': True}
   batch, whole = (

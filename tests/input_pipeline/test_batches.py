@@ -132,6 +132,7 @@ def test_hosts_read_their_rows_of_the_same_batch(pattern):
     assert part.position['examples'] == 12
 
 
+@pytest.mark.slow
 def test_number_of_threads_changes_nothing(pattern):
   one, four = (train(pattern, batch_size=4, num_threads=n) for n in (1, 4))
   for _ in range(4):

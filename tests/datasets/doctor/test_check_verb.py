@@ -114,6 +114,7 @@ def test_pictures_show_the_objects_that_were_found(drawn, capsys):
   assert addresses and all(x.startswith('data:image') for x in addresses)
 
 
+@pytest.mark.slow
 def test_a_config_whose_records_are_there(drawn, capsys):
   prepare.prepare(*drawn.paths('train'), drawn.folder / 'train.tfrecord')
   flags = [
