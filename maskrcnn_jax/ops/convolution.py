@@ -82,7 +82,8 @@ def _has_few_channels(inputs, kernel):
   """Whether `_convolve_by_parity` is possible and fills more of a tile."""
   _, height, width, channels = inputs.shape
   has_halves = height % 2 == 0 and width % 2 == 0
-  return channels <= 4 and has_halves and kernel.shape[0] % 2 == 1
+  # A kernel of 1x1 is a product instead, and sees one cell of a block.
+  return channels <= 4 and has_halves and kernel.shape[0] in (3, 5, 7)
 
 
 def _convolve_images(inputs, kernel, pads):

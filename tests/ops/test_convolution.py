@@ -256,3 +256,14 @@ def test_groups_are_convolutions_of_their_own():
   np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5)
   with pytest.raises(ValueError, match='channels'):
     convolution.convolve(inputs, kernel)
+
+
+@pytest.mark.parametrize('padding', ['same', 'symmetric'])
+def test_few_channels_with_a_kernel_of_one_cell_on_a_tpu(padding):
+  """The form for images is not taken: it would see a neighbour's cell."""
+  images, kernel = random_arrays((1, 4, 6, 3), (1, 1, 3, 8))
+  traced = jax.jit(
+    lambda x, k: convolution.convolve(x, k, 2, padding=padding)
+  ).trace(images, kernel)
+  text = traced.lower(lowering_platforms=('tpu',)).as_text()
+  assert '12xf32' not in text  # The channels of a block of 2x2.
