@@ -3,7 +3,9 @@
 A detection counts as in COCO's evaluation at an IoU of 0.5, of masks where they
 are scored: it hits the unmatched object of its class with the highest IoU, and
 is ignored in a crowd. Of all thresholds the one is taken that gives the highest
-F1 = 2 hits / (detections + objects); of several equals the highest.
+F1 = 2 hits / (detections + objects); of several equals the highest. It lies
+halfway between the lowest score that is kept and the next lower one, or 0: no
+detection is dropped where another program of the model rounds otherwise.
 """
 
 import dataclasses
@@ -46,8 +48,9 @@ def best_f1(matches: np.ndarray, num_objects: int) -> ScoreThreshold | None:
   if not np.any(f1):
     return None
   best = int(np.argmax(f1))
+  lower = scores[best + 1] if best + 1 < len(scores) else 0.0
   return ScoreThreshold(
-    score=float(scores[best]),
+    score=float(scores[best] + lower) / 2,
     f1=float(f1[best]),
     precision=float(hits[best] / counts[best]),
     recall=float(hits[best] / num_objects),

@@ -20,13 +20,16 @@ from maskrcnn_jax.evaluation.workers import Workers
 @pytest.mark.parametrize(
   'scores, hits, num_objects, expected',
   [
-    # 1 of 2, 2 of 3 and 3 of 5 detections hit: F1 2/5, 4/6, 6/8.
-    ([0.9, 0.8, 0.7, 0.6, 0.5], [1, 0, 1, 0, 1], 3, (0.5, 0.75, 0.6, 1.0)),
-    ([0.5, 0.9], [0, 1], 1, (0.9, 1.0, 1.0, 1.0)),
+    # 1 of 2, 2 of 3 and 3 of 5 detections hit: F1 2/5, 4/6, 6/8. All are kept,
+    # and the threshold is halfway to 0.
+    ([0.9, 0.8, 0.7, 0.6, 0.5], [1, 0, 1, 0, 1], 3, (0.25, 0.75, 0.6, 1.0)),
+    # Halfway to the score that is dropped.
+    ([0.5, 0.9], [0, 1], 1, (0.7, 1.0, 1.0, 1.0)),
     # Equal F1 of 2/3: the higher score.
-    ([0.9, 0.8, 0.7, 0.6], [1, 0, 0, 1], 2, (0.9, 2 / 3, 1.0, 0.5)),
+    ([0.9, 0.8, 0.7, 0.6], [1, 0, 0, 1], 2, (0.85, 2 / 3, 1.0, 0.5)),
     # Equal scores are kept or dropped together.
-    ([0.5, 0.5, 0.5], [1, 0, 0], 1, (0.5, 0.5, 1 / 3, 1.0)),
+    ([0.5, 0.5, 0.5], [1, 0, 0], 1, (0.25, 0.5, 1 / 3, 1.0)),
+    ([0.8, 0.8, 0.8, 0.4, 0.4], [1, 0, 1, 0, 0], 2, (0.6, 0.8, 2 / 3, 1.0)),
     ([0.5], [0], 1, None),
     ([], [], 1, None),
     ([0.5], [0], 0, None),
@@ -92,9 +95,19 @@ def test_thresholds_are_those_of_a_slow_search(seed, scorer, tmp_path):
     best = report.thresholds[row]
     if not f1:
       assert best is None
-    else:
-      assert best.f1 == pytest.approx(f1)
-      assert best.score == score
+      continue
+    assert best.f1 == pytest.approx(f1)
+    # The next detection that counts.
+    kept = _plain_counts(truth, results, category_id, score)
+    lower = max(
+      (
+        x
+        for _, x in candidates
+        if x < score and _plain_counts(truth, results, category_id, x) != kept
+      ),
+      default=0.0,
+    )
+    assert best.score == (score + lower) / 2
 
 
 def test_workers_find_the_same(scorer, tmp_path):
