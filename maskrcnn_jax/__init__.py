@@ -12,7 +12,7 @@ _HOMES = {
   'MaskRCNN': 'models.mask_rcnn',
   'Instances': 'structures',
   'Detections': 'structures',
-  'create_train_state': 'training.train_step',
+  'create_train_state': 'training.train_state',
   'train_step': 'training.train_step',
   'detect': 'training.train_step',
   'restore': 'checkpoints.store',

@@ -56,6 +56,9 @@ ALLOWED = {
     ' .input_pipeline.single_images .models .optimization'
     ' .structures .visualize .weights'
   ),
+  'maskrcnn_jax/training/train_state': (
+    'jax flax.struct .models .optimization .structures'
+  ),
   'maskrcnn_jax/training/train_step': (
     'jax optax .distributed.mesh .models .optimization .structures'
   ),
@@ -74,12 +77,13 @@ ALLOWED = {
   'maskrcnn_jax/export/detect': 'jax numpy onnxruntime PIL',
   'maskrcnn_jax/planning': (
     'jax .charts .config .distributed .input_pipeline .models.mask_rcnn'
-    ' .tables .training.train_step'
+    ' .optimization.optimizer .tables .training.train_state'
+    ' .training.train_step'
   ),
   'maskrcnn_jax/benchmarks': (
     'jax numpy flax optax PIL tensorflow tqdm .charts .datasets .distributed'
-    ' .evaluation .input_pipeline .models .planning .structures .tables'
-    ' .training .visualize .weights'
+    ' .evaluation .input_pipeline .models .optimization .planning .structures'
+    ' .tables .training .visualize .weights'
   ),
   'maskrcnn_jax/benchmarks/torchvision_side': 'numpy timm torch torchvision',
   'maskrcnn_jax/habana': (

@@ -11,7 +11,8 @@ from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.distributed import model_sharding
 from maskrcnn_jax.models.layout import Layout
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.training import train_step
+from maskrcnn_jax.optimization.optimizer import Optimizer, make_optimizer
+from maskrcnn_jax.training import train_state
 
 # So small that the weights, and the detections they give, stay as they are.
 LEARNING_RATE = 1e-6
@@ -26,7 +27,7 @@ class Subject:
   """
 
   model: MaskRCNN
-  optimizer: train_step.Optimizer
+  optimizer: Optimizer
   mesh: Any
   host_batches: list[dict[str, Any]]
   images: str
@@ -74,13 +75,13 @@ class Subject:
   def state(self, background: float = examples.TRAINING_BACKGROUND):
     """A train state of `examples.example_variables` on the devices."""
     state = jax.eval_shape(
-      lambda key: train_step.init_state(
+      lambda key: train_state.init_state(
         self.model, self.optimizer, self.host_batches[0], key
       ),
       jax.random.key(0),
     )
     variables = examples.example_variables(state.variables(), background)
-    state = train_step.initial_state(self.optimizer, variables)
+    state = train_state.initial_state(self.optimizer, variables)
     return jax.device_put(
       state, mesh_lib.state_shardings(state, self.mesh, self.shard_state)
     )
@@ -98,7 +99,7 @@ def make_subject(
   model = MaskRCNN.from_config(config.model)
   constant_rate = {'learning_rate': LEARNING_RATE, 'warmup_steps': 0}
   constant_rate |= {'schedule': 'steps', 'decay_steps': (), 'decay_factors': ()}
-  optimizer = train_step.make_optimizer(
+  optimizer = make_optimizer(
     model, {**config.get('optimizer', {}), **constant_rate}
   )
   inputs = config.input

@@ -131,13 +131,7 @@ class Predictor:
     parts = self._mesh.shape['data']
     self._batch_size = -(-batch_size // parts) * parts
     self._variables = mesh_lib.put_replicated(variables, self._mesh)
-    shardings = mesh_lib.input_shardings(self._mesh)
-    replicated = mesh_lib.replicated(self._mesh)
-    self._detect = jax.jit(
-      functools.partial(train_step.detect, self._model),
-      in_shardings=(replicated, shardings['images'], shardings['image_sizes']),
-      out_shardings=replicated,
-    )
+    self._detect = train_step.jit_detect(self._model, self._mesh)
 
   def __call__(self, images) -> Any:
     """Detections of one image, or of each of several.

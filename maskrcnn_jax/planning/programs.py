@@ -4,7 +4,6 @@ They are traced from shapes, with the functions and shardings of `train` and
 `eval`; no array is made.
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -12,8 +11,9 @@ import jax
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.distributed import model_sharding
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
+from maskrcnn_jax.optimization.optimizer import make_optimizer
 from maskrcnn_jax.planning import topologies
-from maskrcnn_jax.training import train_step
+from maskrcnn_jax.training import train_state, train_step
 
 
 def trace_step(config, spec, topology: topologies.Topology):
@@ -23,11 +23,11 @@ def trace_step(config, spec, topology: topologies.Topology):
   """
   model, mesh = _sharded_model(config, topology)
   # The length is a number in the program, whatever it is.
-  optimizer = train_step.make_optimizer(model, config.optimizer, num_steps=1)
+  optimizer = make_optimizer(model, config.optimizer, num_steps=1)
   batch = _batch(spec)
   key = jax.eval_shape(lambda: jax.random.key(0))
   state = jax.eval_shape(
-    lambda key: train_step.init_state(model, optimizer, batch, key), key
+    lambda key: train_state.init_state(model, optimizer, batch, key), key
   )
   shard_state = mesh_lib.config_shard_state(config)
   shardings = mesh_lib.state_shardings(state, mesh, shard_state)
@@ -42,17 +42,10 @@ def trace_inference(config, spec, topology: topologies.Topology):
   """
   model, mesh = _sharded_model(config, topology)
   variables = jax.eval_shape(
-    lambda key: train_step.init_variables(model, key), jax.random.key(0)
+    lambda key: train_state.init_variables(model, key), jax.random.key(0)
   )
-  batch, shardings = _batch(spec), mesh_lib.input_shardings(mesh)
-  names = INPUTS['inference']
-  replicated = mesh_lib.replicated(mesh)
-  detect = jax.jit(
-    functools.partial(train_step.detect, model),
-    in_shardings=(replicated, *(shardings[x] for x in names)),
-    out_shardings=replicated,
-  )
-  return detect.trace(variables, *(batch[x] for x in names))
+  inputs = (_batch(spec)[x] for x in INPUTS['inference'])
+  return train_step.jit_detect(model, mesh).trace(variables, *inputs)
 
 
 TRACED = {'step': trace_step, 'inference': trace_inference}

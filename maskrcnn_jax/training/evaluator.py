@@ -1,6 +1,5 @@
 """Evaluator: detections, scores and pictures of every image of a set."""
 
-import functools
 import itertools
 import pathlib
 import time
@@ -81,13 +80,7 @@ class Evaluator:
     self._losses = None
     if options.losses:
       self._losses = validation_losses.ValidationLosses(model, self._mesh)
-    replicated = mesh_lib.replicated(self._mesh)
-    inputs = mesh_lib.input_shardings(self._mesh)
-    self._detect = jax.jit(
-      functools.partial(train_step.detect, model),
-      in_shardings=(replicated, inputs['images'], inputs['image_sizes']),
-      out_shardings=replicated,
-    )
+    self._detect = train_step.jit_detect(model, self._mesh)
 
   def __call__(
     self, step: int, variables, writer, heartbeat: Callable[[str], None]

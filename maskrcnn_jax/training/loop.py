@@ -24,6 +24,7 @@ from maskrcnn_jax.habana import metric_names
 from maskrcnn_jax.input_pipeline import batches as input_batches
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.optimization import epochs
+from maskrcnn_jax.optimization.optimizer import make_optimizer
 from maskrcnn_jax.training import (
   batch_checks,
   checkpoint_evaluation,
@@ -85,9 +86,7 @@ def _train(config, workdir, notes, evaluated: bool) -> dict[str, float]:
   check_options(training, evaluator and evaluator.options)
   mesh = mesh_lib.config_mesh(config)
   model = MaskRCNN.from_config(config.model)
-  optimizer = train_step.make_optimizer(
-    model, config.optimizer, training.num_steps
-  )
+  optimizer = make_optimizer(model, config.optimizer, training.num_steps)
   num_parts = optimizer.options.accumulate_steps
   batch_checks.check_batch_size(
     'input', config.input.batch_size, mesh, num_parts

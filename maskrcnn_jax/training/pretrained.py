@@ -18,7 +18,8 @@ from maskrcnn_jax.checkpoints import compatibility, store
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.training import finetuning, train_state, train_step
+from maskrcnn_jax.optimization.optimizer import make_optimizer
+from maskrcnn_jax.training import finetuning, train_state
 from maskrcnn_jax.weights import external, load_report, state_dicts
 from maskrcnn_jax.weights.load_report import STRICT, LoadOptions
 from maskrcnn_jax.weights.tensor_files import Tensors
@@ -63,8 +64,8 @@ def check(path: str | None, model: MaskRCNN) -> None:
 
 
 def start_from(
-  path: str, state: train_step.TrainState, options: LoadOptions = STRICT
-) -> tuple[train_step.TrainState, str]:
+  path: str, state: train_state.TrainState, options: LoadOptions = STRICT
+) -> tuple[train_state.TrainState, str]:
   """Initial state with the weights of a backbone or of a whole Mask R-CNN.
 
   Args:
@@ -111,8 +112,8 @@ def start(
     mesh: of the devices.
     classes: names of the run's classes by id.
   """
-  optimizer = train_step.make_optimizer(model, config.optimizer)
-  init = functools.partial(train_step.init_state, model, optimizer, batch)
+  optimizer = make_optimizer(model, config.optimizer)
+  init = functools.partial(train_state.init_state, model, optimizer, batch)
   shapes = jax.eval_shape(init, key)
   shardings = mesh_lib.state_shardings(
     shapes, mesh, mesh_lib.config_shard_state(config)
@@ -126,7 +127,7 @@ def start(
   restored = store.restore_latest(workdir, target, config)
   if restored:
     return restored, ''
-  state, _ = train_step.create_train_state(model, config.optimizer, batch, key)
+  state, _ = train_state.create_train_state(model, config.optimizer, batch, key)
   report, source = '', config.training.get('pretrained')
   if source:
     options = finetuning.load_options(
@@ -165,7 +166,7 @@ def whole_model(path: str, model: MaskRCNN, config):
       wanted='model',
     )
   template = jax.eval_shape(
-    lambda key: train_step.init_variables(model, key), jax.random.key(0)
+    lambda key: train_state.init_variables(model, key), jax.random.key(0)
   )
   variables, report = external.load(path, template)
   logging.info('%s', report)
@@ -240,14 +241,14 @@ def _needed_overrides(inferred: state_dicts.InferredModel) -> list[str]:
 def _imported_state(weights, config):
   """A train state at step 0 with the weights of a file; the load report."""
   model = MaskRCNN.from_config(config.model)
-  optimizer = train_step.make_optimizer(model, config.optimizer)
+  optimizer = make_optimizer(model, config.optimizer)
   key = jax.random.key(config.training.seed)
 
   def init(key):
-    return train_step.init_variables(model, key)
+    return train_state.init_variables(model, key)
 
   variables, report = load_report.load(*weights, jax.eval_shape(init, key))
   if report.missing:
     variables, report = load_report.load(*weights, jax.jit(init)(key))
   variables = jax.tree.map(jnp.asarray, variables)
-  return train_step.initial_state(optimizer, variables), report
+  return train_state.initial_state(optimizer, variables), report

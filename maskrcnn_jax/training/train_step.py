@@ -1,7 +1,7 @@
-"""The training step: initial state, losses and update; and detection."""
+"""The training step: losses and update of the state; and detection."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,97 +13,10 @@ from maskrcnn_jax.models import losses as losses_lib
 from maskrcnn_jax.models import targets as targets_lib
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN, TrainOutputs
 from maskrcnn_jax.optimization import accumulation, schedule
-from maskrcnn_jax.optimization.optimizer import Optimizer as Optimizer
-from maskrcnn_jax.optimization.optimizer import make_optimizer as make_optimizer
+from maskrcnn_jax.optimization.optimizer import Optimizer
 from maskrcnn_jax.structures import Detections, Instances
 from maskrcnn_jax.training import train_state
-from maskrcnn_jax.training.train_state import TrainState as TrainState
-
-
-def create_train_state(
-  model: MaskRCNN,
-  optimizer_config: Mapping[str, Any],
-  batch: Mapping[str, Any],
-  key: jax.Array,
-) -> tuple[TrainState, Optimizer]:
-  """Initial state of a model, and its optimizer.
-
-  Args:
-    model: to train.
-    optimizer_config: fields of `OptimizerOptions` that differ from the default.
-    batch: any batch of the run; only its shapes are used.
-    key: random key of the parameters.
-  """
-  optimizer = make_optimizer(model, optimizer_config)
-  init = functools.partial(init_state, model, optimizer, batch)
-  # The program runs once, so optimizing it does not pay on the CPU, and less
-  # may be asked for.
-  is_least = jax.config.read('jax_disable_most_optimizations')
-  is_quick = jax.default_backend() == 'cpu' and not is_least
-  options = {'xla_backend_optimization_level': 1} if is_quick else None
-  return jax.jit(init, compiler_options=options)(key), optimizer
-
-
-def init_state(
-  model: MaskRCNN,
-  optimizer: Optimizer,
-  batch: Mapping[str, Any],
-  key: jax.Array,
-) -> TrainState:
-  """Initial state of a model, not compiled; see `create_train_state`."""
-  variables = init_variables(
-    model,
-    key,
-    batch['images'].shape[1:3],
-    batch['instances']['masks'].shape[1:],
-  )
-  return initial_state(optimizer, variables)
-
-
-def initial_state(
-  optimizer: Optimizer, variables: Mapping[str, Any]
-) -> TrainState:
-  """Initial state with given `params` and `batch_stats`."""
-  params = variables['params']
-  state = TrainState(
-    step=jnp.int32(0),
-    params=params,
-    batch_stats=variables['batch_stats'],
-    opt_state=optimizer.transformation(params).init(params),
-  )
-  if optimizer.options.ema_decay is None:
-    return state
-  return train_state.start_average(state)
-
-
-def init_variables(
-  model: MaskRCNN,
-  key: jax.Array,
-  canvas: tuple[int, int] = (64, 64),
-  masks: tuple[int, int, int] = (1, 28, 28),
-) -> dict[str, Any]:
-  """Initial `params` and `batch_stats`, which do not depend on the sizes.
-
-  Args:
-    model: to initialize.
-    key: random key.
-    canvas: (height, width) of the image that is passed through the model.
-    masks: shape of the masks of its instances.
-  """
-  params_key, sampling_key = jax.random.split(key)
-  instances = Instances(
-    boxes=jnp.zeros((1, masks[0], 4)),
-    classes=jnp.zeros((1, masks[0]), jnp.int32),
-    masks=jnp.zeros((1, *masks), jnp.uint8),
-    valid=jnp.zeros((1, masks[0]), bool),
-  )
-  variables = model.init(
-    {'params': params_key, 'sampling': sampling_key},
-    jnp.zeros((1, *canvas, 3)),
-    jnp.zeros((1, 2)),
-    instances,
-  )
-  return {'batch_stats': {}, **variables}
+from maskrcnn_jax.training.train_state import TrainState
 
 
 def training_losses(
@@ -217,7 +130,7 @@ def train_step(
 
   Args:
     model: to train.
-    optimizer: of `create_train_state`.
+    optimizer: of `train_state.create_train_state`.
     state: before the step.
     batch: the global batch, see the README's table.
     key: random key of the run; the step number is folded in. None for key 0.
@@ -278,7 +191,7 @@ def jit_train_step(
 
   Args:
     model: to train, from `model_sharding.shard_model`.
-    optimizer: of `create_train_state`.
+    optimizer: of `train_state.create_train_state`.
     mesh: of `mesh.make_mesh`, possibly for ahead-of-time compilation.
     state_shardings: of `mesh.state_shardings`; None to replicate the state.
   """
@@ -312,3 +225,21 @@ def detect(
     `[batch, max_detections]`, boxes in pixels of the canvas.
   """
   return model.apply(variables, images, image_sizes, method='detect')
+
+
+def jit_detect(model: MaskRCNN, mesh) -> Callable[..., Detections]:
+  """Compiled `detect` of variables, images and sizes on the devices of a mesh.
+
+  The images are sharded; every device gets all variables and detections.
+
+  Args:
+    model: to apply.
+    mesh: of `mesh.make_mesh`, possibly for ahead-of-time compilation.
+  """
+  replicated = mesh_lib.replicated(mesh)
+  inputs = mesh_lib.input_shardings(mesh)
+  return jax.jit(
+    functools.partial(detect, model),
+    in_shardings=(replicated, inputs['images'], inputs['image_sizes']),
+    out_shardings=replicated,
+  )

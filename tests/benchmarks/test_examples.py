@@ -8,7 +8,7 @@ import tiny_model
 from maskrcnn_jax import input_pipeline
 from maskrcnn_jax.benchmarks import examples
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.training import train_step
+from maskrcnn_jax.training import train_state
 
 
 def _make(**options):
@@ -75,7 +75,7 @@ def test_more_objects_than_rows():
 def fixture_variables():
   model = tiny_model.make_model(norm='frozen')
   shapes = jax.eval_shape(
-    lambda key: train_step.init_variables(model, key), jax.random.key(0)
+    lambda key: train_state.init_variables(model, key), jax.random.key(0)
   )
   return examples.example_variables(shapes, background=5.0)
 

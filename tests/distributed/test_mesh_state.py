@@ -46,19 +46,18 @@ def test_momentum_is_on_one_device_or_another(compared):
 
 SIZES = """
 from maskrcnn_jax.optimization import optimizer as optimizer_lib
-from maskrcnn_jax.training import train_state
 model = mask_rcnn.MaskRCNN()
 
 
 def make_state(key):
-  variables = train_step.init_variables(model, key)
+  variables = train_state.init_variables(model, key)
   params = variables['params']
-  optimizer = train_step.Optimizer(
+  optimizer = optimizer_lib.Optimizer(
     optimizer_lib.OptimizerOptions(), model.backbone.frozen_stages
   )
   opt_state = optimizer.transformation(params).init(params)
   return train_state.start_average(
-    train_step.TrainState(
+    train_state.TrainState(
       jax.numpy.int32(0), params, variables['batch_stats'], opt_state
     )
   )
@@ -104,7 +103,7 @@ params = {
   'odd': random.normal(size=(3, 33)).astype('float32'),
   'bias': random.normal(size=24).astype('float32'),
 }
-state = train_step.TrainState(
+state = train_state.TrainState(
   step=np.int32(7),
   params=params,
   batch_stats={'mean': params['bias'] + 1},

@@ -18,7 +18,7 @@ from maskrcnn_jax.models import proposals as proposals_lib
 from maskrcnn_jax.models.heads import RPNOutputs
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.optimization import optimizer as optimizer_lib
-from maskrcnn_jax.training import loop, train_step
+from maskrcnn_jax.training import loop, train_state
 
 
 def small_config(*argv, **environ):
@@ -42,7 +42,7 @@ def test_type_of_roi_features(argv, precision, expected):
   images, sizes = jnp.zeros((1, 64, 64, 3)), jnp.full((1, 2), 64.0)
 
   def types(key):
-    variables = train_step.init_variables(model, key)
+    variables = train_state.init_variables(model, key)
     pyramid = model.apply(variables, images, sizes, method='pyramid')
     boxes = jnp.zeros((1, 2, 4))
     rois = model.apply(variables, pyramid, boxes, 7, method='align')
@@ -60,7 +60,7 @@ def test_batch_norms_of_stages_3_to_5_are_trained():
   for argv in ((), ('--finetune_bn',)):
     model = MaskRCNN.from_config(small_config(*argv).model)
     shapes = jax.eval_shape(
-      lambda key, model=model: train_step.init_variables(model, key),
+      lambda key, model=model: train_state.init_variables(model, key),
       jax.random.key(0),
     )
     trained[argv] = {

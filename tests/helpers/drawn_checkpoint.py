@@ -6,7 +6,7 @@ import tiny_checkpoint
 
 from maskrcnn_jax.checkpoints import store
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.training import train_step
+from maskrcnn_jax.training import train_state
 
 CLASSES = {1: 'disc', 2: 'star <b>&</b>'}
 # Fresh heads answer alike everywhere; these tell places apart.
@@ -50,7 +50,7 @@ def write(workdir, config, step=4, seed=0, classes=None, variables=None):
 def draw_variables(model, seed=0):
   """Variables of a model whose heads tell places apart."""
   shapes = jax.eval_shape(
-    lambda key: train_step.init_variables(model, key), jax.random.key(0)
+    lambda key: train_state.init_variables(model, key), jax.random.key(0)
   )
   rng = np.random.default_rng(seed)
   return jax.tree_util.tree_map_with_path(

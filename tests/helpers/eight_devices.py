@@ -22,7 +22,7 @@ from maskrcnn_jax.training import evaluator
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.distributed import model_sharding
 from maskrcnn_jax.planning import program_text
-from maskrcnn_jax.training import train_step
+from maskrcnn_jax.training import train_state, train_step
 arguments = [json.loads(text) for text in sys.argv[1:]]
 """
 

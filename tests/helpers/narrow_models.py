@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import tiny_model
 
-from maskrcnn_jax.training import train_step
+from maskrcnn_jax.training import train_state
 
 WIDTH = 8
 # Options of torchvision's second version and of Detectron2's LSJ models.
@@ -34,7 +34,7 @@ def make_model(depth=50, norm='frozen', frozen_stages=2, **options):
 def shapes(model):
   """Shapes of the variables of a model; cached, since tracing is slow."""
   return jax.eval_shape(
-    lambda key: train_step.init_variables(model, key), jax.random.key(0)
+    lambda key: train_state.init_variables(model, key), jax.random.key(0)
   )
 
 

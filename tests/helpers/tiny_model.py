@@ -7,7 +7,8 @@ import numpy as np
 import quick
 
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.training import train_step
+from maskrcnn_jax.optimization.optimizer import make_optimizer
+from maskrcnn_jax.training import train_state
 
 CANVAS = 64
 MASK_SIZE = 28
@@ -58,8 +59,8 @@ def make_model(
 
 def make_state(model, batch, seed=0, **optimizer):
   """Initial state and its optimizer."""
-  made = train_step.make_optimizer(model, {**OPTIMIZER, **optimizer})
-  init = functools.partial(train_step.init_state, model, made, batch)
+  made = make_optimizer(model, {**OPTIMIZER, **optimizer})
+  init = functools.partial(train_state.init_state, model, made, batch)
   return quick.jit(init)(jax.random.key(seed)), made
 
 

@@ -18,7 +18,7 @@ from maskrcnn_jax.models.convnext import ConvNeXt, ConvNeXtOptions
 from maskrcnn_jax.models.resnet import ResNet, ResNetOptions
 from maskrcnn_jax.models.vit import SimpleFeaturePyramid, ViT, ViTOptions
 from maskrcnn_jax.ops import convolution
-from maskrcnn_jax.training import train_step
+from maskrcnn_jax.training import train_state, train_step
 
 CANVAS = (96, 160)
 
@@ -425,7 +425,7 @@ def test_another_kind_is_a_module_and_a_row(monkeypatch):
   batch = tiny_model.make_batch()
 
   def run(key):
-    variables = train_step.init_variables(model, key)
+    variables = train_state.init_variables(model, key)
     return variables['params'], model.apply(
       variables, batch['images'], batch['image_sizes'], method='detect'
     )

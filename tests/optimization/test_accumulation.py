@@ -11,6 +11,7 @@ import tiny_model
 
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.optimization import accumulation
+from maskrcnn_jax.optimization.optimizer import make_optimizer
 from maskrcnn_jax.training import monitor, train_step
 
 # The terms are means over numbers of anchors and RoIs that images share, not
@@ -41,7 +42,7 @@ def initial_state(model):
 def compiled_step(model, num_parts):
   """An initial state and a step whose update is the gradient."""
   options = {**tiny_model.OPTIMIZER, **PLAIN, 'accumulate_steps': num_parts}
-  optimizer = train_step.make_optimizer(model, options)
+  optimizer = make_optimizer(model, options)
   step = functools.partial(train_step.train_step, model, optimizer)
   return initial_state(model), quick.jit(step)
 

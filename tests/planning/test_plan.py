@@ -16,7 +16,7 @@ from maskrcnn_jax import charts
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.planning import plan, report, topologies
-from maskrcnn_jax.training import train_step
+from maskrcnn_jax.training import train_state
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -53,7 +53,7 @@ def _gradient_bytes(config):
   """Bytes of the gradients of all parameters."""
   model = MaskRCNN.from_config(config.model)
   variables = jax.eval_shape(
-    lambda key: train_step.init_variables(model, key), jax.random.key(0)
+    lambda key: train_state.init_variables(model, key), jax.random.key(0)
   )
   return sum(4 * x.size for x in jax.tree.leaves(variables['params']))
 

@@ -20,7 +20,7 @@ from maskrcnn_jax.datasets import records
 from maskrcnn_jax.datasets.run_data import RunData
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.training import finetuning, pretrained, train_step
+from maskrcnn_jax.training import finetuning, pretrained, train_state
 from maskrcnn_jax.weights import (
   coco_classes,
   download,
@@ -52,7 +52,7 @@ def fixture_workdir(tmp_path_factory):
     config.model.backbone.width = 8
     config.model.bgr = True
     config.model.anchors.scale = 5.0
-  state = train_step.TrainState(
+  state = train_state.TrainState(
     step=np.int32(3), opt_state=(), **source_variables()
   )
   classes = {1: 'disc', 2: 'square', 3: 'cross'}
@@ -298,7 +298,7 @@ def test_a_state_for_other_classes_resets_only_the_predictors(
 ):
   model = make_model(3)
   fresh = narrow_models.random_variables(model, seed=1)
-  state = train_step.TrainState(step=np.int32(0), opt_state=(), **fresh)
+  state = train_state.TrainState(step=np.int32(0), opt_state=(), **fresh)
   path = source if kind == 'file' else workdir
   state, report = pretrained.start_from(
     path, state, finetuning.load_options(path, True, OWN)

@@ -17,7 +17,7 @@ from maskrcnn_jax.cli import main as command
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.export import state_dict
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.training import pretrained, train_step
+from maskrcnn_jax.training import pretrained, train_state
 from maskrcnn_jax.weights import (
   download,
   load_report,
@@ -186,7 +186,7 @@ def test_fields_that_change_detection_are_listed(source, tmp_path):
 
 def make_state(model, seed):
   variables = narrow_models.random_variables(model, seed)
-  return train_step.TrainState(step=np.int32(0), opt_state=(), **variables)
+  return train_state.TrainState(step=np.int32(0), opt_state=(), **variables)
 
 
 @pytest.mark.parametrize('kind', ['file', 'workdir'])

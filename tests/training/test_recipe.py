@@ -14,7 +14,7 @@ import tensorflow_checkpoint
 import tiny_model
 
 from maskrcnn_jax.config import load_config
-from maskrcnn_jax.training import train_step
+from maskrcnn_jax.training import train_state, train_step
 from maskrcnn_jax.weights import external, load_report
 
 WIDTH = 8
@@ -42,7 +42,7 @@ def fixture_recipe(tmp_path_factory):
   batch = tiny_model.make_batch()
   config = load_config('coco:habana_1x').optimizer
   with quick.compilation():
-    state, optimizer = train_step.create_train_state(
+    state, optimizer = train_state.create_train_state(
       model, config, batch, jax.random.key(0)
     )
   prefix = tmp_path_factory.mktemp('weights') / 'model.ckpt-112603'

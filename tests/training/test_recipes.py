@@ -13,7 +13,8 @@ from maskrcnn_jax.input_pipeline import batches as input_batches
 from maskrcnn_jax.input_pipeline import single_images
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.optimization import schedule
-from maskrcnn_jax.training import train_step
+from maskrcnn_jax.optimization.optimizer import make_optimizer
+from maskrcnn_jax.training import train_state, train_step
 
 # Name -> epochs of 117266 images with objects, steps at which the rate falls.
 RECIPES = {
@@ -37,7 +38,7 @@ IN_CI = ('vitdet_b_100ep',)
 
 def load(name):
   config = config_lib.load_config(f'coco:{name}')
-  options = train_step.make_optimizer(
+  options = make_optimizer(
     MaskRCNN.from_config(config.model),
     config.optimizer,
     config.training.num_steps,
@@ -135,7 +136,7 @@ def test_a_few_steps(name, dataset):
   batch = next(batches)
   model = MaskRCNN.from_config(config.model)
   with quick.compilation():
-    state, optimizer = train_step.create_train_state(
+    state, optimizer = train_state.create_train_state(
       model, {**config.optimizer, 'num_steps': 10}, batch, jax.random.key(0)
     )
   step = quick.jit(functools.partial(train_step.train_step, model, optimizer))

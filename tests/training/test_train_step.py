@@ -13,6 +13,7 @@ import tiny_model
 from tiny_checkpoint import assert_same
 
 from maskrcnn_jax.distributed import mesh as mesh_lib
+from maskrcnn_jax.optimization.optimizer import Optimizer
 from maskrcnn_jax.training import train_step
 
 TERMS = ('rpn_objectness', 'rpn_box', 'class', 'box', 'mask')
@@ -319,7 +320,7 @@ def test_frozen_stages_have_no_gradient(batch):
   num_frozen = sum(size(params['backbone'][stage]) for stage in frozen)
   assert size(gradients(run.state)) == size(params) - num_frozen
   # The model stops the gradient even if the optimizer would use it.
-  optimizer = train_step.Optimizer(
+  optimizer = Optimizer(
     dataclasses.replace(run.optimizer.options, weight_decay=0.0),
     frozen_stages=0,
   )

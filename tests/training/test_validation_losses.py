@@ -12,7 +12,7 @@ from eight_devices import run_on_eight
 from maskrcnn_jax.distributed import mesh as sharding
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.evaluation import scores
-from maskrcnn_jax.training import train_step, validation_losses
+from maskrcnn_jax.training import train_state, train_step, validation_losses
 
 SEEDS = np.uint32([7, 8, 2**31])
 
@@ -22,7 +22,7 @@ def sampled():
   """Losses of a model that samples, with batch norm that learns."""
   model = tiny_model.make_model(norm='batch')
   batch = tiny_model.make_batch((2, 0, 3))
-  variables = quick.jit(lambda key: train_step.init_variables(model, key))(
+  variables = quick.jit(lambda key: train_state.init_variables(model, key))(
     jax.random.key(0)
   )
   program = quick.jit(lambda *x: validation_losses.image_losses(model, *x))
@@ -123,7 +123,7 @@ def test_the_losses_of_an_image_are_those_of_a_step_with_it_alone():
   # The cap is of training alone.
   capped = dataclasses.replace(model.sampling, num_mask_rois=2)
   batch = tiny_model.make_batch((2, 0, 3))
-  variables = train_step.init_variables(model, jax.random.key(0))
+  variables = train_state.init_variables(model, jax.random.key(0))
   losses = quick.jit(
     lambda *x: validation_losses.image_losses(model.clone(sampling=capped), *x)
   )(variables, batch, SEEDS)
@@ -150,7 +150,7 @@ config = tiny_run.make_config(*tiny_run.write_dataset(folder))
 config.input.canvases = ((128, 64),)
 config.evaluation.losses = True
 model = MaskRCNN.from_config(config.model)
-variables = train_step.init_variables(model, jax.random.key(0))
+variables = train_state.init_variables(model, jax.random.key(0))
 for batch_size, runtime in (
   (1, {'num_devices': 1}), (2, {'num_devices': 1}), (4, {'num_devices': 4}),
   (4, {'num_devices': 8, 'spatial': 2}),
