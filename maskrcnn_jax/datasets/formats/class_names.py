@@ -12,6 +12,7 @@ from maskrcnn_jax.errors import UserError, invalid
 # Files with YOLO's class names, in the folder of the labels or the two above.
 FILES = ('data.yaml', 'data.yml', 'classes.txt', 'obj.names')
 
+_ENDINGS = ('.txt', '.names', '.yaml', '.yml', '.json', '.csv')
 _MAX_BYTES = 2**18  # A thousand names take a tenth of it.
 
 
@@ -40,6 +41,14 @@ def read(classes: str, first: int = 1) -> dict[int, str]:
   """
   if os.path.isfile(classes):
     names = _read_file(pathlib.Path(classes))
+  elif classes.lower().endswith(_ENDINGS):
+    # A mistyped file would become the name of the only class.
+    raise UserError(
+      f'--classes: there is no file {classes}.',
+      argument='classes',
+      path=classes,
+      given=classes,
+    )
   else:
     names = classes.split(',')
   if not isinstance(names, Mapping):

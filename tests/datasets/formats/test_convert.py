@@ -188,6 +188,9 @@ def test_names_are_found_or_given(tmp_path, name, text, expected):
   moved = {number + 1: text for number, text in expected.items()}
   assert class_names.read(str(path)) == moved
   assert class_names.read('a, b', 0) == {0: 'a', 1: 'b'}
+  with pytest.raises(UserError) as error:
+    class_names.read(str(folder / 'no.txt'))
+  assert error.value.path == str(folder / 'no.txt')
 
 
 @pytest.mark.parametrize(
