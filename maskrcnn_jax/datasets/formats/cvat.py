@@ -47,7 +47,8 @@ def _images(root) -> Iterator[tuple[str, tuple]]:
   for track in root.iter('track'):
     for shape in track:
       if shape.get('outside') != '1':
-        attributes = {**shape.attrib, 'label': track.get('label')}
+        # A track has what its shapes have in common: label and group.
+        attributes = {**track.attrib, **shape.attrib}
         frames[int(shape.attrib['frame'])].append((shape.tag, attributes))
   # As CVAT names the pictures of a video.
   for number, parts in sorted(frames.items()):

@@ -4,6 +4,7 @@ Of several annotations of a task the first that was not cancelled counts, ground
 truth before others.
 """
 
+import json
 import re
 import urllib.parse
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from maskrcnn_jax.datasets.formats.source import Content, Source
 
 LOOKS_LIKE = 'a JSON list of tasks with "annotations"'
 _LABELS = re.compile('(polygon|brush|ellipse|rectangle|keypoint|)labels')
+_SHAPE_KEYS = ('points', 'rle', 'x', 'y', 'radiusX', 'radiusY', 'rotation')
 _UPLOAD_PREFIX = re.compile('^[0-9a-f]{8}-')
 
 
@@ -89,15 +91,49 @@ def _image_name(source, task) -> str:
 def read_results(results: list, image: Image) -> ImageLabels:
   """Reads the results of an image."""
   size = image.size()
+  results = _without_repeats(results)
   for each in results:
     if 'original_height' in each:  # Relations have none.
       size = image.size(each['original_height'], each.get('original_width'))
   return read_entries(results, _read_result, size, image.path)
 
 
+def _without_repeats(results) -> list:
+  """Results without repetitions of a shape that have no label.
+
+  A region is a result of its label, one of every choice or text that belongs to
+  it, and, if shapes and labels are two tags, one of the shape. All hold it.
+  """
+  shapes_of = [_shape_of(each) for each in results]
+  named = [bool(_label_names(each)) for each in results]
+  seen = {shape for shape, is_named in zip(shapes_of, named) if is_named}
+  kept = []
+  for each, shape, is_named in zip(results, shapes_of, named):
+    if is_named or shape is None or shape not in seen:
+      kept.append(each)
+      seen.add(shape)
+  return kept
+
+
+def _shape_of(result) -> str | None:
+  """The numbers of a shape as one text; None: the result has none."""
+  value = _value(result)
+  found = {key: value[key] for key in _SHAPE_KEYS if key in value}
+  return json.dumps(found, sort_keys=True) if found else None
+
+
+def _value(result) -> dict:
+  value = result.get('value', result) if isinstance(result, dict) else None
+  return value if isinstance(value, dict) else {}
+
+
+def _label_names(result) -> list:
+  items = _value(result).items()
+  return [y for key, x in items if _LABELS.fullmatch(key) for y in x]
+
+
 def _read_result(result, size):
-  value = result.get('value', result)
-  names = [y for key, x in value.items() if _LABELS.fullmatch(key) for y in x]
+  value, names = result.get('value', result), _label_names(result)
   if coco_values.read_number(result.get('image_rotation')):
     raise shapes.skip('unusable_mask', 'the image was turned in the tool.')
   percent = np.divide(size[::-1], 100)

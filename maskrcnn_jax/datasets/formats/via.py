@@ -1,10 +1,14 @@
 """VIA (VGG Image Annotator): one JSON for all images, shapes in pixels.
 
+Angles are in radians.
 The class is the attribute of a region. Regions without any attribute are of one
 class, as in the balloon data set.
 """
 
+import math
+
 from maskrcnn_jax import files
+from maskrcnn_jax.datasets.coco_values import read_number
 from maskrcnn_jax.datasets.formats import shapes
 from maskrcnn_jax.datasets.formats.collect import (
   Image,
@@ -62,9 +66,8 @@ def _read_region(region, size):
     found = shapes.ellipse((shape['cx'], shape['cy']), (shape['r'],) * 2)
   elif kind == 'ellipse':
     radii = shape['rx'], shape['ry']
-    found = shapes.ellipse(
-      (shape['cx'], shape['cy']), radii, shape.get('theta', 0)
-    )
+    degrees = math.degrees(read_number(shape.get('theta', 0)))
+    found = shapes.ellipse((shape['cx'], shape['cy']), radii, degrees)
   else:
     raise shapes.no_mask({'rect': 'rectangle'}.get(kind, kind))
   name = _class_name(region.get('region_attributes') or {})

@@ -224,6 +224,24 @@ def test_cvat_video(tmp_path):
   assert [x[-16:] for x in missing] == ['frame_000001.PNG']
 
 
+def test_cvat_tracks_of_a_group_are_one_object(tmp_path):
+  make_image(tmp_path / 'images' / 'frame_000000.PNG', (4, 3))
+  part = (
+    '<track label="cat" group_id="{}"><polygon frame="0" outside="0" '
+    'points="{}"/></track>'
+  )
+  (tmp_path / 'labels.xml').write_text(
+    '<annotations>'
+    + part.format(1, '0,0;1,0;1,2;0,2')
+    + part.format(1, '3,0;4,0;4,2;3,2')
+    + part.format(2, '0,2;4,2;4,3;0,3')
+    + '</annotations>'
+  )
+  content, _ = read('cvat', tmp_path, labels='labels.xml')
+  assert [x['area'] for x in content['annotations']] == [4, 4]
+  assert len(content['annotations'][0]['segmentation']) == 2
+
+
 def test_cvat_coco_keeps_real_crowds(folder):
   content = coco(attributes={'occluded': False}, iscrowd=1)
   runs = {'size': [4, 6], 'counts': [21, 2, 1]}
@@ -289,6 +307,26 @@ def test_label_studio_names_of_images(folder, image):
   assert len(objects) == 1
 
 
+@pytest.mark.parametrize('json_min', [False, True])
+@pytest.mark.parametrize(
+  'first, second',
+  [('polygonlabels', 'choices'), (None, 'labels'), ('labels', 'text')],
+)
+def test_label_studio_repeats_a_shape(folder, json_min, first, second):
+  repeated = {'points': [[0, 0], [50, 0], [50, 100], [0, 100]]}
+  values = [
+    repeated | ({first: ['dog']} if first else {}),
+    repeated | {second: ['dog']},
+    {'points': [[0, 0], [100, 0], [100, 100]], 'polygonlabels': ['cat']},
+  ]
+  task = label_studio(*values)
+  if json_min:
+    task = {'image': 'a.png', 'id': 1, 'annotator': 1, 'shapes': values}
+  objects, findings = read_one('label_studio', folder, [task])
+  assert [name for name, _ in objects] == ['dog', 'cat']
+  assert not findings
+
+
 def test_label_studio_ellipse_and_json_min(tmp_path):
   make_image(tmp_path / 'images' / 'a.png', (100, 80))
   value = {'x': 50, 'y': 50, 'radiusX': 30, 'radiusY': 12.5, 'rotation': 90}
@@ -351,6 +389,14 @@ def test_via_shapes_without_attributes_are_of_one_class(tmp_path):
   np.testing.assert_allclose(objects[1][1]['bbox'], [20, 30, 60, 20], atol=1e-9)
   objects, _ = read_one('via', tmp_path, content, classes='balloon')
   assert {name for name, _ in objects} == {'balloon'}
+
+
+def test_via_angles_are_radians(tmp_path):
+  make_image(tmp_path / 'images' / 'a.png', (100, 80))
+  shape = {'cx': 50, 'cy': 40, 'rx': 30, 'ry': 10, 'theta': np.pi / 2}
+  content = via(region({'class': 'cat'}, 'ellipse', **shape))
+  ((_, found),), _ = read_one('via', tmp_path, content)
+  np.testing.assert_allclose(found['bbox'], [40, 10, 20, 60], atol=1e-9)
 
 
 def test_supervisely(folder):
