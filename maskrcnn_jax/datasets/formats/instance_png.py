@@ -111,9 +111,15 @@ def read_numbers(path, sizes) -> tuple[np.ndarray, bool]:
   A colour is a number of 24 bits.
 
   Raises:
-    UserError: it cannot be read, or has none of the sizes.
+    UserError: it cannot be read, has none of the sizes, or values that are no
+      numbers of objects.
   """
-  image = images.decode(images.read_bytes(path), path)
+  image = images.open_image(images.read_bytes(path), path)
+  # Pillow keeps the upper half of 16 bits where there are several channels.
+  if len(image.getbands()) > 1 and ';16' in str(image.tile):
+    message = 'has channels of 16 bits; wanted one channel, or 8 bits'
+    raise UserError(message, path=path, given=image.mode)
+  images.load(image, path)
   is_palette = image.mode == 'P'
   check_size(path, image.size[::-1], sizes)
   if image.mode in ('LA', 'La'):
@@ -121,6 +127,11 @@ def read_numbers(path, sizes) -> tuple[np.ndarray, bool]:
   elif image.mode in ('RGBA', 'RGBa'):
     image = image.convert('RGB')
   pixels = np.asarray(image)
+  if pixels.dtype.kind in 'if':
+    wrong = pixels[~((pixels >= 0) & (pixels < 2**31) & (pixels % 1 == 0))]
+    if wrong.size:
+      message = f'has the value {wrong[0]:g}; wanted numbers of objects from 0'
+      raise UserError(message, path=path, given=wrong[0])
   numbers = np.zeros(pixels.shape[:2], np.int32)
   for channel in np.moveaxis(np.atleast_3d(pixels), -1, 0):
     numbers = (numbers << 8) + channel.astype(np.int32)

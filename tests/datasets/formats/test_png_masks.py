@@ -1,5 +1,8 @@
 """PNG masks of all kinds, read as objects or findings."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from label_sets import (
@@ -93,6 +96,37 @@ def test_unusable_files_are_named(folder):
   content, findings = read('instance_png', folder)
   assert not content['images']
   assert kinds(findings) == [('unusable_image', 'a.jpg', 'error')]
+
+
+@pytest.mark.parametrize('value', [1.5, -1, np.nan])
+def test_values_that_number_no_object_are_refused(folder, value):
+  numbers = np.where(NUMBERS == 9, value, NUMBERS).astype(np.float32)
+  save_mask(folder / 'labels' / 'a.tif', numbers)
+  (finding,) = read('instance_png', folder)[1]
+  assert (finding.kind, finding.severity) == ('unusable_label', 'error')
+
+
+def test_channels_of_16_bits_are_refused(folder):
+  # A PNG by hand, since Pillow writes no such file: its decoder drops 8 bits.
+  rows = np.zeros((4, 1 + 6 * 6), np.uint8)
+  parts = (
+    (b'IHDR', struct.pack('>IIBBBBB', 6, 4, 16, 2, 0, 0, 0)),
+    (b'IDAT', zlib.compress(rows.tobytes())),
+    (b'IEND', b''),
+  )
+  chunks = (
+    struct.pack('>I', len(data))
+    + name
+    + data
+    + struct.pack('>I', zlib.crc32(name + data))
+    for name, data in parts
+  )
+  path = folder / 'labels' / 'a.png'
+  path.parent.mkdir(exist_ok=True)
+  path.write_bytes(b'\x89PNG\r\n\x1a\n' + b''.join(chunks))
+  (finding,) = read('instance_png', folder)[1]
+  assert (finding.kind, finding.severity) == ('unusable_label', 'error')
+  assert '16 bits' in finding.message
 
 
 @pytest.mark.parametrize('place', ['a', 'a/masks', 'x/masks'])
