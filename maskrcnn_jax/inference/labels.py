@@ -144,7 +144,7 @@ def write_image(
     files_lib.write_text(path, text)
   if 'yolo' in save:
     largest = [
-      (_one_line(name), [_flat(each[0].outline)])
+      (writers.one_line(name), [_flat(each[0].outline)])
       for name, each in zip(names, parts)
     ]
     lines = writers.yolo_text(about, largest, _yolo_names(class_names), [])
@@ -176,18 +176,16 @@ def _crop(image, runs, box) -> np.ndarray:
   return np.concatenate([image[part], alpha[part][..., None]], axis=-1)
 
 
-def _one_line(name: str) -> str:
-  return ' '.join(name.split())
-
-
 def _for_files(name: str) -> str:
   """A class name that is a safe name of a file or a folder."""
-  safe = re.sub(r'[^\w -]', '_', _one_line(name))[:_LONGEST_NAME].strip()
+  safe = re.sub(r'[^\w -]', '_', writers.one_line(name))[:_LONGEST_NAME].strip()
   return safe or '_'
 
 
 def _yolo_names(class_names: Mapping[int, str]) -> list[str]:
-  return [_one_line(class_names[class_id]) for class_id in sorted(class_names)]
+  return [
+    writers.one_line(class_names[class_id]) for class_id in sorted(class_names)
+  ]
 
 
 def write_yolo_classes(

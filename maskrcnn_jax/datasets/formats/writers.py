@@ -133,6 +133,7 @@ def _write_files(
   """Writes a file for every image, and YOLO's names of classes."""
   names = {x.category_id: x.name for x in dataset.categories.values()}
   if to == 'yolo':
+    names = {number: one_line(name) for number, name in names.items()}
     files.write_text(folder / 'classes.txt', '\n'.join(names.values()) + '\n')
   for image, entries in kept.items():
     name = pathlib.PurePosixPath(image.file_name).with_suffix(_FILES[to])
@@ -153,6 +154,11 @@ def _write_files(
     else:
       text = yolo_text(image, written, list(names.values()), findings)
     files.write_text(path, text)
+
+
+def one_line(name: str) -> str:
+  """A class name as YOLO's list has it, with a name a line."""
+  return ' '.join(name.split())
 
 
 def labelme_text(

@@ -81,6 +81,18 @@ def test_yolo_and_back(tmp_path):
   np.testing.assert_array_equal(decode(each), NUMBERS == 5)
 
 
+def test_yolo_has_a_line_for_every_class(tmp_path):
+  make('coco', tmp_path)
+  content = coco()
+  content['categories'][0]['name'] = ' black\ncat'
+  save_json(tmp_path / 'labels.json', content)
+  writers.write(
+    tmp_path / 'images', tmp_path / 'labels.json', tmp_path / 'out', 'yolo'
+  )
+  lines = (tmp_path / 'out' / 'classes.txt').read_text().splitlines()
+  assert lines == ['black cat', content['categories'][1]['name']]
+
+
 def test_the_command(tmp_path, capsys):
   labels = make('labelme', tmp_path)
   arguments = [
