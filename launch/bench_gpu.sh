@@ -15,7 +15,7 @@
 #                 if PYTHON has TensorFlow and pycocotools
 #   PIP_FIND_LINKS  a folder of wheels of small packages that PYTHON lacks
 #   CONFIG=coco:torchvision CANVAS=832,1344 DTYPE=bfloat16 BATCHES='12 8 4 16'
-#   DETECTION_BATCHES='8 1' PROFILE_BATCH=12 STAGES_BATCH=12 ('' for none)
+#   DETECTION_BATCHES='8 1' PROFILE_BATCH=12 ('' for none)
 #   TESTS='tests/ops/*_golden.py tests/models/*_golden.py' ('' for none)
 #   DEMO_SECONDS=300 ('' for none) ROUNDS=10 WARMUP=3 BACKEND=gpu
 #   LIMIT=580 PART_LIMIT=240 (seconds)
@@ -151,9 +151,6 @@ profile_batch=${PROFILE_BATCH-12}
   --what=profile
 for batch in "${batches[@]:1}"; do step "$batch"; done
 for batch in "${detection[@]:1}"; do detect "$batch"; done
-stages_batch=${STAGES_BATCH-12}
-[[ -z $stages_batch ]] || bench "stages_$stages_batch" "$stages_batch" \
-  --what=stages
 
 if [[ -n ${IMAGES:-} && -z $(missing tensorflow pycocotools) ]]; then
   records=$output/records

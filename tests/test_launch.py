@@ -309,7 +309,6 @@ def test_a_gpu_is_measured_part_by_part(tmp_path):
     'BATCHES': '2 1 3',
     'DETECTION_BATCHES': '1',
     'PROFILE_BATCH': '2',
-    'STAGES_BATCH': '2',
     'TESTS': 'tests/ops/test_anchors_golden.py',
     'DEMO_SECONDS': '',
     'PYTHON': str(python),
@@ -317,13 +316,13 @@ def test_a_gpu_is_measured_part_by_part(tmp_path):
     'LOG': str(log),
   }
   done = bash(LAUNCH / 'bench_gpu.sh', output, LIMIT='0', **variables)
-  parts = 'step_2 detection_1 recordings profile_2 step_1 step_3 stages_2'
+  parts = 'step_2 detection_1 recordings profile_2 step_1 step_3'
   assert f'Not started within 0 s: {parts}.' in done.stderr
   assert done.returncode == 1 and not log.exists()
   done = bash(LAUNCH / 'bench_gpu.sh', output, FAILING='3', **variables)
   assert done.returncode == 1, done.stderr
   assert 'Failed: step_3 (1).' in done.stderr
-  first = ['step 2', 'inference 1', 'profile 2', 'step 1', 'step 3', 'stages 2']
+  first = ['step 2', 'inference 1', 'profile 2', 'step 1', 'step 3']
   assert log.read_text().splitlines() == [f'{x} False' for x in first]
   report = (output / 'report.md').read_text()
   assert 'tables of inference 1' in report and ' passed in ' in report

@@ -82,8 +82,8 @@ ALLOWED = {
   ),
   'maskrcnn_jax/benchmarks': (
     'jax numpy flax optax PIL tensorflow tqdm .charts .datasets .distributed'
-    ' .evaluation .input_pipeline .models .optimization .planning .structures'
-    ' .tables .training .visualize .weights'
+    ' .evaluation .input_pipeline .models .ops.images .optimization .planning'
+    ' .structures .tables .training .visualize .weights'
   ),
   'maskrcnn_jax/benchmarks/torchvision_side': 'numpy timm torch torchvision',
   'maskrcnn_jax/habana': (

@@ -10,12 +10,12 @@ import jax
 
 from maskrcnn_jax import files
 from maskrcnn_jax.benchmarks import (
+  compilation,
   machine,
   measure,
   profile,
   programs,
   report,
-  stages,
   torchvision_process,
 )
 from maskrcnn_jax.benchmarks.options import SUBJECTS, BenchOptions
@@ -110,13 +110,19 @@ def _measure(name, config, subject, other, options, output):
       title = 'backbone, forward and backward'
       return {title: programs.backbone(subject, other, options)}
     case 'compilation':
-      return {'compilation': programs.compilation(subject)}
-    case 'stages':
-      return stages.run(subject, options)
+      return {'compilation': compilation.run(subject)}
     case 'profile':
-      folder = output and f'{output}/trace'
-      rows = profile.run(subject, options.rounds, options.warmup, folder)
-      return {'kernels of a step, from a trace': rows}
+      sides = {
+        'a step': programs.step_side,
+        'detection': programs.detection_side,
+      }
+      return {
+        f'kernels of {name}, from a trace': profile.run(
+          *(make(subject), options.rounds, options.warmup),
+          output and f'{output}/trace/{name.split()[-1]}',
+        )
+        for name, make in sides.items()
+      }
     case 'growth':
       title = 'a step, one size changed at a time'
       return {title: programs.growth(config, options)}

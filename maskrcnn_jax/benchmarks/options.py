@@ -9,7 +9,7 @@ from maskrcnn_jax.errors import UserError, did_you_mean, invalid
 # compiled anything like it.
 SUBJECTS = (
   *('compilation', 'step', 'inference', 'backbone'),
-  *('stages', 'profile', 'input', 'evaluation', 'growth'),
+  *('profile', 'input', 'evaluation', 'growth'),
 )
 
 

@@ -1,8 +1,7 @@
-"""Time of the kernels of a training step by stage, from a profiler trace.
+"""Time of the kernels of a program by stage, from a profiler trace.
 
-Unlike `stages`, which compiles every stage alone, this is of the whole step, as
-the compiler fused it: a kernel belongs to the stage that the compiler's
-metadata names for it.
+It is of the whole program, as the compiler fused it: a kernel belongs to the
+stage that the compiler's metadata names for it.
 """
 
 import collections
@@ -13,8 +12,7 @@ from collections.abc import Iterable, Mapping
 
 import jax
 
-from maskrcnn_jax.benchmarks import measure, programs
-from maskrcnn_jax.benchmarks.subject import Subject
+from maskrcnn_jax.benchmarks import measure
 from maskrcnn_jax.planning import breakdown, program_text
 
 _UNNAMED = 'kernels without a name'
@@ -23,17 +21,20 @@ _OUTER = ('call', 'conditional', 'while')
 
 
 def run(
-  subject: Subject, steps: int, warmup: int, folder: str | None = None
+  side: measure.Side, steps: int, warmup: int, folder: str | None = None
 ) -> list[measure.Row]:
-  """Traces steps; rows of `stage_rows`, whose times are of one step.
+  """Traces a program; rows of `stage_rows`, with the work of every stage.
 
   Args:
-    subject: of the benchmark.
-    steps: to trace.
-    warmup: steps before them.
+    side: with the compiled program.
+    steps: runs to trace.
+    warmup: runs before them.
     folder: for the trace, which TensorBoard's profiler shows; None: not kept.
+
+  Returns:
+    The rows, of one run. `program` has the operations and bytes of a stage, see
+    `breakdown.breakdown`, in the form of `measure.compile_program`.
   """
-  side = programs.step_side(subject)
   for number in range(warmup):
     side.seconds(number)
   with contextlib.ExitStack() as stack:
@@ -42,8 +43,17 @@ def run(
     with jax.profiler.trace(folder):
       for number in range(steps):
         side.seconds(number)
-    stages = stages_of(side.compiled.as_text())
-    return stage_rows(stages, events(folder), steps)
+    text = side.compiled.as_text()
+    rows = stage_rows(stages_of(text), events(folder), steps)
+  work = {
+    _title(stage['stage'], stage['pass']): {
+      'flops': stage['flops'],
+      'bytes_accessed': stage['bytes'],
+      'memory': {'least_moved': stage['least_bytes']},
+    }
+    for stage in breakdown.breakdown(text)['stages']
+  }
+  return [row | {'program': work.get(row['name'])} for row in rows]
 
 
 def stages_of(text: str) -> dict[str, str | None]:
@@ -63,12 +73,14 @@ def stages_of(text: str) -> dict[str, str | None]:
     for name, instruction in instructions.items():
       stage = None
       if instruction.opcode not in _OUTER:
-        stage = ', '.join(
-          filter(None, breakdown.stage_of(instruction, computations))
-        )
+        stage = _title(*breakdown.stage_of(instruction, computations))
       found[name] = stage
       found.setdefault(name.replace('.', '_'), stage)
   return found
+
+
+def _title(stage: str, direction: str) -> str:
+  return f'{stage}, {direction}' if direction else stage
 
 
 def events(folder: str) -> Iterable[tuple[str, float, bool]]:

@@ -1,26 +1,25 @@
-"""Training step, detection and backbone: time, compilation and growth.
+"""Training step, detection and backbone: time, and growth of the step.
 
 Each function returns rows, see `measure.run`; beside torchvision with ratios.
 """
 
 import copy
 import logging
-import pathlib
-import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.experimental.compilation_cache import compilation_cache
 
-from maskrcnn_jax.benchmarks import examples, measure, stages
+from maskrcnn_jax.benchmarks import examples, measure
 from maskrcnn_jax.benchmarks.options import BenchOptions
 from maskrcnn_jax.benchmarks.subject import Subject, make_subject
 from maskrcnn_jax.benchmarks.torchvision_process import TorchvisionProcess
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.models import layers
+from maskrcnn_jax.ops import images as image_ops
 from maskrcnn_jax.training import train_step
 
 # Images in a batch; sides of a square canvas; objects in every image; classes
@@ -40,8 +39,8 @@ def step_side(subject: Subject) -> measure.Side:
   Its facts are the `losses` and `foreground`, the RoIs of every image that the
   mask head computes.
   """
-  batches, (state, *_, key) = subject.batches(), _step_arguments(subject)
-  step = _jitted_step(subject, state)
+  batches, (state, *_, key) = subject.batches(), step_arguments(subject)
+  step = jitted_step(subject, state)
   run, program = measure.compile_program(step, state, batches[0], key)
   foreground = [subject.model.sampling.num_mask_rows] * subject.batch_size
 
@@ -66,24 +65,73 @@ def step_side(subject: Subject) -> measure.Side:
   return side
 
 
-def _step_arguments(subject):
+def step_arguments(subject: Subject) -> tuple[Any, Any, Any]:
   """State, first batch and key."""
   key = mesh_lib.put_replicated(jax.random.key(0), subject.mesh)
   return subject.state(), subject.batches()[0], key
 
 
-def _jitted_step(subject, state):
+def jitted_step(subject: Subject, state: Any) -> Any:
+  """The training step, not compiled yet, for the shardings of a state."""
   shardings = jax.tree.map(lambda x: x.sharding, state)
   return train_step.jit_train_step(
     subject.model, subject.optimizer, subject.mesh, shardings
   )
 
 
-def _jitted_detect(subject):
-  def detect(variables, images, image_sizes):
-    return train_step.detect(subject.model, variables, images, image_sizes)
+def detection_side(subject: Subject) -> measure.Side:
+  """Compiled detection, with weights that find many objects.
 
-  return jax.jit(detect)
+  Its fact is the number of `detections` in every image.
+  """
+  variables = subject.state(examples.DETECTION_BACKGROUND).variables()
+  variables = mesh_lib.put_replicated(variables, subject.mesh)
+  inputs = [(x['images'], x['image_sizes']) for x in subject.batches()]
+  detect = train_step.jit_detect(subject.model, subject.mesh)
+  run, program = measure.compile_program(detect, variables, *inputs[0])
+
+  def seconds(number):
+    images = inputs[number % len(inputs)]
+    seconds, found = measure.seconds_of(run, variables, *images)
+    side.facts['detections'] = np.sum(found.valid, axis=1).tolist()
+    return seconds
+
+  side = measure.Side(seconds, subject.batch_size, program, compiled=run)
+  return side
+
+
+def backbone_side(subject: Subject) -> measure.Side:
+  """The compiled backbone in training, with a gradient of ones of its maps."""
+  model, batch = subject.model, subject.batches()[0]
+  pixels = batch['images'], batch['image_sizes']
+  pixels = image_ops.normalize(
+    *pixels, model.pixel_mean, model.pixel_std, model.bgr
+  ).astype(layers.output_dtype(model.dtype))
+  variables = {
+    kind: {'backbone': tree.get('backbone', {})}
+    for kind, tree in subject.state().variables().items()
+  }
+
+  def forward_and_backward(variables, pixels, valid):
+    def features(params):
+      maps, _ = model.apply(
+        {**variables, 'params': params},
+        *(pixels, valid, True),
+        method=lambda model, *inputs: model.body(*inputs),
+        rngs={'drop_path': jax.random.key(0)},
+        mutable=['batch_stats'],
+      )
+      return maps
+
+    maps, gradients = jax.vjp(features, variables['params'])
+    return maps, gradients(jax.tree.map(jnp.ones_like, maps))
+
+  arguments = variables, pixels, batch['valid']
+  run, program = measure.compile_program(forward_and_backward, *arguments)
+  return measure.Side(
+    lambda number: measure.seconds_of(run, *arguments)[0],
+    *(subject.batch_size, program),
+  )
 
 
 def training(
@@ -117,26 +165,13 @@ def inference(
 ) -> list[measure.Row]:
   """Rows of detection; see `training`.
 
-  Up to masks of 28x28 cells on both sides, with weights that find many objects;
-  `detections` are those of every image. torchvision's `pasting_seconds`, of
-  masks into images, are not part of its time.
+  Up to masks of 28x28 cells on both sides, see `detection_side`. torchvision's
+  `pasting_seconds`, of masks into images, are not part of its time.
   """
-  variables = subject.state(examples.DETECTION_BACKGROUND).variables()
-  inputs = [(x['images'], x['image_sizes']) for x in subject.batches()]
-  run, program = measure.compile_program(
-    _jitted_detect(subject), variables, *inputs[0]
-  )
-
-  def seconds(number):
-    images = inputs[number % len(inputs)]
-    seconds, found = measure.seconds_of(run, variables, *images)
-    ours.facts['detections'] = np.sum(found.valid, axis=1).tolist()
-    return seconds
-
-  ours = measure.Side(seconds, subject.batch_size, program)
-  sides = {_OURS: ours}
+  sides = {_OURS: detection_side(subject)}
   if other:
-    other.load_weights(variables)
+    state = subject.state(examples.DETECTION_BACKGROUND)
+    other.load_weights(state.variables())
     sides['torchvision'] = other.side('detect', subject.batch_size)
   return _compare(sides, options, 'inference')
 
@@ -148,13 +183,10 @@ def backbone(
 
   The weights of a ConvNeXt or a ViT are random values of its own on each side.
   """
-  state = subject.state()
-  recorded, _ = stages.record_training(subject, state, only='backbone')
-  sides = {_OURS: stages.side(*recorded['backbone'])}
-  sides[_OURS].images = subject.batch_size
+  sides = {_OURS: backbone_side(subject)}
   if other:
     if subject.model.backbone.kind == 'resnet':
-      other.load_weights(state.variables())
+      other.load_weights(subject.state().variables())
     sides[subject.peer] = other.side('backbone', subject.batch_size)
   return _compare(sides, options, 'backbone')
 
@@ -163,73 +195,6 @@ def _compare(sides, options, title):
   return measure.add_ratios(
     measure.run(sides, options.rounds, options.warmup, title)
   )
-
-
-def compilation(subject: Subject) -> list[measure.Row]:
-  """Rows of the time until the step and detection can run; see `compiled`."""
-  state, batch, key = _step_arguments(subject)
-  inputs = state.variables(), batch['images'], batch['image_sizes']
-  return [
-    *compiled(
-      'train step', lambda: _jitted_step(subject, state), state, batch, key
-    ),
-    *compiled('inference', lambda: _jitted_detect(subject), *inputs),
-  ]
-
-
-def compiled(
-  name: str, make: Callable[[], Any], *arguments: Any
-) -> list[measure.Row]:
-  """Compiles a program with an empty cache, and again with what that wrote.
-
-  Args:
-    name: of the program.
-    make: returns the jitted function, the same in each call.
-    arguments: of the function.
-
-  Returns:
-    Two rows: `seconds` are the sum of `trace_seconds` (Python) and
-    `compile_seconds` (the compiler, or reading its program from the cache);
-    `cache_bytes` is the size of the cached program.
-
-  Raises:
-    RuntimeError: the second program did not come from the cache.
-  """
-  options = (
-    'jax_compilation_cache_dir',
-    'jax_persistent_cache_min_compile_time_secs',
-  )
-  former = [getattr(jax.config, option) for option in options]
-
-  def configure(values):
-    for option, value in zip(options, values):
-      jax.config.update(option, value)
-    compilation_cache.reset_cache()
-
-  rows, sizes = [], []
-  with tempfile.TemporaryDirectory(prefix='maskrcnn_jax_') as folder:
-    try:
-      for kind in ('cold', 'cached'):
-        configure((folder, 0.0))
-        # Of this process; files stay.
-        jax.clear_caches()
-        start = time.perf_counter()
-        lowered = make().lower(*arguments)
-        middle = time.perf_counter()
-        lowered.compile()
-        end = time.perf_counter()
-        paths = pathlib.Path(folder).rglob('*-cache')
-        sizes.append({path.name: path.stat().st_size for path in paths})
-        rows.append(
-          {'name': f'{name}, {kind}', **measure.timing([end - start])}
-          | {'trace_seconds': middle - start, 'compile_seconds': end - middle}
-          | {'cache_bytes': sum(sizes[-1].values())}
-        )
-    finally:
-      configure(former)
-  if sizes[1] != sizes[0] or not sizes[0]:
-    raise RuntimeError(f'{name} did not come from the cache: {sizes}.')
-  return rows
 
 
 def growth(

@@ -45,8 +45,6 @@ _SUMMARY = (
   *('ms', 'images/s', 'our time / theirs', 'of peak'),
   *('needs GiB', 'peak GiB'),
 )
-# Tables whose rows add up.
-_SHARED = 'stages '
 # CPUs that a quiet machine uses by itself.
 _QUIET = 0.1
 
@@ -59,9 +57,10 @@ def text(result: dict[str, Any]) -> str:
   cells = {unit: number(peaks[x], 1e9) for unit, x in zip(units, names)}
   parts = [_heading(result), _warning(result['machine']), table([cells])]
   for title, rows in result['tables'].items():
-    parts += [f'{title.capitalize()}:', table(_cells(title, rows))]
-    if title.startswith(_SHARED):
-      worst = max(rows, key=lambda row: row['gap_seconds'])
+    parts += [f'{title.capitalize()}:', table(_cells(rows))]
+    gaps = [row for row in rows if 'share' in row and 'floor' in row]
+    if gaps:
+      worst = max(gaps, key=lambda row: row['gap_seconds'])
       parts.append(
         f'Furthest from its floor: {worst["name"]}, '
         f'{number(worst["seconds"]["median"], 1e-3)} ms; '
@@ -70,11 +69,8 @@ def text(result: dict[str, Any]) -> str:
   return '\n\n'.join(part for part in parts if part)
 
 
-def _cells(title: str, rows: Sequence[Row]) -> list[dict[str, str]]:
+def _cells(rows: Sequence[Row]) -> list[dict[str, str]]:
   """The columns that some row has."""
-  if title.startswith(_SHARED):
-    total = sum(row['seconds']['median'] for row in rows)
-    rows = [row | {'share': row['seconds']['median'] / total} for row in rows]
   found = [{'name': row['name'], **tables.cells(row, _COLUMNS)} for row in rows]
   used = [x for x in found[0] if any(cells[x] != '-' for cells in found)]
   return [{x: cells[x] for x in used} for cells in found]
@@ -186,7 +182,7 @@ def bar_panels(result: dict[str, Any]) -> list[charts.BarPanel]:
     memory = [
       charts.Bar(row['name'], row['program']['memory']['needed'] / 2**30)
       for row in rows
-      if 'program' in row
+      if row.get('program') and 'needed' in row['program']['memory']
     ]
     panels.append(charts.BarPanel(f'GiB needed by {title}', memory))
   return panels

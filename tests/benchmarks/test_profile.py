@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from maskrcnn_jax.benchmarks import profile
+from maskrcnn_jax.benchmarks import measure, profile
 
 
 def _line(name, opcode, path, root=''):
@@ -71,11 +71,14 @@ def test_a_trace_of_jax(tmp_path):
 
   x = jnp.ones((256, 256))
   compiled = jax.jit(loss).lower(x).compile()
-  with jax.profiler.trace(str(tmp_path)):
-    for _ in range(3):
-      jax.block_until_ready(compiled(x))
-  stages = profile.stages_of(compiled.as_text())
-  rows = profile.stage_rows(stages, profile.events(str(tmp_path)), steps=3)
+  side = measure.Side(
+    lambda _: measure.seconds_of(compiled, x)[0], compiled=compiled
+  )
+  rows = profile.run(side, 3, 1, str(tmp_path))
+  # A product forward and two backward.
+  flops = {row['name']: (row['program'] or {}).get('flops') for row in rows}
+  assert flops['backbone stem, forward'] == 2 * 256**3
+  assert flops['backbone stem, backward'] == 4 * 256**3
   seconds = {row['name']: row['seconds']['median'] for row in rows}
   assert {'backbone stem, forward', 'backbone stem, backward'} <= seconds.keys()
   assert all(0 < value < 1 for value in seconds.values())

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import pytest
 import tiny_run
 
-from maskrcnn_jax.benchmarks import programs
+from maskrcnn_jax.benchmarks import compilation, programs
 from maskrcnn_jax.benchmarks.options import BenchOptions
+from maskrcnn_jax.benchmarks.subject import make_subject
 
 
 def test_the_second_program_comes_from_the_cache():
@@ -19,7 +20,7 @@ def test_the_second_program_comes_from_the_cache():
     return jax.jit(function)
 
   former = jax.config.jax_compilation_cache_dir
-  cold, cached = programs.compiled('tanh', make, jnp.ones((8, 8)))
+  cold, cached = compilation.compiled('tanh', make, jnp.ones((8, 8)))
   assert jax.config.jax_compilation_cache_dir == former
   assert (cold['name'], cached['name']) == ('tanh, cold', 'tanh, cached')
   assert cold['cache_bytes'] == cached['cache_bytes'] > 0
@@ -37,7 +38,7 @@ def test_a_changed_program_is_not_cached():
     return jax.jit(lambda x: x + number)
 
   with pytest.raises(RuntimeError):
-    programs.compiled('sum', make, jnp.ones(4))
+    compilation.compiled('sum', make, jnp.ones(4))
 
 
 def _make_config():
@@ -81,3 +82,22 @@ def test_the_number_of_objects_changes_no_program():
     assert len(row['seconds']['all']) == 2
     rate = 1 / row['seconds']['median']
     assert row['images_per_second'] == pytest.approx(rate)
+
+
+@pytest.mark.slow
+def test_the_backbone_alone_runs_forward_and_backward():
+  config = _make_config()
+  config.model.backbone.norm = 'batch'
+  subject = make_subject(config, False, num_batches=1)
+  side = programs.backbone_side(subject)
+  forward = jax.jit(
+    lambda variables, pixels: subject.model.apply(
+      *(variables, pixels, None, True),
+      method=lambda model, *inputs: model.body(*inputs),
+      mutable=['batch_stats'],
+    )
+  ).lower(subject.state().variables(), jnp.ones((1, 64, 64, 3)))
+  ratio = side.program['flops'] / forward.cost_analysis()['flops']
+  # Gradients of weights and of inputs cost as much each; pixels have none.
+  assert 2.5 < ratio < 3.5
+  assert side.images == 1 and side.seconds(0) > 0

@@ -35,7 +35,7 @@ RESULT = {
     'jax': '0.10.2',
     'load_before': 0.1,
     'load_after': 1.9,
-    'other_cpus': {'step': 0.05, 'stages': 1.25, 'growth': None},
+    'other_cpus': {'step': 0.05, 'profile': 1.25, 'growth': None},
   },
   'memory': {'maskrcnn_jax': 3 * 2**30, 'torchvision': 2**30},
   'peaks': {'float32': 100e9, 'bfloat16': 200e9, 'bandwidth': 10e9},
@@ -64,9 +64,10 @@ RESULT = {
         ratio={'median': 1.25, 'lowest': 1.1, 'highest': 1.4},
       ),
     ],
-    'stages of training': [
-      _row('backbone', 3.0, 200e9),
-      _row('proposals', 1.5, 1e9),
+    'kernels of a step': [
+      _row('backbone', 3.0, 200e9, share=2 / 3),
+      _row('proposals', 1.5, 1e9, share=1 / 3),
+      {'name': 'unnamed', 'seconds': {'median': 0.1}, 'program': None},
     ],
     'compilation': [
       {'name': 'cached', 'seconds': {'median': 7.0}, 'trace_seconds': 5.0}
@@ -137,9 +138,9 @@ def test_the_tables(result):
 
 
 def test_a_warning_of_load_by_other_processes(result):
-  assert '1.25 during stages' in report.text(result)
-  result['machine']['other_cpus']['stages'] = 0.02
-  assert 'during stages' not in report.text(result)
+  assert '1.25 during profile' in report.text(result)
+  result['machine']['other_cpus']['profile'] = 0.02
+  assert 'during profile' not in report.text(result)
 
 
 def test_several_runs_in_one_table(result, tmp_path):

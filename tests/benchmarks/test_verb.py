@@ -98,7 +98,9 @@ def test_tables_and_chart(done):
   folder, shown = done
   assert 'Train step:' in shown and 'Backbone, forward' in shown
   assert shown.count('\n| torchvision ') == 3
-  (trace,) = folder.glob('trace/**/*.xplane.pb')
+  for name in ('step', 'detection'):
+    (trace,) = folder.glob(f'trace/{name}/**/*.xplane.pb')
+    assert trace.stat().st_size > 0
   kernels = shown.partition('Kernels of a step')[2]
   for stage in (
     'backbone stem, forward',
@@ -106,7 +108,8 @@ def test_tables_and_chart(done):
     'mask head, forward',
   ):
     assert f'| {stage} ' in kernels
-  assert trace.stat().st_size > 0
+  assert 'Furthest from its floor: ' in kernels
+  assert 'mask head' in shown.partition('Kernels of detection')[2]
   assert (folder / 'bench.png').read_bytes()[:4] == b'\x89PNG'
 
 
