@@ -26,7 +26,8 @@ class ScorableResults:
   truth: dict[str, list]  # See `coco_metrics.load_truth`.
   # Of `'bbox'` and `'segm'`: masks if all results and any object have one.
   kinds: tuple[str, ...]
-  notes: list[Finding]  # On values that were read in other ways.
+  # On values that were read in other ways, and results that are not scored.
+  notes: list[Finding]
 
 
 def read(
@@ -71,7 +72,21 @@ def read(
     with _located(errors, file, number, entry):
       checked.append(_check(entry, images, kinds, annotations_file))
   raise_errors(errors)
-  return ScorableResults(checked, truth, kinds, reader.notes(file))
+  notes = [*reader.notes(file), *_unknown_categories(checked, truth, file)]
+  return ScorableResults(checked, truth, kinds, notes)
+
+
+def _unknown_categories(results, truth, file) -> Iterator[Finding]:
+  """Yields a finding if results are of categories that are not scored."""
+  known = {each['id'] for each in truth['categories']}
+  found = [x['category_id'] for x in results if x['category_id'] not in known]
+  if found:
+    message = (
+      f'{len(found)} of {len(results)} results are of categories that the '
+      f'annotations do not have, such as {found[0]}: they are not scored. Are '
+      'the numbers those of the annotations?'
+    )
+    yield Finding('unknown_category', file, message)
 
 
 @contextlib.contextmanager
@@ -126,7 +141,7 @@ def _check(entry: dict, images: Mapping, kinds, annotations_file) -> dict:
   checked = {k: entry[k] for k in ('image_id', 'category_id', 'score')}
   box = entry.get('bbox')
   if box not in (None, []):
-    if not masks.is_box(box):
+    if not masks.is_box(box) or min(box[2:]) < 0:
       message = f'bbox must be x, y, width, height: {brief(box)}.'
       raise InvalidEntryError('unusable_box', message)
     checked['bbox'] = box

@@ -140,8 +140,9 @@ def load(
   """Variables with the tensors of a file; see `external.load`.
 
   Raises:
-    UserError: an array is missing, has another shape or is not of a float
-      type; or the model lacks a layer of the file. `item` holds the names.
+    UserError: an array is missing, has another shape, is not of a float type or
+      not finite; or the model lacks a layer of the file. `item` holds the
+      names.
   """
   ours = flatten(variables)
   is_model = form.kind == 'model'
@@ -238,6 +239,8 @@ def _problem(name, array, ours, options) -> str | None:
     return f'is {array.dtype.name}, wanted float'
   if array.shape != shape:
     return f'is {array.shape}, wanted {shape}'
+  if not np.isfinite(array).all():
+    return 'has values that are NaN or infinite'
   if options.reset_predictors and name.rpartition('/')[0] in PREDICTORS:
     return 'is for other classes'
   return None

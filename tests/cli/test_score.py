@@ -211,6 +211,7 @@ def test_boxes_alone_in_the_annotations(tmp_path, capsys):
     ({'score': None}, 'score', 1),
     ({'score': float('nan')}, 'score', 1),
     ({'bbox': [1, 2, 3]}, 'unusable_box', 1),
+    ({'bbox': [9, 9, -4, 3]}, 'unusable_box', 1),
     ({'segmentation': [[1, 2, 3]]}, 'unusable_mask', 1),
     (
       {'segmentation': {'size': [60, 40], 'counts': [2400]}},
@@ -229,6 +230,15 @@ def test_entries_that_cannot_be_scored(fields, kind, item, tmp_path):
   assert error.value.path == str(results)
   assert error.value.item == item
   score(annotations, results, expected=2)
+
+
+def test_results_of_unknown_categories_are_noted(tmp_path):
+  annotations = write(tmp_path / 'a.json', make_truth())
+  given = [make_result(), make_result(category_id=8)]
+  found = result_files.read(write(tmp_path / 'r.json', given), annotations)
+  (note,) = found.notes
+  assert (note.kind, note.severity) == ('unknown_category', 'warning')
+  assert '1 of 2' in note.message and 'such as 8' in note.message
 
 
 def test_entries_without_a_shape_and_files_of_another_kind(tmp_path):

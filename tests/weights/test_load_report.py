@@ -100,6 +100,15 @@ def test_the_backbone_must_always_fit():
   assert error(other, PARTIAL).item == (stem,)
 
 
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_values_must_be_finite(value):
+  arrays = {k: np.ones(x, np.float32) for k, x in SHAPES.items()}
+  arrays['fpn/lateral2/kernel'][0, 0, 1, 1] = value
+  with pytest.raises(UserError) as raised:
+    load_report.load(Tensors('w.pth', arrays), load_report.OURS, zeros())
+  assert raised.value.item == ('fpn/lateral2/kernel',)
+
+
 def test_unknown_layers_are_an_error_in_the_backbone_or_if_all_must_fit():
   layers = ['body/backbone/stage6/kernel', 'body/mask_head/conv9/kernel']
   assert error(SHAPES, PARTIAL, layers, 'body/').item == (layers[0],)
