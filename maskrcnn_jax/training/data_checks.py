@@ -12,6 +12,8 @@ import logging
 import os
 import pathlib
 
+import numpy as np
+
 from maskrcnn_jax import files
 from maskrcnn_jax.checkpoints import store
 from maskrcnn_jax.datasets import categories, coco_json, ground_truth, records
@@ -173,7 +175,7 @@ def write_annotations(
     file_pattern: record files, or a prepared TFDS directory.
     max_images: take only the first ones; None for all.
   """
-  index = records.index_records(file_pattern)
+  index = _index_to_score(file_pattern, max_images)
   text = json.dumps(ground_truth.coco_from_records(index, max_images))
   # Named by its content, so that it is written once.
   digest = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -213,7 +215,7 @@ def check_annotations(
   truth = coco_metrics.load_truth(annotations_file)
   _check_category_ids(annotations_file, truth['categories'], num_classes)
   _check_numbering(annotations_file, truth['categories'], file_pattern)
-  index = records.index_records(file_pattern)
+  index = _index_to_score(file_pattern, max_images)
   image_ids = index.image_ids[:max_images].tolist()
   unknown = {*image_ids} - {image['id'] for image in truth['images']}
   if unknown:
@@ -225,6 +227,24 @@ def check_annotations(
       item=min(unknown),
     )
   return len(image_ids)
+
+
+def _index_to_score(file_pattern, max_images) -> records.RecordIndex:
+  """The index of validation records, of which no two may have one image id."""
+  index = records.index_records(file_pattern)
+  rows = np.arange(len(index))[:max_images]
+  _, first = np.unique(index.image_ids[rows], return_index=True)
+  repeated = np.setdiff1d(rows, first)
+  if repeated.size:
+    error = index.error(repeated[0], 'has an image id that was there before')
+    raise UserError(
+      f'{error} {repeated.size} of {rows.size} records repeat an id, and their '
+      'detections would be scored as those of one image. Name each image once.',
+      argument='evaluation.file_pattern',
+      path=error.path,
+      item=error.item,
+    )
+  return index
 
 
 def _check_category_ids(annotations_file, categories, num_classes) -> None:

@@ -1,5 +1,6 @@
 """Classes of a run, and validation sets that contradict them."""
 
+import functools
 import json
 
 import drawn_checkpoint
@@ -127,6 +128,20 @@ def test_skipped_objects_of_a_truth_are_counted(tmp_path, caplog):
   assert data_checks.check_annotations(own, None, str(path), 3) == 1
   (record,) = caplog.records
   assert '2 unusable_mask' in record.getMessage()
+
+
+def test_validation_images_need_ids_of_their_own(tmp_path):
+  for name in 'ab':  # As of a copy, or of two sets that count from 1.
+    write_records(tmp_path / f'{name}.tfrecord', [1], ['x'])
+  pattern = f'{tmp_path}/*.tfrecord'
+  annotations = write_annotations(tmp_path / 'a.json', {1: 'x'})
+  check = functools.partial(data_checks.check_annotations, pattern)
+  with pytest.raises(UserError) as error:
+    check(None, annotations, 2)
+  assert error.value.argument == 'evaluation.file_pattern'
+  assert error.value.path == str(tmp_path / 'b.tfrecord')
+  assert error.value.item == 7
+  assert check(1, annotations, 2) == 1
 
 
 def test_records_and_annotations_must_agree_on_names(tmp_path):
