@@ -264,6 +264,9 @@ def _read(
   if options.image_dtype not in resizing.IMAGE_DTYPES:
     wanted = f'one of {resizing.IMAGE_DTYPES}'
     raise invalid('input.image_dtype', options.image_dtype, wanted)
+  for name in ('max_instances', 'mask_size'):
+    if getattr(options, name) < 1:
+      raise invalid(f'input.{name}', getattr(options, name), 'at least 1')
   images.set_max_pixels(max_pixels, 'input.max_pixels')
   fits = [resizing.fit_size(x, options.resize) for x in canvases]
   reader.set_up_tensorflow(num_threads)

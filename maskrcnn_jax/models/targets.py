@@ -1,6 +1,7 @@
 """Training targets of the heads: labels, box deltas and masks."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import flax.struct
@@ -21,6 +22,14 @@ from maskrcnn_jax.ops.matching import (
 from maskrcnn_jax.structures import Instances, Proposals, SampledRois
 
 
+def _check_positive(options, section, **limits) -> None:
+  for name, most in limits.items():
+    given = getattr(options, name)
+    if given is not None and not 0 < given <= most:
+      wanted = 'above 0' + f', at most {most}' * (most < math.inf)
+      raise invalid(f'model.{section}.{name}', given, wanted)
+
+
 @dataclasses.dataclass(frozen=True)
 class RPNTargetOptions:
   """Matching and sampling of anchors for the region proposal network.
@@ -36,6 +45,10 @@ class RPNTargetOptions:
   )
   num_samples: int = 256
   positive_fraction: float = 0.5
+
+  def __post_init__(self):
+    limits = {'num_samples': math.inf, 'positive_fraction': 1}
+    _check_positive(self, 'rpn_targets', **limits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +77,8 @@ class SamplingOptions:
   num_mask_rois: int | None = None
 
   def __post_init__(self):
-    if self.num_mask_rois is not None and self.num_mask_rois < 1:
-      name = 'model.sampling.num_mask_rois'
-      raise invalid(name, self.num_mask_rois, 'at least 1')
+    limits = dict.fromkeys(('num_rois', 'num_mask_rois'), math.inf)
+    _check_positive(self, 'sampling', **limits, foreground_fraction=1)
 
   @property
   def num_foreground(self) -> int:

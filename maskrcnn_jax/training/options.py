@@ -69,7 +69,7 @@ class TrainingOptions:
 
   def __post_init__(self):
     counts = ('num_steps', 'log_every_steps', 'checkpoint_every_steps')
-    for name in (*counts, 'max_bad_steps', 'patience'):
+    for name in (*counts, 'max_bad_steps', 'patience', 'keep_checkpoints'):
       _check_at_least(1, 'training', name, getattr(self, name))
     if self.keep_best is not None and self.keep_best not in METRICS:
       raise UserError(

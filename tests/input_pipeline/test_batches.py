@@ -194,6 +194,8 @@ def test_evaluation_on_hosts_and_with_fewer_images(pattern):
     ('canvases', ((64, 100),)),
     ('canvases', ()),
     ('image_dtype', 'int8'),
+    ('mask_size', 0),
+    ('max_instances', 0),
     ('num_threads', 0),
     ('seed', -1),
     ('cache', 'record'),

@@ -318,10 +318,17 @@ def test_mask_rois_are_the_foreground_or_a_random_part_of_it():
       )
 
 
-def test_a_cap_on_mask_rois_must_be_positive():
-  with pytest.raises(UserError) as error:
-    SamplingOptions(num_mask_rois=0)
-  assert error.value.argument == 'model.sampling.num_mask_rois'
+def test_numbers_and_shares_of_samples_are_checked():
+  for options, section, name, given in (
+    (SamplingOptions, 'sampling', 'num_mask_rois', 0),
+    (SamplingOptions, 'sampling', 'num_rois', 0),
+    (SamplingOptions, 'sampling', 'foreground_fraction', 2),
+    (RPNTargetOptions, 'rpn_targets', 'num_samples', 0),
+    (RPNTargetOptions, 'rpn_targets', 'positive_fraction', -0.5),
+  ):
+    with pytest.raises(UserError) as error:
+      options(**{name: given})
+    assert error.value.argument == f'model.{section}.{name}'
 
 
 def test_mask_targets_by_hand():
