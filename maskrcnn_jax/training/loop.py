@@ -31,6 +31,7 @@ from maskrcnn_jax.training import (
   data_checks,
   metrics,
   pretrained,
+  records_note,
   summary,
   train_step,
 )
@@ -118,6 +119,7 @@ def _train(config, workdir, notes, evaluated: bool) -> dict[str, float]:
   shard_state = mesh_lib.config_shard_state(config)
   model = model_sharding.shard_model(model, mesh, shard_state)
   store.check_can_save(workdir, state, training.keep_checkpoints)
+  notes = {**(notes or {}), **records_note.check(config, workdir, done)}
   store.claim_workdir(workdir, config, notes)
 
   with (

@@ -112,7 +112,7 @@ def test_process_0_alone_prints_and_writes(two):
   events = {name for name in names if name.startswith('events.out.')}
   assert names - events == {
     *('checkpoints', 'config.json', 'curves.png', 'eval'),
-    *('metrics.jsonl', 'pictures'),
+    *('metrics.jsonl', 'pictures', 'training_records.json'),
   }
   assert len((workdir / 'metrics.jsonl').read_text().splitlines()) == 6
   steps = sorted(int(p.name) for p in (workdir / 'checkpoints').iterdir())
