@@ -146,6 +146,17 @@ def write_text(path, text: str) -> None:
     unfinished.write_text(text, encoding='utf-8')
 
 
+def check_new_folder(path) -> None:
+  """Raises a `UserError` unless `new_folder` may make the folder `--output`."""
+  path = pathlib.Path(path)
+  if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    raise UserError(
+      f'--output {path} is not empty and stays as it is: name a new folder.',
+      argument='--output',
+      path=path,
+    )
+
+
 @contextlib.contextmanager
 def new_folder(path) -> Iterator[pathlib.Path]:
   """A folder to fill that becomes `path` when the block is done.

@@ -9,7 +9,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 # Allowed everywhere, as are the standard library and a file's own folder; a
 # leading dot stands for maskrcnn_jax.
-EVERYWHERE = ('.errors', '.files', '.override', '.terminal')
+EVERYWHERE = ('.errors', '.files', '.override', '.terminal', '.wire_format')
 # Folder or file -> other allowed imports. The longest row that fits applies.
 ALLOWED = {
   'configs': 'ml_collections .config',

@@ -140,6 +140,16 @@ def read_from_records(
   return dict(sorted(found.items()))
 
 
+def entries(names: Mapping[int, str], ids: Mapping[int, int]) -> list[dict]:
+  """Categories of a COCO JSON, in the order of the class ids.
+
+  Args:
+    names: by class id.
+    ids: category ids of the classes that have another one.
+  """
+  return [{'id': ids.get(k, k), 'name': names[k]} for k in sorted(names)]
+
+
 def names_of(classes: Classes) -> dict[int, str]:
   """Names by class id; the id as a text where a class has no name."""
   return {k: v.name or str(k) for k, v in classes.items()}

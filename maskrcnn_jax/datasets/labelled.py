@@ -133,9 +133,9 @@ def read(
     UserError: an argument is wrong, or there is no image.
   """
   data_format = options.data_format
-  content, found = convert.read(data_format, source)
-  dataset = coco_json.parse(content, file, found)
-  dataset = coco_files.find(dataset, source.images_dir, options.allow_outside)
+  content, dataset = read_entries(
+    source, data_format, file, options.allow_outside
+  )
   raise_errors(dataset.findings)
   if image_ids is not None:
     dataset = _select(dataset, image_ids)
@@ -156,6 +156,28 @@ def read(
   # Before images are converted, some of whose objects may turn out unusable.
   raise_errors(_empty_classes(found))
   return found
+
+
+def read_entries(
+  source: Source,
+  data_format: str,
+  file: str,
+  allow_outside: bool = False,
+  required: bool = True,
+) -> tuple[dict[str, list], coco_json.CocoDataset]:
+  """Lists of a COCO JSON, and the same with errors as findings.
+
+  Args:
+    source: images and labels.
+    data_format: one of `convert.FORMATS` but `auto`.
+    file: path of the COCO JSON, for findings.
+    allow_outside, required: see `coco_files.find`.
+  """
+  content, findings = convert.read(data_format, source)
+  dataset = coco_json.parse(content, file, findings)
+  return content, coco_files.find(
+    dataset, source.images_dir, allow_outside, required=required
+  )
 
 
 def _empty_classes(images) -> list[Finding]:

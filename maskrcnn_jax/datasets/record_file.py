@@ -12,6 +12,7 @@ import os
 import struct
 from collections.abc import Iterator, Sequence
 
+from maskrcnn_jax import wire_format
 from maskrcnn_jax.errors import UserError
 
 _HEADER_BYTES, _FOOTER_BYTES = 12, 4
@@ -91,7 +92,7 @@ def _records(path):
         )
       length, crc = struct.unpack('<QI', header)
       end = begin + length
-      if crc != masked_crc32c(header[:8]):
+      if crc != wire_format.masked_crc32c(header[:8]):
         raise _error(
           'is corrupt, compressed or not a TFRecord file: the checksum of the '
           f'record length is wrong. {_REMEDY}',
@@ -129,27 +130,6 @@ def _parsing(path, offset):
     raise _error('is not a tf.train.Example.', path, offset) from error
 
 
-def _crc_table():
-  table = []
-  for value in range(256):
-    for _ in range(8):
-      value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
-    table.append(value)
-  return table
-
-
-_CRC_TABLE = _crc_table()
-
-
-def masked_crc32c(data: bytes) -> int:
-  """The checksum of TFRecord frames; meant for a few bytes."""
-  crc = 0xFFFFFFFF
-  for byte in data:
-    crc = _CRC_TABLE[(crc ^ byte) & 0xFF] ^ (crc >> 8)
-  crc ^= 0xFFFFFFFF
-  return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
-
-
 def _read_sizes(data, features, path, offset):
   """Image id, height and width; checks that objects have masks."""
   numbers = []
@@ -181,25 +161,13 @@ def _read_sizes(data, features, path, offset):
   return numbers
 
 
-def _varint(data, position):
-  """A protobuf number and the position after it."""
-  value = 0
-  for shift in range(0, 70, 7):  # Of 64 bits: 10 bytes at most.
-    byte = data[position]
-    position += 1
-    value |= (byte & 0x7F) << shift
-    if byte < 0x80:
-      return value, position
-  raise ValueError('A number has over 64 bits.')
-
-
 def _fields(data, position, end):
   """Yields (field number, begin, end) of the length-delimited fields."""
   while position < end:
-    tag, position = _varint(data, position)
+    tag, position = wire_format.varint(data, position)
     if tag & 7 != 2:
       raise ValueError('Not a length-delimited field.')
-    length, position = _varint(data, position)
+    length, position = wire_format.varint(data, position)
     last = _within(position + length, end)
     yield tag >> 3, position, last
     position = last
@@ -235,19 +203,19 @@ def _values(data, begin, end, most_bytes=None):
   """
   for kind, position, list_end in _fields(data, begin, end):
     while position < list_end:
-      tag, position = _varint(data, position)
+      tag, position = wire_format.varint(data, position)
       if kind == 1:  # bytes_list
-        length, position = _varint(data, position)
+        length, position = wire_format.varint(data, position)
         last = _within(position + length, list_end)
         shown = length if most_bytes is None else min(length, most_bytes)
         yield data[position : position + shown]
         position = last
       elif tag & 7 == 2:  # int64_list, packed
-        length, position = _varint(data, position)
+        length, position = wire_format.varint(data, position)
         last = _within(position + length, list_end)
         while position < last:
-          value, position = _varint(data, position)
+          value, position = wire_format.varint(data, position)
           yield value
       else:
-        value, position = _varint(data, position)
+        value, position = wire_format.varint(data, position)
         yield value

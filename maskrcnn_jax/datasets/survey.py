@@ -16,6 +16,7 @@ import itertools
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +51,18 @@ class Survey:
   upright: bool  # Annotations mean the upright image where the size is no help.
   ranges: Mapping[str, value_range.Range]  # By kind, see `value_range`.
   findings: Sequence[Finding]
+
+  def decide(self, images: Iterable[Any], exif: str | None) -> list[Any]:
+    """Dataclasses with an `upright`, which is set where it is None.
+
+    Where `exif` is given, it is set in all.
+    """
+    return [
+      dataclasses.replace(image, upright=self.upright)
+      if exif or image.upright is None
+      else image
+      for image in images
+    ]
 
 
 def read(
@@ -139,13 +152,8 @@ def of_dataset(
       size = image.height, image.width
       rows.append((path, size if image.upright is None else None))
   survey = read(rows, dataset.annotations_file, exif, wanted, known)
-  decided = tuple(
-    dataclasses.replace(image, upright=survey.upright)
-    if exif or image.upright is None
-    else image
-    for image in dataset.images
-  )
-  return dataclasses.replace(dataset, images=decided), survey
+  decided = survey.decide(dataset.images, exif)
+  return dataclasses.replace(dataset, images=tuple(decided)), survey
 
 
 def _look(row) -> tuple[str | None, str | None]:

@@ -102,14 +102,13 @@ def confusion_matrix(
   results: Sequence[Mapping],
   image_ids: Collection[int],
   min_score: float,
-  iou_threshold: float = 0.5,
 ) -> np.ndarray:
   """Numbers of objects by their class and by the class they were detected as.
 
   The detections of an image are matched in the order of their scores, whatever
   their class, each to the unmatched object with the highest IoU of boxes, if
-  that is at least the threshold. A detection without a match counts as detected
-  background, unless at least that share of its area lies in a crowd; an object
+  that is at least one half. A detection without a match counts as detected
+  background, unless at least half of its area lies in a crowd; an object
   without a match counts as detected as background.
 
   Args:
@@ -118,7 +117,6 @@ def confusion_matrix(
       lengths. Unknown categories and images are ignored.
     image_ids: the images that count.
     min_score: detections below are ignored.
-    iou_threshold: of boxes.
 
   Returns:
     `[n + 1, n + 1]` int64: objects by row, detections by column, both in the
@@ -137,11 +135,13 @@ def confusion_matrix(
     single = [a for a in annotations if not a.get('iscrowd')]
     crowds = [a for a in annotations if a.get('iscrowd')]
     free = _overlaps(detected, single)
-    in_crowd = np.any(_overlaps(detected, crowds) >= iou_threshold, axis=1)
+    in_crowd = np.any(
+      _overlaps(detected, crowds) >= score_thresholds.IOU_THRESHOLD, axis=1
+    )
     missed = {*range(len(single))}
     for result, overlaps, is_in_crowd in zip(detected, free, in_crowd):
       column = rows[result['category_id']]
-      if np.max(overlaps, initial=0.0) >= iou_threshold:
+      if np.max(overlaps, initial=0.0) >= score_thresholds.IOU_THRESHOLD:
         best = int(np.argmax(overlaps))
         matrix[rows[single[best]['category_id']], column] += 1
         free[:, best] = -1.0

@@ -98,12 +98,7 @@ def export(
   """
   options = options or ExportOptions()
   output = pathlib.Path(output)
-  if output.exists() and (not output.is_dir() or any(output.iterdir())):
-    raise UserError(
-      f'--output {output} is not empty. Name a new folder.',
-      argument='output',
-      path=output,
-    )
+  files.check_new_folder(output)
   _check_installed(options.formats)
   variables, config = store.restore(source)
   options, fits, resize = _complete(options, config)

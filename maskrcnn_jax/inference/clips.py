@@ -120,15 +120,7 @@ def _read_files(files, every, ranges) -> Iterator[Frame]:
       message = f'{file.path} {error}'
       raise UserError(message, path=file.path, item=number) from error
     size = size or pixels.shape[:2]
-    if pixels.shape[:2] != size:
-      raise UserError(
-        f'{file.path} is {pixels.shape[0]} x {pixels.shape[1]} (height x '
-        f'width), and the first frame of its folder {size[0]} x {size[1]}.',
-        path=file.path,
-        item=number,
-        given=pixels.shape[:2],
-        wanted=size,
-      )
+    video.check_same_size(pixels, size, file.path, number)
     yield Frame(number, number / float(FOLDER_RATE), pixels)
 
 

@@ -206,13 +206,7 @@ def survey_files(
   ]
   source = '--images' if annotations is None else os.fspath(annotations)
   seen = survey.read(rows, source, exif, value_range)
-  decided = [
-    dataclasses.replace(file, upright=seen.upright)
-    if exif or file.upright is None
-    else file
-    for file in files
-  ]
-  return decided, seen
+  return seen.decide(files, exif), seen
 
 
 def read(

@@ -21,6 +21,7 @@ import tqdm
 
 from maskrcnn_jax import visualize
 from maskrcnn_jax.checkpoints import score_thresholds
+from maskrcnn_jax.datasets import categories
 from maskrcnn_jax.distributed import processes
 from maskrcnn_jax.errors import UserError, invalid
 from maskrcnn_jax.evaluation import coco_results
@@ -99,7 +100,8 @@ def predict(
     run = _Run(predictor, folder.path, store, scores, every, track, tuple(save))
     run.detect(clips)
     texts = [name for name in names if not name.startswith('videos/')]
-    store.write(run.videos, run.categories(), texts)
+    entries = categories.entries(predictor.class_names, predictor.category_ids)
+    store.write(run.videos, entries, texts)
     num_tracks = store.num_tracks()
   folder.finish(summary | {'complete': True})
   tracks = '' if track is None else f' and {num_tracks} tracks'
@@ -173,11 +175,6 @@ class _Run:
             'frame_rate': float(clip.rate / self.every),
           }
         )
-
-  def categories(self) -> list[dict]:
-    """Entries of a COCO JSON."""
-    ids, names = self.predictor.category_ids, self.predictor.class_names
-    return [{'id': ids.get(i, i), 'name': names[i]} for i in sorted(names)]
 
   def _results(self, clip, video_id, pool) -> Iterator[tuple]:
     """Yields (seconds, picture, result) of the frames, in order."""

@@ -129,21 +129,38 @@ def read(path: str | os.PathLike, every: int = 1) -> Iterator[Frame]:
           decoded.to_ndarray(format='rgb24'),
           None if matrix is None else np.frombuffer(bytes(matrix), np.int32),
         )
-        size = size or pixels.shape
-        if pixels.shape != size:
-          raise UserError(
-            f'{path}: frame {number} is {pixels.shape[0]} x {pixels.shape[1]} '
-            f'(height x width), and the first one {size[0]} x {size[1]}.',
-            path=path,
-            item=number,
-            given=pixels.shape[:2],
-            wanted=size[:2],
-          )
+        size = size or pixels.shape[:2]
+        check_same_size(pixels, size, path, number)
         seconds = decoded.time
         if seconds is None:
           seconds = number / rate
         yield Frame(number, float(seconds), pixels)
       number += 1
+
+
+def check_same_size(
+  pixels: np.ndarray,
+  size: tuple[int, int],
+  path: str | os.PathLike,
+  number: int,
+) -> None:
+  """Raises a `UserError` if a frame has another size than the first one.
+
+  Args:
+    pixels: of the frame.
+    size: (height, width) of the first one.
+    path: of the file.
+    number: of the frame.
+  """
+  if pixels.shape[:2] != size:
+    raise UserError(
+      f'{path}: frame {number} is {pixels.shape[0]} x {pixels.shape[1]} '
+      f'(height x width), and the first one {size[0]} x {size[1]}.',
+      path=path,
+      item=number,
+      given=pixels.shape[:2],
+      wanted=size,
+    )
 
 
 def _check_size(decoded, path, number):

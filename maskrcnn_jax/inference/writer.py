@@ -16,6 +16,7 @@ from PIL import Image
 
 from maskrcnn_jax import files as files_lib
 from maskrcnn_jax import visualize
+from maskrcnn_jax.datasets import categories
 from maskrcnn_jax.evaluation import coco_results
 from maskrcnn_jax.inference import browse, labels, views
 from maskrcnn_jax.inference.image_files import ImageFile
@@ -99,26 +100,21 @@ class Writer:
     def texts(kind, separator):
       return browse.separated(self._read(known, kind), separator)
 
-    categories = [
-      {'id': self.category_ids.get(i, i), 'name': self.class_names[i]}
-      for i in sorted(self.class_names)
-    ]
-    end = f'\n],\n"categories": {json.dumps(categories)}}}\n'
+    entries = categories.entries(self.class_names, self.category_ids)
+    end = f'\n],\n"categories": {json.dumps(entries)}}}\n'
     self._write('detections.json', ['['], texts(1, ', '), [']\n'])
     self._write('images.json', ['{"images": [\n'], texts(0, ',\n'), [end])
-    entries, jpegs = self._read(known, 2), self._read(known, 3)
+    rows, jpegs = self._read(known, 2), self._read(known, 3)
     least, words = self.min_score, 'the recommended score'
     if isinstance(least, Mapping):
       least = min(least.values())
     else:
       words = f'score {least:g}'
-    page = browse.make_page(entries, jpegs, self.class_names, least)
+    page = browse.make_page(rows, jpegs, self.class_names, least)
     self._write('index.html', page)
     if 'coco' in self.save:
       images, objects = self._labelled(files)
-      self._write(
-        labels.COCO_FILE, labels.coco_parts(images, objects, categories)
-      )
+      self._write(labels.COCO_FILE, labels.coco_parts(images, objects, entries))
     if 'yolo' in self.save:
       labels.write_yolo_classes(self.folder, self.class_names)
     print(

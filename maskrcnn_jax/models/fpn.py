@@ -59,11 +59,19 @@ class FPN(nn.Module):
       for level in levels
       if level <= self.max_level
     }
-    for level in range(levels[-1] + 1, self.max_level + 1):
-      # Coarse levels have too few rows to be split over devices.
-      below = self.layout.whole(self.layout.split(pyramid[level - 1]))
-      pyramid[level] = below[:, ::2, ::2]
-    return pyramid
+    return with_coarse_levels(pyramid, self.max_level, self.layout)
+
+
+def with_coarse_levels(
+  pyramid: dict[int, jax.Array], max_level: int, layout: Layout
+) -> dict[int, jax.Array]:
+  """A pyramid with the levels above its last one, every second cell of it."""
+  pyramid = dict(pyramid)
+  for level in range(max(pyramid) + 1, max_level + 1):
+    # Coarse levels have too few rows to be split over devices.
+    below = layout.whole(layout.split(pyramid[level - 1]))
+    pyramid[level] = below[:, ::2, ::2]
+  return pyramid
 
 
 def pyramid_conv(pyramid, x, size, name, valid, train):

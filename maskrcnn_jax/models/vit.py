@@ -220,10 +220,7 @@ class SimpleFeaturePyramid(nn.Module):
       for level, x in maps.items()
       if level <= self.max_level
     }
-    for level in range(6, self.max_level + 1):
-      below = self.layout.whole(self.layout.split(pyramid[level - 1]))
-      pyramid[level] = below[:, ::2, ::2]
-    return pyramid
+    return fpn.with_coarse_levels(pyramid, self.max_level, self.layout)
 
   def _upsample(self, x, features, name):
     blocks = layers.UpsampleConv(features, _normal, self.dtype, name=name)(x)

@@ -200,12 +200,7 @@ def import_weights(
       is not empty.
   """
   output = pathlib.Path(output)
-  if output.exists() and (not output.is_dir() or any(output.iterdir())):
-    raise UserError(
-      f'--output {output} is not empty and stays as it is: name a new folder.',
-      argument='--output',
-      path=output,
-    )
+  files.check_new_folder(output)
   weights = external.read(source)
   inferred = state_dicts.infer_model(*weights)
   name, changed = config_name or inferred.config, list(overrides)

@@ -10,9 +10,7 @@ Its own reader because TensorFlow ends the process on some corrupt files.
 """
 
 import dataclasses
-import functools
 import math
-import operator
 import os
 import pathlib
 import re
@@ -22,7 +20,7 @@ from collections.abc import Iterator
 import ml_dtypes
 import numpy as np
 
-from maskrcnn_jax import files
+from maskrcnn_jax import files, wire_format
 from maskrcnn_jax.errors import UserError, brief, did_you_mean
 from maskrcnn_jax.weights.budget import STEP, Budget
 from maskrcnn_jax.weights.safe_pickle import MAX_RANK
@@ -152,7 +150,7 @@ class _Tensor:
     if self.dtype is None:
       raise UserError(f'{self.path}: {self.key} is not of numbers.')
     data = self.data()
-    if _masked_crc32c(data) != self.checksum:
+    if wire_format.masked_crc32c(data) != self.checksum:
       raise UserError(
         f'{self.path} is corrupt: the checksum of {self.key} is wrong.',
         path=self.path,
@@ -192,7 +190,7 @@ def _named(tensors, budget) -> dict[str, _Tensor]:
   if graph := tensors.get(_OBJECT_GRAPH):
     data = graph.data()
     # The length of the text, and the checksum of the length.
-    (size, position) = _varint(data, 0)
+    (size, position) = wire_format.varint(data, 0)
     for _, node in _fields(data[position + 4 : position + 4 + size]):
       for field, attribute in _fields(node):
         budget.pay(STEP)
@@ -220,8 +218,8 @@ def _rows(table: bytes, budget) -> Iterator[tuple[bytes, bytes]]:
 
 def _handle(data, position):
   """(offset, size) of a block, and the position after it."""
-  offset, position = _varint(data, position)
-  size, position = _varint(data, position)
+  offset, position = wire_format.varint(data, position)
+  size, position = wire_format.varint(data, position)
   return (offset, size), position
 
 
@@ -232,16 +230,16 @@ def _block(table, handle, budget) -> Iterator[tuple[bytes, bytes]]:
   data, trailer = table[offset : offset + size], table[offset + size :][:5]
   if len(trailer) < 5 or trailer[0]:
     raise UserError('it is truncated, or compressed')
-  if _masked_crc32c(data + trailer[:1]) != int.from_bytes(
+  if wire_format.masked_crc32c(data + trailer[:1]) != int.from_bytes(
     trailer[1:], 'little'
   ):
     raise UserError('it is corrupt: the checksum of a block is wrong')
   (num_restarts,) = struct.unpack('<I', data[-4:])
   end, position, key = len(data) - 4 - 4 * num_restarts, 0, b''
   while position < end:
-    shared, position = _varint(data, position)
-    rest, position = _varint(data, position)
-    length, position = _varint(data, position)
+    shared, position = wire_format.varint(data, position)
+    rest, position = wire_format.varint(data, position)
+    length, position = wire_format.varint(data, position)
     if shared + rest > _MAX_KEY:
       raise UserError('it has a key that is too long')
     budget.pay(STEP + shared + rest)
@@ -255,12 +253,12 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
   """Numbers and values of the fields of a protobuf."""
   position = 0
   while position < len(data):
-    tag, position = _varint(data, position)
+    tag, position = wire_format.varint(data, position)
     kind, size = tag & 7, 0
     if kind == 0:
-      value, position = _varint(data, position)
+      value, position = wire_format.varint(data, position)
     elif kind == 2:
-      size, position = _varint(data, position)
+      size, position = wire_format.varint(data, position)
       value = data[position : position + size]
     elif kind in (1, 5):
       size = 8 if kind == 1 else 4
@@ -271,54 +269,3 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     if position > len(data):
       raise UserError('it is corrupt: it has a field that is truncated')
     yield tag >> 3, value
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-  """A number of at most 64 bits, and the position after it."""
-  value = 0
-  for shift in range(0, 70, 7):
-    byte = data[position]
-    position += 1
-    value |= (byte & 127) << shift
-    if byte < 128:
-      return value, position
-  raise UserError('it is corrupt: it has a number of over 64 bits')
-
-
-def _crc_table(num_bits):
-  """Checksums of all numbers of so many bits."""
-  table = np.arange(2**num_bits, dtype=np.uint32)
-  for _ in range(num_bits):
-    table = (table >> 1) ^ np.where(table & 1, np.uint32(0x82F63B78), 0)
-  return table.astype(np.uint32)
-
-
-_CRC = _crc_table(16)
-# These bytes take the checksum from 0 to its initial value, all ones.
-_CRC_START = b'Td\x1fd'
-
-
-def _masked_crc32c(data: bytes) -> int:
-  """The checksum of TensorFlow's files: a masked CRC-32C.
-
-  The data are cut into rows whose checksums are computed together. As a
-  checksum is linear, that of two rows is the sum of the first one's, advanced
-  by a row of zeros, and the second one's.
-  """
-  data = _CRC_START + data
-  width = 2 ** max(len(data).bit_length() // 2, 1)
-  rows = np.zeros(-(-len(data) // width) * width, np.uint8)
-  rows[-len(data) :] = np.frombuffer(data, np.uint8)
-  crc = np.zeros(len(rows) // width, np.uint32)
-  # What becomes of each bit of a checksum.
-  advance = np.uint32(1) << np.arange(32, dtype=np.uint32)
-  columns = np.ascontiguousarray(rows.view('<u2').reshape(len(crc), -1).T)
-  for column in columns:
-    crc = _CRC[(crc ^ column) & 0xFFFF] ^ (crc >> 16)
-    advance = _CRC[advance & 0xFFFF] ^ (advance >> 16)
-  value, advance = 0, advance.tolist()
-  for row in crc.tolist():
-    bits = (x for bit, x in enumerate(advance) if value >> bit & 1)
-    value = functools.reduce(operator.xor, bits, row)
-  value ^= 0xFFFFFFFF
-  return ((value >> 15 | value << 17) + 0xA282EAD8) & 0xFFFFFFFF

@@ -14,7 +14,7 @@ import struct
 import zipfile
 import zlib
 
-from maskrcnn_jax.datasets import record_file
+from maskrcnn_jax import wire_format
 
 # Sizes and counts that are often handled wrong.
 _NUMBERS = (
@@ -331,7 +331,7 @@ def mutate_records(rng: random.Random, data: bytes) -> bytes:
   for part in parts:
     size = len(part) if rng.random() < 0.99 else rng.choice(_NUMBERS) % 2**64
     size = size.to_bytes(8, 'little')
-    checksums = map(record_file.masked_crc32c, (size, part))
+    checksums = map(wire_format.masked_crc32c, (size, part))
     whole += size + struct.pack('<I', next(checksums))
     whole += part + struct.pack('<I', next(checksums))
   return whole

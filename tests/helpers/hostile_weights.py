@@ -16,11 +16,11 @@ import zipfile
 
 import numpy as np
 
+from maskrcnn_jax import wire_format
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.weights import (
   external,
   state_dicts,
-  tensor_bundle,
 )
 
 SECONDS, BYTES = 5, 2**30
@@ -225,7 +225,7 @@ def index(rows):
     handles.append(varint(len(data)) + varint(len(content)))
     checked = content + b'\0'
     data += checked
-    data += struct.pack('<I', tensor_bundle._masked_crc32c(checked))
+    data += struct.pack('<I', wire_format.masked_crc32c(checked))
   footer = (b'\0\0' + handles[1]).ljust(40, b'\0')
   return data + footer + 0xDB4775248B80FB57.to_bytes(8, 'little')
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from maskrcnn_jax.datasets import (
   coco_files,
-  coco_json,
   examples,
+  labelled,
   survey,
   workers,
 )
@@ -82,9 +82,9 @@ def read_split(
   file = os.fspath(annotations_file)
   source = options.source(images_dir, file, numbers)
   data_format = convert.find_format(options.data_format, source)
-  content, found = convert.read(data_format, source)
-  dataset = coco_json.parse(content, file, found)
-  dataset = coco_files.find(dataset, images_dir, allow_outside, required=False)
+  _, dataset = labelled.read_entries(
+    source, data_format, file, allow_outside, required=False
+  )
   dataset, seen = survey.of_dataset(
     *(dataset, images_dir, options.exif, options.value_range, allow_outside)
   )

@@ -16,9 +16,9 @@ from pycocotools import mask as coco_mask
 
 from maskrcnn_jax import files
 from maskrcnn_jax.datasets import (
-  coco_files,
   coco_json,
   examples,
+  labelled,
   masks,
   prepare,
 )
@@ -62,10 +62,8 @@ def write(
   start = time.monotonic()
   source = Source(images_dir, annotations_file, classes, num_workers)
   data_format = convert.find_format(data_format, source)
-  content, findings = convert.read(data_format, source)
   file = os.fspath(annotations_file)
-  dataset = coco_json.parse(content, file, findings)
-  dataset = coco_files.find(dataset, images_dir)
+  _, dataset = labelled.read_entries(source, data_format, file)
   raise_errors(dataset.findings)
   findings = list(dataset.findings)
   kept = {
