@@ -67,13 +67,28 @@ def find(labels_dir: str | os.PathLike) -> str:
   """The file of class names in the folder of the labels or the two above.
 
   Raises:
-    UserError: there is none.
+    UserError: there is none, or several have other names.
   """
   folder = pathlib.Path(labels_dir).resolve()
-  for place in (folder, *list(folder.parents)[:2]):
-    for name in FILES:
-      if (place / name).is_file():
-        return str(place / name)
+  places = (folder, *list(folder.parents)[:2])
+  paths = [str(place / name) for place in places for name in FILES]
+  found = [path for path in paths if os.path.isfile(path)]
+  for other in found[1:]:
+    names, others = read(found[0]), _read_any(other)
+    differing = [k for k in names if others.get(k, names[k]) != names[k]]
+    if differing:
+      number = differing[0]
+      raise UserError(
+        f'{found[0]} and {other} have other names for a class, such as '
+        f'{names[number]!r} and {others[number]!r}: name one of the files by '
+        '--classes.',
+        argument='classes',
+        path=other,
+        item=names[number],
+        given=others[number],
+      )
+  if found:
+    return found[0]
   raise UserError(
     f'There are no class names: neither {labels_dir} nor the two folders above '
     f'it hold one of {", ".join(FILES)}. Give the file, or the names '
@@ -82,6 +97,14 @@ def find(labels_dir: str | os.PathLike) -> str:
     path=labels_dir,
     wanted=FILES,
   )
+
+
+def _read_any(path) -> dict[int, str]:
+  """The names of a file; none if it is of another program."""
+  try:
+    return read(path)
+  except UserError:
+    return {}
 
 
 def _read_file(path):

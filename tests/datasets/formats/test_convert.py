@@ -193,6 +193,20 @@ def test_names_are_found_or_given(tmp_path, name, text, expected):
   assert error.value.path == str(folder / 'no.txt')
 
 
+def test_files_of_names_must_not_contradict_each_other(tmp_path):
+  near = tmp_path / 'labels' / 'classes.txt'
+  near.parent.mkdir()
+  near.write_text('cat\n')  # As far as it goes.
+  (tmp_path / 'data.yaml').write_text('names: [cat, dog]')
+  (tmp_path / 'obj.names').write_text('')  # No names at all.
+  assert class_names.find(near.parent) == str(near)
+  near.write_text('dog\ncat\n')
+  with pytest.raises(UserError) as error:
+    class_names.find(near.parent)
+  assert (error.value.item, error.value.given) == ('dog', 'cat')
+  assert error.value.path == str(tmp_path / 'data.yaml')
+
+
 @pytest.mark.parametrize(
   'changes, field, value',
   [
