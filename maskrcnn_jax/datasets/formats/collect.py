@@ -185,10 +185,12 @@ def _number_labels(source, objects, declared, findings) -> dict[int, str]:
   if source.classes:
     given = class_names.read(source.classes)
   # Tools do without a name if there is but one class.
-  only = next(iter(given.values())) if given and len(given) == 1 else 'object'
+  only = None if any(each['label'] for each in objects) else 'object'
+  if given and len(given) == 1:
+    (only,) = given.values()
   for each in objects:
     each['label'] = each['label'] or only
-  found = {each['label'] for each in objects}
+  found = {each['label'] for each in objects} - {None}
   names = given or dict(
     enumerate([*declared, *sorted(found.difference(declared))], 1)
   )
@@ -198,8 +200,11 @@ def _number_labels(source, objects, declared, findings) -> dict[int, str]:
       each['category_id'] = ids[each.pop('label')]
       continue
     known = '--classes' if source.classes else 'the classes to train on'
+    kind = 'unlisted_class'
     message = f'an object is of class {each["label"]!r}, not among {known}.'
-    findings.append(Finding('unlisted_class', str(source.labels), message))
+    if each['label'] is None:
+      kind, message = 'class_name', 'an object has no class, and others do.'
+    findings.append(Finding(kind, str(source.labels), message))
   if not given:
     text = ','.join(names.values())
     message = f'classes are numbered from 1: {text}. --classes sets the order.'

@@ -391,6 +391,15 @@ def test_via_shapes_without_attributes_are_of_one_class(tmp_path):
   assert {name for name, _ in objects} == {'balloon'}
 
 
+def test_an_object_without_class_beside_others_is_skipped(folder):
+  content = via(region({'class': 'cat'}), region({}))
+  objects, findings = read_one('via', folder, content)
+  assert [name for name, _ in objects] == ['cat']
+  assert [x.kind for x in findings] == ['class_name']
+  objects, findings = read_one('via', folder, content, classes='cat')
+  assert [name for name, _ in objects] == ['cat', 'cat'] and not findings
+
+
 def test_via_angles_are_radians(tmp_path):
   make_image(tmp_path / 'images' / 'a.png', (100, 80))
   shape = {'cx': 50, 'cy': 40, 'rx': 30, 'ry': 10, 'theta': np.pi / 2}
