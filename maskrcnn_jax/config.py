@@ -274,7 +274,7 @@ def _parse(text: str, current: Any, kind: type, field: str):
   return _convert(value, kind, current, field)
 
 
-def _convert(value: Any, kind: type, like: Any, field: str):
+def _convert(value: Any, kind: type, like: Any, field: str, of: str = ''):
   """The value in that type, with items like those of `like`."""
   if kind in (type(value), type(None)) and kind not in (tuple, list):
     return value
@@ -285,11 +285,14 @@ def _convert(value: Any, kind: type, like: Any, field: str):
   if kind in (tuple, list) and isinstance(value, tuple | list):
     item = like[0] if like else None
     return kind(
-      x if _is_share(x) else _convert(x, type(item), item, field) for x in value
+      x
+      if _is_share(x)
+      else _convert(x, type(item), item, field, f'every item of {of}')
+      for x in value
     )
   example = '' if like is None else f' like {like!r}'
   raise UserError(
-    f'{field} must be {_WANTED.get(kind, kind.__name__)}{example}, '
+    f'{of}{field} must be {_WANTED.get(kind, kind.__name__)}{example}, '
     f'got {value!r}.',
     argument=field,
     given=value,
