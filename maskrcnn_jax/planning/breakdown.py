@@ -8,9 +8,10 @@ stages counts where it ends.
 import collections
 import functools
 import re
+from collections.abc import Mapping
 from typing import Any
 
-from maskrcnn_jax.planning import chips, products, program_text
+from maskrcnn_jax.planning import chips, products, program_text, traffic
 
 COLLECTIVES = 'collectives'
 COPIES = 'copies without a name'
@@ -32,6 +33,7 @@ _STAGES = (
   (r'\b_propose\b', 'proposals'),
   (r'\bMaskRCNN\.sample\b', 'sampling'),
   (r'\balign(\d+)\b', r'RoIAlign \1x\1'),
+  (r'\bMaskRCNN\.align', 'RoIAlign table'),
   (r'\bbox_head\b', 'box head'),
   (r'\bmask_head\b', 'mask head'),
   (r'\bbox_targets\b', 'box targets'),
@@ -54,7 +56,9 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _INDEX = re.compile(r'\bindex=(\d+)')
 # Their result is their operand, elsewhere or in another layout.
 _SAME = re.compile(r'bitcast|copy|copy-start|.*-done|get-tuple-element')
-_FIELDS = 'kernels', 'bytes', 'flops', 'cycles', 'without_cycles'
+_FIELDS = (
+  *('kernels', 'bytes', 'on_chip_bytes', 'flops', 'cycles', 'without_cycles'),
+)
 
 
 def breakdown(
@@ -71,21 +75,25 @@ def breakdown(
       runs in a step.
     stages: a dict for each stage and pass, in the order of a step. `stage`;
       `pass`: forward, backward, or '' outside the differentiated function;
-      `kernels`; `bytes`, whose sum is `program_text.accessed_bytes`; `flops` of
-      products; `cycles`, the estimate of the compiler for TPUs, and
-      `without_cycles`, kernels that have none (both None without any estimate);
-      `least_bytes`, see `_least_bytes`; `seconds`, the longer of `flops` at the
-      peak and `bytes` at the bandwidth; `floor_seconds`, the same of
-      `least_bytes`; `gap_seconds`, their difference.
+      `kernels`; `bytes` of main memory, whose sum is `traffic.accessed_bytes`;
+      `on_chip_bytes`; `flops` of products; `cycles`, the estimate of the
+      compiler for TPUs, and `without_cycles`, kernels that have none (these
+      three are None for other platforms); `least_bytes`, see `_least_bytes`;
+      `seconds`, the longer of `flops` at the peak and `bytes` at the
+      bandwidth; `floor_seconds`, the same of `least_bytes`; `gap_seconds`,
+      their difference.
   """
   entry, computations = program_text.read(text)
   stages = collections.defaultdict(collections.Counter)
-  find_stage = functools.partial(stage_of, computations=computations)
-  for kernel in program_text.kernels(entry, computations):
+  find_stage = functools.partial(
+    stage_of, computations=computations, readers=_readers(computations)
+  )
+  for kernel in traffic.kernels(entry, computations):
     instruction = kernel.instruction
     cycles = _CYCLES.search(instruction.line)
     flops = products.operations(instruction, kernel.types, computations)
-    values = 1, kernel.bytes, flops, int(cycles[1]) if cycles else 0, not cycles
+    values = 1, kernel.bytes, kernel.on_chip_bytes, flops
+    values += int(cycles[1]) if cycles else 0, not cycles
     stages[find_stage(instruction)].update(
       {k: x * kernel.times for k, x in zip(_FIELDS, values)}
     )
@@ -94,11 +102,22 @@ def breakdown(
   rows = []
   for key in sorted(stages, key=_position):
     row = dict(zip(('stage', 'pass'), key)) | dict.fromkeys(_FIELDS, 0)
-    row |= stages[key] | {'least_bytes': least.get(key, 0)}
+    row |= stages[key]
+    row['least_bytes'] = min(least.get(key, 0), row['bytes'])
     if not has_cycles:
-      row |= dict.fromkeys(('cycles', 'without_cycles'))
+      row |= dict.fromkeys(('on_chip_bytes', 'cycles', 'without_cycles'))
     rows.append(row | _seconds(row, chip))
   return {'instructions': _counts(computations, rows), 'stages': rows}
+
+
+def _readers(computations) -> dict[str, list[program_text.Instruction]]:
+  """Instructions that have a name among their operands, for every name."""
+  readers = collections.defaultdict(list)
+  for instructions in computations.values():
+    for instruction in instructions.values():
+      for name in instruction.operands:
+        readers[name].append(instruction)
+  return readers
 
 
 def _counts(computations, rows) -> dict[str, int]:
@@ -114,12 +133,28 @@ def _counts(computations, rows) -> dict[str, int]:
 def stage_of(
   instruction: program_text.Instruction,
   computations: program_text.Computations,
+  readers: Mapping[str, list[program_text.Instruction]] = {},
 ) -> tuple[str, str]:
-  """Stage and pass of an instruction, see `breakdown`."""
+  """Stage and pass of an instruction, see `breakdown`.
+
+  Args:
+    instruction: of the program.
+    computations: of the program, see `program_text.read`.
+    readers: of every name; one without scopes, such as the prefetch of an
+      array, belongs to the first that has some.
+  """
   kind = instruction.opcode
   if kind.removesuffix('-start') in program_text.KINDS:
     return COLLECTIVES, ''
   source = _source(instruction, computations)
+  seen, near = set(), [instruction]
+  while near and not source:
+    near = [
+      x for y in near for x in readers.get(y.name, ()) if x.name not in seen
+    ]
+    seen.update(x.name for x in near)
+    sources = (_source(x, computations) for x in near if x.opcode != 'tuple')
+    source = next(filter(None, sources), '')
   if not source:
     return (COPIES if kind.startswith('copy') else UNNAMED), ''
   is_backward = 'transpose(' in source
@@ -166,9 +201,10 @@ def _seconds(row, chip) -> dict[str, float | None]:
 def _least_bytes(instructions, find_stage) -> dict[tuple[str, str], int]:
   """Bytes of the arrays that a stage takes from others or leaves to others.
 
-  Each counts once for the stage that makes it and once for every stage that
-  reads it, as a whole. What a stage makes for itself counts nothing, and copies
-  are left out: their readers read the original.
+  Those in main memory are meant: a TPU keeps some on its chip. Each counts once
+  for the stage that makes it and once for every stage that reads it, as a
+  whole. What a stage makes for itself counts nothing, and copies are left out:
+  their readers read the original.
 
   Args:
     instructions: of the entry computation.
@@ -179,7 +215,7 @@ def _least_bytes(instructions, find_stage) -> dict[tuple[str, str], int]:
     kind, readers = instruction.opcode, []
     if kind != 'tuple' and not _SAME.fullmatch(kind):
       readers += [(find_stage(instruction), x) for x in instruction.operands]
-    if instruction.line.lstrip().startswith('ROOT '):
+    if instruction.is_root:
       readers.append((None, name))
     for reader, operand in readers:
       for *value, num_bytes in _values(operand, None, instructions):
@@ -200,14 +236,21 @@ def _values(name, index, instructions):
   if kind == 'tuple':
     chosen = operands if index is None else [operands[index]]
     return [x for y in chosen for x in _values(y, None, instructions)]
+  own_size = program_text.size(instruction.type)
   if kind == 'get-tuple-element':
     index = int(_INDEX.search(instruction.line)[1])
-    found = _values(operands[0], index, instructions)
-  elif _SAME.fullmatch(kind) and operands:
-    found = _values(operands[0], index, instructions)
-  else:
-    return [(name, index, program_text.size(instruction.type))]
-  # The name has the type of the element.
+    own_size = _main_size(instruction)
+  elif not _SAME.fullmatch(kind) or not operands:
+    return [(name, index, _main_size(instruction))]
+  found = _values(operands[0], index, instructions)
+  # Of the results of an instruction the name is one.
   if len(found) == 1:
-    found = [(*found[0][:2], program_text.size(instruction.type))]
+    *value, num_bytes = found[0]
+    found = [(*value, min(num_bytes, own_size))]
   return found
+
+
+def _main_size(instruction) -> int:
+  """Bytes of the result that are not on chip."""
+  sizes = program_text.array_sizes(instruction.type)
+  return sum(num_bytes for num_bytes, is_on_chip in sizes if not is_on_chip)

@@ -25,6 +25,7 @@ from maskrcnn_jax.planning import (
   programs,
   report,
   topologies,
+  traffic,
 )
 
 # As in `Used 21.57G of 15.75G hbm`.
@@ -219,7 +220,6 @@ def compile_step(
   costs = compiled.cost_analysis() or {}
   if flops is not None:
     costs['flops'] = flops
-    costs.setdefault('bytes accessed', program_text.accessed_bytes(text))
   memory = program_text.memory(compiled)
   fits = capacity is None or memory['needed'] <= limits['usable']
   found = program_text.find_collectives(text)
@@ -227,7 +227,7 @@ def compile_step(
     'memory': memory | limits | {'fits': fits},
     'flops': costs.get('flops'),
     'flops_per_image': costs.get('flops', 0) / batch_per_device or None,
-    'bytes_accessed': costs.get('bytes accessed'),
+    'bytes_accessed': traffic.accessed_bytes(text),
     'collectives': program_text.summary(found),
     'breakdown': breakdown.breakdown(text, chip) if has_breakdown else None,
     'compile_seconds': seconds,

@@ -1,4 +1,4 @@
-"""Collectives and bytes of a compiled program, from its HLO text; its memory.
+"""Instructions and collectives of a compiled program; its memory.
 
 The text has computations of one instruction a line,
 `%name = type opcode(%operand, ...), attribute=...`. Lines of another form are
@@ -8,7 +8,6 @@ skipped.
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
 from typing import Any
 
 KINDS = (
@@ -26,17 +25,15 @@ _INSTRUCTION = re.compile(
   r'\s+(?:ROOT )?%?([\w.-]+) = (\S.*?) ([a-z][\w-]*)\(([^)]*)'
 )
 _LAYOUT = re.compile(r'\{[^{}]*\}')
+# A TPU's layout has tiles; the memory S(1) of a GPU is no other than S(0).
+_IS_ON_CHIP = re.compile(r':T\(.*S\([1-9]\d*\)')
+ON_CHIP = '@'
 _ARRAY = re.compile(r'\b([a-z]+\d*\w*)\[([\d,<=]*)\]')
 _CALLED = re.compile(
   r'\b(?:calls|to_apply|true_computation|false_computation|body|condition|'
   r'branch_computations|called_computations)=(\{[^}]*\}|%?[\w.-]+)'
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-# Opcodes that touch no memory, or whose other half counts.
-_FREE = re.compile(
-  r'after-all|bitcast|constant|get-tuple-element|parameter|partition-id|'
-  r'replica-id|tuple|.*-done'
-)
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
 
@@ -63,16 +60,23 @@ class Instruction:
   """A line of a computation.
 
   Attributes:
+    name: of its own in the program.
     opcode: its operation.
-    type: of its result, without layouts.
+    type: of its result; of the layouts, `ON_CHIP` alone is left.
     operands: names of instructions of the same computation.
     line: as printed.
   """
 
+  name: str
   opcode: str
   type: str
   operands: list[str]
   line: str
+
+  @property
+  def is_root(self) -> bool:
+    """Whether it is the result of its computation."""
+    return self.line.lstrip().startswith('ROOT ')
 
   @property
   def source(self) -> str:
@@ -83,23 +87,6 @@ class Instruction:
 
 # Instructions by name, for every computation.
 Computations = dict[str, dict[str, Instruction]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Kernel:
-  """An instruction that reads and writes memory.
-
-  Attributes:
-    instruction: of the program.
-    types: of its operands.
-    times: runs in a step; the body of a loop of unknown length counts once.
-    bytes: of one run, see `accessed_bytes`.
-  """
-
-  instruction: Instruction
-  types: list[str]
-  times: int
-  bytes: int
 
 
 def find_collectives(text: str) -> list[Collective]:
@@ -119,42 +106,16 @@ def find_collectives(text: str) -> list[Collective]:
   return found
 
 
-def accessed_bytes(text: str) -> int:
-  """Bytes that the kernels of a program read and write, an upper bound.
-
-  Every kernel reads its operands and writes its results once, as a whole, also
-  where it gathers a part of them; the body of a loop of unknown length counts
-  once.
-
-  Args:
-    text: of `jax.stages.Compiled.as_text`.
-  """
-  entry, computations = read(text)
-  return sum(x.bytes * x.times for x in kernels(entry, computations))
-
-
-def kernels(
-  name: str | None, computations: Computations, times: int = 1
-) -> Iterator[Kernel]:
-  """The kernels of a computation and of those that it calls; see `read`."""
-  instructions = computations.get(name, {})
-  for instruction in instructions.values():
-    if instruction.opcode in ('while', 'conditional', 'call'):
-      trips = _TRIPS.search(instruction.line)
-      inner = times * int(trips[1]) if trips else times
-      for callee in called(instruction):
-        yield from kernels(callee, computations, inner)
-    elif not _FREE.fullmatch(instruction.opcode):
-      operands = [x for x in instruction.operands if x in instructions]
-      types = [instructions[x].type for x in operands]
-      total = size(instruction.type) + sum(map(size, types))
-      yield Kernel(instruction, types, times, total)
-
-
 def called(instruction: Instruction) -> list[str]:
   """Names of the computations that an instruction calls."""
   found = _CALLED.findall(instruction.line)
   return [name for names in found for name in re.findall(r'[\w.-]+', names)]
+
+
+def trips(instruction: Instruction) -> int | None:
+  """Number of rounds of a loop, where it is known."""
+  found = _TRIPS.search(instruction.line)
+  return int(found[1]) if found else None
 
 
 def _visit(name, times, computations, found) -> None:
@@ -169,9 +130,9 @@ def _visit(name, times, computations, found) -> None:
       continue  # The computation that it applies adds two numbers.
     inner = times
     if kind == 'while':
-      trips = _TRIPS.search(instruction.line)
-      known = trips is not None and times is not None
-      inner = times * int(trips[1]) if known else None
+      rounds = trips(instruction)
+      known = rounds is not None and times is not None
+      inner = times * rounds if known else None
     for callee in called(instruction):
       _visit(callee, inner, computations, found)
 
@@ -186,6 +147,16 @@ def _payload(kind, instruction, instructions, is_start) -> int:
     # The asynchronous form also returns its operands.
     return size(instruction.type) - (operands if is_start else 0)
   return operands or size(instruction.type)
+
+
+def array_sizes(type_: str) -> list[tuple[int, bool]]:
+  """Bytes of every array in the text of a type; whether it is on chip."""
+  found = [x.end() for x in _ARRAY.finditer(type_)]
+  starts = [0, *found[:-1]]
+  return [
+    (size(type_[start:end]), type_[end:].startswith(ON_CHIP))
+    for start, end in zip(starts, found)
+  ]
 
 
 def size(type_: str) -> int:
@@ -217,12 +188,16 @@ def read(text: str) -> tuple[str | None, Computations]:
         current = computations.setdefault(header[2], {})
         entry = header[2] if header[1] else entry
       continue
-    found = _INSTRUCTION.match(_LAYOUT.sub('', line))
+    found = _INSTRUCTION.match(_LAYOUT.sub(_memory_space, line))
     if found:
       name, type_, opcode, operands = found.groups()
       names = re.findall(r'%([\w.-]+)', operands)
-      current[name] = Instruction(opcode, type_, names, line)
+      current[name] = Instruction(name, opcode, type_, names, line)
   return entry, computations
+
+
+def _memory_space(layout) -> str:
+  return ON_CHIP if _IS_ON_CHIP.search(layout[0]) else ''
 
 
 def summary(collectives: list[Collective]) -> list[dict]:

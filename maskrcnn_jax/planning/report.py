@@ -49,6 +49,7 @@ _STAGES = (
   ('pass', 'pass', str),
   ('kernels', 'kernels', str),
   ('GB', 'bytes', 1e9),
+  ('on-chip GB', 'on_chip_bytes', 1e9),
   ('GFLOP of products', 'flops', 1e9),
   ('M cycles', 'cycles', 1e6),
   ('without cycles', 'without_cycles', str),

@@ -4,7 +4,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from maskrcnn_jax.planning import breakdown, program_text, report, topologies
+from maskrcnn_jax.planning import (
+  breakdown,
+  program_text,
+  report,
+  topologies,
+  traffic,
+)
 
 # As the compiler for TPUs prints it: estimates of cycles for fusions alone, a
 # prefetch, a copy without a name, a product in the form of a convolution.
@@ -38,14 +44,15 @@ ENTRY %main.1 (images: bf16[2,8,8,4], kernel: bf16[3,3,4,16], scores: f32[10], w
   %kernel = bf16[3,3,4,16]{3,2,1,0} parameter(1)
   %scores = f32[10]{0} parameter(2)
   %weights = f32[32,8]{1,0} parameter(3)
-  %copy-start.1 = (bf16[3,3,4,16]{3,2,1,0:S(1)}, bf16[3,3,4,16]{3,2,1,0}, u32[]{:S(2)}) copy-start(%kernel)
+  %copy-start.1 = (bf16[3,3,4,16]{3,2,1,0:T(8,128)(2,1)S(1)}, bf16[3,3,4,16]{3,2,1,0:T(8,128)(2,1)}, u32[]{:S(2)}) copy-start(%kernel)
   %copy.1 = bf16[2,8,8,4]{3,0,2,1} copy(%images)
-  %copy-done.1 = bf16[3,3,4,16]{3,2,1,0:S(1)} copy-done(%copy-start.1)
+  %copy-done.1 = bf16[3,3,4,16]{3,2,1,0:T(8,128)(2,1)S(1)} copy-done(%copy-start.1)
   %fusion.1 = bf16[2,8,8,16]{3,0,2,1} fusion(%copy.1, %copy-done.1), kind=kOutput, calls=%conv, metadata={op_name="jit(train_step)/jvp(MaskRCNN)/MaskRCNN.pyramid/backbone/stage2/block1/conv2/conv_general_dilated"}, backend_config={"flag_configs":[],"estimated_cycles":"1000"}
   %gather.1 = f32[4,32]{1,0} gather(%fusion.1, %scores), metadata={op_name="jit(train_step)/jvp(MaskRCNN)/MaskRCNN.align/align7/vmap()/gather"}
   %while.1 = f32[10]{0} while(%scores), condition=%is_left, body=%body, metadata={op_name="jit(train_step)/jvp(MaskRCNN)/MaskRCNN.sample/MaskRCNN._propose/shard_map/while"}, backend_config={"known_trip_count":{"n":"5"}}
   %fusion.2 = f32[4,8]{1,0} fusion(%gather.1, %weights), kind=kOutput, calls=%product, backend_config={"estimated_cycles":"300"}
-  ROOT %tuple.1 = (f32[10]{0}, f32[4,8]{1,0}) tuple(%while.1, %fusion.2)
+  %copy.3 = f32[4,8]{0,1} copy(%fusion.2)
+  ROOT %tuple.1 = (f32[10]{0}, f32[4,8]{1,0}) tuple(%while.1, %copy.3)
 }
 """  # noqa: E501
 
@@ -94,7 +101,7 @@ ENTRY %main.3 (p: f32[6,4], q: f32[3,4]) -> f32[6,3] {
 def _rows(text, chip=None):
   found = breakdown.breakdown(text, chip)
   total = sum(row['bytes'] for row in found['stages'])
-  assert total == program_text.accessed_bytes(text)
+  assert total == traffic.accessed_bytes(text)
   return {(x['stage'], x['pass']): x for x in found['stages']}
 
 
@@ -104,20 +111,24 @@ def test_stages_of_a_program_for_tpus_by_hand():
   # Each pair of output and kernel positions inside the image: 22 along an axis.
   flops = 2 * (2 * 4 * 16) * 22 * 22
   stage2 = rows['backbone stage2', 'forward']
-  assert stage2['bytes'] == images + kernel + features
+  # With the copies that it is the first to read: images in another layout, and
+  # the kernel, which is prefetched to the chip.
+  assert stage2['bytes'] == 3 * images + kernel + features
+  assert stage2['on_chip_bytes'] == 2 * kernel
   # The copies do not hide that it reads images and kernel.
   assert stage2['least_bytes'] == images + kernel + features
   assert (stage2['flops'], stage2['cycles']) == (flops, 1000)
+  assert (stage2['kernels'], stage2['without_cycles']) == (3, 2)
   copies = rows['copies without a name', '']
-  # The prefetch has source and destination as results, and a number.
-  assert copies['bytes'] == 2 * images + 3 * kernel + 4
-  assert (copies['kernels'], copies['least_bytes']) == (2, 0)
-  assert (copies['cycles'], copies['without_cycles']) == (0, 2)
+  assert (copies['bytes'], copies['least_bytes']) == (2 * 4 * 4 * 8, 0)
+  assert (copies['kernels'], copies['without_cycles']) == (1, 1)
   proposals = rows['proposals', 'forward']
   assert (proposals['kernels'], proposals['bytes']) == (5, 5 * 80)
   assert (proposals['cycles'], proposals['least_bytes']) == (35, 80)
   align = rows['RoIAlign 7x7', 'forward']
   assert (align['without_cycles'], align['cycles']) == (1, 0)
+  # The rows that it gathers, not all features.
+  assert align['bytes'] == 2 * 4 * 32 * 4 + 10 * 4 == align['least_bytes']
   # The name of what is inside counts, the first of two.
   box_head = rows['box head', 'backward']
   assert box_head['flops'] == 2 * 4 * 32 * 8
@@ -175,11 +186,11 @@ def test_instructions_are_counted():
   found = {kind: n for kind, n in counts.items() if n}
   assert found == {
     'fusion': 3,
-    'copy': 2,
+    'copy': 3,
     'copy-start': 1,
     'gather': 1,
     'while': 1,
-    'kernels': 10,
+    'kernels': 11,
   }
   assert breakdown.breakdown(GPU)['instructions']['all-reduce'] == 1
 
@@ -197,6 +208,7 @@ def test_instructions_are_counted():
     ('MaskRCNN.sample/MaskRCNN._propose/shard_map/top_k', 'proposals'),
     ('jvp(MaskRCNN)/MaskRCNN.sample/shard_map/sort', 'sampling'),
     ('MaskRCNN.detect/MaskRCNN.align/align14/gather', 'RoIAlign 14x14'),
+    ('jvp(MaskRCNN)/MaskRCNN.align_both/align_table/pad', 'RoIAlign table'),
     ('MaskRCNN.detect/shard_map/vmap()/while', 'detections'),
     ('jit(train_step)/transpose(jvp(rpn_losses))/mul', 'RPN losses'),
     ('jit(train_step)/optimizer/jit(_where)/select_n', 'optimizer'),
@@ -206,7 +218,7 @@ def test_instructions_are_counted():
 )
 def test_stage_of_a_scope(source, stage):
   line = f'%x = f32[] fusion(%y), metadata={{op_name="{source}"}}'
-  instruction = program_text.Instruction('fusion', '', [], line)
+  instruction = program_text.Instruction('x', 'fusion', '', [], line)
   found = breakdown.stage_of(instruction, {})
   direction = 'backward' if 'transpose' in source else 'forward'
   assert found == (stage, direction if 'jvp' in source else '')
@@ -242,8 +254,8 @@ def test_tables():
   shown = report.breakdown_text(row)
   lines = [line.split('|')[1:-1] for line in shown.splitlines() if '|' in line]
   named = {line[0].strip(): [x.strip() for x in line[1:]] for line in lines}
-  assert named['backbone stage2'][:2] == ['forward', '1']
-  assert named['all'][1] == '10'
+  assert named['backbone stage2'][:2] == ['forward', '3']
+  assert named['all'][1] == '11'
   total = sum(stage['bytes'] for stage in found['stages']) / 1e9
   assert float(named['all'][2]) == pytest.approx(total, rel=0.01)
   assert report.breakdown_text({**row, 'breakdown': None}) == ''

@@ -107,17 +107,6 @@ def test_size_of_a_type(type_, size):
   assert program_text.size(type_) == size
 
 
-def test_accessed_bytes_by_hand():
-  entry = 2 * (32 * 4 + 8) * 4 + (8 + 8 + 16) * 4  # all-reduce, gather-start
-  entry += 32 * 4 * 4 + 32 * 2  # cast
-  # The asynchronous scatter: its start's operand and results.
-  entry += 32 * 2 + (32 + 16) * 2 + 4
-  # Five times the permutation, the comparison, and one round of the inner loop,
-  # which adds up a number and compares.
-  loop = 5 * (8 + 9 + (8 + 9))
-  assert program_text.accessed_bytes(TEXT) == entry + loop
-
-
 def test_a_text_without_entry_is_refused():
   with pytest.raises(ValueError, match='ENTRY'):
     program_text.find_collectives('HloModule nothing')
