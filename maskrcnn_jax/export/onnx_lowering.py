@@ -19,7 +19,7 @@ from maskrcnn_jax.export.onnx_graph import (
   unsupported,
 )
 
-_SAME = ('stop_gradient', 'copy', 'copy_p')
+_SAME = ('stop_gradient', 'copy', 'copy_p', 'optimization_barrier')
 
 
 def lower(

@@ -19,7 +19,7 @@ from maskrcnn_jax.models.layout import Layout
 from maskrcnn_jax.models.operations import Operations
 from maskrcnn_jax.ops import anchors as anchor_ops
 from maskrcnn_jax.ops import images as image_ops
-from maskrcnn_jax.ops.roi_align import RoiAlignOptions
+from maskrcnn_jax.ops.roi_align import RoiAlignOptions, pyramid_roi_aligns
 from maskrcnn_jax.structures import Detections, Instances, SampledRois
 
 
@@ -180,12 +180,14 @@ class MaskRCNN(nn.Module):
       canvas = images.shape[1:3]
       rois = self.sample(rpn, canvas, image_sizes, instances, valid, keys, part)
     counted = rois.valid if valid is None else rois.valid & valid[:, None]
-    features = self.align(pyramid, rois.boxes, self.box_size)
-    box = self.box_head(features, counted, train)
     foreground = targets_lib.mask_rois(rois, self.sampling)
-    features = self.align(pyramid, foreground.boxes, self.mask_size)
+    box_features, mask_features = self.align_both(
+      pyramid, rois.boxes, foreground.boxes
+    )
+    box = self.box_head(box_features, counted, train)
     mask_logits = self.layout.mask_head(
-      self.mask_head, features, foreground.classes, foreground.valid, train
+      *(self.mask_head, mask_features),
+      *(foreground.classes, foreground.valid, train),
     )
     return TrainOutputs(rpn, rois, box, mask_logits)
 
@@ -258,10 +260,18 @@ class MaskRCNN(nn.Module):
   def align(self, pyramid, boxes, size) -> jax.Array:
     """RoI features `[batch, num_rois, size, size, channels]`."""
     align = self.operations.roi_align
-    with jax.named_scope(f'align{size}'):  # Boxes and masks, in a profile.
-      return self.layout.per_device(
-        lambda pyramid, boxes: align(pyramid, boxes, size, self.roi_align)
-      )(pyramid, boxes)
+    return self.layout.per_device(
+      lambda pyramid, boxes: align(pyramid, boxes, size, self.roi_align)
+    )(pyramid, boxes)
+
+  def align_both(self, pyramid, *boxes) -> list[jax.Array]:
+    """`align` for the box head and the mask head, with one gradient."""
+    sizes = self.box_size, self.mask_size
+    return self.layout.per_device(
+      lambda pyramid, *boxes: pyramid_roi_aligns(
+        pyramid, boxes, sizes, self.roi_align
+      )
+    )(pyramid, *boxes)
 
   def anchor_boxes(self, canvas: tuple[int, int]) -> dict[int, np.ndarray]:
     """Anchors `[num_anchors, 4]` by level of a canvas (height, width)."""

@@ -9,18 +9,16 @@ samples give it: fewer reads than four for every sample.
 
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from maskrcnn_jax.ops import weighted_sums
 
 
-def bin_sums(flat, axes, bins, options, offsets) -> jax.Array:
-  """Bins `[n, rows, columns, channels]` of boxes under adaptive sampling.
+def bin_taps(axes, bins, options, offsets) -> weighted_sums.Taps:
+  """Cells and weights `[n, rows, columns]` of bins under adaptive sampling.
 
   Args:
-    flat: `[cells, channels]` of all maps.
     axes: of rows and columns: first and last coordinate `[n]` of the boxes in
       cells, and the length of their maps, `[n]` or a number.
     bins: number of rows and columns.
@@ -64,7 +62,8 @@ def bin_sums(flat, axes, bins, options, offsets) -> jax.Array:
     )
     for tap in range(most)
   ]
-  return weighted_sums.weighted_sum(flat, *zip(*taps))
+  indices, weights = zip(*taps)
+  return indices, weights
 
 
 def _sample_counts(starts, ends, size, options):

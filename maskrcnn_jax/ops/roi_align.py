@@ -10,7 +10,7 @@ weights need it, or at i + 0.5 with `half_pixel`.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +98,8 @@ def roi_align(
   height, width, channels = features.shape
   boxes = jax.lax.stop_gradient(boxes)
   flat = jnp.asarray(features, options.dtype).reshape(-1, channels)
-  return _sample(flat, boxes, size, options, (height, width, 0))
+  taps = _bin_taps(boxes, size, options, (height, width, 0))
+  return weighted_sums.weighted_sums(flat, [taps], [_scope(size)])[0]
 
 
 def pyramid_roi_align(
@@ -125,25 +126,55 @@ def pyramid_roi_align(
 
   FPN, Sec. 4.2.
   """
-  _check_boxes(boxes, ndim=3)
+  return pyramid_roi_aligns(pyramid, [boxes], [size], options)[0]
+
+
+def pyramid_roi_aligns(
+  pyramid: Mapping[int, jax.Array],
+  boxes: Sequence[jax.Array],
+  sizes: Sequence[int | tuple[int, int]],
+  options: RoiAlignOptions = RoiAlignOptions(),
+) -> list[jax.Array]:
+  """`pyramid_roi_align` of several sets of boxes, each with a size of its own.
+
+  The gradients of all sets add up in one table.
+  """
   levels = range(options.min_level, options.max_level + 1)
   missing = [level for level in levels if level not in pyramid]
   if missing:
     raise ValueError(f'pyramid lacks levels {missing}, has {sorted(pyramid)}.')
   maps = [pyramid[level] for level in levels]
-  for level, features in zip(levels, maps):
-    if features.ndim != 4 or features.shape[0] != boxes.shape[0]:
-      raise ValueError(
-        f'pyramid[{level}] must be [batch, h, w, c] with the batch of boxes '
-        f'{boxes.shape}, got {features.shape}.'
-      )
+  for x in boxes:
+    _check_boxes(x, ndim=3)
+    for level, features in zip(levels, maps):
+      if features.ndim != 4 or features.shape[0] != x.shape[0]:
+        raise ValueError(
+          f'pyramid[{level}] must be [batch, h, w, c] with the batch of boxes '
+          f'{x.shape}, got {features.shape}.'
+        )
+  shapes = np.array([x.shape[1:3] for x in maps])
+  with jax.named_scope('align_table'):
+    # One table of all images: no index has a batch axis beside it, and no map
+    # is laid out anew. Within a level the cells of an image follow each other.
+    flat = jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in maps])
+    flat = flat.astype(options.dtype or flat.dtype)
+  taps = []
+  for x, size in zip(boxes, sizes, strict=True):
+    with jax.named_scope(_scope(size)):
+      taps.append(_pyramid_taps(shapes, x, size, options))
+  bins = weighted_sums.weighted_sums(flat, taps, map(_scope, sizes))
+  return [y.reshape(*x.shape[:2], *y.shape[1:]) for x, y in zip(boxes, bins)]
+
+
+def _scope(size) -> str:
+  """Name of a resampling in a profile, such as `align7`."""
+  return f'align{size if isinstance(size, int) else size[0]}'
+
+
+def _pyramid_taps(shapes, boxes, size, options):
+  """Taps of boxes `[batch, n, 4]` in the table of all levels and images."""
   batch, n = boxes.shape[:2]
-  sizes = np.array([x.shape[1:3] for x in maps])
-  cells = np.prod(sizes, axis=1)
-  # One table of all images: no index has a batch axis beside it, and no map is
-  # laid out anew. Within a level the cells of an image follow each other.
-  flat = jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in maps])
-  flat = flat.astype(options.dtype or flat.dtype)
+  cells = np.prod(shapes, axis=1)
   boxes = jax.lax.stop_gradient(boxes).reshape(-1, 4)
   levels = assign_levels(boxes, options)
   own = levels - options.min_level
@@ -151,14 +182,13 @@ def pyramid_roi_align(
   # Selected, not gathered: there are few levels.
   height, width, cells, starts = (
     jax.lax.select_n(own, *(jnp.full_like(own, level) for level in values))
-    for values in (*sizes.T, cells, starts)
+    for values in (*shapes.T, cells, starts)
   )
   # The number of images is symbolic in an export for any batch size.
   images = jax.lax.broadcasted_iota(jnp.int32, (batch, n), 0).reshape(-1)
   first = jnp.asarray(batch, jnp.int32) * starts + images * cells
   boxes = boxes * jnp.exp2(-levels.astype(jnp.float32))[:, None]
-  bins = _sample(flat, boxes, size, options, (height, width, first))
-  return bins.reshape(batch, n, *bins.shape[1:])
+  return _bin_taps(boxes, size, options, (height, width, first))
 
 
 def assign_levels(
@@ -186,11 +216,10 @@ def assign_levels(
   )
 
 
-def _sample(flat, boxes, size, options, maps):
-  """Bins `[n, rows, columns, channels]` of boxes in cells.
+def _bin_taps(boxes, size, options, maps) -> weighted_sums.Taps:
+  """Cells and weights `[n, rows, columns]` of the bins of boxes in cells.
 
   Args:
-    flat: `[cells, channels]` of all maps.
     boxes: `[n, 4]`.
     size: see `roi_align`.
     options: see `roi_align`.
@@ -208,8 +237,8 @@ def _sample(flat, boxes, size, options, maps):
     rows, columns = (
       _taps(*axis, number, options) for axis, number in zip(axes, bins)
     )
-    return _weighted_cells(flat, rows, columns, offsets, widths)
-  return adaptive_sampling.bin_sums(flat, axes, bins, options, offsets)
+    return _crossed(rows, columns, offsets, widths)
+  return adaptive_sampling.bin_taps(axes, bins, options, offsets)
 
 
 def _taps(starts, ends, lengths, size, options):
@@ -244,8 +273,8 @@ def _taps(starts, ends, lengths, size, options):
   return indices.astype(jnp.int32).reshape(shape), weights.reshape(shape)
 
 
-def _weighted_cells(flat, rows, columns, offsets, widths):
-  """Sums of `flat` cells under every pair of a row tap and a column tap."""
+def _crossed(rows, columns, offsets, widths) -> weighted_sums.Taps:
+  """Every pair of a row tap and a column tap."""
   (row_indices, row_weights), (column_indices, column_weights) = rows, columns
   offsets = jnp.broadcast_to(offsets, row_indices.shape[:1])[:, None]
   widths = jnp.broadcast_to(widths, row_indices.shape[:1])[:, None]
@@ -258,7 +287,8 @@ def _weighted_cells(flat, rows, columns, offsets, widths):
         row_weights[:, :, None, row] * column_weights[:, None, :, column]
       )
       taps.append((indices, weights))
-  return weighted_sums.weighted_sum(flat, *zip(*taps))
+  indices, weights = zip(*taps)
+  return indices, weights
 
 
 def _check_boxes(boxes, ndim):

@@ -329,3 +329,29 @@ def test_errors_say_what_is_wanted():
   ):
     with pytest.raises(ValueError, match=wanted):
       function(*arguments)
+
+
+def test_sets_of_boxes_are_those_alone_and_their_gradients_add_up():
+  pyramid, sizes = random_pyramid(), (3, (2, 4))
+  boxes = random_boxes((2, 5)), random_boxes((2, 7), seed=1)
+
+  def loss(out, seed):
+    weights = np.random.default_rng(seed).normal(size=out.shape)
+    return jnp.sum(out * weights.astype(np.float32))
+
+  def losses(pyramid):
+    out = op.pyramid_roi_aligns(pyramid, boxes, sizes)
+    return sum(loss(x, seed) for seed, x in enumerate(out)), out
+
+  def loss_alone(pyramid, index):
+    out = op.pyramid_roi_align(pyramid, boxes[index], sizes[index])
+    return loss(out, index), out
+
+  gradient, out = jax.jit(jax.grad(losses, has_aux=True))(pyramid)
+  alone = jax.jit(jax.grad(loss_alone, has_aux=True), static_argnums=1)
+  gradients, expected = zip(*(alone(pyramid, index) for index in range(2)))
+  for x, y in zip(out, expected, strict=True):
+    np.testing.assert_array_equal(x, y)
+  for level, x in gradient.items():
+    total = gradients[0][level] + gradients[1][level]
+    np.testing.assert_allclose(x, total, atol=1e-5)
