@@ -75,12 +75,8 @@ class RPNHead(nn.Module):
       )
       for index in range(1, self.num_convs + 1)
     ]
-    self.objectness = layers.Conv(
-      self.anchors_per_cell, kernel_init=normal, dtype=self.dtype
-    )
-    self.box_deltas = layers.Conv(
-      4 * self.anchors_per_cell, kernel_init=normal, dtype=self.dtype
-    )
+    self.objectness = layers.ConvParameters(self.anchors_per_cell, normal)
+    self.box_deltas = layers.ConvParameters(4 * self.anchors_per_cell, normal)
 
   def __call__(self, pyramid: dict[int, jax.Array]) -> RPNOutputs:
     """Objectness logits and box deltas of every anchor of a pyramid.
@@ -88,14 +84,23 @@ class RPNHead(nn.Module):
     Levels are `[batch, height, width, channels]`; the anchors of a level are
     ordered by row, column, then anchor of the cell.
     """
+    # Both outputs are one product, which reads the hidden maps once, and whose
+    # gradient adds up no two maps.
+    outputs = self.objectness, self.box_deltas
+    kernel, bias = (
+      jnp.concatenate(x, axis=-1)
+      for x in zip(*(output(self.channels) for output in outputs))
+    )
     logits, deltas = {}, {}
     for level, features in pyramid.items():
       x = features
       for conv in self.convs:
         x = nn.relu(conv(x))
-      batch = x.shape[0]
-      logits[level] = _float32(self.objectness(x)).reshape(batch, -1)
-      deltas[level] = _float32(self.box_deltas(x)).reshape(batch, -1, 4)
+      x = layers.add_product(convolution.convolve, x, kernel, bias, self.dtype)
+      x = _float32(x)
+      first, rest = jnp.split(x, [self.anchors_per_cell], axis=-1)
+      logits[level] = first.reshape(x.shape[0], -1)
+      deltas[level] = rest.reshape(x.shape[0], -1, 4)
     return RPNOutputs(logits, deltas)
 
 

@@ -140,17 +140,52 @@ class UpsampleConv(nn.Module):
     return _product(self, convolution.upsample_convolve, inputs, (2, 2))
 
 
+class ConvParameters(nn.Module):
+  """Kernel and bias of a 1x1 convolution, of which `add_product` takes several.
+
+  Attributes:
+    features: number of output channels.
+    kernel_init: initialiser of the `[1, 1, in, features]` kernel.
+  """
+
+  features: int
+  kernel_init: Callable = variance_scaling
+
+  @nn.compact
+  def __call__(self, channels: int) -> tuple[jax.Array, jax.Array]:
+    """The kernel for a number of input channels, and the bias `[features]`."""
+    shape = 1, 1, channels, self.features
+    kernel = self.param('kernel', self.kernel_init, shape)
+    return kernel, self.param('bias', nn.initializers.zeros, shape[-1:])
+
+
+def add_product(operation, inputs, kernel, bias, dtype: str) -> jax.Array:
+  """Inputs times a kernel, plus a bias, at a precision of `PRECISIONS`.
+
+  Args:
+    operation: of `ops.convolution`, on inputs and kernel.
+    inputs: `[batch, ..., in]`.
+    kernel: `[..., in, features]` float32.
+    bias: `[features]` float32 or None.
+    dtype: precision.
+  """
+  products = product_dtype(dtype)
+  outputs = operation(inputs.astype(products), kernel.astype(products))
+  if bias is not None:
+    # In float32: the gradient of a bias is a sum over all cells, which was
+    # wrong by a seventh in bfloat16.
+    outputs += bias
+  return outputs.astype(output_dtype(dtype))
+
+
 def _product(layer, operation, inputs, kernel_size=(), use_bias=True, groups=1):
   """Inputs times the kernel of a compact module, plus its bias."""
   shape = (*kernel_size, inputs.shape[-1] // groups, layer.features)
   kernel = layer.param('kernel', layer.kernel_init, shape)
-  products = product_dtype(layer.dtype)
-  outputs = operation(inputs.astype(products), kernel.astype(products))
+  bias = None
   if use_bias:
-    # In float32: the gradient of a bias is a sum over all cells, which was
-    # wrong by a seventh in bfloat16.
-    outputs += layer.param('bias', nn.initializers.zeros, (layer.features,))
-  return outputs.astype(output_dtype(layer.dtype))
+    bias = layer.param('bias', nn.initializers.zeros, (layer.features,))
+  return add_product(operation, inputs, kernel, bias, layer.dtype)
 
 
 def gelu(x: jax.Array) -> jax.Array:
