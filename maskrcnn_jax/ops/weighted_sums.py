@@ -39,9 +39,10 @@ def _weighted_sums(table, taps, like, scopes):
   for (indices, weights), scope in zip(taps, scopes):
     with jax.named_scope(scope):
       total = _sum_rows(table, indices, weights).astype(like.dtype)
-      # Sums are rows until they are complete, and so are gradients: on a TPU,
-      # which fills the last two axes in tiles of 8 x 128, every tap would be
-      # laid out anew for an axis of 7 bins. XLA would choose that order.
+      # Sums are rows until they are complete, and gradients before they are
+      # floats: on a TPU, which fills the last two axes in tiles of 8 x 128,
+      # every tap would be laid out anew for an axis of 7 bins. Without the
+      # barriers XLA chooses that order.
       total = jax.lax.optimization_barrier(total)
       sums.append(total.reshape(*indices[0].shape, total.shape[-1]))
   return sums
@@ -67,7 +68,8 @@ def _backward(like, scopes, taps, gradients):
       indices, weights = (
         jnp.stack([x.reshape(-1) for x in y]) for y in set_taps
       )
-      gradient = gradient.reshape(-1, like.shape[-1]).astype(jnp.float32)
+      gradient = gradient.reshape(-1, like.shape[-1])
+      gradient = jax.lax.optimization_barrier(gradient).astype(jnp.float32)
       added = (weights[..., None] * gradient).astype(like.dtype)
       total = total.at[indices].add(added, mode='promise_in_bounds')
   return total, None
