@@ -13,7 +13,6 @@ import jax
 import narrow_models
 import numpy as np
 import pytest
-import quick
 import small_disk
 import tiny_run
 from found import make_found
@@ -298,7 +297,7 @@ def test_imported_weights_detect(photos, tmp_path):
     resizing.ResizeOptions(**config.input.resize),
   )
   expected = to_results(
-    quick.jit(functools.partial(train_step.detect, model))(
+    jax.jit(functools.partial(train_step.detect, model))(
       variables, row['images'][None], row['image_sizes'][None]
     ),
     *(np.array([1]), row['original_sizes'][None], row['scales'][None]),

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick
 import tiny_model
 from golden_files import assert_near
 
@@ -88,7 +87,7 @@ def small_resnet(**options):
   model = ResNet(ResNetOptions(18, width=4, **options))
   images = np.random.default_rng(0).normal(size=(3, 32, 32, 3))
   images = images.astype(np.float32)
-  variables = quick.jit(model.init)(jax.random.key(0), images)
+  variables = jax.jit(model.init)(jax.random.key(0), images)
   variables['params'] = jax.tree.map(lambda x: x + 0.1, variables['params'])
   return model, variables, images
 
@@ -97,7 +96,7 @@ def small_resnet(**options):
 def test_frozen_stages_do_not_learn():
   model, variables, images = small_resnet(frozen_stages=2)
 
-  @quick.jit
+  @jax.jit
   @jax.grad
   def gradient(params):
     features = model.apply({**variables, 'params': params}, images)
@@ -112,7 +111,7 @@ def test_frozen_stages_do_not_learn():
 @pytest.mark.slow
 def test_images_that_are_not_valid_change_no_feature():
   model, variables, images = small_resnet(norm='batch', frozen_stages=0)
-  run = quick.jit(
+  run = jax.jit(
     functools.partial(model.apply, train=True, mutable=['batch_stats'])
   )
   valid = np.array([True, True, False])
@@ -153,7 +152,7 @@ def test_pyramid_matches_its_definition():
     for level, size in sizes.items()
   }
   model = fpn.FPN(channels=4, max_level=6)
-  run = quick.jit(model.init_with_output)
+  run = jax.jit(model.init_with_output)
   pyramid, variables = run(jax.random.key(0), features)
   params = variables['params']
 
@@ -228,7 +227,7 @@ def test_the_stride_of_a_bottleneck(stride_in_1x1):
     stride_in_1x1=stride_in_1x1,
   )
   x = jax.random.normal(jax.random.key(1), (1, 8, 8, 3))
-  variables = quick.jit(block.init, static_argnums=(2, 3))(
+  variables = jax.jit(block.init, static_argnums=(2, 3))(
     jax.random.key(0), x, None, False
   )
   # No bias is 0.
@@ -239,7 +238,7 @@ def test_the_stride_of_a_bottleneck(stride_in_1x1):
     assert y.shape == (1, 4, 4, 16)
     return jnp.sum(y * jnp.arange(y.size).reshape(y.shape))
 
-  gradient = np.abs(quick.jit(jax.grad(total))(x))[0].sum(axis=-1)
+  gradient = np.abs(jax.jit(jax.grad(total))(x))[0].sum(axis=-1)
   seen = gradient > 0.0
   assert seen[::2, ::2].all()
   assert seen[1::2].any() == seen[:, 1::2].any() == (not stride_in_1x1)
@@ -251,14 +250,14 @@ def test_a_pyramid_with_norm():
     2: jax.random.normal(jax.random.key(0), (2, 8, 8, 3)),
     3: jax.random.normal(jax.random.key(1), (2, 4, 4, 6)),
   }
-  variables = quick.jit(module.init)(jax.random.key(2), features)
+  variables = jax.jit(module.init)(jax.random.key(2), features)
   layer_names = {'lateral2', 'lateral3', 'output2', 'output3'}
   assert {*variables['params']} == layer_names | {
     f'{name}_norm' for name in layer_names
   }
   assert {*variables['params']['output2']} == {'kernel'}
   run = functools.partial(module.apply, train=True, mutable=['batch_stats'])
-  pyramid, updated = quick.jit(run)(variables, features)
+  pyramid, updated = jax.jit(run)(variables, features)
   assert {level: x.shape for level, x in pyramid.items()} == {
     2: (2, 8, 8, 4),
     3: (2, 4, 4, 4),
@@ -343,7 +342,7 @@ def small_vit(**options):
 def with_arrays(model):
   images = np.random.default_rng(0).normal(size=(3, 32, 32, 3))
   images = images.astype(np.float32)
-  params = quick.jit(model.init)(jax.random.key(0), images)['params']
+  params = jax.jit(model.init)(jax.random.key(0), images)['params']
   rng = np.random.default_rng(1)
   params = jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape), params)
   return model, jax.tree.map(np.float32, params), images
@@ -362,7 +361,7 @@ def test_remat_changes_no_gradient(make):
 
     text = str(jax.make_jaxpr(jax.grad(loss))(params))
     assert ('remat' in text) == remat
-    return quick.jit(jax.grad(loss))(params)
+    return jax.jit(jax.grad(loss))(params)
 
   plain, again = gradients(False), gradients(True)
   for x, y in zip(jax.tree.leaves(plain), jax.tree.leaves(again)):
@@ -373,7 +372,7 @@ def test_remat_changes_no_gradient(make):
 @pytest.mark.parametrize('make, last', [(small_convnext, 5), (small_vit, 4)])
 def test_drop_path_skips_blocks_of_single_images_in_training(make, last):
   model, params, images = make(drop_path=0.9)
-  run = quick.jit(
+  run = jax.jit(
     lambda key: model.apply(
       {'params': params}, images, train=True, rngs={'drop_path': key}
     )
@@ -384,9 +383,9 @@ def test_drop_path_skips_blocks_of_single_images_in_training(make, last):
   assert np.any(first[last] != other[last])
   if last == 5:  # The first block is never skipped.
     np.testing.assert_array_equal(first[2], other[2])
-  evaluated = quick.jit(model.apply)({'params': params}, images)
+  evaluated = jax.jit(model.apply)({'params': params}, images)
   without, _, _ = make()
-  expected = quick.jit(without.apply)({'params': params}, images)
+  expected = jax.jit(without.apply)({'params': params}, images)
   np.testing.assert_array_equal(evaluated[last], expected[last])
 
 
@@ -477,7 +476,7 @@ def test_a_mask_rcnn_learns(kind):
   state, optimizer = tiny_model.make_state(
     model, batch, kind='adamw', learning_rate=0.003, layer_decay=0.7
   )
-  step = quick.jit(functools.partial(train_step.train_step, model, optimizer))
+  step = jax.jit(functools.partial(train_step.train_step, model, optimizer))
   totals = []
   for _ in range(12):
     state, metrics = step(state, batch, jax.random.key(0))

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick
 from jax import lax
 
 from maskrcnn_jax.errors import UserError
@@ -212,9 +211,9 @@ def test_padded_rois_are_in_no_statistics():
   rng = np.random.default_rng(0)
   x = rng.normal(size=(2, 4, 5, 5, 4)).astype(np.float32)
   valid = np.array([[1, 1, 0, 1], [1, 0, 0, 0]], bool)
-  variables = quick.jit(head.init)(jax.random.key(0), x)
+  variables = jax.jit(head.init)(jax.random.key(0), x)
 
-  @quick.jit
+  @jax.jit
   def run(x, valid):
     outputs, updated = head.apply(
       variables, x, valid, train=True, mutable=['batch_stats']

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import narrow_models
 import numpy as np
 import pytest
-import quick
 import tiny_model
 
 from maskrcnn_jax.errors import UserError
@@ -177,10 +176,10 @@ def test_detections_of_an_image_are_its_own():
   model = tiny_model.make_model()
   batch = tiny_model.make_batch()
   images, sizes = batch['images'], batch['image_sizes']
-  variables = quick.jit(functools.partial(model.init, method='detect'))(
+  variables = jax.jit(functools.partial(model.init, method='detect'))(
     jax.random.key(0), images, sizes
   )
-  run = quick.jit(functools.partial(model.apply, method='detect'))
+  run = jax.jit(functools.partial(model.apply, method='detect'))
   expected = run(variables, images, sizes)
   assert np.all(np.sum(expected.valid, axis=1) > 0)
   assert np.all(np.isfinite(expected.masks))
@@ -218,7 +217,7 @@ def test_a_step_of_the_second_torchvision_version():
   batch = tiny_model.make_batch()
   state, optimizer = tiny_model.make_state(model, batch)
   step = functools.partial(train_step.train_step, model, optimizer)
-  updated, metrics = quick.jit(step)(state, batch)
+  updated, metrics = jax.jit(step)(state, batch)
   assert metrics['finite']
   before, after = (load_report.flatten(x.variables()) for x in (state, updated))
   moved = {name for name in before if np.any(before[name] != after[name])}

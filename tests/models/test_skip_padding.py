@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick
 import tiny_model
 
 from maskrcnn_jax.distributed import mesh as mesh_lib
@@ -33,7 +32,7 @@ def test_padding_is_skipped(norm):
     arguments = features, classes, valid, True
     return model.layout.mask_head(model.mask_head, *arguments)
 
-  variables = quick.jit(nn.init(head, model))(key, features)
+  variables = jax.jit(nn.init(head, model))(key, features)
 
   def loss(model, params, features):
     logits, _ = nn.apply(head, model, mutable=['batch_stats'])(
@@ -44,7 +43,7 @@ def test_padding_is_skipped(norm):
 
   results, operations = [], []
   for one in (model, laid_out):
-    run = quick.jit(
+    run = jax.jit(
       jax.value_and_grad(lambda *x, m=one: loss(m, *x), (0, 1), has_aux=True)
     )
     results.append(run(variables['params'], features))

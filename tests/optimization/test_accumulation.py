@@ -6,7 +6,6 @@ import eight_devices
 import jax
 import numpy as np
 import pytest
-import quick
 import tiny_model
 
 from maskrcnn_jax.errors import UserError
@@ -44,7 +43,7 @@ def compiled_step(model, num_parts):
   options = {**tiny_model.OPTIMIZER, **PLAIN, 'accumulate_steps': num_parts}
   optimizer = make_optimizer(model, options)
   step = functools.partial(train_step.train_step, model, optimizer)
-  return initial_state(model), quick.jit(step)
+  return initial_state(model), jax.jit(step)
 
 
 def step_in_parts(model, batch, num_parts, key=3):
@@ -102,7 +101,7 @@ def test_batch_norm_sees_one_part_after_the_other():
   state, _ = compiled_step(model, 2)
   key = jax.random.fold_in(jax.random.key(3), 0)
   stats, losses = state.batch_stats, []
-  loss_fn = quick.jit(
+  loss_fn = jax.jit(
     lambda stats, part, index: train_step.loss_fn(
       model, state.params, stats, part, key, (index, 2)
     )
@@ -120,10 +119,9 @@ def test_the_bad_part_is_named(model):
   batch = tiny_model.make_batch((2, 3, 1, 4))
   batch['images'][3, 20, 20] = np.nan  # Row 1 of part 1.
   state, _ = compiled_step(model, 2)
-  with quick.compilation():
-    text = monitor.find_nonfinite(
-      model, jax.random.key(0), state, 1, batch, num_parts=2
-    )
+  text = monitor.find_nonfinite(
+    model, jax.random.key(0), state, 1, batch, num_parts=2
+  )
   assert 'images[1], of the rows 1, 3' in text
 
 

@@ -1,13 +1,14 @@
 """Fixtures of whole runs: a data set, and programs compiled once."""
 
 import jax
+import jax.numpy as jnp
 import narrow_models
+import numpy as np
 import pytest
-import quick
 import tiny_run
 from jax.experimental.compilation_cache import compilation_cache
 
-from maskrcnn_jax.training import loop
+from maskrcnn_jax.training import loop, train_state
 from maskrcnn_jax.weights import tensor_files, torchvision
 
 
@@ -19,11 +20,34 @@ def programs(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def fast_compilation(programs):
-  """Compiles every program once for all files, and without much thought.
+  """Compiles every program once for all files.
 
-  A step that a run of the file has compiled is not traced again either.
+  What a run of the file has traced is not traced again either, and its initial
+  state is computed once.
   """
   steps, compile_step = {}, loop._compile
+  jitted, states, create = {}, {}, train_state.create_train_state
+  jit = jax.jit
+
+  def jit_once(function, **options):
+    try:
+      name = function.func, function.args, repr((function.keywords, options))
+      known = name in jitted
+    except (AttributeError, TypeError):  # No partial, or of arrays.
+      return jit(function, **options)
+    if not known:
+      jitted[name] = jit(function, **options)
+    return jitted[name]
+
+  def create_once(model, optimizer_config, batch, key):
+    shapes = str(jax.tree.map(np.shape, batch))
+    seed = jax.random.key_data(key).tobytes()
+    name = model, str(optimizer_config), shapes, seed
+    if name not in states:
+      states[name] = create(model, optimizer_config, batch, key)
+    # A copy, since the step is given its memory.
+    state, optimizer = states[name]
+    return jax.tree.map(jnp.copy, state), optimizer
 
   def compile_once(model, optimizer, mesh, state, inputs, key, writer):
     leaves, structure = jax.tree.flatten((state, inputs))
@@ -43,10 +67,10 @@ def fast_compilation(programs):
   for name, value in settings.items():
     jax.config.update(name, value)
   compilation_cache.reset_cache()
-  with quick.compilation(), pytest.MonkeyPatch.context() as patch:
+  with pytest.MonkeyPatch.context() as patch:
     patch.setattr(loop, '_compile', compile_once)
-    # Without the fusion emitters too.
-    patch.setattr(jax, 'jit', quick.jit)
+    patch.setattr(train_state, 'create_train_state', create_once)
+    patch.setattr(jax, 'jit', jit_once)
     yield
   for name, value in before.items():
     jax.config.update(name, value)

@@ -10,7 +10,6 @@ import jax
 import narrow_models
 import numpy as np
 import pytest
-import quick
 
 from maskrcnn_jax.checkpoints import store
 from maskrcnn_jax.cli import main as command
@@ -144,10 +143,9 @@ def test_a_backbone_leaves_the_heads_at_their_initial_values(tmp_path):
     'model.mask_channels=16',
     'model.mask_convs=1',
   ]
-  with quick.compilation():
-    text = pretrained.import_weights(
-      tmp_path / 'resnet.npz', tmp_path / 'run', overrides=heads
-    )
+  text = pretrained.import_weights(
+    tmp_path / 'resnet.npz', tmp_path / 'run', overrides=heads
+  )
   assert 'missing: ' in text and '(box_head, fpn, mask_head' in text
   variables, _ = store.restore(tmp_path / 'run')
   kernel = variables['params']['backbone']['stem']['conv']['kernel']

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import quick
 import tensorflow_checkpoint
 import tiny_model
 
@@ -41,10 +40,9 @@ def fixture_recipe(tmp_path_factory):
   )
   batch = tiny_model.make_batch()
   config = load_config('coco:habana_1x').optimizer
-  with quick.compilation():
-    state, optimizer = train_state.create_train_state(
-      model, config, batch, jax.random.key(0)
-    )
+  state, optimizer = train_state.create_train_state(
+    model, config, batch, jax.random.key(0)
+  )
   prefix = tmp_path_factory.mktemp('weights') / 'model.ckpt-112603'
   tensorflow_checkpoint.write_named(
     prefix, tensorflow_checkpoint.google_backbone(50, WIDTH)
@@ -53,7 +51,7 @@ def fixture_recipe(tmp_path_factory):
   state = state.replace(**loaded)
   key = jax.random.key(1)
 
-  @quick.jit
+  @jax.jit
   def step(state, batch):
     def loss(params):
       losses, _ = train_step.loss_fn(

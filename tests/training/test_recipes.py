@@ -6,7 +6,6 @@ import pathlib
 import jax
 import numpy as np
 import pytest
-import quick
 
 from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.input_pipeline import batches as input_batches
@@ -135,11 +134,10 @@ def test_a_few_steps(name, dataset):
   batches = input_batches.train_batches(**config.input)
   batch = next(batches)
   model = MaskRCNN.from_config(config.model)
-  with quick.compilation():
-    state, optimizer = train_state.create_train_state(
-      model, {**config.optimizer, 'num_steps': 10}, batch, jax.random.key(0)
-    )
-  step = quick.jit(functools.partial(train_step.train_step, model, optimizer))
+  state, optimizer = train_state.create_train_state(
+    model, {**config.optimizer, 'num_steps': 10}, batch, jax.random.key(0)
+  )
+  step = jax.jit(functools.partial(train_step.train_step, model, optimizer))
   before = state.params
   for _ in range(3):
     state, metrics = step(state, batch)

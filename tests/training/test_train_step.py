@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import quick
 import tiny_model
 from tiny_checkpoint import assert_same
 
@@ -45,7 +44,7 @@ class Run:
     self.compile(self.optimizer)
 
   def compile(self, optimizer):
-    self.jitted = quick.jit(
+    self.jitted = jax.jit(
       functools.partial(train_step.train_step, self.model, optimizer),
       in_shardings=(
         self.replicated,
@@ -243,7 +242,7 @@ def take_all_gradients(run):
 
     return jax.grad(total, has_aux=True)(params)
 
-  compiled = quick.jit(gradients, static_argnames='dtype')
+  compiled = jax.jit(gradients, static_argnames='dtype')
   return functools.partial(compiled, run.state.params)
 
 
@@ -282,7 +281,7 @@ def test_bfloat16_is_near_and_keeps_float32_parameters(
 def test_batch_norm_uses_only_valid_images(batch):
   run = Run(tiny_model.make_model(norm='batch'), batch)
 
-  @quick.jit
+  @jax.jit
   def stored(batch):
     return train_step.loss_fn(
       run.model,

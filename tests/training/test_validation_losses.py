@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-import quick
 import tiny_model
 from eight_devices import run_on_eight
 
@@ -22,10 +21,10 @@ def sampled():
   """Losses of a model that samples, with batch norm that learns."""
   model = tiny_model.make_model(norm='batch')
   batch = tiny_model.make_batch((2, 0, 3))
-  variables = quick.jit(lambda key: train_state.init_variables(model, key))(
+  variables = jax.jit(lambda key: train_state.init_variables(model, key))(
     jax.random.key(0)
   )
-  program = quick.jit(lambda *x: validation_losses.image_losses(model, *x))
+  program = jax.jit(lambda *x: validation_losses.image_losses(model, *x))
   return model, variables, batch, lambda *x: jax.device_get(program(*x))
 
 
@@ -124,10 +123,10 @@ def test_the_losses_of_an_image_are_those_of_a_step_with_it_alone():
   capped = dataclasses.replace(model.sampling, num_mask_rois=2)
   batch = tiny_model.make_batch((2, 0, 3))
   variables = train_state.init_variables(model, jax.random.key(0))
-  losses = quick.jit(
+  losses = jax.jit(
     lambda *x: validation_losses.image_losses(model.clone(sampling=capped), *x)
   )(variables, batch, SEEDS)
-  step = quick.jit(
+  step = jax.jit(
     lambda variables, batch, key: train_step.loss_fn(
       model, variables['params'], variables['batch_stats'], batch, key
     )[0]
