@@ -110,9 +110,10 @@ def write_image(
   if not save or found.masks is None:
     return []
   runs = found.run_lengths(image.shape[:2])
+  safe_names = _for_files(class_names)
   for number, runs_of_one in enumerate(runs, start=1):
     class_id = int(found.classes[number - 1])
-    name = _for_files(class_names.get(class_id, str(class_id)))
+    name = safe_names.get(class_id, str(class_id))
     if 'masks' in save:
       mask = 255 * coco_mask.decode(runs_of_one)
       path = folder / _name('masks', file) / name / f'{number:03d}.png'
@@ -176,10 +177,21 @@ def _crop(image, runs, box) -> np.ndarray:
   return np.concatenate([image[part], alpha[part][..., None]], axis=-1)
 
 
-def _for_files(name: str) -> str:
-  """A class name that is a safe name of a file or a folder."""
-  safe = re.sub(r'[^\w -]', '_', writers.one_line(name))[:_LONGEST_NAME].strip()
-  return safe or '_'
+def _for_files(class_names: Mapping[int, str]) -> dict[int, str]:
+  """Class names that are safe names of files and folders, each of one class.
+
+  A name that another class has, also on systems that take upper and lower case
+  for the same, or that is the number of a class, ends in its own number.
+  """
+  safe, taken = {}, set()
+  for class_id, name in class_names.items():
+    name = re.sub(r'[^\w -]', '_', writers.one_line(name))[:_LONGEST_NAME]
+    name = name.strip() or '_'
+    while name.casefold() in taken or name.isdecimal():
+      name += f'-{class_id}'
+    taken.add(name.casefold())
+    safe[class_id] = name
+  return safe
 
 
 def _yolo_names(class_names: Mapping[int, str]) -> list[str]:

@@ -107,6 +107,24 @@ def assert_same_objects(content, expected, least_iou):
       assert iou(read, mask) >= least_iou
 
 
+def test_classes_whose_names_are_alike_have_folders_of_their_own(
+  tmp_path, found
+):
+  (tmp_path / 'a.png').touch()
+  (file,), _ = list_images([tmp_path / 'a.png'], tmp_path / 'out')
+  names = {1: 'a/b', 2: 'A_b', 5: '7', 7: 'a_b-2'}
+  image = np.zeros((*SIZE, 3), np.uint8)
+  both = found.replace(classes=np.array([1, 2, 1, 5, 7]))
+  labels.write_image(tmp_path, file, image, both, names, ['masks'])
+  assert {str(x.relative_to(tmp_path)) for x in tmp_path.rglob('00*')} == {
+    'masks/a/a_b/001.png',
+    'masks/a/A_b-2/002.png',
+    'masks/a/a_b/003.png',
+    'masks/a/7-5/004.png',
+    'masks/a/a_b-2-7/005.png',
+  }
+
+
 def test_labelme_and_back(output, found, tmp_path):
   content, summary = prepared(output, output / 'out' / 'labelme', tmp_path)
   assert summary.data_format == 'labelme'
