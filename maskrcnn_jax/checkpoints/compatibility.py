@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax
+import jax
 import ml_collections
 
 from maskrcnn_jax import override
@@ -57,6 +59,8 @@ def check_tensors(
 ) -> None:
   """Raises `WorkdirError` if a saved state has other tensors than a target.
 
+  Where they are the same, the settings that differ are logged.
+
   Args:
     config_differences: the likely reason, as from `differences`.
   """
@@ -69,6 +73,11 @@ def check_tensors(
       'workdir or the config of that run.',
       path=path,
       given=lines,
+    )
+  if config_differences and jax.process_index() == 0:
+    logging.info(
+      'Settings that are not those of %s:\n%s',
+      *(path, listed(config_differences)),
     )
 
 

@@ -89,6 +89,18 @@ def test_restore_returns_the_average_and_resume_both(tmp_path):
   assert_same(restored.state, state)
 
 
+def test_settings_that_changed_are_said(tmp_path, caplog):
+  caplog.set_level('INFO')
+  config = make_config()
+  with store.CheckpointWriter(tmp_path) as writer:
+    writer.save(4, make_state(step=4), POSITION, config, CLASSES)
+  store.restore_latest(tmp_path, make_state(), config)
+  assert 'Settings' not in caplog.text
+  config.optimizer = {'learning_rate': 0.25}
+  store.restore_latest(tmp_path, make_state(), config)
+  assert 'optimizer' in caplog.text and '0.25' in caplog.text
+
+
 def test_a_run_without_an_average_does_not_resume_with_one(tmp_path):
   config = make_config()
   with store.CheckpointWriter(tmp_path) as writer:
