@@ -37,7 +37,7 @@ def bench(
   Args:
     config: a ConfigDict with the sections `model` and `input`.
     options: see `BenchOptions`.
-    output: folder, made if missing; None: nothing is written.
+    output: empty folder, made if missing; None: nothing is written.
     is_real: whether images are of the config's records; else they are random.
 
   Returns:
@@ -45,15 +45,12 @@ def bench(
     `tables`, rows of `measure.run` by title.
 
   Raises:
-    UserError: an argument is wrong.
-    FileExistsError: the folder has results already.
+    UserError: an argument is wrong, or the folder is not empty.
   """
   if jax.process_count() > 1:
     raise invalid('number of processes', jax.process_count(), '1')
-  if output and pathlib.Path(output, 'bench.json').exists():
-    raise FileExistsError(
-      f'{output} holds the results of an earlier run; choose another --output.'
-    )
+  if output:
+    files.check_new_folder(output)
   peaks = machine.measure_peaks()
   subject = make_subject(config, is_real, min(options.rounds, _MAX_BATCHES))
   result = {

@@ -20,8 +20,10 @@ from collections.abc import Iterator, Mapping
 
 import jax
 
+from maskrcnn_jax.checkpoints import foreign_files
 from maskrcnn_jax.checkpoints.compatibility import WorkdirError
 from maskrcnn_jax.distributed import collectives
+from maskrcnn_jax.errors import UserError
 
 FILE = 'run.lock'
 _BEAT_SECONDS = 5.0
@@ -43,14 +45,16 @@ def held(workdir) -> Iterator[None]:
       run leaves nothing in it.
 
   Raises:
-    WorkdirError: another run holds it; `item` is its pid, `given` its host.
+    WorkdirError: another run holds it; `item` is its pid, `given` its host. Or
+      files of a user are in the way, see `foreign_files`.
     OSError: the folder cannot be written.
   """
   lock = failure = None
   if jax.process_index() == 0:
     try:
+      foreign_files.check(workdir)
       lock = _Lock(pathlib.Path(workdir))
-    except WorkdirError as error:
+    except UserError as error:
       failure = [str(error), error.item, error.given]
     except OSError as error:
       failure = [f'{error.strerror}: {error.filename}', None, None]
@@ -102,7 +106,7 @@ class _Lock:
     """Replaces the lock of a run that is gone; False: try again.
 
     Raises:
-      WorkdirError: the run is alive.
+      WorkdirError: the run is alive, or the file is of a user.
     """
     try:
       old = os.open(self._path, os.O_RDWR | os.O_NOFOLLOW)
@@ -112,6 +116,10 @@ class _Lock:
       is_free, holder = _flock(old), _read(self._path)
       if not self._is_own(old):
         return False
+      # Empty it is where there are no hard links, for a moment.
+      is_foreign = not holder and os.fstat(old).st_size
+      if is_foreign and not foreign_files.is_of_a_run(self._workdir):
+        raise foreign_files.error(self._workdir, FILE)
       is_here = holder.get('machine') == _machine()
       if is_free is False:
         if is_late or not is_here or _is_running(holder):

@@ -32,7 +32,7 @@ def add_verbs(add_verb) -> None:
   add('--breakdown', action='store_true',
       help='also print the work of every stage of the model, forward and '
       'backward, and the number of copies, gathers, scatters and loops')
-  add('--output', help='folder for plan.json and plan.png')
+  add('--output', help='new folder for plan.json and plan.png')
   # fmt: on
 
 

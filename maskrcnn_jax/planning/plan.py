@@ -53,7 +53,7 @@ def plan(
     names: topologies, see `topologies.KNOWN`.
     batches_per_device: images; `LARGEST`: those of `search_largest`; None: the
       config's batch divided by the devices of a topology, at least 1.
-    output: folder of `plan.json` and `plan.png`; None writes neither.
+    output: new folder of `plan.json` and `plan.png`; None writes neither.
     rate_is_given: whether the learning rate stays, whatever the batch is.
     what: of `programs.TRACED`.
     has_breakdown: whether the work of each program is divided by stage.
@@ -62,9 +62,11 @@ def plan(
     A row for each, see `plan_step`.
 
   Raises:
-    UserError: a topology or batch is not possible, or the compiler for a
-      topology is not installed.
+    UserError: a topology or batch is not possible, the compiler for a topology
+      is not installed, or the folder is not empty.
   """
+  if output:
+    files.check_new_folder(output)
   is_search = batches_per_device == LARGEST
   if not is_search and min(batches_per_device or [1]) < 1:
     raise invalid('batch_per_device', batches_per_device, 'at least 1')

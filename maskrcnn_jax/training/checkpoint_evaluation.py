@@ -2,7 +2,7 @@
 
 import jax
 
-from maskrcnn_jax.checkpoints import retention, store
+from maskrcnn_jax.checkpoints import foreign_files, retention, store
 from maskrcnn_jax.distributed import collectives
 from maskrcnn_jax.distributed.watchdog import config_watchdog
 from maskrcnn_jax.errors import UserError
@@ -48,6 +48,7 @@ def evaluate(
       )
     step = wanted = store.step_of(workdir, step)
   else:
+    foreign_files.check(workdir)
     _check_not_mixed(workdir, source)
     model, wanted = MaskRCNN.from_config(config.model), None
     variables, step = pretrained.whole_model(source, model, config)

@@ -121,6 +121,14 @@ def test_results_are_not_overwritten(done, capsys):
   assert str(folder) in capsys.readouterr().err
 
 
+def test_files_of_a_user_stay(tmp_path, capsys):
+  (tmp_path / 'bench.png').write_text('mine')
+  argv = ['bench', '--config=shapes', f'--output={tmp_path}']
+  assert command.main(argv) == 2
+  assert str(tmp_path) in capsys.readouterr().err
+  assert (tmp_path / 'bench.png').read_text() == 'mine'
+
+
 @pytest.mark.parametrize(
   'flag, word',
   [

@@ -176,9 +176,10 @@ def test_an_unreadable_lock_is_that_of_another_machine(
   tmp_path, other_machine, text
 ):
   other_machine.write_text(text)
+  (tmp_path / 'config.json').write_text('{}')
   with workdir_lock.held(tmp_path):
     pass
-  assert contents(tmp_path) == []
+  assert contents(tmp_path) == ['config.json']
 
 
 def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path):

@@ -271,6 +271,14 @@ def test_largest_batch_needs_a_known_memory():
   assert error.value.argument == 'batch_per_device'
 
 
+def test_files_of_a_user_stay(tmp_path):
+  (tmp_path / 'plan.png').write_text('mine')
+  with pytest.raises(UserError) as error:
+    plan.plan(_make_config(), ['cpu:1'], [2], str(tmp_path))
+  assert error.value.argument == '--output'
+  assert (tmp_path / 'plan.png').read_text() == 'mine'
+
+
 @pytest.mark.slow
 def test_detection(capsys):
   (row,) = plan.plan(_make_config(), ['cpu:1'], [2], what='inference')
