@@ -244,6 +244,8 @@ def draw(image, found, names):
 def read(path):
   """RGB pixels of an image file, turned as its EXIF data say."""
   with Image.open(path, formats=FORMATS) as image:
+    if image.mode[0] in 'IF':  # Pillow would make nearly all of it white.
+      raise ValueError(f'{path} has more than 8 bits a value: scale it first.')
     return np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
 
 

@@ -7,6 +7,7 @@ import drawn_checkpoint
 import numpy as np
 import pytest
 import tiny_run
+from PIL import Image
 
 from maskrcnn_jax.evaluation import mask_pasting
 from maskrcnn_jax.export import detect, exporter
@@ -28,6 +29,17 @@ def workdir(tmp_path_factory):
 
 def draw_image(*size):
   return np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+
+
+def test_images_are_read_as_rgb_and_wide_ones_refused(tmp_path):
+  grey = draw_image(4, 5)[..., 0]
+  path = tmp_path / 'image.tif'
+  Image.fromarray(grey).save(path)
+  np.testing.assert_array_equal(detect.read(path), np.stack([grey] * 3, -1))
+  for wide in (grey.astype(np.uint16) * 256, grey / np.float32(255)):
+    Image.fromarray(wide).save(path)
+    with pytest.raises(ValueError, match=r'image\.tif'):
+      detect.read(path)
 
 
 @pytest.mark.parametrize('exact', [False, True])
