@@ -9,7 +9,12 @@ from typing import Any
 
 import jax
 
-from maskrcnn_jax.distributed import backends, collectives, launcher
+from maskrcnn_jax.distributed import (
+  allocator,
+  backends,
+  collectives,
+  launcher,
+)
 from maskrcnn_jax.errors import UserError, invalid
 
 # Folder of compiled programs.
@@ -37,6 +42,8 @@ def start(section: Mapping[str, Any]) -> int:
     section.get('coordinator_address'),
     section.get('heartbeat_seconds') or _HEARTBEAT_SECONDS,
   )
+  if num_processes == 1:
+    allocator.run_in_calling_thread()
   backends.pick_backend(
     section.get('backend', 'auto'), num_processes, section.get('plugin_path')
   )

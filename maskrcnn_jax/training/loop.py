@@ -16,7 +16,7 @@ import jax
 from maskrcnn_jax import charts, override
 from maskrcnn_jax.checkpoints import store, workdir_lock
 from maskrcnn_jax.datasets import categories
-from maskrcnn_jax.distributed import collectives, model_sharding
+from maskrcnn_jax.distributed import allocator, collectives, model_sharding
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.distributed.termination import Stopped, Termination
 from maskrcnn_jax.distributed.watchdog import config_watchdog
@@ -167,6 +167,7 @@ def _train(config, workdir, notes, evaluated: bool) -> dict[str, float]:
           compiled[canvas] = _compile(
             model, optimizer, mesh, state, inputs, key, writer
           )
+        allocator.keep_freed_memory()
       profile.before(step - first_step)
       state, step_metrics = compiled[canvas](state, inputs, key)
       profile.after(step - first_step, step_metrics)
