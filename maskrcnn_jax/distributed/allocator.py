@@ -2,7 +2,7 @@
 
 XLA allocates the temporaries of every step anew. glibc maps blocks of their
 size when they are allocated, unmaps them when they are freed, and the kernel
-fills every page with zeros again: 0.5 million page faults for a step of one
+fills every page with zeros again: 265,000 page faults for a step of one
 image of 512x512.
 """
 
