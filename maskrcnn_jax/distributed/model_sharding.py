@@ -21,7 +21,7 @@ def shard_model(
 ) -> MaskRCNN:
   """The model with sharding constraints on its arrays; its values are the same.
 
-  On one CPU device its mask head skips RoIs that are padding.
+  On one CPU device its mask head skips padding RoIs, if that is faster.
 
   Args:
     shard_state: the `kind` of `mesh.state_shardings`.
@@ -36,7 +36,11 @@ def shard_model(
     hooks['per_device'] = _PerDevice(mesh)
     if mesh.shape['spatial'] == 1:
       hooks['share'] = _Share(mesh)
-  if mesh.size == 1 and mesh.devices.flat[0].platform == 'cpu':
+  is_one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == 'cpu'
+  if is_one_cpu and heads.is_skipping_faster(
+    *(model.mask_size, model.pyramid_channels),
+    *(model.mask_channels, model.dtype),
+  ):
     hooks['mask_head'] = heads.skip_padding
   return model.clone(layout=Layout(**hooks))
 
