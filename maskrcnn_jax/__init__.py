@@ -14,7 +14,7 @@ _HOMES = {
   'Detections': 'structures',
   'create_train_state': 'training.train_state',
   'train_step': 'training.train_step',
-  'detect': 'training.train_step',
+  'detect': 'inference.detection',
   'restore': 'checkpoints.store',
   'Predictor': 'inference.predictor',
   'Tracker': 'inference.tracking',

@@ -53,7 +53,8 @@ ALLOWED = {
     'jax numpy flax optax ml_collections tensorboardX tqdm .charts'
     ' .checkpoints .config .datasets .distributed .evaluation'
     ' .habana.metric_names .input_pipeline.batches'
-    ' .input_pipeline.single_images .models .optimization'
+    ' .inference.detection .input_pipeline.single_images .models'
+    ' .optimization'
     ' .structures .visualize .weights'
   ),
   'maskrcnn_jax/training/train_state': (
@@ -65,8 +66,7 @@ ALLOWED = {
   'maskrcnn_jax/inference': (
     'jax numpy scipy pycocotools PIL tqdm av .checkpoints .datasets'
     ' .distributed .evaluation'
-    ' .input_pipeline .models .ops.nms .structures .training.train_step'
-    ' .visualize'
+    ' .input_pipeline .models .ops.nms .structures .visualize'
   ),
   'maskrcnn_jax/export': (
     'jax numpy flax tensorflow onnx onnxruntime tqdm .__version__ .checkpoints'
@@ -76,14 +76,14 @@ ALLOWED = {
   # It runs without this package.
   'maskrcnn_jax/export/detect': 'jax numpy onnxruntime PIL',
   'maskrcnn_jax/planning': (
-    'jax .charts .config .distributed .input_pipeline .models.mask_rcnn'
-    ' .optimization.optimizer .tables .training.train_state'
+    'jax .charts .config .distributed .inference.detection .input_pipeline'
+    ' .models.mask_rcnn .optimization.optimizer .tables .training.train_state'
     ' .training.train_step'
   ),
   'maskrcnn_jax/benchmarks': (
     'jax numpy flax optax PIL tensorflow tqdm .charts .datasets .distributed'
-    ' .evaluation .input_pipeline .models .ops.images .optimization .planning'
-    ' .structures .tables .training .visualize .weights'
+    ' .evaluation .inference.detection .input_pipeline .models .ops.images'
+    ' .optimization .planning .structures .tables .training .visualize .weights'
   ),
   'maskrcnn_jax/benchmarks/torchvision_side': 'numpy timm torch torchvision',
   'maskrcnn_jax/habana': (

@@ -12,7 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from maskrcnn_jax.benchmarks import measure, programs
 from maskrcnn_jax.benchmarks.subject import Subject
 from maskrcnn_jax.distributed import mesh as mesh_lib
-from maskrcnn_jax.training import train_step
+from maskrcnn_jax.inference import detection
 
 
 def run(subject: Subject) -> list[measure.Row]:
@@ -25,7 +25,7 @@ def run(subject: Subject) -> list[measure.Row]:
     return programs.jitted_step(subject, state)
 
   def make_detection():
-    return train_step.jit_detect(subject.model, subject.mesh)
+    return detection.jit_detect(subject.model, subject.mesh)
 
   inputs = variables, batch['images'], batch['image_sizes']
   return [

@@ -18,6 +18,7 @@ from maskrcnn_jax.benchmarks.subject import Subject, make_subject
 from maskrcnn_jax.benchmarks.torchvision_process import TorchvisionProcess
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.errors import UserError
+from maskrcnn_jax.inference import detection
 from maskrcnn_jax.models import layers
 from maskrcnn_jax.ops import images as image_ops
 from maskrcnn_jax.training import train_step
@@ -87,7 +88,7 @@ def detection_side(subject: Subject) -> measure.Side:
   variables = subject.state(examples.DETECTION_BACKGROUND).variables()
   variables = mesh_lib.put_replicated(variables, subject.mesh)
   inputs = [(x['images'], x['image_sizes']) for x in subject.batches()]
-  detect = train_step.jit_detect(subject.model, subject.mesh)
+  detect = detection.jit_detect(subject.model, subject.mesh)
   run, program = measure.compile_program(detect, variables, *inputs[0])
 
   def seconds(number):

@@ -20,12 +20,12 @@ from maskrcnn_jax.checkpoints import (
 from maskrcnn_jax.datasets import value_range
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.errors import UserError, invalid
+from maskrcnn_jax.inference import detection
 from maskrcnn_jax.inference import views as views_lib
 from maskrcnn_jax.inference.views import TileOptions, View
 from maskrcnn_jax.input_pipeline import resizing, single_images
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.structures import Detections
-from maskrcnn_jax.training import train_step
 
 # Batches on the device while the host prepares the next.
 _AHEAD = 1
@@ -131,7 +131,7 @@ class Predictor:
     parts = self._mesh.shape['data']
     self._batch_size = -(-batch_size // parts) * parts
     self._variables = mesh_lib.put_replicated(variables, self._mesh)
-    self._detect = train_step.jit_detect(self._model, self._mesh)
+    self._detect = detection.jit_detect(self._model, self._mesh)
 
   def __call__(self, images) -> Any:
     """Detections of one image, or of each of several.

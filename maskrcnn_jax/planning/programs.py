@@ -10,6 +10,7 @@ import jax
 
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.distributed import model_sharding
+from maskrcnn_jax.inference import detection
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.optimization.optimizer import make_optimizer
 from maskrcnn_jax.planning import topologies
@@ -45,7 +46,7 @@ def trace_inference(config, spec, topology: topologies.Topology):
     lambda key: train_state.init_variables(model, key), jax.random.key(0)
   )
   inputs = (_batch(spec)[x] for x in INPUTS['inference'])
-  return train_step.jit_detect(model, mesh).trace(variables, *inputs)
+  return detection.jit_detect(model, mesh).trace(variables, *inputs)
 
 
 TRACED = {'step': trace_step, 'inference': trace_inference}

@@ -24,6 +24,7 @@ from maskrcnn_jax.evaluation import (
 )
 from maskrcnn_jax.evaluation.workers import Workers, default_count
 from maskrcnn_jax.habana import metric_names
+from maskrcnn_jax.inference import detection
 from maskrcnn_jax.input_pipeline import batches as input_batches
 from maskrcnn_jax.input_pipeline import single_images
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
@@ -32,7 +33,6 @@ from maskrcnn_jax.training import (
   data_checks,
   monitor,
   summary,
-  train_step,
   validation_losses,
 )
 from maskrcnn_jax.training.options import EvaluationOptions
@@ -80,7 +80,7 @@ class Evaluator:
     self._losses = None
     if options.losses:
       self._losses = validation_losses.ValidationLosses(model, self._mesh)
-    self._detect = train_step.jit_detect(model, self._mesh)
+    self._detect = detection.jit_detect(model, self._mesh)
 
   def __call__(
     self, step: int, variables, writer, heartbeat: Callable[[str], None]

@@ -150,7 +150,7 @@ for spatial in (1, 2):
   inputs = mesh_lib.input_shardings(mesh)
   detect = quick.jit(
     functools.partial(
-      train_step.detect, model_sharding.shard_model(model, mesh)
+      detection.detect, model_sharding.shard_model(model, mesh)
     ),
     in_shardings=(everywhere, inputs['images'], inputs['image_sizes']),
     out_shardings=everywhere,

@@ -13,8 +13,8 @@ from PIL import Image
 
 from maskrcnn_jax import config as config_lib
 from maskrcnn_jax.export import exporter
+from maskrcnn_jax.inference import detection
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.training import train_step
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +65,7 @@ def exported(tmp_path_factory):
   image_sizes = np.float32([CANVAS] * BATCH) - 3
   images[-1], image_sizes[-1] = 0, 0
   np.savez(folder / 'input.npz', images=images, image_sizes=image_sizes)
-  wanted = train_step.detect(model, variables, images, image_sizes)
+  wanted = detection.detect(model, variables, images, image_sizes)
   return folder, jax.tree.map(np.asarray, wanted)
 
 

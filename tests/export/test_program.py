@@ -11,9 +11,9 @@ import tiny_run
 from jax import export
 
 from maskrcnn_jax.export import program
+from maskrcnn_jax.inference import detection
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.ops import convolution, cpu_convolution
-from maskrcnn_jax.training import train_step
 
 CANVAS = (64, 96)
 
@@ -46,7 +46,7 @@ def custom_calls(exported):
 
 def assert_is_detect(exported, model, variables, weights, batch):
   found = exported.call(weights, *batch)
-  wanted = train_step.detect(model, variables, *batch)
+  wanted = detection.detect(model, variables, *batch)
   assert np.any(wanted.valid)
   assert found.keys() == {*program.OUTPUTS}
   for name, value in found.items():

@@ -21,6 +21,7 @@ from maskrcnn_jax.checkpoints import store
 from maskrcnn_jax.training import evaluator
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.distributed import model_sharding
+from maskrcnn_jax.inference import detection
 from maskrcnn_jax.planning import program_text
 from maskrcnn_jax.training import train_state, train_step
 arguments = [json.loads(text) for text in sys.argv[1:]]
@@ -125,7 +126,7 @@ def run_on_eight(script, *args):
   """JSON that a script prints.
 
   Args:
-    script: may use `jax`, `np`, `tiny_model`, `mesh_lib` and `train_step`.
+    script: may use what `_SETUP` imports.
     args: become its `arguments`, in the types of JSON.
   """
   done = job_process.execute(

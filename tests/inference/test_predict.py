@@ -25,12 +25,11 @@ from maskrcnn_jax import visualize
 from maskrcnn_jax.checkpoints import store
 from maskrcnn_jax.cli import main as command
 from maskrcnn_jax.evaluation import coco_results
-from maskrcnn_jax.inference import image_files, predict, writer
+from maskrcnn_jax.inference import detection, image_files, predict, writer
 from maskrcnn_jax.inference.image_files import ImageFile
 from maskrcnn_jax.inference.predictor import Predictor
 from maskrcnn_jax.input_pipeline import resizing, single_images
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.training import train_step
 from maskrcnn_jax.weights import tensor_files, torchvision
 
 NAMES = drawn_checkpoint.CLASSES
@@ -297,7 +296,7 @@ def test_imported_weights_detect(photos, tmp_path):
     resizing.ResizeOptions(**config.input.resize),
   )
   expected = to_results(
-    jax.jit(functools.partial(train_step.detect, model))(
+    jax.jit(functools.partial(detection.detect, model))(
       variables, row['images'][None], row['image_sizes'][None]
     ),
     *(np.array([1]), row['original_sizes'][None], row['scales'][None]),
