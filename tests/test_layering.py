@@ -42,8 +42,9 @@ ALLOWED = {
   'maskrcnn_jax/weights/download': 'pooch requests',
   'maskrcnn_jax/distributed': 'jax numpy .models',
   'maskrcnn_jax/checkpoints': (
-    'jax numpy flax orbax tensorstore ml_collections .config .distributed'
-    ' .evaluation.score_thresholds .evaluation.scores .models'
+    'jax numpy flax orbax tensorstore ml_collections .config'
+    ' .datasets.record_index .distributed .evaluation.score_thresholds'
+    ' .evaluation.scores .models'
   ),
   'maskrcnn_jax/optimization': 'jax optax .models',
   'maskrcnn_jax/optimization/epochs': (

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import jax
 
 from maskrcnn_jax import charts, override
-from maskrcnn_jax.checkpoints import store, workdir_lock
+from maskrcnn_jax.checkpoints import records_note, store, workdir_lock
 from maskrcnn_jax.datasets import categories
 from maskrcnn_jax.distributed import allocator, collectives, model_sharding
 from maskrcnn_jax.distributed import mesh as mesh_lib
@@ -31,7 +31,6 @@ from maskrcnn_jax.training import (
   data_checks,
   metrics,
   pretrained,
-  records_note,
   summary,
   train_step,
 )

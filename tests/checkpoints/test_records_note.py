@@ -6,8 +6,8 @@ import ml_collections
 import pytest
 from example_records import example
 
+from maskrcnn_jax.checkpoints import records_note
 from maskrcnn_jax.datasets import records
-from maskrcnn_jax.training import records_note
 
 
 @pytest.fixture
