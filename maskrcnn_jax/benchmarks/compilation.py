@@ -11,7 +11,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from maskrcnn_jax.benchmarks import measure, programs
 from maskrcnn_jax.benchmarks.subject import Subject
-from maskrcnn_jax.distributed import mesh as mesh_lib
+from maskrcnn_jax.distributed import arrays
 from maskrcnn_jax.inference import detection
 
 
@@ -19,7 +19,7 @@ def run(subject: Subject) -> list[measure.Row]:
   """Rows of the time until the step and detection can run; see `compiled`."""
   step_arguments = programs.step_arguments(subject)
   state, batch, _ = step_arguments
-  variables = mesh_lib.put_replicated(state.variables(), subject.mesh)
+  variables = arrays.put_replicated(state.variables(), subject.mesh)
 
   def make_step():
     return programs.jitted_step(subject, state)

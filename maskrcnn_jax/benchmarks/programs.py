@@ -16,7 +16,7 @@ from maskrcnn_jax.benchmarks import examples, measure
 from maskrcnn_jax.benchmarks.options import BenchOptions
 from maskrcnn_jax.benchmarks.subject import Subject, make_subject
 from maskrcnn_jax.benchmarks.torchvision_process import TorchvisionProcess
-from maskrcnn_jax.distributed import mesh as mesh_lib
+from maskrcnn_jax.distributed import arrays
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.inference import detection
 from maskrcnn_jax.models import layers
@@ -68,7 +68,7 @@ def step_side(subject: Subject) -> measure.Side:
 
 def step_arguments(subject: Subject) -> tuple[Any, Any, Any]:
   """State, first batch and key."""
-  key = mesh_lib.put_replicated(jax.random.key(0), subject.mesh)
+  key = arrays.put_replicated(jax.random.key(0), subject.mesh)
   return subject.state(), subject.batches()[0], key
 
 
@@ -86,7 +86,7 @@ def detection_side(subject: Subject) -> measure.Side:
   Its fact is the number of `detections` in every image.
   """
   variables = subject.state(examples.DETECTION_BACKGROUND).variables()
-  variables = mesh_lib.put_replicated(variables, subject.mesh)
+  variables = arrays.put_replicated(variables, subject.mesh)
   inputs = [(x['images'], x['image_sizes']) for x in subject.batches()]
   detect = detection.jit_detect(subject.model, subject.mesh)
   run, program = measure.compile_program(detect, variables, *inputs[0])

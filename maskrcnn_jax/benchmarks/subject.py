@@ -7,8 +7,8 @@ from typing import Any
 import jax
 
 from maskrcnn_jax.benchmarks import examples
+from maskrcnn_jax.distributed import arrays, model_sharding
 from maskrcnn_jax.distributed import mesh as mesh_lib
-from maskrcnn_jax.distributed import model_sharding
 from maskrcnn_jax.models.layout import Layout
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.optimization.optimizer import Optimizer, make_optimizer
@@ -70,7 +70,7 @@ class Subject:
 
   def batches(self) -> list[dict[str, Any]]:
     """The batches on the devices."""
-    return [mesh_lib.put_batch(batch, self.mesh) for batch in self.host_batches]
+    return [arrays.put_batch(batch, self.mesh) for batch in self.host_batches]
 
   def state(self, background: float = examples.TRAINING_BACKGROUND):
     """A train state of `examples.example_variables` on the devices."""

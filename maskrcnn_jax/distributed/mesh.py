@@ -1,4 +1,4 @@
-"""Device mesh: shardings of batches and train states, arrays put on devices.
+"""Device mesh: shardings of batches and train states.
 
 The training step is written for the global batch; the compiler splits it by
 these shardings. The mesh has two axes: `data` splits the rows of a batch,
@@ -7,18 +7,14 @@ these shardings. The mesh has two axes: `data` splits the rows of a batch,
 
 import functools
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from maskrcnn_jax.distributed import collectives
 from maskrcnn_jax.errors import UserError, invalid
 
-# Entries of a batch that stay on the host.
-HOST_KEYS = ('image_ids', 'original_sizes', 'scales')
 # Values of `runtime.shard_state`, see `state_shardings`.
 SHARD_STATE = ('none', 'optimizer', 'all')
 # Pixels per row of the coarsest map of the backbone.
@@ -209,81 +205,3 @@ def _is_known(mesh, name, value) -> bool:
     logging.warning('compiling without %s=%s: %s', name, value, error)
     return False
   return True
-
-
-def put_replicated(tree: Any, mesh: Mesh) -> Any:
-  """A tree of arrays, replicated on every device; see `put`."""
-  return put(tree, jax.tree.map(lambda _: replicated(mesh), tree))
-
-
-def put(tree: Any, shardings: Any) -> Any:
-  """A tree of arrays with given shardings.
-
-  Process 0 broadcasts its values: those of another process may differ in the
-  last digit, as random values do on another kind of CPU.
-
-  Args:
-    tree: `jax.Array`s of this process, or a result of this function.
-    shardings: one for each array, over the devices of all processes.
-  """
-  own = all(x.is_fully_addressable for x in jax.tree.leaves(tree))
-  if jax.process_count() == 1 or not own:
-    return jax.device_put(tree, shardings)
-  return jax.tree.map(
-    lambda x, sharding: jax.make_array_from_callback(
-      x.shape, sharding, lambda index: x[index]
-    ),
-    collectives.broadcast(tree),
-    shardings,
-  )
-
-
-def put_rows(rows: np.ndarray, mesh: Mesh) -> jax.Array:
-  """Global array of this process' rows of a batch."""
-  return jax.make_array_from_process_local_data(batch_sharding(mesh), rows)
-
-
-def local_rows(tree, num_rows: int):
-  """This process' rows of arrays that are replicated on all devices.
-
-  Args:
-    tree: arrays `[rows of all processes, ...]`.
-  """
-  if jax.process_count() == 1:
-    return tree
-  start = jax.process_index() * num_rows
-  return jax.tree.map(lambda x: np.asarray(x)[start : start + num_rows], tree)
-
-
-def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
-  """Global arrays of a batch, without its `HOST_KEYS`.
-
-  Args:
-    batch: this process' rows, NumPy, with whole images.
-
-  Raises:
-    UserError: the rows, or the height of the images, cannot be split evenly
-      over the devices.
-  """
-  spatial = mesh.shape['spatial']
-  parts = max(len(mesh.local_devices) // spatial, 1)
-  rows = len(batch['images'])
-  if rows % parts:
-    shared = f', {spatial} to an image' if spatial > 1 else ''
-    raise UserError(
-      f'batch_size must be a multiple of the number of devices: {rows} rows '
-      f'in this process for {parts * spatial} devices{shared}.',
-      argument='batch_size',
-      given=rows,
-      wanted=parts,
-    )
-  check_canvas(batch['images'].shape[1:3], mesh)
-  shardings = input_shardings(mesh)
-  return {
-    key: jax.tree.map(
-      functools.partial(jax.make_array_from_process_local_data, shardings[key]),
-      value,
-    )
-    for key, value in batch.items()
-    if key not in HOST_KEYS
-  }

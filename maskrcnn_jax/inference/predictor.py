@@ -18,6 +18,7 @@ from maskrcnn_jax.checkpoints import (
   store,
 )
 from maskrcnn_jax.datasets import value_range
+from maskrcnn_jax.distributed import arrays
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.errors import UserError, invalid
 from maskrcnn_jax.inference import detection
@@ -130,7 +131,7 @@ class Predictor:
     self._mesh = mesh_lib.make_mesh(num_devices)
     parts = self._mesh.shape['data']
     self._batch_size = -(-batch_size // parts) * parts
-    self._variables = mesh_lib.put_replicated(variables, self._mesh)
+    self._variables = arrays.put_replicated(variables, self._mesh)
     self._detect = detection.jit_detect(self._model, self._mesh)
 
   def __call__(self, images) -> Any:
@@ -219,7 +220,7 @@ class Predictor:
       batch[key] = np.stack(filled)
     for *_, inputs in rows:
       del inputs['images']  # The device has it now.
-    batch = mesh_lib.put_batch(batch, self._mesh)
+    batch = arrays.put_batch(batch, self._mesh)
     with compatibility.fitting(self._source):
       return self._detect(
         self._variables, batch['images'], batch['image_sizes']

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import jax
 
+from maskrcnn_jax.distributed import arrays, model_sharding
 from maskrcnn_jax.distributed import mesh as mesh_lib
-from maskrcnn_jax.distributed import model_sharding
 from maskrcnn_jax.inference import detection
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.optimization.optimizer import make_optimizer
@@ -85,5 +85,5 @@ def _batch(spec):
   """Shapes of the arrays that devices get."""
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(tuple(x.shape), x.dtype.as_numpy_dtype),
-    {k: x for k, x in spec.items() if k not in mesh_lib.HOST_KEYS},
+    {k: x for k, x in spec.items() if k not in arrays.HOST_KEYS},
   )

@@ -8,7 +8,7 @@ from maskrcnn_jax.distributed.watchdog import config_watchdog
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.evaluation import scores
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
-from maskrcnn_jax.training import data_checks, metrics, pretrained
+from maskrcnn_jax.training import class_checks, metrics, pretrained
 from maskrcnn_jax.training.evaluator import Evaluator
 
 
@@ -54,8 +54,8 @@ def evaluate(
     variables, step = pretrained.whole_model(source, model, config)
   path = source or workdir
   if store.is_checkpoint(path):
-    classes = data_checks.checkpoint_classes(path, wanted)
-    data_checks.check_validation_classes(config, classes, path)
+    classes = class_checks.checkpoint_classes(path, wanted)
+    class_checks.check_validation_classes(config, classes, path)
   evaluator = Evaluator(config, workdir)
   if source is None:
     variables, _ = store.restore(workdir, step)

@@ -11,9 +11,10 @@ import numpy as np
 from maskrcnn_jax import charts, files, override, visualize
 from maskrcnn_jax.checkpoints import checksums
 from maskrcnn_jax.datasets import categories, images
-from maskrcnn_jax.distributed import collectives, model_sharding
+from maskrcnn_jax.distributed import arrays, collectives, model_sharding
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.evaluation import (
+  annotations,
   class_report,
   coco_metrics,
   coco_results,
@@ -29,8 +30,6 @@ from maskrcnn_jax.input_pipeline import batches as input_batches
 from maskrcnn_jax.input_pipeline import single_images
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.training import (
-  batch_checks,
-  data_checks,
   monitor,
   summary,
   validation_losses,
@@ -59,22 +58,20 @@ class Evaluator:
     model = model_sharding.shard_model(
       MaskRCNN.from_config(config.model), self._mesh
     )
-    self._batch_size = batch_checks.padded_batch_size(
-      options.batch_size, self._mesh
-    )
+    self._batch_size = arrays.padded_batch_size(options.batch_size, self._mesh)
     images.set_max_pixels(config.input.get('max_pixels'), 'input.max_pixels')
     data = (options.file_pattern, options.max_images)
-    self._annotations_file = (
-      options.annotations_file or data_checks.write_annotations(*data, workdir)
+    self._annotations_file = options.annotations_file or annotations.write(
+      *data, workdir
     )
-    self._num_images = data_checks.check_annotations(
+    self._num_images = annotations.check(
       *data, self._annotations_file, model.num_classes
     )
     self._nms = model.detections
     self._num_pictures = config.training.get('pictures', 8)
     self._log_file = config.training.get('log_file')
     self._input = {**config.input, **single_images.detection_sizes(config)}
-    classes = data_checks.annotated_classes(self._annotations_file)
+    classes = annotations.read_classes(self._annotations_file)
     self._names = categories.names_of(classes)
     self._category_ids = categories.category_ids(classes)
     self._losses = None
@@ -100,7 +97,7 @@ class Evaluator:
       heartbeat(f'evaluation of step {step}: {status}')
 
     weights = checksums.model_digest(variables)
-    variables = mesh_lib.put_replicated(variables, self._mesh)
+    variables = arrays.put_replicated(variables, self._mesh)
     losses, values = {}, {}
     if self._losses:
       batches = writer.progress(self._batches(with_instances=True))
@@ -156,7 +153,7 @@ class Evaluator:
       writer.progress(batches), variables, seconds, beat
     )
     for number, (batch, detections) in enumerate(found, start=1):
-      detections = mesh_lib.local_rows(detections, len(batch['valid']))
+      detections = arrays.local_rows(detections, len(batch['valid']))
       if self._nms.nms == 'mask':
         detections = mask_nms.suppress(
           jax.tree.map(np.asarray, detections),
@@ -199,7 +196,7 @@ class Evaluator:
       if batch is not None:
         beat(f'batch {number}')
         images = {k: batch[k] for k in ('images', 'image_sizes')}
-        images = mesh_lib.put_batch(images, self._mesh)
+        images = arrays.put_batch(images, self._mesh)
         detections = self._detect(
           variables, images['images'], images['image_sizes']
         )

@@ -149,9 +149,9 @@ def _adopt(config, source: Mapping[str, Any]) -> list[str]:
 def _count_classes(config) -> int:
   """Classes, with background, of the records and the annotations."""
   # It loads TensorFlow, which `import_weights` does without.
-  from maskrcnn_jax.training import data_checks
+  from maskrcnn_jax.training import class_checks
 
-  classes, validated = data_checks.training_classes(config)
+  classes, validated = class_checks.training_classes(config)
   classes = {**validated, **classes}
   if beyond := categories.ids_far_beyond(classes):
     raise UserError(

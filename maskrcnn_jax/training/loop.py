@@ -16,7 +16,12 @@ import jax
 from maskrcnn_jax import charts, override
 from maskrcnn_jax.checkpoints import records_note, store, workdir_lock
 from maskrcnn_jax.datasets import categories
-from maskrcnn_jax.distributed import allocator, collectives, model_sharding
+from maskrcnn_jax.distributed import (
+  allocator,
+  arrays,
+  collectives,
+  model_sharding,
+)
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.distributed.termination import Stopped, Termination
 from maskrcnn_jax.distributed.watchdog import config_watchdog
@@ -26,9 +31,8 @@ from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.optimization import epochs
 from maskrcnn_jax.optimization.optimizer import make_optimizer
 from maskrcnn_jax.training import (
-  batch_checks,
   checkpoint_evaluation,
-  data_checks,
+  class_checks,
   metrics,
   pretrained,
   summary,
@@ -81,16 +85,14 @@ def _train(config, workdir, notes, evaluated: bool) -> dict[str, float]:
   config = epochs.with_steps(config)
   training = override.make(TrainingOptions, config.training, 'training')
   store.check_workdir(workdir, config)
-  classes = data_checks.run_classes(config, workdir)
+  classes = class_checks.run_classes(config, workdir)
   evaluator = Evaluator(config, workdir) if evaluated else None
   check_options(training, evaluator and evaluator.options)
   mesh = mesh_lib.config_mesh(config)
   model = MaskRCNN.from_config(config.model)
   optimizer = make_optimizer(model, config.optimizer, training.num_steps)
   num_parts = optimizer.options.accumulate_steps
-  batch_checks.check_batch_size(
-    'input', config.input.batch_size, mesh, num_parts
-  )
+  arrays.check_batch_size(config.input.batch_size, mesh, num_parts)
   profile = summary.Profile(workdir, training.profile)
   done, num_steps = store.latest_step(workdir) or 0, training.num_steps
   is_first_host = jax.process_index() == 0
@@ -104,7 +106,7 @@ def _train(config, workdir, notes, evaluated: bool) -> dict[str, float]:
   # Restore the newest checkpoint, or make a state.
   batches = _batches(config, pretrained.START)
   first = next(batches)
-  batch_checks.check_batch_classes(first, model.num_classes)
+  class_checks.check_batch_classes(first, model.num_classes)
   init_key, key = jax.random.split(jax.random.key(training.seed))
   start = functools.partial(
     *(pretrained.start, config, workdir, model, first, init_key, mesh),
@@ -154,9 +156,9 @@ def _train(config, workdir, notes, evaluated: bool) -> dict[str, float]:
       step += 1
       watchdog.heartbeat(f'step {step}: reading')
       batch, first = first or next(batches), None
-      batch_checks.check_batch_classes(batch, model.num_classes)
+      class_checks.check_batch_classes(batch, model.num_classes)
       position = dict(batches.position)
-      inputs = mesh_lib.put_batch(batch, mesh)
+      inputs = arrays.put_batch(batch, mesh)
 
       # Step.
       watchdog.heartbeat(f'step {step}: training')

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from maskrcnn_jax import config as config_lib
 from maskrcnn_jax import files
 from maskrcnn_jax.checkpoints import compatibility, store
+from maskrcnn_jax.distributed import arrays
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
@@ -81,9 +82,9 @@ def start_from(
   """
   variables = state.variables()
   if store.is_checkpoint(path):
-    arrays = load_report.flatten(store.restore(path)[0])
+    leaves = load_report.flatten(store.restore(path)[0])
     variables, report = load_report.load(
-      Tensors(path, arrays), load_report.OURS, variables, options
+      Tensors(path, leaves), load_report.OURS, variables, options
     )
     source = f'{path} (step {store.step_of(path)})'
     report = dataclasses.replace(report, source=source)
@@ -135,7 +136,7 @@ def start(
     )
     state, report = start_from(source, state, options)
     state = train_state.restart_average(state)
-  state = mesh_lib.put(state, shardings)
+  state = arrays.put(state, shardings)
   return store.Restored(0, state, START, dict(classes)), report
 
 

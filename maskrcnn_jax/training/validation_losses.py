@@ -15,11 +15,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from maskrcnn_jax.distributed import arrays
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.evaluation import scores
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 from maskrcnn_jax.structures import Instances
-from maskrcnn_jax.training import batch_checks, train_step
+from maskrcnn_jax.training import class_checks, train_step
 
 
 class ValidationLosses:
@@ -62,11 +63,11 @@ class ValidationLosses:
     found, previous = {term: [] for term in scores.TERMS}, None
     for number, batch in enumerate(batches, start=1):
       heartbeat(number)
-      batch_checks.check_batch_classes(batch, self._num_classes)
+      class_checks.check_batch_classes(batch, self._num_classes)
       losses = self._losses(
         variables,
-        mesh_lib.put_batch(batch, self._mesh),
-        mesh_lib.put_rows(
+        arrays.put_batch(batch, self._mesh),
+        arrays.put_rows(
           (batch['image_ids'] & 0xFFFFFFFF).astype(np.uint32), self._mesh
         ),
       )

@@ -158,6 +158,7 @@ import jax, tiny_run
 import numpy as np
 from maskrcnn_jax.datasets import record_index
 from maskrcnn_jax.datasets.run_data import RunData
+from maskrcnn_jax.distributed import arrays
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.input_pipeline import batches
 from maskrcnn_jax.training import own_records
@@ -176,7 +177,7 @@ found = batches.train_batches(
 ids, sums = [], []
 for _, batch in zip(range(6), found):
   ids.append(batch['image_ids'].tolist())
-  images = mesh_lib.put_batch(batch, mesh)['images']
+  images = arrays.put_batch(batch, mesh)['images']
   sums.append(np.asarray(total(images)).tolist())
 config = tiny_run.make_config('none', 'none')
 own_records.complete(config, f'{folder}/run', RunData(*paths, num_workers=1))

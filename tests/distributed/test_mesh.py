@@ -55,12 +55,12 @@ mesh = mesh_lib.make_mesh()
 batch = tiny_model.make_batch((0, 1, 2, 3, 4, 0, 1, 2))
 batch['image_ids'] = np.arange(8)
 batch['scales'] = np.ones([8, 2], np.float32)
-placed = mesh_lib.put_batch(batch, mesh)
+placed = arrays.put_batch(batch, mesh)
 same = jax.tree.map(
   lambda x, y: bool(np.array_equal(x, y)), placed, {k: batch[k] for k in placed}
 )
 try:
-  mesh_lib.put_batch(jax.tree.map(lambda x: x[:6], batch), mesh)
+  arrays.put_batch(jax.tree.map(lambda x: x[:6], batch), mesh)
 except ValueError as error:
   fields = error.argument, error.given, error.wanted
 draw = lambda key: jax.random.uniform(key, (8, 5))

@@ -155,8 +155,8 @@ for spatial in (1, 2):
     in_shardings=(everywhere, inputs['images'], inputs['image_sizes']),
     out_shardings=everywhere,
   )
-  placed = mesh_lib.put_batch(batch, mesh)
-  variables = mesh_lib.put_replicated(state.variables(), mesh)
+  placed = arrays.put_batch(batch, mesh)
+  variables = arrays.put_replicated(state.variables(), mesh)
   detections = detect(variables, placed['images'], placed['image_sizes'])
   results.append({
     'classes': detections.classes.tolist(),
@@ -190,7 +190,7 @@ def refused(function, *args):
 
 mesh = mesh_lib.make_mesh(8, 4)
 batch = tiny_model.make_batch((1, 2), canvas=(128, 64))
-placed = mesh_lib.put_batch(batch, mesh)
+placed = arrays.put_batch(batch, mesh)
 config = {
   'runtime': {'spatial': 4},
   'input': {'canvases': ((128, 64), (832, 1344))},
@@ -211,8 +211,8 @@ print(json.dumps({
   'three': refused(mesh_lib.make_mesh, 8, 3),
   'canvas': refused(mesh_lib.config_mesh, config),
   'low': refused(mesh_lib.check_canvas, (64, 64), mesh_lib.make_mesh(2, 2)),
-  'batch': refused(mesh_lib.put_batch, tiny_model.make_batch((1,)), mesh),
-  'batch_size': refused(batch_checks.check_batch_size, 'input', 3, mesh),
+  'batch': refused(arrays.put_batch, tiny_model.make_batch((1,)), mesh),
+  'batch_size': refused(arrays.check_batch_size, 3, mesh),
 }))
 """
 

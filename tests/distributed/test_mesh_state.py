@@ -115,7 +115,7 @@ config = {'model': {}}
 
 def place(state, num_devices, kind):
   mesh = mesh_lib.make_mesh(num_devices)
-  return mesh_lib.put(state, mesh_lib.state_shardings(state, mesh, kind, 64))
+  return arrays.put(state, mesh_lib.state_shardings(state, mesh, kind, 64))
 
 
 saved = place(state, 8, 'all')

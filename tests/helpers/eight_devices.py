@@ -16,9 +16,9 @@ import quick
 import tiny_model
 from maskrcnn_jax.models import mask_rcnn
 from maskrcnn_jax.ops import cpu_convolution
-from maskrcnn_jax.training import batch_checks
 from maskrcnn_jax.checkpoints import store
 from maskrcnn_jax.training import evaluator
+from maskrcnn_jax.distributed import arrays
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.distributed import model_sharding
 from maskrcnn_jax.inference import detection
@@ -52,7 +52,7 @@ SMALLEST = 64  # Entries of an array that is split.
 
 def put(shardings):
   # A copy, since the step is given its memory.
-  return mesh_lib.put(jax.tree.map(lambda x: x.copy(), state), shardings)
+  return arrays.put(jax.tree.map(lambda x: x.copy(), state), shardings)
 
 
 def same(*trees):
@@ -72,12 +72,12 @@ def step(num_devices, spatial=1, shard_state='none'):
     donate_argnums=0,
   )
   key = jax.device_put(jax.random.key(1), everywhere)
-  inputs = put(shardings), mesh_lib.put_batch(batch, mesh), key
+  inputs = put(shardings), arrays.put_batch(batch, mesh), key
   # Not quick.jit: sums that are not vectorised lose digits.
   compiled = step.lower(*inputs).compile()
   results = compiled(*inputs)
   momentum = jax.tree.leaves(results[0].opt_state)
-  poisoned = put(shardings), mesh_lib.put_batch(poison, mesh), key
+  poisoned = put(shardings), arrays.put_batch(poison, mesh), key
   unchanged, _ = compiled(*poisoned)
   return {
     'results': jax.device_get(results),

@@ -153,7 +153,7 @@ for num_devices in (1, 8):
     in_shardings=(everywhere, mesh_lib.input_shardings(mesh), everywhere),
     out_shardings=everywhere,
   )
-  inputs = jax.device_put(state, everywhere), mesh_lib.put_batch(batch, mesh)
+  inputs = jax.device_put(state, everywhere), arrays.put_batch(batch, mesh)
   compiled = step.lower(*inputs, jax.random.key(1)).compile()
   key = jax.device_put(jax.random.key(1), everywhere)
   results.append(jax.device_get(compiled(*inputs, key)))

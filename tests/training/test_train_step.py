@@ -11,6 +11,7 @@ import pytest
 import tiny_model
 from tiny_checkpoint import assert_same
 
+from maskrcnn_jax.distributed import arrays
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.optimization.optimizer import Optimizer
 from maskrcnn_jax.training import train_step
@@ -56,7 +57,7 @@ class Run:
 
   def step(self, state, batch, seed=0):
     key = jax.device_put(jax.random.key(seed), self.replicated)
-    return self.jitted(state, mesh_lib.put_batch(batch, self.mesh), key)
+    return self.jitted(state, arrays.put_batch(batch, self.mesh), key)
 
 
 @pytest.fixture(scope='module')
@@ -219,9 +220,7 @@ def test_compiles_once_without_implicit_transfers(run, batch):
   state = run.state
   with jax.transfer_guard('disallow'):
     for host_batch in batches:
-      state, _ = run.jitted(
-        state, mesh_lib.put_batch(host_batch, run.mesh), key
-      )
+      state, _ = run.jitted(state, arrays.put_batch(host_batch, run.mesh), key)
   assert int(state.step) == 3
   # Neither here nor in earlier tests.
   assert run.jitted._cache_size() == 1
@@ -329,12 +328,12 @@ def test_frozen_stages_have_no_gradient(batch):
   run.compile(optimizer)
   after, metrics = run.step(jax.device_put(state, run.replicated), batch)
   assert metrics['finite']
-  for stage, arrays in gradients(after)['backbone'].items():
-    for x in jax.tree.leaves(arrays):
+  for stage, leaves in gradients(after)['backbone'].items():
+    for x in jax.tree.leaves(leaves):
       # The last norm of a block starts at 0, so it passes no gradient yet.
       assert not (stage in frozen and np.any(x != 0)), stage
     if stage not in frozen:
-      assert any(np.any(x != 0) for x in jax.tree.leaves(arrays)), stage
+      assert any(np.any(x != 0) for x in jax.tree.leaves(leaves)), stage
   # Stored statistics do not change.
   assert_same(after.batch_stats, state.batch_stats)
 

@@ -1,156 +1,19 @@
 """Classes of a run, and validation sets that contradict them."""
 
-import functools
-import json
-
 import drawn_checkpoint
-import numpy as np
 import pytest
 import tiny_run
+from class_files import write_annotations, write_records
 
 from maskrcnn_jax.checkpoints import store
-from maskrcnn_jax.datasets import categories, examples, records
+from maskrcnn_jax.datasets import categories
 from maskrcnn_jax.datasets.categories import Category
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.training import data_checks, finetuning, loop
-
-
-def write_annotations(path, names, image_ids=(7,)):
-  """A COCO json without objects: its categories are `names` by id."""
-  truth = {
-    'images': [{'id': i, 'height': 48, 'width': 64} for i in image_ids],
-    'annotations': [],
-    'categories': [{'id': i, 'name': name} for i, name in names.items()],
-  }
-  path.write_text(json.dumps(truth))
-  return str(path)
-
-
-def write_records(path, classes, names, category_ids=None, crowds=None):
-  """One image whose objects have these classes."""
-  count = len(classes)
-  example = examples.ImageExample(
-    encoded=b'image',
-    filename='a.jpg',
-    image_id=7,
-    height=48,
-    width=64,
-    boxes=np.tile([[1.0, 2.0, 9.0, 8.0]], (count, 1)),
-    classes=np.array(classes),
-    class_names=names,
-    is_crowd=np.array(crowds or [False] * count),
-    areas=np.ones(count),
-    masks=[b'mask'] * count,
-    category_ids=category_ids and np.array(category_ids),
-  )
-  records.write_records(path, [records.encode_record(example)])
-  return str(path)
+from maskrcnn_jax.training import class_checks, finetuning, loop
 
 
 def classes_of(names):
   return {k: Category(name, k) for k, name in names.items()}
-
-
-def test_annotated_ids_from_1_are_classes(tmp_path):
-  path = write_annotations(tmp_path / 'a.json', {2: 'n2', 5: 'n5'})
-  found = data_checks.annotated_classes(path)
-  assert categories.names_of(found) == {2: 'n2', 5: 'n5'}
-  assert categories.category_ids(found) == {}
-  assert categories.saved_classes(found) == {2: 'n2', 5: 'n5'}
-
-
-def test_annotated_ids_from_0_are_one_less_than_classes(tmp_path):
-  path = write_annotations(tmp_path / 'a.json', {0: 'n0', 4: 'n4'})
-  found = data_checks.annotated_classes(path)
-  assert categories.names_of(found) == {1: 'n0', 5: 'n4'}
-  assert categories.category_ids(found) == {1: 0, 5: 4}
-  saved = categories.saved_classes(found)
-  assert saved[5] == {'name': 'n4', 'category_id': 4}
-
-
-def test_a_missing_annotations_file_has_no_classes(tmp_path):
-  assert data_checks.annotated_classes(None) == {}
-  assert data_checks.annotated_classes(str(tmp_path / 'none.json')) == {}
-
-
-@pytest.mark.parametrize(
-  'ids, category_id, needed', [([1, 4], 4, 5), ([0, 3], 3, 5)]
-)
-def test_too_few_classes_of_a_model(tmp_path, ids, category_id, needed):
-  path = write_annotations(tmp_path / 'a.json', {i: f'n{i}' for i in ids})
-  pattern = write_records(tmp_path / 'own', [2], ['n1' if 0 in ids else ''])
-  with pytest.raises(UserError) as error:
-    data_checks.check_annotations(pattern, None, path, 4)
-  assert error.value.argument == 'model.num_classes'
-  assert error.value.path == path
-  assert error.value.item == category_id
-  assert (error.value.given, error.value.wanted) == (4, needed)
-  assert data_checks.check_annotations(pattern, None, path, needed) == 1
-
-
-def test_records_with_ids_from_0_need_such_annotations(tmp_path):
-  path = write_annotations(tmp_path / 'one.json', {1: 'n1', 2: 'n2'})
-  own = write_records(tmp_path / 'own', [2, 3], ['n1', 'n2'], [1, 2])
-  with pytest.raises(UserError) as error:
-    data_checks.check_annotations(own, None, path, 4)
-  assert error.value.path == path
-  assert (error.value.item, error.value.given) == (2, 1)
-  names = {0: 'n0', 1: 'n1', 2: 'n2'}
-  path = write_annotations(tmp_path / 'zero.json', names)
-  assert data_checks.check_annotations(own, None, path, 4) == 1
-
-
-@pytest.mark.parametrize(
-  'changes, item',
-  [({'category_id': 9}, 70), ({'category_id': [1]}, 70), ({'id': 71}, 71)],
-)
-def test_a_truth_that_cannot_be_scored_is_refused(tmp_path, changes, item):
-  path = tmp_path / 'a.json'
-  write_annotations(path, {1: 'n1'})
-  truth = json.loads(path.read_text())
-  entry = {'image_id': 7, 'category_id': 1, 'bbox': [1, 1, 8, 8]}
-  truth['annotations'] = [{'id': 71, **entry}, {'id': 70, **entry, **changes}]
-  path.write_text(json.dumps(truth))
-  own = write_records(tmp_path / 'own', [1], ['n1'])
-  with pytest.raises(UserError) as error:
-    data_checks.check_annotations(own, None, str(path), 3)
-  assert (error.value.path, error.value.item) == (str(path), item)
-
-
-def test_skipped_objects_of_a_truth_are_counted(tmp_path, caplog):
-  path = tmp_path / 'a.json'
-  write_annotations(path, {1: 'n1'})
-  truth = json.loads(path.read_text())
-  entry = {'image_id': 7, 'category_id': 1, 'bbox': [1, 1, 8, 8]}
-  truth['annotations'] = [{'id': i, **entry} for i in (1, 2)]
-  path.write_text(json.dumps(truth))
-  own = write_records(tmp_path / 'own', [1], ['n1'])
-  assert data_checks.check_annotations(own, None, str(path), 3) == 1
-  (record,) = caplog.records
-  assert '2 unusable_mask' in record.getMessage()
-
-
-def test_validation_images_need_ids_of_their_own(tmp_path):
-  for name in 'ab':  # As of a copy, or of two sets that count from 1.
-    write_records(tmp_path / f'{name}.tfrecord', [1], ['x'])
-  pattern = f'{tmp_path}/*.tfrecord'
-  annotations = write_annotations(tmp_path / 'a.json', {1: 'x'})
-  check = functools.partial(data_checks.check_annotations, pattern)
-  with pytest.raises(UserError) as error:
-    check(None, annotations, 2)
-  assert error.value.argument == 'evaluation.file_pattern'
-  assert error.value.path == str(tmp_path / 'b.tfrecord')
-  assert error.value.item == 7
-  assert check(1, annotations, 2) == 1
-
-
-def test_records_and_annotations_must_agree_on_names(tmp_path):
-  path = write_annotations(tmp_path / 'a.json', {1: 'n1', 2: 'n2'})
-  own = write_records(tmp_path / 'own', [1, 2], ['n1', 'cat'])
-  with pytest.raises(UserError) as error:
-    data_checks.check_annotations(own, None, path, 3)
-  assert (error.value.path, error.value.item) == (path, 2)
-  assert (error.value.given, error.value.wanted) == ('n2', 'cat')
 
 
 @pytest.mark.parametrize(
@@ -204,7 +67,7 @@ def test_annotations_complete_the_classes_of_records(tmp_path, caplog):
     tmp_path / 'own', [1, 2, 4], ['Cat', '', 'cow'], [0, 1, 3]
   )
   config = run_config(own, str(tmp_path / 'none'), path)
-  found, _ = data_checks.training_classes(config)
+  found, _ = class_checks.training_classes(config)
   assert categories.saved_classes(found) == {
     1: {'name': 'Cat', 'category_id': 0},  # As in training.
     2: {'name': 'n1', 'category_id': 1},
@@ -218,7 +81,7 @@ def test_annotations_complete_the_classes_of_records(tmp_path, caplog):
 def test_classes_without_any_names_have_their_numbers(tmp_path, caplog):
   own = write_records(tmp_path / 'own', [2, 5], ['', 'cow'])
   config = run_config(own, own, None)
-  found, _ = data_checks.training_classes(config)
+  found, _ = class_checks.training_classes(config)
   assert categories.saved_classes(found) == {2: '2', 5: 'cow'}
   (record,) = caplog.records
   assert '[2]' in record.getMessage() and own in record.getMessage()
@@ -227,7 +90,7 @@ def test_classes_without_any_names_have_their_numbers(tmp_path, caplog):
 def test_classes_of_validation_alone_are_named(tmp_path, caplog):
   own = write_records(tmp_path / 'own', [1], ['red'])
   val = write_records(tmp_path / 'val', [1, 3], ['red', 'green'])
-  found, recorded = data_checks.training_classes(run_config(own, val, None))
+  found, recorded = class_checks.training_classes(run_config(own, val, None))
   assert (list(found), list(recorded)) == ([1], [1, 3])
   (record,) = caplog.records
   assert record.args == ([3], val, own)
@@ -249,15 +112,15 @@ def test_a_scored_class_must_be_learnt(tmp_path, is_crowd):
   listed = write_annotations(tmp_path / 'a.json', {1: 'red', 3: 'green'})
   config = run_config(train, val, listed)
   if is_crowd:
-    assert list(data_checks.run_classes(config, tmp_path / 'run')) == [1, 3]
+    assert list(class_checks.run_classes(config, tmp_path / 'run')) == [1, 3]
     return
   with pytest.raises(UserError) as error:
-    data_checks.run_classes(config, tmp_path / 'run')
+    class_checks.run_classes(config, tmp_path / 'run')
   assert error.value.argument == 'training.allow_empty_classes'
   assert error.value.path == val
   assert (error.value.item, error.value.given) == (3, [3])
   config.training.allow_empty_classes = True
-  assert list(data_checks.run_classes(config, tmp_path / 'run')) == [1, 3]
+  assert list(class_checks.run_classes(config, tmp_path / 'run')) == [1, 3]
 
 
 @pytest.fixture(params=['json', 'records'])

@@ -1,4 +1,4 @@
-"""Checks of the data of a run before its first step: classes and annotations.
+"""Classes of a run, and checks of all that it reads against them.
 
 The classes of a run are those of its training records. A validation set may
 have fewer of them, but never another name or number for one of them.
@@ -6,27 +6,22 @@ have fewer of them, but never another name or number for one of them.
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import logging
-import os
-import pathlib
+from collections.abc import Mapping
 
 import numpy as np
 
-from maskrcnn_jax import files
 from maskrcnn_jax.checkpoints import store
-from maskrcnn_jax.datasets import categories, coco_json, ground_truth, records
+from maskrcnn_jax.datasets import categories
 from maskrcnn_jax.datasets.categories import (
   Category,
   Classes,
   check_same_classes,
-  class_offset,
   known_name,
   read_from_records,
 )
 from maskrcnn_jax.errors import UserError
-from maskrcnn_jax.evaluation import coco_metrics
+from maskrcnn_jax.evaluation import annotations
 
 _LISTED = 5  # Classes that an error lists.
 
@@ -119,13 +114,6 @@ def training_classes(
   return dict(sorted(classes.items())), recorded
 
 
-def annotated_classes(annotations_file: str | None) -> dict[int, Category]:
-  """Classes of a COCO json; empty if there is no such file."""
-  if not annotations_file or not pathlib.Path(annotations_file).is_file():
-    return {}
-  return coco_json.load(annotations_file, lists=('categories',)).categories
-
-
 def checkpoint_classes(
   path, step: int | str | None = None
 ) -> dict[int, Category]:
@@ -154,7 +142,7 @@ def check_validation_classes(
   """
   evaluation = config.get('evaluation', {})
   file, pattern = map(evaluation.get, ('annotations_file', 'file_pattern'))
-  annotated, recorded = annotated_classes(file), {}
+  annotated, recorded = annotations.read_classes(file), {}
   # A run that is not evaluated needs no validation records.
   with contextlib.suppress(UserError):
     recorded = read_from_records(pattern) if pattern else {}
@@ -166,130 +154,19 @@ def check_validation_classes(
   return annotated, recorded
 
 
-def write_annotations(
-  file_pattern: str, max_images: int | None, workdir: str | os.PathLike
-) -> str:
-  """Writes a COCO json made of records into a workdir; returns its path.
-
-  Args:
-    file_pattern: record files, or a prepared TFDS directory.
-    max_images: take only the first ones; None for all.
-  """
-  index = _index_to_score(file_pattern, max_images)
-  text = json.dumps(ground_truth.coco_from_records(index, max_images))
-  # Named by its content, so that it is written once.
-  digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-  path = pathlib.Path(workdir, 'eval', f'ground-truth-{digest}.json')
-  if not path.exists():
-    files.write_text(path, text)
-  return str(path)
-
-
-def check_annotations(
-  file_pattern: str,
-  max_images: int | None,
-  annotations_file: str,
-  num_classes: int,
-) -> int:
-  """Checks that records, annotations and model belong together.
-
-  Args:
-    file_pattern: record files, or a prepared TFDS directory.
-    max_images: take only the first ones; None for all.
-    annotations_file: COCO json of these images, and maybe of others.
-    num_classes: of the model, with background.
-
-  Returns:
-    The number of images.
-
-  Raises:
-    FileNotFoundError: there is no annotations file.
-    UserError: no evaluation can be made with it, see `coco_metrics.load_truth`;
-      it has a class that the model lacks, lacks an image, or has another name
-      or number for a class than the records.
-  """
-  if not pathlib.Path(annotations_file).is_file():
-    raise FileNotFoundError(
-      f'evaluation.annotations_file {annotations_file} does not exist.'
-    )
-  truth = coco_metrics.load_truth(annotations_file)
-  _check_category_ids(annotations_file, truth['categories'], num_classes)
-  _check_numbering(annotations_file, truth['categories'], file_pattern)
-  index = _index_to_score(file_pattern, max_images)
-  image_ids = index.image_ids[:max_images].tolist()
-  unknown = {*image_ids} - {image['id'] for image in truth['images']}
-  if unknown:
+def check_batch_classes(batch: Mapping, num_classes: int) -> None:
+  """Raises for an instance whose class the model does not have."""
+  classes = batch['instances']['classes']
+  largest = np.max(classes, axis=1, initial=0)
+  rows = np.flatnonzero(largest >= num_classes)
+  if rows.size:
+    image_id, class_id = int(batch['image_ids'][rows[0]]), int(largest[rows[0]])
     raise UserError(
-      f'{file_pattern} has {len(unknown)} images that are not in '
-      f'{annotations_file}, such as {sorted(unknown)[:5]}.',
-      argument='evaluation.annotations_file',
-      path=annotations_file,
-      item=min(unknown),
-    )
-  return len(image_ids)
-
-
-def _index_to_score(file_pattern, max_images) -> records.RecordIndex:
-  """The index of validation records, of which no two may have one image id."""
-  index = records.index_records(file_pattern)
-  rows = np.arange(len(index))[:max_images]
-  _, first = np.unique(index.image_ids[rows], return_index=True)
-  repeated = np.setdiff1d(rows, first)
-  if repeated.size:
-    error = index.error(repeated[0], 'has an image id that was there before')
-    raise UserError(
-      f'{error} {repeated.size} of {rows.size} records repeat an id, and their '
-      'detections would be scored as those of one image. Name each image once.',
-      argument='evaluation.file_pattern',
-      path=error.path,
-      item=error.item,
-    )
-  return index
-
-
-def _check_category_ids(annotations_file, categories, num_classes) -> None:
-  """Raises if the model lacks one of the categories."""
-  ids = [each['id'] for each in categories]
-  offset = class_offset(ids)
-  for category_id in ids:
-    if 1 <= category_id + offset < num_classes:
-      continue
-    needed = max(ids) + offset + 1
-    more = ', and ids from 0 count one more' if offset else ''
-    raise UserError(
-      f'{annotations_file} has category id {category_id}; model.num_classes is '
-      f'{num_classes}, so ids may be {1 - offset} to '
-      f'{num_classes - 1 - offset}. Set model.num_classes={needed} (background '
-      f'is one{more}).',
+      f'Image {image_id} has class {class_id}; model.num_classes is '
+      f'{num_classes}, so classes may be 1 to {num_classes - 1}. Set it to the '
+      f'largest class id plus one, {np.max(classes) + 1} or more.',
       argument='model.num_classes',
-      path=annotations_file,
-      item=category_id,
+      item=image_id,
       given=num_classes,
-      wanted=needed,
+      wanted=int(np.max(classes)) + 1,
     )
-
-
-def _check_numbering(annotations_file, categories, file_pattern) -> None:
-  """Raises if records and annotations disagree on a class."""
-  offset = class_offset(each['id'] for each in categories)
-  recorded = read_from_records(file_pattern)
-  for class_id, found in recorded.items():
-    if found.category_id not in (class_id, class_id - offset):
-      raise UserError(
-        f'{file_pattern} has category {found.category_id} as class {class_id}, '
-        f'as it was made of annotations with a category 0, and '
-        f'{annotations_file} has none: add the category 0, or prepare the '
-        'records of this file.',
-        argument='evaluation.annotations_file',
-        path=annotations_file,
-        item=class_id,
-        given=found.category_id,
-        wanted=class_id,
-      )
-  check_same_classes(
-    recorded,
-    annotated_classes(annotations_file),
-    file_pattern,
-    'evaluation.annotations_file',
-    annotations_file,
-  )
