@@ -265,7 +265,7 @@ class MaskRCNN(nn.Module):
     )(pyramid, boxes)
 
   def align_both(self, pyramid, *boxes) -> list[jax.Array]:
-    """`align` for the box head and the mask head."""
+    """`align` for the box head and the mask head, with one gradient."""
     sizes = self.box_size, self.mask_size
     return self.layout.per_device(
       lambda pyramid, *boxes: pyramid_roi_aligns(

@@ -137,7 +137,7 @@ def pyramid_roi_aligns(
 ) -> list[jax.Array]:
   """`pyramid_roi_align` of several sets of boxes, each with a size of its own.
 
-  All sets read one table of the cells.
+  The gradients of all sets add up in one table.
   """
   levels = range(options.min_level, options.max_level + 1)
   missing = [level for level in levels if level not in pyramid]

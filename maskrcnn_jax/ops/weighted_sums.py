@@ -1,4 +1,4 @@
-"""Weighted sums of rows of a table, with one buffer for a gradient."""
+"""Weighted sums of rows of a table, with one buffer for their gradients."""
 
 import functools
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ def weighted_sums(
   """Sets of sums of rows of a table, a row of each tap.
 
   The gradient of a sum of gathers would be a sum of as many tables, each full
-  of zeros; here every tap of a set adds to the same one. No gradient flows
+  of zeros; here every tap of every set adds to the same one. No gradient flows
   to the weights.
 
   Args:
@@ -39,9 +39,10 @@ def _weighted_sums(table, taps, like, scopes):
   for (indices, weights), scope in zip(taps, scopes):
     with jax.named_scope(scope):
       total = _sum_rows(table, indices, weights).astype(like.dtype)
-      # Sums are rows until they are complete: on a TPU, which fills the last
-      # two axes in tiles of 8 x 128, every tap would be laid out anew for an
-      # axis of 7 bins. Without the barrier XLA chooses that order.
+      # Sums are rows until they are complete, and gradients before they are
+      # floats: on a TPU, which fills the last two axes in tiles of 8 x 128,
+      # every tap would be laid out anew for an axis of 7 bins. Without the
+      # barriers XLA chooses that order.
       total = jax.lax.optimization_barrier(total)
       sums.append(total.reshape(*indices[0].shape, total.shape[-1]))
   return sums
@@ -60,18 +61,17 @@ def _forward(table, taps, like, scopes):
 
 
 def _backward(like, scopes, taps, gradients):
-  # A table for each set, and the taps in the shape of the bins: with all sets
-  # in one table, as rows, training of the demo diverged on a CPU (jax 0.10.2).
-  total = 0.0
+  total = jnp.zeros(like.shape, like.dtype)
   for set_taps, gradient, scope in zip(taps, gradients, scopes):
     with jax.named_scope(scope):
       # Stacked, the taps are a single scatter: one pass over the table.
-      indices, weights = (jnp.stack(x) for x in set_taps)
-      added = weights[..., None] * gradient.astype(jnp.float32)
-      table = jnp.zeros(like.shape, like.dtype)
-      total += table.at[indices].add(
-        added.astype(like.dtype), mode='promise_in_bounds'
+      indices, weights = (
+        jnp.stack([x.reshape(-1) for x in y]) for y in set_taps
       )
+      gradient = gradient.reshape(-1, like.shape[-1])
+      gradient = jax.lax.optimization_barrier(gradient).astype(jnp.float32)
+      added = (weights[..., None] * gradient).astype(like.dtype)
+      total = total.at[indices].add(added, mode='promise_in_bounds')
   return total, None
 
 
