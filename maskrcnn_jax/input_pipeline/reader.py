@@ -104,6 +104,9 @@ def read_batches(
   ).batch(batch_size, drop_remainder=True)
   settings = tf.data.Options()
   settings.deterministic = True
+  # Every size is given. The thread that would tune them sleeps for up to a
+  # minute, and closing an iterator may fail to wake it (TensorFlow 2.21).
+  settings.autotune.enabled = False
   settings.threading.private_threadpool_size = num_threads
   settings.threading.max_intra_op_parallelism = 1
   num_ready = 8 if caches.has_plenty_of_memory() else 2

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import weakref
 
 import example_records
 import pytest
@@ -52,7 +53,9 @@ def test_a_script_ends_wherever_its_open_iterators_are(path, seconds):
 
 
 @pytest.mark.slow
-def test_closed_iterators_end(path):
+def test_closed_iterators_end(path, monkeypatch):
+  # Without those that other tests left open.
+  monkeypatch.setattr(iterators, '_OPEN', weakref.WeakSet())
   options = {'canvases': ((64, 96),), 'batch_size': 2}
   train = input_pipeline.train_batches(path, **options)
   evaluation = input_pipeline.eval_batches(path, **options)
