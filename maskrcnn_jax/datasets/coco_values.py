@@ -6,7 +6,7 @@ and field; all else stays for the checks of the reader.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from maskrcnn_jax.datasets.findings import Finding
@@ -49,6 +49,21 @@ def read_integer(value: Any) -> Any:
   if type(number) is float and number.is_integer() and abs(number) < 2**53:
     return int(number)
   return number if type(number) is int else value
+
+
+def parse_number(text: str, read: Callable = read_number) -> int | float:
+  """The number that a text is, or with `read_integer` the integer.
+
+  Python's own `float` and `int` also take `0_1`, digits of other scripts and
+  `nan`.
+
+  Raises:
+    ValueError: it is none.
+  """
+  number = read(text)
+  if isinstance(number, str):
+    raise ValueError(f'{brief(text)} is no plain number')
+  return number
 
 
 class Reader:

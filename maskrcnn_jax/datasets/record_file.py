@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterator, Sequence
 
 from maskrcnn_jax import wire_format
+from maskrcnn_jax.datasets.coco_values import parse_number, read_integer
 from maskrcnn_jax.errors import UserError
 
 _HEADER_BYTES, _FOOTER_BYTES = 12, 4
@@ -136,6 +137,8 @@ def _read_sizes(data, features, path, offset):
   for name, (low, high) in _NUMBERS.items():
     value = _first(data, *features.get(name, (0, 0)))
     try:
+      if isinstance(value, bytes):
+        value = parse_number(value.decode(), read_integer)
       numbers.append(int(value))
       is_valid = low <= numbers[-1] < high
     except (TypeError, ValueError):

@@ -219,6 +219,7 @@ def _change(path, name, values=None):
     ('image/object/mask', [], 'image 1'),
     ('image/height', None, 'None'),
     ('image/source_id', [b'x7'], "b'x7'"),
+    ('image/source_id', [b'2008_7'], "b'2008_7'"),
   ],
 )
 def test_an_unusable_record_is_named(tmp_path, name, values, given):

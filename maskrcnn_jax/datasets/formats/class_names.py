@@ -1,5 +1,6 @@
 """Class names of formats whose labels hold numbers."""
 
+import collections
 import os
 import pathlib
 from collections.abc import Mapping
@@ -7,6 +8,7 @@ from collections.abc import Mapping
 import yaml
 
 from maskrcnn_jax import files
+from maskrcnn_jax.datasets.coco_values import parse_number, read_integer
 from maskrcnn_jax.errors import UserError, invalid
 
 # Files with YOLO's class names, in the folder of the labels or the two above.
@@ -17,7 +19,7 @@ _MAX_BYTES = 2**18  # A thousand names take a tenth of it.
 
 
 class _NoAliasLoader(yaml.BaseLoader):
-  """Loader of texts alone, without aliases.
+  """Loader of texts alone, without aliases or keys that are there twice.
 
   Ten lines of aliases hold a billion entries, and `no` may be a name.
   """
@@ -26,6 +28,12 @@ class _NoAliasLoader(yaml.BaseLoader):
     if self.check_event(yaml.AliasEvent):
       raise yaml.YAMLError('aliases (*name) are not read')
     return super().compose_node(parent, index)
+
+  def construct_mapping(self, node, deep=False):
+    keys = collections.Counter(str(key.value) for key, _ in node.value)
+    if repeated := [key for key, count in keys.items() if count > 1]:
+      raise yaml.YAMLError(f'it has {repeated[0]!r} twice')
+    return super().construct_mapping(node, deep)
 
 
 def read(classes: str, first: int = 1) -> dict[int, str]:
@@ -51,15 +59,26 @@ def read(classes: str, first: int = 1) -> dict[int, str]:
     )
   else:
     names = classes.split(',')
-  if not isinstance(names, Mapping):
-    names = dict(enumerate(names))
+  pairs = names.items() if isinstance(names, Mapping) else enumerate(names)
   try:
     # Numbers in files are YOLO's, from 0.
-    names = {int(k) + first: str(name).strip() for k, name in names.items()}
-  except (ValueError, TypeError, OverflowError):
+    pairs = [
+      (parse_number(str(k), read_integer) + first, name.strip())
+      for k, name in pairs
+    ]
+  except (AttributeError, ValueError):
     raise invalid('classes', classes, 'names by number') from None
+  names = dict(pairs)
   if not names or not all(names.values()):
     raise invalid('classes', classes, 'names')
+  for noun, given in zip(('number', 'name'), zip(*pairs)):
+    if repeated := [x for x, n in collections.Counter(given).items() if n > 1]:
+      raise UserError(
+        f'The classes {classes} have the {noun} {repeated[0]!r} twice.',
+        argument='classes',
+        path=classes,
+        item=repeated[0],
+      )
   return names
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from xml.etree import ElementTree
 from xml.parsers import expat
 
+from maskrcnn_jax.datasets.coco_values import parse_number, read_integer
 from maskrcnn_jax.datasets.formats import shapes
 from maskrcnn_jax.datasets.formats.collect import (
   Image,
@@ -40,7 +41,7 @@ def read(source: Source) -> Content:
 def _images(root) -> Iterator[tuple[str, tuple]]:
   """Name of every image or frame; its height, width and shapes."""
   for image in root.iter('image'):
-    size = (int(image.attrib[side]) for side in ('height', 'width'))
+    size = (image.attrib[side] for side in ('height', 'width'))
     parts = [(x.tag, dict(x.attrib)) for x in image if x.tag != 'tag']
     yield image.attrib['name'], (*size, parts)
   frames = collections.defaultdict(list)
@@ -49,7 +50,8 @@ def _images(root) -> Iterator[tuple[str, tuple]]:
       if shape.get('outside') != '1':
         # A track has what its shapes have in common: label and group.
         attributes = {**track.attrib, **shape.attrib}
-        frames[int(shape.attrib['frame'])].append((shape.tag, attributes))
+        frame = parse_number(shape.attrib['frame'], read_integer)
+        frames[frame].append((shape.tag, attributes))
   # As CVAT names the pictures of a video.
   for number, parts in sorted(frames.items()):
     yield f'frame_{number:06d}.PNG', (None, None, parts)
@@ -68,21 +70,23 @@ def _read_shape(shape, size):
   kind, values = shape
 
   def numbers(*names):
-    return [float(values[name]) for name in names]
+    return [parse_number(values[name]) for name in names]
 
   if kind == 'polygon':
     corners = [point.split(',') for point in values['points'].split(';')]
-    found = shapes.polygon([[float(x), float(y)] for x, y in corners])
+    found = shapes.polygon(corners)
   elif kind == 'ellipse':
-    turned = float(values.get('rotation', 0))
+    turned = parse_number(values.get('rotation', '0'))
     found = shapes.ellipse(numbers('cx', 'cy'), numbers('rx', 'ry'), turned)
   elif kind == 'mask':
-    left, top = map(int, numbers('left', 'top'))
-    width, height = map(int, numbers('width', 'height'))
+    left, top, width, height = (
+      parse_number(values[name], read_integer)
+      for name in ('left', 'top', 'width', 'height')
+    )
     if height > size[0] or width > size[1]:
       message = f'a mask of {height} x {width} is too large.'
       raise shapes.skip('unusable_mask', message)
-    runs = [int(count) for count in values['rle'].split(',')]
+    runs = [parse_number(x, read_integer) for x in values['rle'].split(',')]
     mask = shapes.decode_runs(runs, height, width)
     found = shapes.patch(mask, left, top, size)
   else:

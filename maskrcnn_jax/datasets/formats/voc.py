@@ -14,6 +14,7 @@ import numpy as np
 
 from maskrcnn_jax import files
 from maskrcnn_jax.datasets import masks
+from maskrcnn_jax.datasets.coco_values import parse_number, read_integer
 from maskrcnn_jax.datasets.findings import Finding
 from maskrcnn_jax.datasets.formats import class_names, instance_png
 from maskrcnn_jax.datasets.formats.collect import Image, ImageLabels, collect
@@ -73,10 +74,19 @@ def _read_label_map(path) -> dict[int, str]:
     for line in files.decode_text(path.read_bytes()).splitlines():
       if line.strip() and not line.startswith('#'):
         name, colour = line.split(':')[:2]
-        red, green, blue = map(int, colour.split(','))
-        names[(red << 16) + (green << 8) + blue] = name.strip()
+        number = _read_colour(colour)
+        if names.setdefault(number, name.strip()) != name.strip():
+          raise ValueError(f'two classes have the colour {colour.strip()}')
   names.pop(0, None)  # Background.
   return names
+
+
+def _read_colour(text) -> int:
+  """The number of 24 bits of a colour `r,g,b`."""
+  red, green, blue = (parse_number(x, read_integer) for x in text.split(','))
+  if not all(0 <= x < 256 for x in (red, green, blue)):
+    raise ValueError(f'a colour is three numbers from 0 to 255, got {text}')
+  return (red << 16) + (green << 8) + blue
 
 
 def read_masks(

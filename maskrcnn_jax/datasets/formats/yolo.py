@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from maskrcnn_jax import files as file_lib
+from maskrcnn_jax.datasets.coco_values import read_number
 from maskrcnn_jax.datasets.findings import InvalidEntryError
 from maskrcnn_jax.datasets.formats import class_names, shapes
 from maskrcnn_jax.datasets.formats.collect import (
@@ -62,7 +63,7 @@ def _read_line(line, size, names) -> list[dict]:
   if not all(map(_is_number, words)):
     message = f'must be numbers, got {line[:40]!r}.'
     raise shapes.skip('unusable_polygon', message)
-  class_id, *corners = map(float, words)
+  class_id, *corners = map(read_number, words)
   if class_id not in names:
     raise InvalidEntryError(
       'category_id',
@@ -74,7 +75,6 @@ def _read_line(line, size, names) -> list[dict]:
   if len(corners) % 2:
     message = f'a polygon is x y x y ..., got {len(corners)} numbers.'
     raise shapes.skip('unusable_polygon', message)
-  # Also true of NaN.
   outside = [x for x in corners if not (-_TOLERANCE <= x <= 1 + _TOLERANCE)]
   if outside:
     raise shapes.skip(
@@ -88,8 +88,4 @@ def _read_line(line, size, names) -> list[dict]:
 
 
 def _is_number(text) -> bool:
-  try:
-    float(text)
-  except ValueError:
-    return False
-  return True
+  return not isinstance(read_number(text), str)

@@ -16,6 +16,8 @@ from label_sets import (
   save_mask,
 )
 
+from maskrcnn_jax.errors import UserError
+
 MASK = np.array([[0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]], bool)
 RLE = {'size': [3, 4], 'counts': '322O2'}
 SQUARE = [[0, 0], [2, 0], [2, 2], [0, 2]]
@@ -172,7 +174,10 @@ def test_cvat_xml(folder):
     '<box label="cat" xtl="0" ytl="0" xbr="2" ybr="2"/>'
     f'<polyline label="cat" {square}/>'
     '<mask label="cat" rle="0, 9" left="1" top="0" width="2" height="2"/>'
-    '<mask label="cat" rle="0, 18" left="1" top="0" width="9" height="2"/>',
+    '<mask label="cat" rle="0, 18" left="1" top="0" width="9" height="2"/>'
+    '<mask label="cat" rle="0, 0_4" left="1" top="0" width="2" height="2"/>'
+    '<mask label="cat" rle="0, 4" left="1.5" top="0" width="2" height="2"/>'
+    '<polygon label="cat" points="0_1,0;2,0;2,2;0,2"/>',
   )
   assert content['categories'] == [
     {'id': 1, 'name': 'dog'},
@@ -186,7 +191,8 @@ def test_cvat_xml(folder):
   warnings = [x.kind for x in findings if x.severity == 'warning']
   assert warnings == [
     *('box_without_mask', 'shape_without_area'),
-    *('unusable_mask', 'unusable_mask'),
+    *4 * ('unusable_mask',),
+    'unusable_polygon',
   ]
 
 
@@ -448,6 +454,17 @@ def test_voc_colours_of_a_label_map(folder):
   names = {x['id']: x['name'] for x in content['categories']}
   found = {names[x['category_id']]: x['area'] for x in content['annotations']}
   assert found == {'dog': 2, 'cat': 4}
+
+
+@pytest.mark.parametrize('colour', ['128,0,0', '0_1,0,0', '320,0,0'])
+def test_voc_colours_that_mean_no_class(folder, colour):
+  save_mask(folder / 'labels/SegmentationObject/a.png', np.ones((3, 4), bool))
+  (folder / 'labels' / 'SegmentationClass').mkdir()
+  path = folder / 'labels' / 'labelmap.txt'
+  path.write_text(f'cat:128,0,0::\ndog:{colour}::\n')
+  with pytest.raises(UserError) as error:
+    read('voc', folder)
+  assert error.value.path == str(path)
 
 
 def test_cityscapes(tmp_path):

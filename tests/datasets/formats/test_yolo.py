@@ -8,6 +8,7 @@ from label_sets import kinds, make_image, read
 from PIL import Image
 
 from maskrcnn_jax.datasets import coco_json, examples, masks
+from maskrcnn_jax.datasets.formats import class_names
 from maskrcnn_jax.errors import UserError
 
 
@@ -52,7 +53,9 @@ def test_several_lines_blank_ones_and_rounding_over_the_border(tmp_path):
     ('0 0.5 0.5', 'unusable_polygon', 'got 1'),
     ('0 0 0 1 0 1 1 0', 'unusable_polygon', 'got 7'),
     ('0 0 0 30 0 30 20', 'unusable_polygon', 'got 30'),
-    ('0 0 0 nan 0 1 1', 'unusable_polygon', 'got nan'),
+    ('0 0 0 nan 0 1 1', 'unusable_polygon', "got '0 0 0 nan"),
+    ('0_1 0 0 1 0 1 1', 'unusable_polygon', "got '0_1"),
+    ('0 0 0 ١ 0 1 1', 'unusable_polygon', "got '0 0 0 ١"),
     ('cat 0 0 1 0 1 1', 'unusable_polygon', "got 'cat 0 0"),
     ('2 0 0 1 0 1 1', 'category_id', 'class 2'),
     ('0.5 0 0 1 0 1 1', 'category_id', 'class 0.5'),
@@ -140,6 +143,20 @@ def test_links_are_followed_and_what_is_not_used_is_named(tmp_path):
     ('label_without_image', 'gone.txt', 'warning'),
     ('file_passed_over', 'f.heic', 'warning'),
   ]
+
+
+@pytest.mark.parametrize(
+  'names',
+  [
+    *('{0: cat, 0: dog}', '{0: cat, 00: dog}', '{0: cat, 0_1: dog}'),
+    *('[cat, cat]', '[[cat], [dog]]'),
+  ],
+)
+def test_names_that_are_not_one_for_each_number(tmp_path, names):
+  path = tmp_path / 'data.yaml'
+  path.write_text(f'names: {names}\n')
+  with pytest.raises(UserError):
+    class_names.read(str(path))
 
 
 def test_names_with_aliases_are_refused(tmp_path):
