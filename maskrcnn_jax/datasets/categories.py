@@ -180,11 +180,11 @@ def check_same_classes(
   nor does one that the other side does not have.
 
   Args:
-    wanted: classes of the training set.
-    given: classes of the validation set.
+    wanted: classes of the training set, or of a checkpoint.
+    given: classes of another set.
     source: what `wanted` was read from.
-    argument: config field of the validation set.
-    path: of the validation set.
+    argument: config field of that set.
+    path: of that set.
 
   Raises:
     UserError: an id has two names, or a name has two ids; `item` is the id in
@@ -206,8 +206,7 @@ def check_same_classes(
       continue
     raise UserError(
       f'{argument}: {path} has class {class_id} as {name!r}, and {trained}. '
-      'Number the categories of the validation set as those of the training '
-      'set, and prepare it again.',
+      'Number its categories in the same way, and prepare it again.',
       argument=argument,
       path=path,
       item=class_id,

@@ -125,6 +125,22 @@ def checkpoint_classes(
   }
 
 
+def check_training_classes(config, wanted: Classes, workdir) -> None:
+  """Compares the classes of the records that a run goes on with.
+
+  Args:
+    config: its section `input` names the records.
+    wanted: classes of the run so far.
+    workdir: directory of the run, for the error.
+
+  Raises:
+    UserError: see `categories.check_same_classes`.
+  """
+  pattern = config.input.file_pattern
+  found = read_from_records(pattern, config.input.get('split'))
+  check_same_classes(wanted, found, workdir, 'input.file_pattern', pattern)
+
+
 def check_validation_classes(
   config, wanted: Classes, source
 ) -> tuple[dict[int, Category], dict[int, Category]]:

@@ -100,7 +100,9 @@ def _train(config, workdir, notes, evaluated: bool) -> dict[str, float]:
     if is_first_host:
       print(f'{workdir} has {done} of {num_steps} steps: nothing to train.')
     return checkpoint_evaluation.evaluate_end(evaluator, config, workdir)
-  if not done:
+  if done:
+    class_checks.check_training_classes(config, classes, workdir)
+  else:
     pretrained.check(training.pretrained, model)
 
   # Restore the newest checkpoint, or make a state.

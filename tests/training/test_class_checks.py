@@ -183,3 +183,13 @@ def test_the_classes_of_a_checkpoint_count(swapped, function, tmp_path):
   if function is loop.evaluate:
     swapped_source = (tmp_path / 'other', None, str(workdir))
     check_refused(swapped, loop.evaluate, *swapped_source)
+
+
+def test_a_run_does_not_go_on_with_swapped_classes(tmp_path):
+  train = write_records(tmp_path / 'train', [1, 2], ['blue', 'red'])
+  val = write_records(tmp_path / 'val', [1, 2], ['red', 'blue'])
+  config = run_config(train, val, '')
+  workdir = drawn_checkpoint.write(
+    tmp_path / 'run', config, step=2, classes={1: 'red', 2: 'blue'}
+  )
+  check_refused((config, 'input.file_pattern', train), loop.train, workdir)
