@@ -82,17 +82,49 @@ def load_options(
 ) -> LoadOptions:
   """How much of a model its pretrained weights must cover.
 
+  Logs the classes that are others there, and warns of predictors that may be
+  for other classes.
+
   Args:
     classes: names of the run's classes by id; {} if unknown.
   """
-  if not finetune:
-    return STRICT
+  theirs, has_predictors = _source_classes(source, finetune)
+  others = [
+    f'{k} is {theirs.get(k)!r} there and {name!r} here'
+    for k, name in classes.items()
+    if theirs and theirs.get(k, '').casefold() != name.casefold()
+  ]
+  listed = compatibility.listed(others)
+  if finetune and others:
+    logging.info('%s has predictors for other classes:\n%s', source, listed)
+  elif finetune and has_predictors and not theirs:
+    logging.warning(
+      '%s does not name its classes: its predictors are loaded if they are for '
+      'as many classes as the run has.',
+      source,
+    )
+  # Without names, a class is called by its number.
+  elif others and any(name != str(k) for k, name in classes.items()):
+    logging.warning(
+      'training.pretrained: the predictors of %s are loaded, although they are '
+      'for other classes:\n%s\nSet training.finetune=true to train new ones.',
+      *(source, listed),
+    )
+  return LoadOptions(False, bool(others)) if finetune else STRICT
+
+
+def _source_classes(source, finetune) -> tuple[Mapping[int, str], bool]:
+  """Class names of weights, {} if unknown; whether they are of a Mask R-CNN."""
   if store.is_checkpoint(source):
-    theirs = store.read_classes(source)
-  else:
-    theirs = external.infer_model(source).classes
-  known = bool(theirs) and bool(classes)
-  return LoadOptions(False, known and dict(theirs) != dict(classes))
+    return store.read_classes(source), True
+  try:
+    inferred = external.infer_model(source)
+  except UserError:
+    if finetune:
+      raise
+    return {}, False  # The config may tell what the file does not.
+  sizes = (text.partition('=')[0] for text in inferred.overrides)
+  return inferred.classes, 'model.num_classes' in sizes
 
 
 def _source_model(source: str | None) -> Mapping[str, Any]:

@@ -279,6 +279,28 @@ def test_predictors_are_kept_for_the_same_classes_only(workdir, source):
   assert strict == load_report.STRICT
 
 
+@pytest.mark.parametrize(
+  'kind, finetune, classes, level',
+  [
+    ('checkpoint', False, {1: 'disc', 2: 'square', 3: 'Cross'}, None),
+    ('checkpoint', False, {1: '1', 2: '2', 3: '3'}, None),  # Without names.
+    ('checkpoint', False, {1: 'square', 2: 'disc', 3: 'cross'}, 'WARNING'),
+    ('checkpoint', True, {1: 'square', 2: 'disc', 3: 'cross'}, 'INFO'),
+    ('file', False, {1: 'square', 2: 'disc', 3: 'cross'}, None),
+    ('file', True, {1: 'square', 2: 'disc', 3: 'cross'}, 'WARNING'),
+  ],
+)
+def test_predictors_of_other_classes_are_logged(
+  workdir, source, caplog, kind, finetune, classes, level
+):
+  caplog.set_level('INFO')
+  path = source if kind == 'file' else workdir
+  finetuning.load_options(path, finetune, classes)
+  assert [x.levelname for x in caplog.records] == ([level] if level else [])
+  if kind == 'checkpoint' and level:
+    assert "1 is 'disc' there and 'square' here" in caplog.text
+
+
 def test_a_file_with_91_classes_has_those_of_coco(tmp_path):
   model = make_model(coco_classes.NUM_CLASSES)
   tensors = torchvision.state_dict(narrow_models.random_variables(model))
