@@ -73,6 +73,11 @@ def changes(
   }
 
 
+def written_name(name: str) -> str:
+  """The name of a file in a JSON, which holds no names that are no Unicode."""
+  return name.encode('utf-8', 'backslashreplace').decode()
+
+
 def check_outside(source: Source, data_format: str, folder) -> None:
   """Raises if a folder lies among the files that are searched for data.
 
@@ -134,8 +139,7 @@ def _of_files(named, known) -> dict[str, Fingerprint]:
   found, known = {}, known or {}
   for name, path in named:
     if path.is_file():
-      # Names that are no Unicode cannot be written into a JSON.
-      name = name.encode('utf-8', 'backslashreplace').decode()
+      name = written_name(name)
       found[name] = _fingerprint(path, known.get(name))
   return found
 

@@ -34,7 +34,7 @@ _SUFFIX = '.tfrecord'
 # Warnings on what is kept.
 _KEPT = (
   *('duplicate_object', 'rotation_unclear', 'values_clipped'),
-  *('class_without_objects', 'class_of_crowds'),
+  *('class_without_objects', 'class_of_crowds', 'image_in_both'),
 )
 # Words in the name of an output that need not have objects of every class.
 _HELD_OUT = {

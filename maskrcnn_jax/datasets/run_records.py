@@ -14,11 +14,12 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from maskrcnn_jax import files
 from maskrcnn_jax.datasets import fingerprints, holdout, labelled, prepare
+from maskrcnn_jax.datasets.findings import Finding
 from maskrcnn_jax.datasets.formats import convert
 from maskrcnn_jax.datasets.formats.source import parsed
 from maskrcnn_jax.datasets.labelled import LabelledImages
@@ -98,6 +99,9 @@ def prepare_all(workdir: str | os.PathLike, data: RunData) -> str:
     shutil.rmtree(path, ignore_errors=True)
   with files.new_folder(final) as new:
     parts, inputs = _read_parts(new, workdir, data)
+    if VAL in parts:
+      findings = [*parts[VAL].findings, *_find_shared(parts, inputs)]
+      parts[VAL] = dataclasses.replace(parts[VAL], findings=findings)
     summaries = {
       part: prepare.write(images, str(new / part), None, data.drop_outside)
       for part, images in parts.items()
@@ -199,6 +203,30 @@ def _read_parts(new, workdir, data):
     split = {'val_share': data.val_share, 'val_seed': data.val_seed, **names}
     files.write_text(new / _SPLIT, json.dumps(split, indent=1) + '\n')
   return parts, inputs
+
+
+def _find_shared(parts, inputs) -> Iterator[Finding]:
+  """Yields the validation images whose files are training images too."""
+  train, val = (
+    {
+      image: prints[name][-1]
+      for image in parts[part].dataset.images
+      if (name := fingerprints.written_name(image.file_name)) in prints
+    }
+    for part in (TRAIN, VAL)
+    for prints in [inputs.get(part, inputs[TRAIN]).images]
+  )
+  trained = {digest: image for image, digest in train.items()}
+  for image, digest in val.items():
+    if digest in trained:
+      yield Finding(
+        'image_in_both',
+        os.path.join(parts[VAL].source.images_dir, image.file_name),
+        f'is also the image {trained[digest].file_name} to train on, which '
+        'raises the score. Remove it from one of them.',
+        'warning',
+        image.image_id,
+      )
 
 
 def _read_part(

@@ -214,6 +214,12 @@ def test_validation_data_count_too(tmp_path):
   assert error.value.given == [f'{labels}/01.json is gone']
 
 
+def test_images_to_train_and_to_validate_on_are_noted(made, tmp_path):
+  data = dataclasses.replace(made[0], val_annotations=made[0].annotations)
+  assert '10 image_in_both' in run_records.prepare_all(tmp_path / 'run', data)
+  assert 'image_in_both' not in made[2]
+
+
 def test_validation_classes_are_numbered_as_those_of_training(tmp_path):
   # In alphabetical order `dog` alone would be class 1.
   photos, labels = labelme_set.write(tmp_path / 'val', 3, names=('dog', 'eel'))
