@@ -15,8 +15,8 @@ from maskrcnn_jax.checkpoints import checksums
 from maskrcnn_jax.errors import UserError
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
 
-# Differences that an error lists.
-_NUM_LISTED = 5
+# Differences that an error lists, and those that a log does.
+_NUM_LISTED, _NUM_LOGGED = 5, 50
 
 
 class WorkdirError(UserError):
@@ -77,7 +77,7 @@ def check_tensors(
   if config_differences and jax.process_index() == 0:
     logging.info(
       'Settings that are not those of %s:\n%s',
-      *(path, listed(config_differences)),
+      *(path, listed(config_differences, _NUM_LOGGED)),
     )
 
 
@@ -128,9 +128,9 @@ def differences(saved, given, prefix: str = '') -> list[str]:
   ]
 
 
-def listed(lines: list[str]) -> str:
+def listed(lines: list[str], most: int = _NUM_LISTED) -> str:
   """The first few lines, indented."""
-  shown = [f'  {line}' for line in lines[:_NUM_LISTED]] or ['  nothing']
-  if len(lines) > _NUM_LISTED:
-    shown.append(f'  and {len(lines) - _NUM_LISTED} more')
+  shown = [f'  {line}' for line in lines[:most]] or ['  nothing']
+  if len(lines) > most:
+    shown.append(f'  and {len(lines) - most} more')
   return '\n'.join(shown)

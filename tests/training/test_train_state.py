@@ -97,6 +97,7 @@ def test_settings_that_changed_are_said(tmp_path, caplog):
   store.restore_latest(tmp_path, make_state(), config)
   assert 'Settings' not in caplog.text
   config.optimizer = {'learning_rate': 0.25}
+  config.input = dict.fromkeys('abcdefgh', 1)  # More than an error lists.
   store.restore_latest(tmp_path, make_state(), config)
   assert 'optimizer' in caplog.text and '0.25' in caplog.text
 
