@@ -217,7 +217,7 @@ def draw(seed: np.ndarray, flip: bool, options: AugmentOptions) -> Draw:
     flip: mirrored left to right, see `transforms.draw_flip`.
     options: what is drawn, and from where.
   """
-  u = uniform(_STREAM_OF_DRAWS, seed, 32)
+  u = uniform(_STREAM_OF_DRAWS, seed, 32)  # Those from u[28] on are free.
   drawn = {'horizontal': bool(flip), 'offset': (u[8], u[9])}
   if options.quarter_turns:
     drawn['turns'] = int(4 * u[0])
@@ -240,12 +240,12 @@ def draw(seed: np.ndarray, flip: bool, options: AugmentOptions) -> Draw:
   if options.rotation:
     (drawn['angle'],) = _between(-options.rotation, options.rotation, u[10:11])
   if options.photometric:
-    drawn['colors'] = _draw_colors(u[11:])
+    drawn['colors'] = _draw_colors(u[11:22])
   return Draw(**drawn)
 
 
 def _draw_colors(u: np.ndarray) -> Colors:
-  """Each part with a probability of one half; of ten numbers in [0, 1)."""
+  """Each part with a probability of one half; of 11 numbers in [0, 1)."""
   does = u[:5] < 0.5
   (brightness,) = _between(-_BRIGHTNESS, _BRIGHTNESS, u[5:6])
   (contrast,) = _between(*_CONTRAST, u[6:7])

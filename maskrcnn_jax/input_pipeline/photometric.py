@@ -13,10 +13,11 @@ import tensorflow as tf
 from maskrcnn_jax.input_pipeline.augment import PERMUTATIONS, Colors
 
 _FIELDS = [field.name for field in dataclasses.fields(Colors)]
+NUM_FIELDS = len(_FIELDS)
 
 
 def as_vector(colors: Colors) -> np.ndarray:
-  """The fields of a draw in their order, `[6]` float32."""
+  """The fields of a draw in their order, `[NUM_FIELDS]` float32."""
   return np.float32(dataclasses.astuple(colors))
 
 
@@ -25,12 +26,13 @@ def distort(image, colors):
 
   Args:
     image: `[h, w, 3]` float32 RGB in 0..255.
-    colors: `[6]` float32, see `as_vector`.
+    colors: `[NUM_FIELDS]` float32, see `as_vector`.
 
   Returns:
     `[h, w, 3]` float32 in 0..255.
   """
-  values = dict(zip(_FIELDS, tf.unstack(tf.ensure_shape(colors, [6]))))
+  values = tf.unstack(tf.ensure_shape(colors, [NUM_FIELDS]))
+  values = dict(zip(_FIELDS, values))
   is_first = values['contrast_first'] > 0.0
 
   def contrast(image, here):

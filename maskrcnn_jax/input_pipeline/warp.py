@@ -23,7 +23,7 @@ ARRANGED = {
   'start': (tf.float32, [2]),  # Place in it of the corner of the canvas.
   'step': (tf.float32, [2]),  # Its pixels for each of the canvas.
   'rotation': (tf.float32, [8]),
-  'colors': (tf.float32, [6]),
+  'colors': (tf.float32, [photometric.NUM_FIELDS]),
   # Pixels of the stored image that are shown: along both axes, or, where images
   # are rotated, a map.
   'y_pixels': (tf.int32, [None]),
