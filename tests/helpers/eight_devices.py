@@ -17,7 +17,6 @@ import tiny_model
 from maskrcnn_jax.models import mask_rcnn
 from maskrcnn_jax.ops import cpu_convolution
 from maskrcnn_jax.checkpoints import store
-from maskrcnn_jax.training import evaluator
 from maskrcnn_jax.distributed import arrays
 from maskrcnn_jax.distributed import mesh as mesh_lib
 from maskrcnn_jax.distributed import model_sharding

@@ -40,6 +40,13 @@ def take(iterator, count):
   return list(itertools.islice(iterator, count))
 
 
+@pytest.fixture(scope='module')
+def run(pattern):
+  """Positions and batches at the start of a run."""
+  iterator = train(pattern)
+  return [(iterator.position, next(iterator)) for _ in range(9)]
+
+
 def rows_of(batch, rows):
   return {
     key: rows_of(value, rows) if isinstance(value, dict) else value[rows]
@@ -70,8 +77,8 @@ def test_element_spec_is_the_table_of_the_readme(pattern):
   assert input_pipeline.batch_spec((64, 96), 2) == iterator.element_spec
 
 
-def test_batches_follow_the_order(pattern):
-  found = take(train(pattern), 9)
+def test_batches_follow_the_order(pattern, run):
+  found = [batch for _, batch in run]
   index = records.index_records(pattern)
   choices = order.assign_canvases(index.heights, index.widths, CANVASES)
   sequence = order.TrainOrder(choices, 2)
@@ -89,26 +96,22 @@ def test_batches_follow_the_order(pattern):
   assert {batch['images'].shape[1:3] for batch in found} == set(CANVASES)
 
 
-def test_resume_at_any_position(pattern):
-  whole = train(pattern)
-  expected, positions = [], []
-  for _ in range(7):
-    positions.append(whole.position)
-    expected.append(next(whole))
-  assert positions[3] == {'examples': 6, 'salt': 0}
-  for k in (3, 6):
-    start = {'start_examples': positions[k]['examples']}
-    resumed = train(pattern, salt=positions[k]['salt'], **start)
-    assert resumed.position == positions[k]
-    assert_equal(next(resumed), expected[k])
+def test_resume_at_any_position(pattern, run):
+  assert run[3][0] == {'examples': 6, 'salt': 0}
+  for position, expected in (run[3], run[6]):
+    start = {'start_examples': position['examples']}
+    resumed = train(pattern, salt=position['salt'], **start)
+    assert resumed.position == position
+    assert_equal(next(resumed), expected)
 
 
-def test_salt_and_seed_change_the_data(pattern):
-  def ids(**options):
-    iterator = train(pattern, **options)
-    return np.concatenate([b['image_ids'] for b in take(iterator, 4)]).tolist()
+def test_salt_and_seed_change_the_data(pattern, run):
+  def ids(batches):
+    return tuple(np.concatenate([x['image_ids'] for x in batches]).tolist())
 
-  assert len({str(ids()), str(ids(salt=1)), str(ids(seed=1))}) == 3
+  salted, seeded = (take(train(pattern, **{k: 1}), 4) for k in ('salt', 'seed'))
+  plain = [batch for _, batch in run[:4]]
+  assert len({ids(plain), ids(salted), ids(seeded)}) == 3
 
 
 def test_flips_differ_between_epochs(pattern):
@@ -152,13 +155,11 @@ def test_cached_records_are_not_read_again(tmp_path, cache):
   assert later[-1] == (cache != 'nothing')
 
 
-def test_the_first_batch_of_the_run_is_repeated(pattern):
-  first = next(train(pattern))
-  for start in (0, 6):
-    iterator = train(pattern, repeat_first=True, start_examples=start)
-    for batch in take(iterator, 3):
-      assert_equal(batch, first)
-    assert iterator.position['examples'] == start + 6
+def test_the_first_batch_of_the_run_is_repeated(pattern, run):
+  iterator = train(pattern, repeat_first=True, start_examples=6)
+  for batch in take(iterator, 3):
+    assert_equal(batch, run[0][1])
+  assert iterator.position['examples'] == 12
 
 
 def test_evaluation_sees_every_image_once(pattern):

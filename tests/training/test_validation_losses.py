@@ -143,6 +143,7 @@ LAYOUTS = """
 import contextlib, pathlib
 import tiny_run
 from maskrcnn_jax.models.mask_rcnn import MaskRCNN
+from maskrcnn_jax.training import evaluator
 folder = pathlib.Path(arguments[0])
 jax.config.update('jax_disable_most_optimizations', True)
 config = tiny_run.make_config(*tiny_run.write_dataset(folder))
