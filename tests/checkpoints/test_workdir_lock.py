@@ -16,21 +16,23 @@ from job_process import environment
 from maskrcnn_jax.checkpoints import workdir_lock
 from maskrcnn_jax.checkpoints.compatibility import WorkdirError
 
-# Takes the lock of a folder, says so, and keeps it until its input ends.
+# Takes the lock of one folder after the other, at a line of input each, says
+# so, and keeps it until the next line.
 HOLD = """
 import errno, sys
 from maskrcnn_jax.checkpoints import workdir_lock
-if sys.argv[2] == 'no flock':
+if sys.argv[1] == 'no flock':
   def flock(*_):
     raise OSError(errno.ENOLCK, 'No locks available')
   workdir_lock.fcntl.flock = flock
-sys.stdin.readline()
-try:
-  with workdir_lock.held(sys.argv[1]):
-    print('held', flush=True)
-    sys.stdin.readline()
-except ValueError as error:
-  print(error.item, error, flush=True)
+for folder in sys.argv[2:]:
+  sys.stdin.readline()
+  try:
+    with workdir_lock.held(folder):
+      print('held', flush=True)
+      sys.stdin.readline()
+  except ValueError as error:
+    print(error.item, error, flush=True)
 """
 
 
@@ -47,11 +49,11 @@ def kind(request, monkeypatch):
 
 
 @contextlib.contextmanager
-def holders(workdir, kind, count=1):
-  """Processes that are ready to take the lock."""
+def holders(kind, *workdirs, count=1):
+  """Processes that are ready to take the locks."""
   started = [
     subprocess.Popen(
-      [sys.executable, '-c', HOLD, str(workdir), kind],
+      [sys.executable, '-c', HOLD, kind, *map(str, workdirs)],
       env=environment(),
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
@@ -89,7 +91,7 @@ def contents(workdir):
 
 def test_a_second_run_is_refused_until_the_first_ends(tmp_path, kind):
   workdir = tmp_path / 'run'
-  with holders(workdir, kind) as (process,):
+  with holders(kind, workdir) as (process,):
     hold(process)
     before = (workdir / workdir_lock.FILE).read_bytes()
     error = refusal(workdir)
@@ -105,7 +107,7 @@ def test_a_second_run_is_refused_until_the_first_ends(tmp_path, kind):
 
 
 def test_a_killed_run_needs_no_hand(tmp_path, kind, caplog):
-  with holders(tmp_path, kind) as (process,):
+  with holders(kind, tmp_path) as (process,):
     hold(process)
     process.send_signal(signal.SIGKILL)
     process.wait(60)
@@ -115,18 +117,20 @@ def test_a_killed_run_needs_no_hand(tmp_path, kind, caplog):
   assert contents(tmp_path) == []
 
 
-@pytest.mark.parametrize('stale', [False, True])
-def test_of_runs_that_start_at_once_exactly_one_wins(tmp_path, kind, stale):
-  if stale:
-    lock = {**workdir_lock._identity(), 'started': '1'}
-    (tmp_path / workdir_lock.FILE).write_text(json.dumps(lock))
-  with holders(tmp_path, kind, count=3) as processes:
-    for process in processes:
-      say(process)
-    said = [process.stdout.readline() for process in processes]
-    assert said.count('held\n') == 1, said
+def test_of_runs_that_start_at_once_exactly_one_wins(tmp_path, kind):
+  new, stale = tmp_path / 'new', tmp_path / 'stale'
+  stale.mkdir()
+  lock = {**workdir_lock._identity(), 'started': '1'}
+  (stale / workdir_lock.FILE).write_text(json.dumps(lock))
+  with holders(kind, new, stale, count=3) as processes:
     pids = {str(process.pid) for process in processes}
-    assert {text.split()[0] for text in said} <= {'held', *pids}, said
+    for _ in (new, stale):
+      for process in processes:
+        say(process)
+      said = [process.stdout.readline() for process in processes]
+      assert said.count('held\n') == 1, said
+      assert {text.split()[0] for text in said} <= {'held', *pids}, said
+      say(processes[said.index('held\n')])  # Gives it back.
 
 
 @pytest.mark.parametrize('kind_of_pid', ['ended', 'reused'])
@@ -198,7 +202,7 @@ def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path):
 @pytest.mark.slow
 def test_a_run_that_lost_its_lock_ends(tmp_path):
   """It stood still for so long that another run took its place."""
-  with holders(tmp_path, 'flock') as (process,):
+  with holders('flock', tmp_path) as (process,):
     hold(process)
     path = tmp_path / workdir_lock.FILE
     path.unlink()
