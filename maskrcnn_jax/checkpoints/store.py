@@ -250,9 +250,9 @@ def _classes(path, step) -> dict[int, tuple[str, int]]:
   return found
 
 
-def read_position(path) -> dict[str, int]:
+def read_position(path, step: int | str | None = None) -> dict[str, int]:
   """Position of the next batch in the input: `examples` and `salt`."""
-  path = retention.find(path)
+  path = retention.find(path, step)
   with checksums.reading(path / 'position'):
     position = checksums.read_item(path, 'position')
     return {k: operator.index(position[k]) for k in ('examples', 'salt')}
